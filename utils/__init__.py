@@ -1,0 +1,1 @@
+"""What several rooms share: errors, files written whole, places of outputs, logging."""

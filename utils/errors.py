@@ -1,0 +1,27 @@
+"""Mistakes that a user can make, told in one line."""
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Something the user can put right.
+
+    The message is one line: it names the file, tensor or option at fault and says what to do.
+    """
+
+
+def run_command_line(main: Callable[[], None]) -> int:
+    """Run `main`, turning a `UserError` into one line on stderr.
+
+    Returns the exit status: 0, 2 after a user's mistake (as argparse does), 130 after Ctrl-C.
+    """
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command takes up where this one stopped", file=sys.stderr)
+        return 130
+    return 0
