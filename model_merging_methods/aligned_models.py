@@ -1,0 +1,170 @@
+"""The models of a merge as one set of parameters of equal names and shapes, read by stretches."""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model_merging_methods.checkpoint_folder import CheckpointFolder
+from model_merging_methods.checkpoint_writer import TensorForm
+from model_merging_methods.vocabulary import (
+    MISSING_ROW,
+    AlignedVocabulary,
+    Vocabulary,
+    align_vocabularies,
+    read_tokens,
+)
+from utils.errors import UserError
+
+INPUT_EMBEDDINGS = "embed_tokens.weight"
+OUTPUT_EMBEDDINGS = "lm_head.weight"
+_ROWS_AT_ONCE = 1024
+
+BASE = 0  # the position of the pretrained model; the fine-tuned ones follow as 1 … K
+
+
+class AlignedModels:
+    """A pretrained model and K fine-tunes of it, with the vocabulary's rows aligned.
+
+    `forms` gives each merged parameter's shape and the pretrained model's dtype, in the order of its files.
+    `floating` are the names that are merged; the others are copied from the pretrained model.
+
+    Raises UserError, naming folder and tensor, for other architectures, tensors or shapes.
+    """
+
+    def __init__(self, pretrained: CheckpointFolder, finetuned: Sequence[CheckpointFolder]):
+        self.models = [pretrained, *finetuned]
+        for model in finetuned:
+            _check_same_architecture(pretrained, model)
+        self._vocabulary_names = [name for name in pretrained.tensors if _is_vocabulary(name)]
+        self.vocabulary = self._align_vocabulary()
+        self.forms = {name: self._merged_form(name) for name in pretrained.tensors}
+        self.floating = [name for name, form in self.forms.items() if form.dtype.is_floating_point]
+        self._mean_row = cache(self._mean_row)
+
+    @property
+    def number_of_parameters(self) -> int:
+        """n: how many values are merged."""
+        return sum(self.forms[name].numel for name in self.floating)
+
+    def read(self, model: int, name: str, start: int, stop: int) -> Tensor:
+        """Values start … stop − 1 of the flattened merged parameter `name`, of one model, as float32."""
+        source = self.models[model]
+        stored_name = _stored_name(source, name)
+        row_map = self.vocabulary.row_maps[model] if name in self._vocabulary_names else None
+        if row_map is None:
+            return source.read_float32(stored_name, start, stop)
+        width = self.forms[name].numel // self.forms[name].shape[0]
+        first, last = start // width, -(-stop // width)
+        pieces = [
+            self._mean_row(model, name).repeat(count)
+            if row == MISSING_ROW
+            else source.read_float32(stored_name, row * width, (row + count) * width)
+            for row, count in _runs(row_map[first:last])
+        ]
+        return torch.cat(pieces)[start - first * width : stop - first * width]
+
+    def _mean_row(self, model: int, name: str) -> Tensor:
+        """The mean of a model's own rows, summed in double precision so that it is exact to float32."""
+        source, stored_name = self.models[model], _stored_name(self.models[model], name)
+        rows, *rest = source.tensors[stored_name].shape
+        width = torch.Size(rest).numel()
+        total = torch.zeros(width, dtype=torch.float64)
+        for first in range(0, rows, _ROWS_AT_ONCE):
+            last = min(first + _ROWS_AT_ONCE, rows)
+            block = source.read_float32(stored_name, first * width, last * width)
+            total += block.double().reshape(-1, width).sum(dim=0)
+        return (total / rows).float()
+
+    def _align_vocabulary(self) -> AlignedVocabulary:
+        if not self._vocabulary_names:
+            return AlignedVocabulary({}, 0, (None,) * len(self.models))
+        rows = [_vocabulary_rows(model) for model in self.models]
+        base_tokens = read_tokens(self.models[BASE].folder)
+        vocabularies = []
+        for model, own_rows in zip(self.models, rows, strict=True):
+            tokens = read_tokens(model.folder)
+            if tokens is None and own_rows != rows[BASE]:
+                raise UserError(
+                    f"{model.folder}: has {own_rows} vocabulary rows where the pretrained model has {rows[BASE]}, "
+                    "and no tokenizer that tells which; add its tokenizer files"
+                )
+            vocabularies.append(Vocabulary((base_tokens or {}) if tokens is None else tokens, own_rows))
+        return align_vocabularies(vocabularies[BASE], vocabularies[1:])
+
+    def _merged_form(self, name: str) -> TensorForm:
+        stored = self.models[BASE].tensors[name]
+        shape = stored.shape
+        if name in self._vocabulary_names:
+            shape = (self.vocabulary.rows, *shape[1:])
+        for model in self.models[1:]:
+            own = model.tensors[_stored_name(model, name)].shape
+            same = own[1:] == shape[1:] if name in self._vocabulary_names else own == shape
+            if not same:
+                raise UserError(
+                    f"tensor {name} is {_dimensions(own)} in {model.folder} but {_dimensions(stored.shape)} in "
+                    f"{self.models[BASE].folder}; only fine-tunes of the pretrained model can be merged"
+                )
+        return TensorForm(stored.dtype, shape)
+
+
+def tokenizer_folder(model: CheckpointFolder, pretrained: CheckpointFolder) -> Path:
+    """Where the tokenizer for a fine-tune's tasks lies: in its own folder, else in the pretrained model's."""
+    return pretrained.folder if read_tokens(model.folder) is None else model.folder
+
+
+def _check_same_architecture(pretrained: CheckpointFolder, model: CheckpointFolder) -> None:
+    for key in ("model_type", "architectures"):
+        if pretrained.config.get(key) != model.config.get(key):
+            raise UserError(
+                f"{model.folder / 'config.json'}: {key} is {model.config.get(key)} where the pretrained model "
+                f"{pretrained.folder} has {pretrained.config.get(key)}; merge fine-tunes of one backbone"
+            )
+    for name in pretrained.tensors:
+        if _stored_name(model, name) not in model.tensors:
+            raise UserError(f"{model.folder}: lacks tensor {name} that {pretrained.folder} has; complete it")
+    for name in model.tensors:
+        tied_output = name.endswith(OUTPUT_EMBEDDINGS) and _ties_embeddings(model)
+        if name not in pretrained.tensors and not tied_output:
+            raise UserError(f"{pretrained.folder}: lacks tensor {name} that {model.folder} has; complete it")
+
+
+def _stored_name(model: CheckpointFolder, name: str) -> str:
+    """The name under which a model stores a parameter: tied output embeddings are the input embeddings."""
+    if name.endswith(OUTPUT_EMBEDDINGS) and name not in model.tensors and _ties_embeddings(model):
+        return next((stored for stored in model.tensors if stored.endswith(INPUT_EMBEDDINGS)), name)
+    return name
+
+
+def _ties_embeddings(model: CheckpointFolder) -> bool:
+    return model.config.get("tie_word_embeddings") is True
+
+
+def _is_vocabulary(name: str) -> bool:
+    return name.endswith((INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS))
+
+
+def _vocabulary_rows(model: CheckpointFolder) -> int:
+    rows = {name: stored.shape[0] for name, stored in model.tensors.items() if _is_vocabulary(name)}
+    if len(set(rows.values())) > 1:
+        raise UserError(f"{model.folder}: its vocabulary matrices have different numbers of rows ({rows})")
+    return next(iter(rows.values()))
+
+
+def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:
+    """Consecutive rows as (first row, count); repeated MISSING_ROW is one run too."""
+    runs: list[tuple[int, int]] = []
+    for row in rows:
+        if runs:
+            first, count = runs[-1]
+            if row == (MISSING_ROW if first == MISSING_ROW else first + count):
+                runs[-1] = (first, count + 1)
+                continue
+        runs.append((row, 1))
+    return runs
+
+
+def _dimensions(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape)) or "a scalar"

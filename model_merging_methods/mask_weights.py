@@ -1,0 +1,70 @@
+"""Masks over weights, before they are merged: DARE's random one, and one by magnitude.
+
+All functions work on float32 blocks of a tensor, as `merging_methods` does. Source: DARE (Yu et al. 2024).
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+# The constants of the SplitMix64 generator, as signed 64-bit integers.
+_INCREMENT = 0x9E3779B97F4A7C15 - 2**64
+_MULTIPLIER_1 = 0xBF58476D1CE4E5B9 - 2**64
+_MULTIPLIER_2 = 0x94D049BB133111EB - 2**64
+_LANES = 4  # 16-bit random words in a 64-bit one
+
+
+def mask_key(seed: int, model: str, tensor_name: str) -> int:
+    """The 64-bit key of one tensor's random mask: a hash of the seed, the model's role (such as `math`)
+    and the tensor's name, so that a mask depends on nothing else."""
+    text = f"{seed}\0{model}\0{tensor_name}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
+
+
+def random_drop_mask(key: int, start: int, stop: int, mask_rate: float) -> Tensor:
+    """Which of the positions start … stop − 1 of a tensor are dropped, each with probability `mask_rate`.
+
+    Returns a bool tensor. Position j is dropped when its random word, a function of `key` and j alone, lies
+    below `mask_rate`: 16 bits decide nearly always, 63 more the one time in 65,536 that these are level.
+    """
+    if mask_rate >= 1:
+        return torch.ones(stop - start, dtype=torch.bool)
+    first, last = start // _LANES, -(-stop // _LANES)
+    words = _random_words(key, torch.arange(first, last)).view(torch.int16)
+    words = words[start - first * _LANES : stop - first * _LANES]
+    level = int(mask_rate * 65536)
+    dropped = words < level - 32768
+    undecided = (words == level - 32768).nonzero().squeeze(1)
+    finer = _random_words(~key, undecided + start) >> 1 & (2**62 - 1)
+    dropped[undecided] = finer.double() < (mask_rate * 65536 - level) * 2.0**62
+    return dropped
+
+
+def _random_words(key: int, counters: Tensor) -> Tensor:
+    """SplitMix64's output function at `counters` (int64) of the stream that starts at `key`."""
+    z = counters * _INCREMENT + key
+    z = (z ^ _shift_right(z, 30)) * _MULTIPLIER_1
+    z = (z ^ _shift_right(z, 27)) * _MULTIPLIER_2
+    return z ^ _shift_right(z, 31)
+
+
+def _shift_right(z: Tensor, bits: int) -> Tensor:
+    """A logical shift: torch's own repeats the sign bit."""
+    return (z >> bits) & (2 ** (64 - bits) - 1)
+
+
+def magnitude_drop_mask(block: Tensor, threshold: float | None) -> Tensor:
+    """Which values are dropped by magnitude: those with |x| <= `threshold`, none when it is None."""
+    if threshold is None:
+        return torch.zeros_like(block, dtype=torch.bool)
+    return block.abs() <= threshold
+
+
+def apply_mask(block: Tensor, dropped: Tensor, mask_rate: float, use_weight_rescale: bool) -> Tensor:
+    """`block` with the dropped values at 0 and, with `use_weight_rescale`, the survivors divided by 1 − p
+    (unless p = 1, when nothing survives)."""
+    masked = torch.where(dropped, 0.0, block)
+    if use_weight_rescale and mask_rate != 1:
+        masked = masked / (1 - mask_rate)
+    return masked

@@ -1,0 +1,114 @@
+"""Everything that defines a merge beside the weights, checked, and the name it gives the results."""
+
+from dataclasses import dataclass
+
+from model_merging_methods.merging_methods import MERGING_METHODS
+from utils.errors import UserError
+
+MASK_MERGING = "mask_merging"
+METHOD_NAMES = (*MERGING_METHODS, MASK_MERGING)
+WEIGHT_FORMATS = ("delta_weight", "finetuned_weight")
+MASK_STRATEGIES = ("random", "magnitude")
+DTYPE_NAMES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The mask of `mask_merging`: DARE when it is random over delta weights and rescaled."""
+
+    weight_mask_rate: float = 0.2
+    use_weight_rescale: bool = False
+    mask_strategy: str = "random"
+    weight_format: str = "delta_weight"
+
+
+@dataclass(frozen=True)
+class Mixup:
+    """M3: the ratios, and the α they were drawn with (None when they were given)."""
+
+    weights: tuple[float, ...]
+    alpha: float | None = None
+
+
+@dataclass(frozen=True)
+class MergeParameters:
+    """A merge of K models: which method, with what; `mask` None means that nothing is masked.
+
+    `dtype` is that of the saved weights; None: the pretrained model's. Rates are fractions.
+    """
+
+    method: str
+    scaling_coefficient: float = 1.0
+    param_value_mask_rate: float = 0.5
+    mask: Mask | None = None
+    mixup: Mixup | None = None
+    seed: int = 0
+    dtype: str | None = None
+
+    @property
+    def merging_method_name(self) -> str:
+        return self.method if self.mask is None else MASK_MERGING
+
+    @property
+    def reads_pretrained(self) -> bool:
+        """Whether θ0 takes part in the result."""
+        masks_deltas = self.mask is not None and self.mask.weight_format == "delta_weight"
+        return MERGING_METHODS[self.method].reads_pretrained or masks_deltas
+
+    @property
+    def uses_seed(self) -> bool:
+        """Whether another seed gives another result."""
+        drawn_mask = self.mask is not None and self.mask.mask_strategy == "random"
+        return drawn_mask or (self.mixup is not None and self.mixup.alpha is not None)
+
+    def check(self) -> None:
+        """Raise UserError for a value that makes no sense, naming its option."""
+        if self.method not in MERGING_METHODS:
+            raise UserError(f"method {self.method}: choose one of {', '.join(MERGING_METHODS)}")
+        if not 0 <= self.param_value_mask_rate <= 1:
+            raise UserError(
+                f"--param_value_mask_rate {self.param_value_mask_rate}: a rate lies between 0 and 1"
+            )
+        if self.mask and not 0 <= self.mask.weight_mask_rate <= 1:
+            raise UserError(f"--weight_mask_rate {self.mask.weight_mask_rate}: a rate lies between 0 and 1")
+        if not abs(self.scaling_coefficient) < float("inf"):
+            raise UserError(f"--scaling_coefficient {self.scaling_coefficient}: give a finite number")
+
+
+def run_name(parameters: MergeParameters, number_of_models: int) -> str:
+    """The `<name>` of a merge's folders and files: the paper's while every parameter that it leaves out has
+    its default, with the others appended, so that two different merges never share a name."""
+    name = parameters.method
+    trims = MERGING_METHODS[name].trims
+    spelled_out = parameters.mask is not None or not trims
+    if name != "average_merging" and (spelled_out or parameters.scaling_coefficient != 1.0):
+        name += f"_scaling_coefficient_{parameters.scaling_coefficient}"
+    if trims and (spelled_out or parameters.param_value_mask_rate != 0.5):
+        name += f"_param_value_mask_rate_{parameters.param_value_mask_rate}"
+    if parameters.mask is not None:
+        name = f"{MASK_MERGING}/{name}/{_mask_name(parameters.mask, number_of_models)}"
+    if parameters.mixup is not None:
+        name += f"_mixup_{_mixup_name(parameters.mixup)}"
+    if parameters.uses_seed and (parameters.seed != 0 or (parameters.mixup and parameters.mixup.alpha)):
+        name += f"_seed_{parameters.seed}"
+    if parameters.dtype is not None:
+        name += f"_dtype_{parameters.dtype}"
+    return name
+
+
+def _mask_name(mask: Mask, number_of_models: int) -> str:
+    rates = "_".join([str(mask.weight_mask_rate)] * number_of_models)
+    name = f"mask_{rates}_rescale_{mask.use_weight_rescale}"
+    if mask.weight_format != "delta_weight":
+        name += f"_weight_format_{mask.weight_format}"
+    if mask.mask_strategy != "random":
+        name += f"_mask_strategy_{mask.mask_strategy}"
+    return name
+
+
+def _mixup_name(mixup: Mixup) -> str:
+    """λ in full when it was given; when drawn, α (with the seed) tells all, and λ stands rounded."""
+    shown = mixup.weights[:1] if len(mixup.weights) == 2 else mixup.weights
+    if mixup.alpha is None:
+        return "lambda_" + "_".join(str(weight) for weight in shown)
+    return f"alpha_{mixup.alpha}_lambda_" + "_".join(f"{weight:.4f}" for weight in shown)

@@ -1,0 +1,138 @@
+"""The merging methods, as formulas on blocks.
+
+A block is a stretch of one parameter. Blocks are one-dimensional float32 tensors, the same stretch for
+θ0 (`pretrained`) and for θ1 … θK (`finetuned`, in model order); a merged block has the same shape.
+
+The order of operations is part of the definition, since results saved in 16 bits show the last bit of a
+float32: δi is rounded to float32, multiplied by its weight, added in model order; the sum is multiplied
+by the scaling coefficient s, and θ0 is added last.
+
+Sources: task arithmetic (Ilharco et al. 2023), TIES-Merging (Yadav et al. 2023), M3 (Mixup Model Merge).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """What a method needs beside the blocks.
+
+    weights: the interpolation ratios w1 … wK of M3, or None for the plain method.
+    scaling_coefficient: s.
+    trim_thresholds: for TIES, t1 … tK, each the k-th smallest |δi| over all parameters of model i.
+    majority_sign: for TIES, the sign (+1, −1 or 0) of the sum of the elected signs over all positions.
+    """
+
+    weights: tuple[float, ...] | None = None
+    scaling_coefficient: float = 1.0
+    trim_thresholds: tuple[float, ...] = ()
+    majority_sign: int = 0
+
+
+def weighted_sum(terms: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Σ wi xi, each product rounded to float32, added in order."""
+    total = terms[0] * weights[0]
+    for term, weight in zip(terms[1:], weights[1:], strict=True):
+        total += term * weight
+    return total
+
+
+def task_vectors(pretrained: Tensor, finetuned: Sequence[Tensor]) -> list[Tensor]:
+    """δi = θi − θ0."""
+    return [theta - pretrained for theta in finetuned]
+
+
+def average_merging(pretrained: Tensor | None, finetuned: Sequence[Tensor], using: Coefficients) -> Tensor:
+    """The mean of the θi; under M3, Σ wi θi. θ0 is not used.
+
+    The mean divides the sum once, as the published scripts do: multiplying each term by a rounded 1/K
+    differs from them in the last bit for K = 3.
+    """
+    if using.weights is None:
+        return weighted_sum(finetuned, [1.0] * len(finetuned)) / len(finetuned)
+    return weighted_sum(finetuned, using.weights)
+
+
+def task_arithmetic(pretrained: Tensor, finetuned: Sequence[Tensor], using: Coefficients) -> Tensor:
+    """θ0 + s · Σ wi δi, with wi = 1 unless M3 gives the weights."""
+    weights = using.weights or [1.0] * len(finetuned)
+    deltas = task_vectors(pretrained, finetuned)
+    return pretrained + using.scaling_coefficient * weighted_sum(deltas, weights)
+
+
+def ties_merging(pretrained: Tensor, finetuned: Sequence[Tensor], using: Coefficients) -> Tensor:
+    """θ0 + s · (disjoint merge of the trimmed task vectors that have the elected sign)."""
+    trimmed = trimmed_task_vectors(pretrained, finetuned, using.trim_thresholds)
+    signs = elect_signs(trimmed, using.majority_sign)
+    elected = [keep_sign(tau, signs) for tau in trimmed]
+    merged = disjoint_merge(elected) if using.weights is None else disjoint_mixup(elected, using.weights)
+    return pretrained + using.scaling_coefficient * merged
+
+
+def trimmed_task_vectors(
+    pretrained: Tensor, finetuned: Sequence[Tensor], thresholds: Sequence[float]
+) -> list[Tensor]:
+    """TIES step 1: δi where |δi| >= ti, 0 elsewhere."""
+    deltas = task_vectors(pretrained, finetuned)
+    return [torch.where(d.abs() >= t, d, 0.0) for d, t in zip(deltas, thresholds, strict=True)]
+
+
+def elect_signs(trimmed: Sequence[Tensor], majority_sign: int) -> Tensor:
+    """TIES step 2: the sign of Σi τi; where that sum is 0, the majority sign of the whole model."""
+    total = weighted_sum(trimmed, [1.0] * len(trimmed))
+    return torch.where(total == 0, float(majority_sign), total.sign())
+
+
+def keep_sign(tau: Tensor, signs: Tensor) -> Tensor:
+    """τ where it has the elected sign, 0 elsewhere."""
+    return torch.where(tau * signs > 0, tau, 0.0)
+
+
+def disjoint_merge(elected: Sequence[Tensor]) -> Tensor:
+    """TIES step 3: the mean of the non-zero values at each position; 0 where there is none."""
+    taking_part = sum((tau != 0).float() for tau in elected)
+    return weighted_sum(elected, [1.0] * len(elected)) / taking_part.clamp(min=1.0)
+
+
+def disjoint_mixup(elected: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """TIES step 3 under M3: Σ wi τi where all K models take part; τ itself where one does.
+
+    Where some but not all of K > 2 models take part: Σ wi τi / Σ wi over those, and their plain mean if
+    these weights sum to 0.
+    """
+    interpolated = weighted_sum(elected, weights)
+    total = weighted_sum(elected, [1.0] * len(elected))
+    present = [(tau != 0).float() for tau in elected]
+    taking_part = sum(present)
+    merged = torch.where(taking_part == len(elected), interpolated, total)
+    if len(elected) > 2:
+        weight_present = weighted_sum(present, weights)
+        some = torch.where(
+            weight_present == 0, total / taking_part.clamp(min=1.0), interpolated / weight_present
+        )
+        merged = torch.where((taking_part > 1) & (taking_part < len(elected)), some, merged)
+    return merged
+
+
+@dataclass(frozen=True)
+class MergingMethod:
+    """A method's formula, and what it must be given.
+
+    reads_pretrained: whether θ0 takes part. trims: whether trim thresholds and the majority sign, which
+    take passes of their own over the whole model, are needed.
+    """
+
+    formula: Callable[[Tensor, Sequence[Tensor], Coefficients], Tensor]
+    reads_pretrained: bool = True
+    trims: bool = False
+
+
+MERGING_METHODS = {
+    "average_merging": MergingMethod(average_merging, reads_pretrained=False),
+    "task_arithmetic": MergingMethod(task_arithmetic),
+    "ties_merging": MergingMethod(ties_merging, trims=True),
+}
