@@ -195,9 +195,7 @@ def _stored_tensors(file: Path, header: dict, data_start: int) -> tuple[dict[str
         if entry["dtype"] not in TORCH_DTYPES:
             raise UserError(f"{file}: tensor {name} has dtype {entry['dtype']}, which cannot be merged")
         first, last = entry["data_offsets"]
-        stored = StoredTensor(
-            file, TORCH_DTYPES[entry["dtype"]], tuple(entry["shape"]), data_start + int(first)
-        )
+        stored = StoredTensor(file, TORCH_DTYPES[entry["dtype"]], tuple(entry["shape"]), data_start + int(first))
         if stored.offset != end or last - first != stored.numel * stored.dtype.itemsize:
             raise ValueError(name)
         end = data_start + last

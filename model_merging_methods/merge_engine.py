@@ -72,9 +72,7 @@ class Merge:
 
             def merge_block(block: Block) -> None:
                 pretrained, finetuned = self._masked(block)
-                writer.write(
-                    block.name, block.start, self.method.formula(pretrained, finetuned, coefficients)
-                )
+                writer.write(block.name, block.start, self.method.formula(pretrained, finetuned, coefficients))
 
             self._drain(self._map(merge_block, self._blocks(self.models.floating), "merging"))
             self._copy_the_rest(writer)

@@ -66,9 +66,7 @@ class MergeParameters:
         if self.method not in MERGING_METHODS:
             raise UserError(f"method {self.method}: choose one of {', '.join(MERGING_METHODS)}")
         if not 0 <= self.param_value_mask_rate <= 1:
-            raise UserError(
-                f"--param_value_mask_rate {self.param_value_mask_rate}: a rate lies between 0 and 1"
-            )
+            raise UserError(f"--param_value_mask_rate {self.param_value_mask_rate}: a rate lies between 0 and 1")
         if self.mask and not 0 <= self.mask.weight_mask_rate <= 1:
             raise UserError(f"--weight_mask_rate {self.mask.weight_mask_rate}: a rate lies between 0 and 1")
         if not abs(self.scaling_coefficient) < float("inf"):

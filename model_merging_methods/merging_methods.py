@@ -73,9 +73,7 @@ def ties_merging(pretrained: Tensor, finetuned: Sequence[Tensor], using: Coeffic
     return pretrained + using.scaling_coefficient * merged
 
 
-def trimmed_task_vectors(
-    pretrained: Tensor, finetuned: Sequence[Tensor], thresholds: Sequence[float]
-) -> list[Tensor]:
+def trimmed_task_vectors(pretrained: Tensor, finetuned: Sequence[Tensor], thresholds: Sequence[float]) -> list[Tensor]:
     """TIES step 1: δi where |δi| >= ti, 0 elsewhere."""
     deltas = task_vectors(pretrained, finetuned)
     return [torch.where(d.abs() >= t, d, 0.0) for d, t in zip(deltas, thresholds, strict=True)]
@@ -111,9 +109,7 @@ def disjoint_mixup(elected: Sequence[Tensor], weights: Sequence[float]) -> Tenso
     merged = torch.where(taking_part == len(elected), interpolated, total)
     if len(elected) > 2:
         weight_present = weighted_sum(present, weights)
-        some = torch.where(
-            weight_present == 0, total / taking_part.clamp(min=1.0), interpolated / weight_present
-        )
+        some = torch.where(weight_present == 0, total / taking_part.clamp(min=1.0), interpolated / weight_present)
         merged = torch.where((taking_part > 1) & (taking_part < len(elected)), some, merged)
     return merged
 

@@ -77,9 +77,7 @@ def align_vocabularies(base: Vocabulary, finetuned: Sequence[Vocabulary]) -> Ali
                 merged[token] = following
                 following += 1
 
-    unnamed = [
-        set(range(model.rows)) - set(tokens.values()) for tokens, model in zip(named, models, strict=True)
-    ]
+    unnamed = [set(range(model.rows)) - set(tokens.values()) for tokens, model in zip(named, models, strict=True)]
     rows = max([following, base.rows, *[max(positions) + 1 for positions in unnamed if positions]])
     row_maps = []
     for tokens, positions, model in zip(named, unnamed, models, strict=True):

@@ -43,8 +43,8 @@ def write_json(path: Path, value: Any) -> None:
 def whole_folder(final: Path) -> Iterator[Path]:
     """Give an empty hidden folder beside `final`, and move it to `final` when the block ends well.
 
-    After an error inside the block the hidden folder is removed; after a kill it stays, hidden, and
-    the next call for the same `final` starts it afresh.
+    What was at `final` is replaced. After an error inside the block the hidden folder is removed; after a
+    kill it stays, hidden, and the next call for the same `final` starts it afresh.
     """
     unfinished = unfinished_name(final)
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -55,8 +55,13 @@ def whole_folder(final: Path) -> Iterator[Path]:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         sync_folder(unfinished)
-        os.replace(unfinished, final)
+        replaced = final.with_name(f".{final.name}.replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
+        if final.exists():
+            final.replace(replaced)
+        unfinished.replace(final)
         sync_folder(final.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise

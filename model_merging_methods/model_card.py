@@ -1,0 +1,65 @@
+"""The model card of a merged model: what it was made of, and how."""
+
+from model_merging_methods.merge_parameters import MergeParameters
+from model_merging_methods.merge_record import RECORD_FILE, MergeRequest
+
+_METHODS = {
+    "average_merging": "the mean of the models' weights",
+    "task_arithmetic": "the pretrained weights plus the scaled sum of the task vectors",
+    "ties_merging": (
+        "TIES-Merging, trimmed over all parameters of a model together: trim, elect signs, disjoint merge"
+    ),
+}
+
+
+def model_card(request: MergeRequest, tokenizer_from: str) -> str:
+    """The README.md of a merged model folder. It holds no times, so that the same merge gives the same card."""
+    models = "\n".join(f"* {role}: `{folder.name}`" for role, folder in request.inputs.items())
+    facts = "\n".join(f"| {name} | {value} |" for name, value in _facts(request.parameters, request.finetuned))
+    names = "\n".join(f"- {folder.name}" for folder in request.inputs.values())
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+base_model:
+{names}
+tags:
+- merge
+---
+# {" + ".join(request.finetuned)}: {request.parameters.merging_method_name}
+
+A merge of fine-tunes of one pretrained model, every parameter of it:
+
+{models}
+
+Made as {_METHODS[request.parameters.method]}. The tokenizer is the {tokenizer_from} model's, config and
+generation config are the pretrained model's.
+
+| parameter | value |
+|---|---|
+{facts}
+
+`{RECORD_FILE}` holds every parameter, the inputs' sizes and fingerprints, and the versions of packages: with it,
+`merge_llms_instruct_math_code.py --from_record {RECORD_FILE}` makes the same model again.
+"""
+
+
+def _facts(parameters: MergeParameters, roles) -> list[tuple[str, str]]:
+    facts = [("method", parameters.method)]
+    if parameters.method != "average_merging":
+        facts.append(("scaling coefficient", f"{parameters.scaling_coefficient}"))
+    if parameters.method == "ties_merging":
+        facts.append(("trim rate (param_value_mask_rate)", f"{parameters.param_value_mask_rate}"))
+    if parameters.mask is not None:
+        mask = parameters.mask
+        rescaled = "divided by 1 − p" if mask.use_weight_rescale else "not rescaled"
+        facts.append(("mask", f"{mask.mask_strategy}, over {mask.weight_format}, survivors {rescaled}"))
+        facts.append(("drop rate p (weight_mask_rate)", f"{mask.weight_mask_rate}"))
+    if parameters.mixup is not None:
+        mixup = parameters.mixup
+        ratios = ", ".join(f"{role} {weight}" for role, weight in zip(roles, mixup.weights, strict=True))
+        source = "given" if mixup.alpha is None else f"drawn with α = {mixup.alpha}"
+        facts.append(("M3 interpolation ratios", f"{ratios} ({source})"))
+    if parameters.uses_seed:
+        facts.append(("seed", f"{parameters.seed}"))
+    facts.append(("dtype", parameters.dtype or "the pretrained model's"))
+    return facts
