@@ -1,0 +1,1 @@
+"""Prompts in, completions out, and one file per task on top. Knows nothing of merging."""

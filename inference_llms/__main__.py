@@ -1,0 +1,43 @@
+"""Run the tasks on any model folder: python -m inference_llms --load_model_path DIR --tasks gsm8k ..."""
+
+import sys
+from pathlib import Path
+
+from inference_llms import engine
+from inference_llms.command_line import OneLineParser, add_inference_options, check_inference_options
+from inference_llms.model_folder import model_fingerprint, output_places
+from inference_llms.run_tasks import ModelSource, ReplaySource, load_task_examples, run_tasks, score_lines
+from utils.errors import UserError, run_command_line
+
+
+def main() -> None:
+    parser = OneLineParser(prog="python -m inference_llms", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--load_model_path", type=Path, required=True, help="a Hugging Face model folder")
+    add_inference_options(parser)
+    arguments = parser.parse_args()
+    check_inference_options(arguments)
+    if arguments.tasks is None:
+        raise UserError("--tasks is missing; name one or more of them, see --help")
+
+    folder = arguments.load_model_path
+    places = output_places(folder, arguments.output_dir)
+    if arguments.backend == "replay":
+        source = ReplaySource(model=str(folder), folder=arguments.replay_from)
+    else:
+        backend = engine.choose_backend(arguments.backend)
+        source = ModelSource(
+            backend=backend,
+            model=str(folder),
+            model_fingerprint=model_fingerprint(folder),
+            open_engine=lambda: engine.open_engine(
+                backend, folder, arguments.tensor_parallel_size, arguments.pipeline_parallel_size
+            ),
+        )
+    examples = load_task_examples(arguments.tasks, arguments.data_dir, arguments.start_index, arguments.end_index)
+    scores = run_tasks(examples, places, source, arguments.overwrite)
+    print("\n".join(score_lines(scores)))
+    print(f"scores: {places.scores()}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command_line(main))

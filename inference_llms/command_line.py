@@ -1,0 +1,57 @@
+"""The options of inference, the same for the main script and `python -m inference_llms`."""
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+from inference_llms.tasks import TASKS
+from utils.errors import UserError
+
+BACKENDS = ("auto", "vllm", "transformers", "replay")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser that tells a wrong option in one line, as every other mistake is told."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+
+def whole_number(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative; give 0 or more")
+    return number
+
+
+def positive_number(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is too small; give 1 or more")
+    return number
+
+
+def add_inference_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which tasks are run, on which examples and by which engine."""
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), metavar="TASK", help=", ".join(TASKS))
+    parser.add_argument("--data_dir", type=Path, help="folder looked in for the sets' files before `datasets`")
+    parser.add_argument("--output_dir", type=Path, default=Path(), help="root of every save_* folder")
+    parser.add_argument("--start_index", type=whole_number, default=0, help="first example of each task")
+    parser.add_argument("--end_index", type=whole_number, help="the example after the last of each task")
+    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="what completes the prompts")
+    parser.add_argument("--replay_from", type=Path, help="with replay: folder of <task>.jsonl (id, completion)")
+    parser.add_argument("--tensor_parallel_size", type=positive_number, default=2, help="vLLM: GPUs per layer")
+    parser.add_argument("--pipeline_parallel_size", type=positive_number, default=1, help="vLLM: groups of layers")
+    parser.add_argument("--overwrite", action="store_true", help="replace another run's results of this name")
+
+
+def check_inference_options(arguments: argparse.Namespace) -> None:
+    """Raise `UserError` for options that have no use together."""
+    if arguments.backend == "replay" and arguments.replay_from is None:
+        raise UserError("--backend replay needs --replay_from DIR, a folder that holds <task>.jsonl")
+    if arguments.backend != "replay" and arguments.replay_from is not None:
+        raise UserError("--replay_from has no use without --backend replay; add that or leave this out")
+    if arguments.tasks is not None and len(set(arguments.tasks)) < len(arguments.tasks):
+        raise UserError("--tasks names a task twice; name each once")
+    if arguments.end_index is not None and arguments.end_index <= arguments.start_index:
+        raise UserError("--end_index must be larger than --start_index")

@@ -1,0 +1,92 @@
+"""What a folder of a model tells about itself: whether it is whole, whose weights it holds, its name."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+from utils.output_places import OutputPlaces
+
+MERGE_RECORD = "merge_record.json"
+# Whatever else decides what the model answers to a prompt.
+TEXT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+SAMPLED_PIECES = 256
+PIECE_BYTES = 4096
+HEAD_BYTES = 1 << 20
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files of a model folder, by name.
+
+    Raises `UserError` unless the folder is there with a config and weights.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; --load_model_path must name a model folder")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} holds no config.json; --load_model_path must name a Hugging Face model folder")
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        raise UserError(f"{folder} holds no weights (*.safetensors or pytorch_model*.bin); copy them there")
+    return files
+
+
+def model_fingerprint(folder: Path) -> str:
+    """A SHA-256 that tells the model's answers apart from another's: config, tokenizer and weights.
+
+    A merge's own fingerprint of its weights is taken where the folder holds one. Else the head and 256
+    evenly spaced pieces of each weight file are read, not the whole: fine-tuning changes almost every
+    weight, and a run must not wait minutes for 26 GB. Raises as `weight_files`.
+    """
+    digest = hashlib.sha256()
+    files = weight_files(folder)
+    for name in TEXT_FILES:
+        if (folder / name).is_file():
+            content = (folder / name).read_bytes()
+            digest.update(f"{name} {len(content)}\n".encode() + content)
+    recorded = merge_record(folder).get("fingerprint")
+    if recorded is not None:
+        digest.update(json.dumps(recorded, sort_keys=True).encode())
+        return digest.hexdigest()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with open(path, "rb") as file:
+            digest.update(file.read(HEAD_BYTES))
+            for piece in range(SAMPLED_PIECES):
+                file.seek(size * piece // SAMPLED_PIECES)
+                digest.update(file.read(PIECE_BYTES))
+    return digest.hexdigest()
+
+
+def merge_record(folder: Path) -> dict[str, Any]:
+    """The record that a merge left in its folder; empty for a model that was not merged here."""
+    path = folder / MERGE_RECORD
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); merge again, or remove the file") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{path} is not a JSON object; merge again, or remove the file")
+    return record
+
+
+def output_places(folder: Path, root: Path) -> OutputPlaces:
+    """Where results of the model in `folder` go: with its merge's, else below single_model/<folder name>."""
+    record = merge_record(folder)
+    tasks, name = record.get("tasks_name"), record.get("name")
+    if isinstance(tasks, str) and isinstance(name, str):
+        return OutputPlaces(root, tasks, name)
+    return OutputPlaces(root, "single_model", folder.resolve().name)

@@ -1,0 +1,163 @@
+"""Every raw completion of a run, kept as soon as it exists, and the reading of such files for replay."""
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonlines
+
+from inference_llms.data_sets import read_rows
+from inference_llms.engine import Sampling
+from inference_llms.task import Example
+from utils.errors import UserError
+from utils.whole_files import write_json
+
+
+def identity_path(rows: Path) -> Path:
+    """The file beside `<task>.jsonl` that says which run its rows belong to."""
+    return rows.with_name(f"{rows.stem}.identity.json")
+
+
+def run_identity(backend: str, model_fingerprint: str, sampling: Sampling) -> dict[str, Any]:
+    """What must agree for two runs' completions to stand in one file."""
+    settings = {**asdict(sampling), "stop": list(sampling.stop)}
+    return {"backend": backend, "model_fingerprint": model_fingerprint, "sampling": settings}
+
+
+def read_identity(rows: Path) -> dict[str, Any] | None:
+    """The identity beside a file of completions; None where there is none."""
+    path = identity_path(rows)
+    if not path.is_file():
+        return None
+    try:
+        identity = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); remove it together with {rows.name}") from error
+    if not isinstance(identity, dict):
+        raise UserError(f"{path} is not a JSON object; remove it together with {rows.name}")
+    return identity
+
+
+def check_same_run(path: Path, found: dict[str, Any] | None, identity: dict[str, Any]) -> None:
+    """Raise `UserError` where what `path` holds belongs to another run than `identity`."""
+    if found == identity:
+        return
+    if found is None:
+        difference = "nothing says which"
+    else:
+        keys = sorted(key for key in {*found, *identity} if found.get(key) != identity.get(key))
+        difference = "another " + " and ".join(key.replace("_", " ") for key in keys)
+    raise UserError(
+        f"{path} holds the results of another run ({difference}); "
+        "choose another --output_dir, or replace them with --overwrite"
+    )
+
+
+def stored_completions(path: Path, identity: dict[str, Any], whole_set: Sequence[Example]) -> dict[int | str, str]:
+    """The completions by id that an earlier call of the same run left in `path`.
+
+    A half-written last line, left by a kill, is passed over. Raises `UserError` for a broken line, for rows
+    of another run and for rows of another data set.
+    """
+    size = whole_lines(path)
+    if size == 0:
+        return {}
+    check_same_run(path, read_identity(path), identity)
+    prompts = {example.id: example.prompt for example in whole_set}
+    completions: dict[int | str, str] = {}
+    for number, line in enumerate(path.read_bytes()[:size].splitlines(), 1):
+        row = read_stored_line(line, f"{path} line {number}")
+        if prompts.get(row["id"]) != row["prompt"]:
+            raise UserError(
+                f"{path} line {number}: id {row['id']!r} was asked with another prompt, so from another data set; "
+                "choose another --output_dir, or replace the rows with --overwrite"
+            )
+        completions[row["id"]] = row["completion"]
+    return completions
+
+
+def whole_lines(path: Path) -> int:
+    """The size in bytes of the lines of `path` that are complete."""
+    return path.read_bytes().rfind(b"\n") + 1 if path.is_file() else 0
+
+
+def read_stored_line(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{place} is broken; remove that line, and its example is asked again") from error
+    if not isinstance(row, dict) or type(row.get("id")) not in (int, str):
+        raise UserError(f"{place} lacks the id of an example; remove that line")
+    if not isinstance(row.get("prompt"), str) or not isinstance(row.get("completion"), str):
+        raise UserError(f"{place} lacks its prompt or completion; remove that line")
+    return row
+
+
+@contextmanager
+def appended_rows(path: Path, identity: dict[str, Any], overwrite: bool) -> Iterator[jsonlines.Writer]:
+    """Open `path` for further rows, each of which is in the file as soon as `write` returns.
+
+    A half-written last line is cut off first; with `overwrite` every row is. Raises `UserError` while
+    another process writes to the same file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as locked:
+        try:
+            fcntl.flock(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{path} is being written by another process; wait until that has ended") from error
+        locked.truncate(0 if overwrite else whole_lines(path))
+        write_json(identity_path(path), identity)
+        with open(path, "a", encoding="utf-8", newline="\n") as file:
+            yield jsonlines.Writer(file, dumps=json.dumps, flush=True)
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """Completions by id, and the identity of the run they are the results of."""
+
+    completions: dict[int | str, str]
+    identity: dict[str, Any]
+
+
+def read_replay(path: Path, examples: Sequence[Example], whole_set: Sequence[Example]) -> Replayed:
+    """The completions of `examples` from a file of rows with `id` and `completion`.
+
+    A folder of raw generations keeps its identity; any other file is known by its content. Raises
+    `UserError`, naming the file and the id, for rows that are missing, doubled, of no example, or (where a
+    row has a `prompt`) of another prompt.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; --replay_from must name a folder that holds it")
+    prompts = {example.id: example.prompt for example in whole_set}
+    completions: dict[int | str, str] = {}
+    for row in read_rows(path, {"completion": str}):
+        if "id" not in row.fields:
+            raise UserError(f"{row.place} lacks the field 'id'; add it or remove the line")
+        name = row.fields["id"]
+        if type(name) not in (int, str) or name not in prompts:
+            raise UserError(f"{row.place}: no example of the set has the id {name!r}; remove or mend the line")
+        if name in completions:
+            raise UserError(f"{row.place}: the id {name!r} stands there twice; remove one of the two lines")
+        if row.fields.get("prompt", prompts[name]) != prompts[name]:
+            raise UserError(
+                f"{row.place}: the completion of id {name!r} was given to another prompt; "
+                "replay it with the data set it was made from"
+            )
+        completions[name] = row.fields["completion"]
+    missing = [example.id for example in examples if example.id not in completions]
+    if missing:
+        raise UserError(
+            f"{path} has no completion of id {missing[0]!r} (and {len(missing) - 1} more); "
+            "complete the file, or replay a part with --start_index and --end_index"
+        )
+    identity = read_identity(path) or {
+        "backend": "replay",
+        "completions_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    return Replayed(completions, identity)

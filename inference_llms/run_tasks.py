@@ -1,0 +1,173 @@
+"""From examples and a source of completions to scores: what `merge` and `python -m inference_llms` share."""
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from inference_llms.engine import Engine
+from inference_llms.raw_generations import (
+    appended_rows,
+    check_same_run,
+    read_replay,
+    run_identity,
+    stored_completions,
+)
+from inference_llms.task import Answers, Example, Outcome
+from inference_llms.tasks import TASKS
+from utils.errors import UserError
+from utils.output_places import OutputPlaces
+from utils.whole_files import write_json
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Completions from a model: `open_engine` is called once, and only if a completion is missing.
+
+    `backend` and `model_fingerprint` tell whose completions they are; `model` is the path on record.
+    """
+
+    backend: str
+    model: str
+    model_fingerprint: str
+    open_engine: Callable[[], Engine]
+
+
+@dataclass(frozen=True)
+class ReplaySource:
+    """Completions from `folder`/<task>.jsonl; `model` is the path on record. Nothing is loaded."""
+
+    model: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class TaskExamples:
+    """The whole set of a task and the slice of it that a run asks."""
+
+    whole_set: Sequence[Example]
+    chosen: Sequence[Example]
+
+
+def load_task_examples(
+    task_names: Sequence[str], data_dir: Path | None, start_index: int, end_index: int | None
+) -> dict[str, TaskExamples]:
+    """The examples of each task, sliced as a Python list is. Nothing is written.
+
+    Raises `UserError` for whatever is wrong with a set and for a slice that holds no example.
+    """
+    loaded = {}
+    for name in task_names:
+        whole_set = TASKS[name].load_examples(data_dir)
+        chosen = whole_set[start_index:end_index]
+        if not chosen:
+            raise UserError(
+                f"--start_index {start_index} and --end_index {end_index} leave none of the {len(whole_set)} "
+                f"examples of {name}; choose numbers from 0 to {len(whole_set)}"
+            )
+        loaded[name] = TaskExamples(whole_set, chosen)
+    return loaded
+
+
+def run_tasks(
+    examples: dict[str, TaskExamples],
+    places: OutputPlaces,
+    source: ModelSource | ReplaySource,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Complete and score the tasks in `examples`, writing raw completions, evaluators' files and scores.
+
+    Completions that an interrupted call of the same run left are not asked for again. Returns the scores
+    written: for each task its metrics, `examples` (their number), `files`, `evaluator_command`, `backend`,
+    `model` and `identity`. Everything that the user can put right is checked for all tasks before the
+    engine is opened; then raises `UserError`, and nothing has been written.
+    """
+    completions: dict[str, dict[int | str, str]] = {}
+    identities: dict[str, dict[str, Any]] = {}
+    for name, task_examples in examples.items():
+        if isinstance(source, ReplaySource):
+            replayed = read_replay(source.folder / f"{name}.jsonl", task_examples.chosen, task_examples.whole_set)
+            completions[name], identities[name] = replayed.completions, replayed.identity
+        else:
+            identities[name] = run_identity(source.backend, source.model_fingerprint, TASKS[name].sampling)
+            completions[name] = (
+                {}
+                if overwrite
+                else stored_completions(places.raw_generations(name), identities[name], task_examples.whole_set)
+            )
+    if not overwrite:
+        scores = read_scores(places.scores())
+        for name in examples:
+            if name in scores:
+                check_same_run(places.scores(), scores[name].get("identity"), identities[name])
+
+    written = {}
+    with ExitStack() as opened:
+        engine: Engine | None = None
+        for name, task_examples in examples.items():
+            missing = [example for example in task_examples.chosen if example.id not in completions[name]]
+            if missing and isinstance(source, ModelSource):
+                if engine is None:
+                    engine = source.open_engine()
+                    opened.callback(engine.close)
+                path = places.raw_generations(name)
+                with appended_rows(path, identities[name], overwrite) as rows:
+                    progress = tqdm(total=len(task_examples.chosen), initial=len(task_examples.chosen) - len(missing))
+                    progress.set_description(name)
+                    prompts = [example.prompt for example in missing]
+                    for position, completion in engine.generate(prompts, TASKS[name].sampling):
+                        example = missing[position]
+                        rows.write({"id": example.id, "prompt": example.prompt, "completion": completion})
+                        completions[name][example.id] = completion
+                        progress.update()
+                    progress.close()
+            answers = Answers(
+                examples=task_examples.chosen,
+                completions=[completions[name][example.id] for example in task_examples.chosen],
+                whole_set=task_examples.whole_set,
+                model=source.model,
+            )
+            outcome = TASKS[name].finish(answers, places)
+            written[name] = score_record(outcome, answers, identities[name])
+            write_json(places.scores(), {**read_scores(places.scores()), name: written[name]})
+    return written
+
+
+def score_record(outcome: Outcome, answers: Answers, identity: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **outcome.metrics,
+        "examples": len(answers.examples),
+        "files": [str(path.absolute()) for path in outcome.files],
+        "evaluator_command": outcome.evaluator_command,
+        "backend": identity["backend"],
+        "model": answers.model,
+        "identity": identity,
+    }
+
+
+def read_scores(path: Path) -> dict[str, Any]:
+    """The scores by task that `path` holds; none where it does not exist."""
+    if not path.is_file():
+        return {}
+    try:
+        scores = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); remove it") from error
+    if not isinstance(scores, dict) or not all(isinstance(score, dict) for score in scores.values()):
+        raise UserError(f"{path} does not hold scores by task; remove it, or choose another --output_dir")
+    return scores
+
+
+def score_lines(scores: dict[str, Any]) -> list[str]:
+    """The scores for a person: one line per task, then the evaluator's command where there is one."""
+    lines = []
+    for name, score in scores.items():
+        metrics = [f"{metric} {score[metric]:.4f}" for metric in ("accuracy", "lenient_accuracy") if metric in score]
+        lines.append(f"{name}: {', '.join([*metrics, str(score['examples']) + ' examples'])}")
+        if score["evaluator_command"]:
+            lines.append(f"  to score: {score['evaluator_command']}")
+    return lines

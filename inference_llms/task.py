@@ -1,0 +1,57 @@
+"""What a task is: examples in, metrics and evaluators' files out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from inference_llms.engine import Sampling
+from utils.output_places import OutputPlaces
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example of a set: its id (position in the set, or the set's own task_id), prompt and data row."""
+
+    id: int | str
+    prompt: str
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The completions of a run for one task, one for each of `examples`, which are a slice of `whole_set`.
+
+    `model` is the path of the model that gave them.
+    """
+
+    examples: Sequence[Example]
+    completions: Sequence[str]
+    whole_set: Sequence[Example]
+    model: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the answers: metrics as fractions of the examples, the files written, and the
+    command of the evaluator that takes them."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+    evaluator_command: str | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One benchmark. `load_examples(data_dir)` gives the whole set in its order; `finish(answers, places)`
+    extracts, scores, and writes the evaluator's files."""
+
+    name: str
+    sampling: Sampling
+    load_examples: Callable[[Path | None], list[Example]]
+    finish: Callable[[Answers, OutputPlaces], Outcome]
+
+
+def share(verdicts: Sequence[bool]) -> float:
+    """The fraction of `verdicts` that are true."""
+    return sum(verdicts) / len(verdicts)

@@ -1,0 +1,55 @@
+"""Where every output of a run lands: the places of the paper's README."""
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class OutputPlaces:
+    """The places of one run below `root`.
+
+    `tasks` joins the merged task names (`instruct_code`). `name` tells the run apart and may be nested
+    (`mask_merging/average_merging/mask_0.2_0.2_rescale_True`). It holds dots, so file names are made by
+    appending to it.
+    """
+
+    root: Path
+    tasks: str
+    name: str
+
+    def __post_init__(self) -> None:
+        for part in (self.tasks, self.name):
+            pure = PurePosixPath(part)
+            if not pure.parts or pure.is_absolute() or ".." in pure.parts:
+                raise UserError(f"{part!r} cannot name outputs; it must be a path that stays below --output_dir")
+
+    def merged_model(self, task: str) -> Path:
+        """Folder of the merged weights beside the tokenizer of `task` (instruct, math or code)."""
+        return self.root / "save_merge_models" / self.tasks / task / self.name
+
+    def log(self, time: str) -> Path:
+        """The log of the merge that was started at `time`."""
+        return self.root / "save_merge_llm_logs" / self.tasks / self.name / f"{time}.log"
+
+    def raw_generations(self, task: str) -> Path:
+        """Every raw completion of a task (gsm8k, ...), one JSON row each."""
+        return self.root / "save_raw_generations" / self.tasks / self.name / f"{task}.jsonl"
+
+    def alpaca_eval(self) -> Path:
+        """The list of outputs that alpaca_eval takes."""
+        folder = self.root / "save_gen_instruct_responses_results" / self.tasks / "alpaca_eval"
+        return folder / f"{self.name}.json"
+
+    def code(self, task: str) -> Path:
+        """The programs of human_eval or mbpp, as their evaluators take them."""
+        return self.root / "save_gen_codes_results" / self.tasks / task / f"{self.name}.jsonl"
+
+    def human_eval_problems(self) -> Path:
+        """The problems that were attempted, where they are not the evaluator's own 164."""
+        return self.root / "save_gen_codes_results" / self.tasks / "human_eval" / f"{self.name}.problems.jsonl"
+
+    def scores(self) -> Path:
+        """Metrics, files and evaluator commands of all tasks of the run."""
+        return self.root / "save_scores" / self.tasks / f"{self.name}.json"
