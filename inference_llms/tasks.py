@@ -1,6 +1,8 @@
 """The tasks there are. A new one is a file of its own and a line here."""
 
-from inference_llms import gsm8k
+from inference_llms import MATH, alpaca_eval, gsm8k, human_eval, mbpp
 from inference_llms.task import Task
 
-TASKS: dict[str, Task] = {module.TASK.name: module.TASK for module in (gsm8k,)}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (alpaca_eval.TASK, gsm8k.TASK, MATH.TASK, human_eval.TASK, mbpp.TASK)
+}

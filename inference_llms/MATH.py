@@ -1,0 +1,84 @@
+"""MATH: competition problems; the expression after the last "The answer is: " counts."""
+
+from pathlib import Path
+from typing import Any
+
+from inference_llms.data_sets import DataSet, load_from_hub, load_rows
+from inference_llms.engine import Sampling
+from inference_llms.math_normalisation import is_equivalent, last_boxed
+from inference_llms.task import Answers, Example, Outcome, Task, share
+from utils.output_places import OutputPlaces
+
+PROMPT = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+    "\n\n### Instruction:\n{problem}\n\n### Response: Let's think step by step."
+)
+SAMPLING = Sampling(max_tokens=2048, stop=("Instruction:", "Instruction", "Response:", "Response"))
+ANSWER_MARK = "The answer is: "
+# The set's first home on the hub is closed; this copy holds the same 5,000 test problems by subject.
+HUB_COPY = "EleutherAI/hendrycks_math"
+SUBJECTS = (
+    "algebra",
+    "counting_and_probability",
+    "geometry",
+    "intermediate_algebra",
+    "number_theory",
+    "prealgebra",
+    "precalculus",
+)
+
+
+def load_published() -> list[dict[str, Any]]:
+    return [
+        {"instruction": row["problem"], "output": row["solution"], "type": row["type"]}
+        for subject in SUBJECTS
+        for row in load_from_hub(HUB_COPY, subject, split="test")
+    ]
+
+
+DATA_SET = DataSet(
+    files=("MATH_test.jsonl", "MATH_test_500.jsonl"),
+    fields={"instruction": str, "output": str},
+    published_as=HUB_COPY,
+    load_published=load_published,
+)
+
+
+def extract_answer(completion: str) -> str | None:
+    """The paper's strict reading: what follows the last "The answer is: ", up to a full stop that ends a
+    line, without a final full stop. None where nothing says "The answer is: "."""
+    _, mark, answer = completion.rpartition(ANSWER_MARK)
+    return answer.split(".\n")[0].strip().removesuffix(".").strip() if mark else None
+
+
+def extract_leniently(completion: str) -> str | None:
+    """The last \\boxed{}, else the strict answer without the dollar signs around it."""
+    boxed = last_boxed(completion)
+    if boxed is not None:
+        return boxed
+    answer = extract_answer(completion)
+    while answer and len(answer) > 1 and answer[0] == answer[-1] == "$":
+        answer = answer[1:-1]
+    return answer
+
+
+def load_examples(data_dir: Path | None) -> list[Example]:
+    return [
+        Example(id=position, prompt=PROMPT.format(problem=row.fields["instruction"]), row=row.fields)
+        for position, row in enumerate(load_rows(DATA_SET, data_dir))
+    ]
+
+
+def finish(answers: Answers, places: OutputPlaces) -> Outcome:
+    golds = [last_boxed(example.row["output"]) for example in answers.examples]
+    strict = [extract_answer(completion) for completion in answers.completions]
+    lenient = [extract_leniently(completion) for completion in answers.completions]
+    return Outcome(
+        metrics={
+            "accuracy": share([is_equivalent(*pair) for pair in zip(strict, golds, strict=True)]),
+            "lenient_accuracy": share([is_equivalent(*pair) for pair in zip(lenient, golds, strict=True)]),
+        }
+    )
+
+
+TASK = Task("MATH", SAMPLING, load_examples, finish)
