@@ -1,0 +1,65 @@
+"""Small real checkpoints for tests, written by transformers."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+WORDS = ["<unk>", "<s>", "</s>", "what", "is", "two", "and", "three", "five", "the", "answer", "four"]
+
+
+def save_model(
+    folder: Path,
+    seed: int,
+    added_tokens: tuple[str, ...] = (),
+    base: Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    tied: bool = False,
+    padding_rows: int = 0,
+    largest_shard: str = "5GB",
+    hidden_size: int = 16,
+) -> Path:
+    """A Llama of a few thousand parameters, or a fine-tune of `base`: its weights plus small noise, with a
+    row for every token of `added_tokens`, and a tokenizer of a dozen words."""
+    torch.manual_seed(seed)
+    if base is None:
+        rows = len(WORDS) + len(added_tokens) + padding_rows
+        model = LlamaForCausalLM(small_config(rows, tied, hidden_size))
+    else:
+        model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
+        model.resize_token_embeddings(len(WORDS) + len(added_tokens) + padding_rows, mean_resizing=False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            changed = torch.rand_like(parameter) < 0.9
+            parameter += 0.01 * changed * torch.randn_like(parameter)
+    model.to(dtype).save_pretrained(folder, max_shard_size=largest_shard)
+    small_tokenizer(added_tokens).save_pretrained(folder)
+    return folder
+
+
+def small_config(rows: int, tied: bool = False, hidden_size: int = 16) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=rows,
+        hidden_size=hidden_size,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=tied,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+
+
+def small_tokenizer(added_tokens: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
+    words = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": list(added_tokens)} if added_tokens else {})
+    return tokenizer

@@ -1,0 +1,83 @@
+"""DARE's masks: how much they drop, what they depend on, and what is left."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model_merging_methods.mask_weights import apply_mask, magnitude_drop_mask, mask_key, random_drop_mask
+
+KEY = mask_key(0, "math", "model.layers.0.mlp.up_proj.weight")
+
+
+@pytest.mark.parametrize("rate", [1e-5, 0.001, 0.1, 0.2, 1 / 3, 0.5, 0.9, 0.999])
+def test_the_share_dropped_is_the_drop_rate_within_four_standard_errors(rate):
+    n = 2_000_000
+    for name in ("a", "b", "c"):
+        dropped = random_drop_mask(mask_key(7, "code", name), 0, n, rate).sum().item()
+        assert abs(dropped - n * rate) <= 4 * math.sqrt(n * rate * (1 - rate))
+
+
+def test_rates_finer_than_16_bits_are_kept():
+    rate, n = 3.4 / 65536, 30_000_000
+    dropped = random_drop_mask(KEY, 0, n, rate).sum().item()
+    assert abs(dropped - n * rate) <= 4 * math.sqrt(n * rate)
+    assert abs(dropped - n * 3 / 65536) > 4 * math.sqrt(n * rate), "this n must tell 3.4 from 3"
+
+
+def test_rate_zero_drops_nothing_and_rate_one_everything():
+    assert not random_drop_mask(KEY, 3, 1003, 0.0).any()
+    assert random_drop_mask(KEY, 3, 1003, 1.0).all()
+
+
+@given(st.lists(st.integers(1, 999), max_size=6))
+def test_a_value_s_mask_depends_on_its_position_alone(cuts):
+    edges = [0, *sorted(set(cuts)), 1000]
+    pieces = [random_drop_mask(KEY, a, b, 0.3) for a, b in zip(edges, edges[1:], strict=False)]
+    assert torch.equal(torch.cat(pieces), random_drop_mask(KEY, 0, 1000, 0.3))
+
+
+def test_another_seed_model_or_tensor_gives_an_independent_mask():
+    n, rate = 1_000_000, 0.5
+    reference = random_drop_mask(mask_key(0, "math", "w"), 0, n, rate)
+    for other in (mask_key(1, "math", "w"), mask_key(0, "code", "w"), mask_key(0, "math", "v")):
+        agreeing = (random_drop_mask(other, 0, n, rate) == reference).sum().item()
+        assert abs(agreeing - n / 2) <= 4 * math.sqrt(n / 4)
+
+
+def test_neighbouring_positions_are_independent():
+    mask = random_drop_mask(KEY, 0, 1_000_000, 0.5)
+    for distance in (1, 2, 3, 4, 5, 8, 64):
+        agreeing = (mask[distance:] == mask[:-distance]).sum().item()
+        assert abs(agreeing - 500_000) <= 4 * math.sqrt(250_000)
+
+
+def test_masks_stay_the_same_from_version_to_version():
+    """A merge record promises the same bytes; this is what its seed means."""
+    dropped = random_drop_mask(mask_key(0, "math", "lm_head.weight"), 0, 64, 0.5).nonzero().squeeze(1).tolist()
+    assert dropped == EXPECTED_DROPPED
+
+
+def test_survivors_are_rescaled_and_the_expectation_kept():
+    block = torch.ones(1_000_000)
+    masked = apply_mask(block, random_drop_mask(KEY, 0, len(block), 0.2), 0.2, use_weight_rescale=True)
+    assert set(masked.unique().tolist()) == {0.0, torch.tensor(1.0).div(0.8).item()}
+    assert masked.mean().item() == pytest.approx(1.0, abs=4 * math.sqrt(0.25 / len(block)))
+    assert apply_mask(block, torch.ones(len(block), dtype=torch.bool), 1.0, True).eq(0).all()
+    assert apply_mask(block, random_drop_mask(KEY, 0, len(block), 0.2), 0.2, False).max() == 1
+
+
+def test_magnitude_masks_drop_what_lies_at_or_below_the_threshold():
+    block = torch.tensor([-3.0, -1.0, 0.0, 1.0, 2.0])
+    assert magnitude_drop_mask(block, 1.0).tolist() == [False, True, True, True, False]
+    assert not magnitude_drop_mask(block, None).any()
+
+
+# fmt: off
+EXPECTED_DROPPED = [
+    2, 6, 8, 9, 11, 12, 15, 16, 18, 19, 22, 23, 25, 28,
+    29, 30, 31, 32, 33, 34, 40, 42, 47, 48, 55, 56, 61, 63,
+]
+# fmt: on
