@@ -3,10 +3,15 @@
 import sys
 from pathlib import Path
 
-from inference_llms import engine
-from inference_llms.command_line import OneLineParser, add_inference_options, check_inference_options
-from inference_llms.model_folder import model_fingerprint, output_places
-from inference_llms.run_tasks import ModelSource, ReplaySource, load_task_examples, run_tasks, score_lines
+from inference_llms.command_line import (
+    OneLineParser,
+    add_inference_options,
+    check_engine,
+    check_inference_options,
+    model_source,
+)
+from inference_llms.model_folder import output_places
+from inference_llms.run_tasks import ReplaySource, load_task_examples, run_tasks, score_lines
 from utils.errors import UserError, run_command_line
 
 
@@ -22,17 +27,10 @@ def main() -> None:
     folder = arguments.load_model_path
     places = output_places(folder, arguments.output_dir)
     if arguments.backend == "replay":
-        source = ReplaySource(model=str(folder), folder=arguments.replay_from)
+        source = ReplaySource(str(folder), arguments.replay_from)
     else:
-        backend = engine.choose_backend(arguments.backend)
-        source = ModelSource(
-            backend=backend,
-            model=str(folder),
-            model_fingerprint=model_fingerprint(folder),
-            open_engine=lambda: engine.open_engine(
-                backend, folder, arguments.tensor_parallel_size, arguments.pipeline_parallel_size
-            ),
-        )
+        check_engine(arguments)
+        source = model_source(arguments, folder)
     examples = load_task_examples(arguments.tasks, arguments.data_dir, arguments.start_index, arguments.end_index)
     scores = run_tasks(examples, places, source, arguments.overwrite)
     print("\n".join(score_lines(scores)))

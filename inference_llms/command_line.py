@@ -4,6 +4,9 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
+from inference_llms import engine
+from inference_llms.model_folder import model_fingerprint
+from inference_llms.run_tasks import ModelSource
 from inference_llms.tasks import TASKS
 from utils.errors import UserError
 
@@ -55,3 +58,21 @@ def check_inference_options(arguments: argparse.Namespace) -> None:
         raise UserError("--tasks names a task twice; name each once")
     if arguments.end_index is not None and arguments.end_index <= arguments.start_index:
         raise UserError("--end_index must be larger than --start_index")
+
+
+def check_engine(arguments: argparse.Namespace) -> None:
+    """Raise `UserError`, before any long work, where the engine asked for cannot run on this machine."""
+    engine.check_engine_request(arguments.backend, arguments.tensor_parallel_size, arguments.pipeline_parallel_size)
+
+
+def model_source(arguments: argparse.Namespace, folder: Path) -> ModelSource:
+    """Completions from the model in `folder`, by the engine that the options ask for."""
+    backend = engine.resolve_backend(arguments.backend)
+    return ModelSource(
+        backend=backend,
+        model=str(folder),
+        model_fingerprint=model_fingerprint(folder),
+        open_engine=lambda: engine.open_engine(
+            backend, folder, arguments.tensor_parallel_size, arguments.pipeline_parallel_size
+        ),
+    )

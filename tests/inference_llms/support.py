@@ -1,6 +1,9 @@
-"""Where the evaluation data and the expected results of the published scripts lie, for tests."""
+"""What the tests of this room share: where the evaluation data lies, runs from the command line, evaluators."""
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +17,49 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the evaluation sets a
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="no expected results in ../shared/golden/inference")
 
 
+def golden(task: str) -> dict:
+    return json.loads((GOLDEN / f"{task}.json").read_text())
+
+
+def golden_sampling(task: str) -> tuple:
+    settings = golden(task)["sampling"]
+    return settings["max_tokens"], tuple(settings.get("stop", ())), settings["temperature"], settings["top_p"]
+
+
 def write_rows(path: Path, rows: Iterable[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_json_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def run_command(*options: object) -> subprocess.CompletedProcess:
+    """Run `python -m inference_llms` as a user does."""
+    command = [sys.executable, "-m", "inference_llms", *map(str, options)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def replay(tmp_path: Path, *options: object) -> dict:
+    """Run from the command line on the rows in tmp_path/replay; the scores that the run wrote."""
+    replay_options = ["--backend", "replay", "--replay_from", tmp_path / "replay"]
+    finished = run_command(
+        "--load_model_path", "some/model", "--output_dir", tmp_path / "out", *replay_options, *options
+    )
+    assert finished.returncode == 0, finished.stderr
+    return json.loads((tmp_path / "out/save_scores/single_model/model.json").read_text())
+
+
+def pass_at_1(command: str) -> float:
+    """What the real evaluator, run as the scores file says, reports; its programs run in its own processes."""
+    program, *arguments = command.split()
+    assert program == "evaluate_functional_correctness"
+    finished = subprocess.run(
+        [Path(sys.executable).with_name(program), *arguments, "--n_workers=2", "--timeout=30"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return float(re.search(r"'pass@1': (?:np\.float64\()?([0-9.]+)", finished.stdout)[1])

@@ -1,35 +1,34 @@
 """GSM8K: what the paper's scripts read out of a completion, and what the lenient reading adds."""
 
-import json
-import subprocess
-import sys
+from dataclasses import astuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from inference_llms import gsm8k
-from tests.inference_llms.support import DATA, GOLDEN, ROOT, needs_data, needs_golden, write_rows
+from tests.inference_llms.support import (
+    DATA,
+    golden,
+    golden_sampling,
+    needs_data,
+    needs_golden,
+    replay,
+    write_rows,
+)
 
 
 @needs_golden
-def test_prompt_sampling_and_every_extracted_number_agree_with_the_published_scripts():
-    golden = json.loads((GOLDEN / "gsm8k.json").read_text())
-    assert golden["sampling"] == {
-        "temperature": gsm8k.SAMPLING.temperature,
-        "top_p": gsm8k.SAMPLING.top_p,
-        "max_tokens": gsm8k.SAMPLING.max_tokens,
-        "stop": list(gsm8k.SAMPLING.stop),
-    }
-    for row in golden["rows"]:
+def test_sampling_and_every_extracted_number_agree_with_the_published_scripts():
+    assert astuple(gsm8k.SAMPLING) == golden_sampling("gsm8k")
+    for row in golden("gsm8k")["rows"]:
         assert gsm8k.extract_number(row["completion"]) == row["extracted"], row
 
 
 @needs_golden
 @needs_data
 def test_the_prompt_is_the_published_one():
-    golden = json.loads((GOLDEN / "gsm8k.json").read_text())
-    assert gsm8k.load_examples(DATA)[0].prompt == golden["prompt_example"]
+    assert gsm8k.load_examples(DATA)[0].prompt == golden("gsm8k")["prompt_example"]
 
 
 @pytest.mark.parametrize(
@@ -81,14 +80,7 @@ def test_no_completion_breaks_either_reading(text):
 @needs_data
 def test_perfect_completions_score_1319_of_1319_from_the_command_line(tmp_path):
     golds = [example.row["gold"] for example in gsm8k.load_examples(DATA)]
-    assert len(golds) == 1319
     rows = [{"id": position, "completion": f" So. The answer is: {gold:.0f}"} for position, gold in enumerate(golds)]
-    write_rows(tmp_path / "replay" / "gsm8k.jsonl", rows)
-    command = [sys.executable, "-m", "inference_llms", "--load_model_path", "some/model", "--tasks", "gsm8k"]
-    command += ["--backend", "replay", "--replay_from", tmp_path / "replay", "--data_dir", DATA]
-    command += ["--output_dir", tmp_path / "out"]
-    subprocess.run(command, cwd=ROOT, check=True)
-    scores = json.loads((tmp_path / "out/save_scores/single_model/model.json").read_text())
-    assert scores["gsm8k"]["accuracy"] == 1.0
-    assert scores["gsm8k"]["lenient_accuracy"] == 1.0
-    assert scores["gsm8k"]["examples"] == 1319
+    write_rows(tmp_path / "replay/gsm8k.jsonl", rows)
+    score = replay(tmp_path, "--tasks", "gsm8k", "--data_dir", DATA)["gsm8k"]
+    assert (score["accuracy"], score["lenient_accuracy"], score["examples"]) == (1.0, 1.0, 1319)

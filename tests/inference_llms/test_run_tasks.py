@@ -1,0 +1,235 @@
+"""Runs: completions kept as they come, taken up after a kill, never mixed with another run's; replay."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from inference_llms.run_tasks import ModelSource, ReplaySource, load_task_examples, run_tasks
+from tests.inference_llms.support import ROOT, read_json_lines, write_rows
+from utils.errors import UserError
+from utils.output_places import OutputPlaces
+
+NAME = "mask_merging/average_merging/mask_0.2_0.2_rescale_True"
+
+
+class Adder:
+    """An engine that adds the two numbers of a question, the last prompt first, and counts what it is asked."""
+
+    def __init__(self, dies_after: int | None = None, seconds_each: float = 0.0):
+        self.asked, self.calls, self.closed = [], 0, 0
+        self.dies_after, self.seconds_each = dies_after, seconds_each
+
+    def generate(self, prompts, sampling):
+        self.calls += 1
+        for done, position in enumerate(reversed(range(len(prompts)))):
+            if done == self.dies_after:
+                raise RuntimeError("the engine died")
+            time.sleep(self.seconds_each)
+            self.asked.append(prompts[position])
+            question = prompts[position].split("\n\n### Instruction:\n")[1].split("?")[0]
+            yield position, f" The answer is: {sum(map(int, question.split('+')))}"
+
+    def close(self):
+        self.closed += 1
+
+
+def source(engine: Adder, fingerprint: str = "f" * 64) -> ModelSource:
+    return ModelSource("transformers", "some/model", fingerprint, lambda: engine)
+
+
+def no_engine() -> ModelSource:
+    def refuse():
+        raise AssertionError("an engine was opened though nothing was missing")
+
+    return ModelSource("transformers", "some/model", "f" * 64, refuse)
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    rows = [{"question": f"{n}+{n}?", "answer": f"#### {2 * n}"} for n in range(12)]
+    write_rows(tmp_path / "data/gsm8k_test.jsonl", rows)
+    write_rows(
+        tmp_path / "data/MATH_test.jsonl",
+        [{"instruction": f"{n}+1?", "output": f"\\boxed{{{n + 1}}}"} for n in range(5)],
+    )
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def places(tmp_path) -> OutputPlaces:
+    return OutputPlaces(tmp_path / "out", "instruct_math", NAME)
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_tasks_of_one_model_share_one_engine_which_is_closed_and_all_prompts_go_at_once(data, places):
+    engine = Adder()
+    scores = run_tasks(load_task_examples(["gsm8k", "MATH"], data, 0, None), places, source(engine))
+    assert (engine.calls, engine.closed, len(engine.asked)) == (2, 1, 17)
+    assert scores["gsm8k"]["accuracy"] == scores["MATH"]["accuracy"] == 1.0
+    assert json.loads(places.scores().read_text()) == scores
+    rows = read_json_lines(places.raw_generations("gsm8k"))
+    assert sorted(row["id"] for row in rows) == list(range(12))
+    assert all(list(row) == ["id", "prompt", "completion"] for row in rows)
+    assert places.scores().parent.name == "average_merging" and places.scores().name.endswith("True.json")
+
+
+def test_an_engine_that_dies_is_closed_and_the_next_run_asks_only_what_is_missing(data, places):
+    examples = load_task_examples(["gsm8k"], data, 0, None)
+    dying = Adder(dies_after=5)
+    with pytest.raises(RuntimeError, match="died"):
+        run_tasks(examples, places, source(dying))
+    assert dying.closed == 1
+    assert len(read_json_lines(places.raw_generations("gsm8k"))) == 5
+    assert not places.scores().exists()
+    second = Adder()
+    scores = run_tasks(examples, places, source(second))
+    assert len(second.asked) == 7 and not set(second.asked) & set(dying.asked)
+    assert scores["gsm8k"]["accuracy"] == 1.0
+    assert run_tasks(examples, places, no_engine()) == scores
+
+
+def test_a_half_written_last_line_is_dropped_and_its_example_asked_again(data, places):
+    examples = load_task_examples(["gsm8k"], data, 0, None)
+    run_tasks(examples, places, source(Adder()))
+    path = places.raw_generations("gsm8k")
+    whole = path.read_bytes()
+    for cut in (1, 2, 30):
+        path.write_bytes(whole[:-cut])
+        engine = Adder()
+        run_tasks(examples, places, source(engine))
+        assert len(engine.asked) == 1
+        assert path.read_bytes() == whole
+
+
+def test_a_run_killed_while_generating_is_finished_by_the_next(data, places):
+    program = (
+        "from pathlib import Path\n"
+        "from inference_llms.run_tasks import load_task_examples, run_tasks\n"
+        "from tests.inference_llms.test_run_tasks import Adder, source\n"
+        "from utils.output_places import OutputPlaces\n"
+        f"examples = load_task_examples(['gsm8k'], Path({str(data)!r}), 0, None)\n"
+        f"places = OutputPlaces(Path({str(places.root)!r}), {places.tasks!r}, {places.name!r})\n"
+        "run_tasks(examples, places, source(Adder(seconds_each=0.2)))\n"
+    )
+    path = places.raw_generations("gsm8k")
+    child = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        patience = time.monotonic() + 60
+        while not (path.is_file() and path.read_bytes().count(b"\n") >= 3):
+            assert child.poll() is None and time.monotonic() < patience
+            time.sleep(0.02)
+        with pytest.raises(UserError, match="being written by another process"):
+            run_tasks(load_task_examples(["gsm8k"], data, 0, None), places, source(Adder()))
+    finally:
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+    kept = path.read_bytes().count(b"\n")
+    assert 3 <= kept < 12
+    engine = Adder()
+    scores = run_tasks(load_task_examples(["gsm8k"], data, 0, None), places, source(engine))
+    assert len(engine.asked) == 12 - kept
+    assert scores["gsm8k"]["accuracy"] == 1.0
+
+
+def test_another_models_results_are_neither_mixed_nor_overwritten_unless_asked(data, places):
+    examples = load_task_examples(["gsm8k"], data, 0, None)
+    run_tasks(examples, places, source(Adder()))
+    before = files_below(places.root)
+    with pytest.raises(UserError, match=r"gsm8k\.jsonl holds the results of another run .*--overwrite"):
+        run_tasks(examples, places, source(Adder(), "e" * 64))
+    places.raw_generations("gsm8k").unlink()
+    with pytest.raises(UserError, match=r"True\.json holds the results of another run .*--output_dir"):
+        run_tasks(examples, places, source(Adder(), "e" * 64))
+    places.raw_generations("gsm8k").write_bytes(before[f"save_raw_generations/instruct_math/{NAME}/gsm8k.jsonl"])
+    assert files_below(places.root) == before
+    engine = Adder()
+    run_tasks(examples, places, source(engine, "e" * 64), overwrite=True)
+    assert len(engine.asked) == 12
+    assert len(read_json_lines(places.raw_generations("gsm8k"))) == 12
+    run_tasks(examples, places, source(Adder(), "e" * 64))
+
+
+def test_completions_of_another_data_set_are_not_taken_for_this_ones(data, places):
+    run_tasks(load_task_examples(["gsm8k"], data, 0, None), places, source(Adder()))
+    write_rows(data / "gsm8k_test.jsonl", [{"question": "7+7?", "answer": "#### 14"}])
+    with pytest.raises(UserError, match=r"line 1: id 11 .*another data set"):
+        run_tasks(load_task_examples(["gsm8k"], data, 0, None), places, source(Adder()))
+
+
+def test_a_broken_line_amid_the_rows_is_named(data, places):
+    examples = load_task_examples(["gsm8k"], data, 0, None)
+    run_tasks(examples, places, source(Adder()))
+    path = places.raw_generations("gsm8k")
+    path.write_bytes(b"{}\n" + path.read_bytes())
+    with pytest.raises(UserError, match=r"gsm8k\.jsonl line 1 lacks the id"):
+        run_tasks(examples, places, no_engine())
+
+
+def test_a_slice_asks_that_slice_and_the_whole_takes_its_rows_up(data, places):
+    engine = Adder()
+    scores = run_tasks(load_task_examples(["gsm8k"], data, 2, 6), places, source(engine))
+    assert scores["gsm8k"]["examples"] == 4
+    assert sorted(row["id"] for row in read_json_lines(places.raw_generations("gsm8k"))) == [2, 3, 4, 5]
+    engine = Adder()
+    scores = run_tasks(load_task_examples(["gsm8k"], data, 0, 100), places, source(engine))
+    assert len(engine.asked) == 8 and scores["gsm8k"]["examples"] == 12
+
+
+def test_a_slice_of_nothing_is_refused(data):
+    with pytest.raises(UserError, match="none of the 12 examples of gsm8k"):
+        load_task_examples(["gsm8k"], data, 12, None)
+
+
+def test_a_later_run_of_another_task_adds_its_scores(data, places):
+    run_tasks(load_task_examples(["gsm8k"], data, 0, None), places, source(Adder()))
+    run_tasks(load_task_examples(["MATH"], data, 0, None), places, source(Adder()))
+    assert json.loads(places.scores().read_text()).keys() == {"gsm8k", "MATH"}
+
+
+def test_replay_of_the_runs_own_folder_scores_the_same_and_leaves_it_as_it_is(data, places):
+    examples = load_task_examples(["gsm8k", "MATH"], data, 0, None)
+    scores = run_tasks(examples, places, source(Adder()))
+    before = files_below(places.root)
+    replay = ReplaySource("some/model", places.raw_generations("gsm8k").parent)
+    assert run_tasks(examples, places, replay) == scores
+    assert run_tasks(examples, places, replay, overwrite=True) == scores
+    assert files_below(places.root) == before
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        ([{"id": n, "completion": ""} for n in range(11)], r"gsm8k\.jsonl has no completion of id 11"),
+        ([{"id": 0, "completion": ""}] * 2, r"line 2: the id 0 stands there twice"),
+        ([{"id": 12, "completion": ""}], r"line 1: no example of the set has the id 12"),
+        ([{"id": "0", "completion": ""}], r"line 1: no example of the set has the id '0'"),
+        ([{"id": 0}], r"line 1 lacks the field 'completion'"),
+        ([{"completion": ""}], r"line 1 lacks the field 'id'"),
+        ([{"id": 0, "completion": "", "prompt": "another"}], r"line 1: the completion of id 0 .*another prompt"),
+        (None, r"gsm8k\.jsonl does not exist"),
+    ],
+)
+def test_replay_names_the_file_and_row_at_fault_and_leaves_nothing(data, places, tmp_path, rows, complaint):
+    if rows is not None:
+        write_rows(tmp_path / "replay/gsm8k.jsonl", rows)
+    with pytest.raises(UserError, match=complaint):
+        run_tasks(load_task_examples(["gsm8k"], data, 0, None), places, ReplaySource("some/model", tmp_path / "replay"))
+    assert not places.root.exists()
+
+
+def test_empty_completions_score_nothing(data, places, tmp_path):
+    for task, number in (("gsm8k", 12), ("MATH", 5)):
+        write_rows(tmp_path / f"replay/{task}.jsonl", [{"id": n, "completion": ""} for n in range(number)])
+    examples = load_task_examples(["gsm8k", "MATH"], data, 0, None)
+    scores = run_tasks(examples, places, ReplaySource("some/model", tmp_path / "replay"))
+    for score in scores.values():
+        assert score["accuracy"] == score["lenient_accuracy"] == 0.0
