@@ -119,7 +119,7 @@ class Merge:
         if mask is None or mask.mask_strategy != "magnitude":
             return {}
         thresholds = {}
-        for name in tqdm(self.models.floating, "finding mask thresholds", unit=" parameters"):
+        for name in tqdm(self.models.floating, "finding mask thresholds", unit=" parameters", disable=None):
 
             def map_blocks(count: Callable, name: str = name) -> Iterable:
                 def count_block(block: Block):
@@ -185,7 +185,7 @@ class Merge:
         """`function` of every block, computed by all threads, as results come; progress under `title`."""
         with (
             ThreadPoolExecutor(self.threads) as pool,
-            tqdm(total=len(blocks), desc=title, unit=" blocks", disable=title is None) as progress,
+            tqdm(total=len(blocks), desc=title, unit=" blocks", disable=None if title else True) as progress,
         ):
             remaining = iter(blocks)
             running = {pool.submit(function, block) for block in islice(remaining, 2 * self.threads)}

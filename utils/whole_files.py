@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,12 @@ def write_json(path: Path, value: Any) -> None:
 def whole_folder(final: Path) -> Iterator[Path]:
     """Give an empty hidden folder beside `final`, and move it to `final` when the block ends well.
 
-    What was at `final` is replaced. After an error inside the block the hidden folder is removed; after a
-    kill it stays, hidden, and the next call for the same `final` starts it afresh.
+    What was at `final` is replaced. After an error inside the block nothing of this is left; after a kill
+    the hidden folder stays, and the next call for the same `final` starts it afresh.
     """
     unfinished = unfinished_name(final)
     shutil.rmtree(unfinished, ignore_errors=True)
+    made_parents = [parent for parent in unfinished.parents if not parent.exists()]
     unfinished.mkdir(parents=True)
     try:
         yield unfinished
@@ -55,13 +56,20 @@ def whole_folder(final: Path) -> Iterator[Path]:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         sync_folder(unfinished)
-        replaced = final.with_name(f".{final.name}.replaced")
-        shutil.rmtree(replaced, ignore_errors=True)
-        if final.exists():
-            final.replace(replaced)
-        unfinished.replace(final)
-        sync_folder(final.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+        _put_in_place(unfinished, final)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
+        for parent in made_parents:
+            with suppress(OSError):  # another run put something there meanwhile
+                parent.rmdir()
         raise
+
+
+def _put_in_place(unfinished: Path, final: Path) -> None:
+    replaced = final.with_name(f".{final.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if final.exists():
+        final.replace(replaced)
+    unfinished.replace(final)
+    sync_folder(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)

@@ -1,0 +1,284 @@
+"""The main script, typed as a researcher types it: merges, names, and every mistake in one line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from merge_llms_instruct_math_code import main
+from utils.errors import run_command_line
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the main script; gives its exit status and stderr."""
+
+    def run_main(*arguments: object) -> tuple[int, str]:
+        capsys.readouterr()
+        status = run_command_line(lambda: main([str(argument) for argument in arguments]))
+        return status, capsys.readouterr().err
+
+    return run_main
+
+
+@pytest.fixture
+def models(golden_merges, tmp_path) -> Path:
+    """A copy of the golden float32 models, to be broken at will."""
+    for name in ("base", "instruct", "math"):
+        shutil.copytree(golden_merges / "float32" / name, tmp_path / "models" / name)
+    for path in (tmp_path / "models").rglob("*"):
+        path.chmod(0o755)
+    return tmp_path / "models"
+
+
+def chosen_models(folder: Path, roles=("instruct", "math")) -> list[object]:
+    chosen = ["--pretrained_model", folder / "base"]
+    for role in roles:
+        chosen += [f"--merge_{role}", f"--{role}_model", folder / role]
+    return chosen
+
+
+def case_options(case: dict) -> list[object]:
+    """A golden merge's options, in the words of the command line."""
+    without_value = ("use_weight_rescale",)
+    not_options = ("id", "models", "expected", *without_value)
+    given = [[f"--{name}", value] for name, value in case.items() if name not in not_options and value is not None]
+    given += [[f"--{name}"] for name in without_value if case[name]]
+    return [word for option in given for word in option]
+
+
+def merged_folders(root: Path) -> list[Path]:
+    return sorted(path.parent for path in (root / "save_merge_models").rglob("*.safetensors"))
+
+
+def names(root: Path, task: str = "instruct") -> list[str]:
+    folder = next((root / "save_merge_models").iterdir()) / task
+    return [str(path.parent.relative_to(folder)) for path in folder.rglob("*.safetensors")]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_merge_of_the_published_scripts_comes_out(golden_merges, tmp_path, run, dtype):
+    folder = golden_merges / dtype
+    cases = json.loads((folder / "cases.json").read_text())
+    assert len(cases) == 16
+    for case in cases:
+        expected = load_file(folder / case["expected"])
+        asked = [*chosen_models(folder, case["models"]), *case_options(case), "--merge_only"]
+
+        assert run(*asked, "--dtype", "float32", "--output_dir", tmp_path / case["id"] / "float32") == (0, "")
+        for name, value in load_file(
+            merged_folders(tmp_path / case["id"] / "float32")[0] / "model.safetensors"
+        ).items():
+            scale = expected[name].abs().clamp(min=1e-3)
+            assert ((value - expected[name]).abs() / scale).max() <= 1e-6, (case["id"], name)
+
+        assert run(*asked, "--output_dir", tmp_path / case["id"] / "same") == (0, "")
+        for name, value in load_file(merged_folders(tmp_path / case["id"] / "same")[0] / "model.safetensors").items():
+            assert torch.equal(value, expected[name].to(getattr(torch, dtype))), (case["id"], name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ("--merging_method_name average_merging", "average_merging"),
+        ("--merging_method_name task_arithmetic", "task_arithmetic_scaling_coefficient_1.0"),
+        ("--merging_method_name ties-merging --param_value_mask_rate 0.5", "ties_merging"),
+        ("--merging_method_name ties_merging --scaling_coefficient 0.5", "ties_merging_scaling_coefficient_0.5"),
+        ("--use_weight_rescale", "mask_merging/average_merging/mask_0.2_0.2_rescale_True"),
+        (
+            "--use_weight_rescale --mask_apply_method ties_merging --seed 3",
+            "mask_merging/ties_merging_scaling_coefficient_1.0_param_value_mask_rate_0.5/"
+            "mask_0.2_0.2_rescale_True_seed_3",
+        ),
+        (
+            "--mask_apply_method task-arithmetic --weight_mask_rate 0.9 --weight_format finetuned_weight",
+            "mask_merging/task_arithmetic_scaling_coefficient_1.0/"
+            "mask_0.9_0.9_rescale_False_weight_format_finetuned_weight",
+        ),
+        ("--merging_method_name average_merging --mixup_lambda 0.25", "average_merging_mixup_lambda_0.25"),
+        ("--merging_method_name average_merging --dtype bfloat16", "average_merging_dtype_bfloat16"),
+    ],
+)
+def test_folders_have_the_paper_s_names(models, tmp_path, run, arguments, name):
+    assert run(*chosen_models(models), *arguments.split(), "--merge_only", "--output_dir", tmp_path) == (0, "")
+    assert names(tmp_path) == [name]
+    assert len(merged_folders(tmp_path)) == 2
+    assert len(list((tmp_path / "save_merge_llm_logs" / "instruct_math" / name).glob("*.log"))) == 1
+
+
+def test_a_drawn_ratio_is_in_the_name_and_on_record(models, tmp_path, run):
+    common = [*chosen_models(models), "--merging_method_name", "average_merging", "--merge_only"]
+    for seed in (0, 1, 2):
+        drawn = [*common, "--mixup", "--alpha", 0.5, "--seed", seed, "--output_dir", tmp_path]
+        assert run(*drawn) == (0, "")
+    folders = [folder for folder in merged_folders(tmp_path) if folder.parent.name == "instruct"]
+    assert len(folders) == 3
+    for folder in folders:
+        record = json.loads((folder / "merge_record.json").read_text())
+        first, _ = record["parameters"]["mixup"]["weights"]
+        assert f"alpha_0.5_lambda_{first:.4f}_seed_{record['parameters']['seed']}" in folder.name
+        given = [*common, "--mixup_lambda", first, "--output_dir", tmp_path / "given"]
+        assert run(*given) == (0, "")
+        again = tmp_path / "given/save_merge_models/instruct_math/math" / f"average_merging_mixup_lambda_{first}"
+        assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+def test_from_record_makes_the_same_model_elsewhere(models, tmp_path, run):
+    asked = "--use_weight_rescale --mask_apply_method ties_merging --mixup --seed 4 --merge_only --output_dir"
+    assert run(*chosen_models(models), *asked.split(), tmp_path / "first") == (0, "")
+    first, _ = merged_folders(tmp_path / "first")
+    record = first / "merge_record.json"
+    assert run("--from_record", record, "--merge_only", "--output_dir", tmp_path / "again") == (0, "")
+    again, _ = merged_folders(tmp_path / "again")
+    assert again.name == first.name
+    for path in first.iterdir():
+        assert path == record or path.read_bytes() == (again / path.name).read_bytes()
+
+
+def broken_header(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"\xff" * 500)
+
+
+def truncated(folder: Path) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:-100])
+
+
+def without_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors")
+
+
+def without_output_embeddings(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, folder / "model.safetensors")
+
+
+def with_another_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, "model.layers.2.mlp.up_proj.weight": torch.zeros(3)}, folder / "model.safetensors")
+
+
+def with_another_shape(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"] = torch.zeros(8, 16)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def with_value(value: float):
+    def change(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = value
+        save_file(tensors, folder / "model.safetensors")
+
+    return change
+
+
+def another_architecture(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "mistral"}))
+
+
+def missing_shard(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def pickled(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def broken_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def broken_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"version": "1.0"')
+
+
+@pytest.mark.parametrize(
+    ("break_it", "told"),
+    [
+        (shutil.rmtree, ["math", "no such model folder"]),
+        (broken_header, ["math/model.safetensors", "corrupt"]),
+        (truncated, ["math/model.safetensors", "truncated"]),
+        (without_tensor, ["math", "lacks tensor model.layers.1.mlp.up_proj.weight"]),
+        (without_output_embeddings, ["math", "lacks tensor lm_head.weight"]),
+        (with_another_tensor, ["base", "lacks tensor model.layers.2.mlp.up_proj.weight"]),
+        (with_another_shape, ["model.layers.1.mlp.up_proj.weight", "8 x 16", "40 x 16"]),
+        (with_value(float("nan")), ["math/model.safetensors", "model.layers.1.mlp.up_proj.weight", "NaN"]),
+        (with_value(float("-inf")), ["math/model.safetensors", "model.layers.1.mlp.up_proj.weight", "infinity"]),
+        (another_architecture, ["math/config.json", "mistral"]),
+        (missing_shard, ["model-00001-of-00002.safetensors", "missing"]),
+        (pickled, ["math/pytorch_model.bin", "safetensors"]),
+        (no_weights, ["math", "no weights"]),
+        (broken_config, ["math/config.json"]),
+        (broken_tokenizer, ["math/tokenizer.json"]),
+    ],
+)
+def test_a_broken_model_gets_one_line_and_leaves_nothing(models, tmp_path, run, break_it, told):
+    break_it(models / "math")
+    out = tmp_path / "out"
+    ties = [*chosen_models(models), "--merging_method_name", "ties_merging", "--merge_only"]
+    status, error = run(*ties, "--output_dir", out)
+    assert_one_line(status, error, told)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("--merging_method_name nothing", ["--merging_method_name"]),
+        ("--weight_mask_rate 1.2", ["--weight_mask_rate 1.2"]),
+        ("--weight_mask_rate nan", ["--weight_mask_rate nan"]),
+        ("--merging_method_name ties_merging --param_value_mask_rate -0.1", ["--param_value_mask_rate -0.1"]),
+        ("--merging_method_name task_arithmetic --scaling_coefficient inf", ["--scaling_coefficient inf"]),
+        ("--mixup --alpha nan", ["--alpha nan"]),
+        ("--mixup_lambda 1.5", ["--mixup_lambda 1.5"]),
+        ("--mixup_lambda 0.2 0.3 0.5", ["--mixup_lambda 0.2 0.3 0.5", "2 models"]),
+        ("--mixup_lambda 0.5 0.6", ["--mixup_lambda 0.5 0.6", "sum"]),
+        ("--merging_method_name average_merging --weight_mask_rate 0.3", ["--weight_mask_rate 0.3 has no use"]),
+        ("--merging_method_name average_merging --scaling_coefficient 2", ["--scaling_coefficient 2.0 has no use"]),
+        ("--alpha 0.1", ["--alpha 0.1 has no use"]),
+        ("--code_model somewhere", ["--code_model has no use"]),
+        ("--scaling_coeff 1.0", ["--scaling_coeff"]),
+        ("--models_dir nowhere", ["--models_dir nowhere"]),
+        ("--from_record nowhere.json", ["--from_record"]),
+        ("--seed -1", ["--seed"]),
+    ],
+)
+def test_a_wrong_option_gets_one_line_and_leaves_nothing(models, tmp_path, run, arguments, told):
+    out = tmp_path / "out"
+    status, error = run(*chosen_models(models), *arguments.split(), "--merge_only", "--output_dir", out)
+    assert_one_line(status, error, told)
+    assert not out.exists()
+
+
+def test_one_model_is_no_merge(models, tmp_path, run):
+    status, error = run(*chosen_models(models, ("math",)), "--output_dir", tmp_path / "out")
+    assert_one_line(status, error, ["--merge_instruct", "two"])
+
+
+def test_no_room_is_told_before_the_first_byte(models, tmp_path, run, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 1000, 1000))
+    status, error = run(*chosen_models(models), "--merge_only", "--output_dir", tmp_path / "out")
+    assert_one_line(status, error, ["GB free", "--output_dir"])
+    assert not (tmp_path / "out").exists()
+
+
+def assert_one_line(status: int, error: str, told: list[str]) -> None:
+    assert status == 2
+    assert error.startswith("error: ") and error.count("\n") == 1, error
+    for part in told:
+        assert part in error

@@ -1,0 +1,50 @@
+"""Log lines of a run: on the screen, and in a file of its own once it is clear that there is a run to log."""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from logging.handlers import MemoryHandler
+from pathlib import Path
+
+_CHATTY = ("httpx", "datasets", "filelock", "fsspec", "urllib3")
+
+
+@contextmanager
+def logged_run() -> Iterator[Callable[[Path], None]]:
+    """Show log lines on stdout, bare (stderr is for errors and progress bars), for the length of the block.
+
+    Gives a function that writes the lines so far, with their times, to a file, and all further ones as they
+    come. Until it is called they are held in memory, so that a mistake leaves no file behind.
+    """
+    screen = logging.StreamHandler(sys.stdout)
+    screen.setFormatter(logging.Formatter("%(message)s"))
+    held = MemoryHandler(capacity=sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for handler in (screen, held):
+        root.addHandler(handler)
+
+    def keep(path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(path, encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        held.setTarget(file)
+        held.capacity = 1
+        held.flush()
+
+    try:
+        yield keep
+    finally:
+        for handler in (screen, held, held.target):
+            if handler is not None:
+                root.removeHandler(handler)
+                handler.close()
+
+
+def log_time() -> str:
+    """Now, as it stands in the name of a log: sortable, to the microsecond so that no two runs share it."""
+    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S.%f")
