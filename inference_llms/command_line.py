@@ -56,6 +56,8 @@ def check_inference_options(arguments: argparse.Namespace) -> None:
         raise UserError("--replay_from has no use without --backend replay; add that or leave this out")
     if arguments.tasks is not None and len(set(arguments.tasks)) < len(arguments.tasks):
         raise UserError("--tasks names a task twice; name each once")
+    if arguments.output_dir.exists() and not arguments.output_dir.is_dir():
+        raise UserError(f"--output_dir {arguments.output_dir} is not a folder; name another place")
     if arguments.end_index is not None and arguments.end_index <= arguments.start_index:
         raise UserError("--end_index must be larger than --start_index")
 

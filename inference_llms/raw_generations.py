@@ -18,6 +18,14 @@ from utils.errors import UserError
 from utils.whole_files import write_json
 
 
+@dataclass(frozen=True)
+class Completions:
+    """Completions by id, and the identity of the run that they are the results of."""
+
+    by_id: dict[int | str, str]
+    identity: dict[str, Any]
+
+
 def identity_path(rows: Path) -> Path:
     """The file beside `<task>.jsonl` that says which run its rows belong to."""
     return rows.with_name(f"{rows.stem}.identity.json")
@@ -38,8 +46,8 @@ def read_identity(rows: Path) -> dict[str, Any] | None:
         identity = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); remove it together with {rows.name}") from error
-    if not isinstance(identity, dict):
-        raise UserError(f"{path} is not a JSON object; remove it together with {rows.name}")
+    if not isinstance(identity, dict) or "backend" not in identity:
+        raise UserError(f"{path} does not say which run it stands for; remove it together with {rows.name}")
     return identity
 
 
@@ -117,15 +125,7 @@ def appended_rows(path: Path, identity: dict[str, Any], overwrite: bool) -> Iter
             yield jsonlines.Writer(file, dumps=json.dumps, flush=True)
 
 
-@dataclass(frozen=True)
-class Replayed:
-    """Completions by id, and the identity of the run they are the results of."""
-
-    completions: dict[int | str, str]
-    identity: dict[str, Any]
-
-
-def read_replay(path: Path, examples: Sequence[Example], whole_set: Sequence[Example]) -> Replayed:
+def read_replay(path: Path, examples: Sequence[Example], whole_set: Sequence[Example]) -> Completions:
     """The completions of `examples` from a file of rows with `id` and `completion`.
 
     A folder of raw generations keeps its identity; any other file is known by its content. Raises
@@ -160,4 +160,4 @@ def read_replay(path: Path, examples: Sequence[Example], whole_set: Sequence[Exa
         "backend": "replay",
         "completions_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
-    return Replayed(completions, identity)
+    return Completions(completions, identity)

@@ -1,7 +1,7 @@
-"""From examples and a source of completions to scores: what `merge` and `python -m inference_llms` share."""
+"""From examples and a source of completions to scores: the work of a run, whoever starts it."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from inference_llms.engine import Engine
 from inference_llms.raw_generations import (
+    Completions,
     appended_rows,
     check_same_run,
     read_replay,
@@ -83,58 +84,69 @@ def run_tasks(
 
     Completions that an interrupted call of the same run left are not asked for again. Returns the scores
     written: for each task its metrics, `examples` (their number), `files`, `evaluator_command`, `backend`,
-    `model` and `identity`. Everything that the user can put right is checked for all tasks before the
-    engine is opened; then raises `UserError`, and nothing has been written.
+    `model` and `identity`. What the user can put right is checked for all tasks before the engine is
+    opened; then raises `UserError`, and nothing has been written.
     """
-    completions: dict[str, dict[int | str, str]] = {}
-    identities: dict[str, dict[str, Any]] = {}
-    for name, task_examples in examples.items():
-        if isinstance(source, ReplaySource):
-            replayed = read_replay(source.folder / f"{name}.jsonl", task_examples.chosen, task_examples.whole_set)
-            completions[name], identities[name] = replayed.completions, replayed.identity
-        else:
-            identities[name] = run_identity(source.backend, source.model_fingerprint, TASKS[name].sampling)
-            completions[name] = (
-                {}
-                if overwrite
-                else stored_completions(places.raw_generations(name), identities[name], task_examples.whole_set)
-            )
+    found = {
+        name: find_completions(name, task_examples, places, source, overwrite)
+        for name, task_examples in examples.items()
+    }
     if not overwrite:
         scores = read_scores(places.scores())
         for name in examples:
             if name in scores:
-                check_same_run(places.scores(), scores[name].get("identity"), identities[name])
+                check_same_run(places.scores(), scores[name].get("identity"), found[name].identity)
 
     written = {}
     with ExitStack() as opened:
         engine: Engine | None = None
         for name, task_examples in examples.items():
-            missing = [example for example in task_examples.chosen if example.id not in completions[name]]
+            completions, identity = found[name].by_id, found[name].identity
+            missing = [example for example in task_examples.chosen if example.id not in completions]
             if missing and isinstance(source, ModelSource):
                 if engine is None:
                     engine = source.open_engine()
                     opened.callback(engine.close)
-                path = places.raw_generations(name)
-                with appended_rows(path, identities[name], overwrite) as rows:
-                    progress = tqdm(total=len(task_examples.chosen), initial=len(task_examples.chosen) - len(missing))
-                    progress.set_description(name)
-                    prompts = [example.prompt for example in missing]
-                    for position, completion in engine.generate(prompts, TASKS[name].sampling):
-                        example = missing[position]
+                with appended_rows(places.raw_generations(name), identity, overwrite) as rows:
+                    for example, completion in complete(engine, name, missing, len(task_examples.chosen)):
                         rows.write({"id": example.id, "prompt": example.prompt, "completion": completion})
-                        completions[name][example.id] = completion
-                        progress.update()
-                    progress.close()
+                        completions[example.id] = completion
             answers = Answers(
                 examples=task_examples.chosen,
-                completions=[completions[name][example.id] for example in task_examples.chosen],
+                completions=[completions[example.id] for example in task_examples.chosen],
                 whole_set=task_examples.whole_set,
                 model=source.model,
             )
-            outcome = TASKS[name].finish(answers, places)
-            written[name] = score_record(outcome, answers, identities[name])
+            written[name] = score_record(TASKS[name].finish(answers, places), answers, identity)
             write_json(places.scores(), {**read_scores(places.scores()), name: written[name]})
     return written
+
+
+def find_completions(
+    task: str,
+    examples: TaskExamples,
+    places: OutputPlaces,
+    source: ModelSource | ReplaySource,
+    overwrite: bool,
+) -> Completions:
+    """What there is before anything is generated: all of a replay, or what an interrupted run left."""
+    if isinstance(source, ReplaySource):
+        return read_replay(source.folder / f"{task}.jsonl", examples.chosen, examples.whole_set)
+    identity = run_identity(source.backend, source.model_fingerprint, TASKS[task].sampling)
+    if overwrite:
+        return Completions({}, identity)
+    return Completions(stored_completions(places.raw_generations(task), identity, examples.whole_set), identity)
+
+
+def complete(engine: Engine, task: str, missing: Sequence[Example], number: int) -> Iterator[tuple[Example, str]]:
+    """Give all missing examples to the engine at once; each with its completion as soon as that is there.
+
+    The bar counts `number` examples, those that are not missing as done.
+    """
+    with tqdm(total=number, initial=number - len(missing), desc=task, unit="prompt") as progress:
+        for position, completion in engine.generate([example.prompt for example in missing], TASKS[task].sampling):
+            yield missing[position], completion
+            progress.update()
 
 
 def score_record(outcome: Outcome, answers: Answers, identity: dict[str, Any]) -> dict[str, Any]:

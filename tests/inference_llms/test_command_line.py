@@ -38,6 +38,7 @@ def save_weights(folder, values):
         (["--tasks", "gsm8k", "--start_index", "5", "--end_index", "5"], "--end_index"),
         (["--tasks", "gsm8k", "--tensor_parallel_size", "0"], "--tensor_parallel_size"),
         (["--tasks", "gsm8k", "--overwr"], "--overwr"),
+        (["--tasks", "gsm8k", "--output_dir", __file__], "--output_dir"),
         (["--tasks", "gsm8k", "--backend", "replay", "--replay_from", "x", "--data_dir", "nowhere"], "nowhere"),
         (["--tasks", "human_eval", "--backend", "transformers"], "some/model"),
     ],
