@@ -20,10 +20,11 @@ from utils.whole_files import write_json
 
 @dataclass(frozen=True)
 class Completions:
-    """Completions by id, and the identity of the run that they are the results of."""
+    """Completions by id, the file where they are or will be kept, and the identity of the run they result from."""
 
-    by_id: dict[int | str, str]
+    path: Path
     identity: dict[str, Any]
+    by_id: dict[int | str, str]
 
 
 def identity_path(rows: Path) -> Path:
@@ -160,4 +161,4 @@ def read_replay(path: Path, examples: Sequence[Example], whole_set: Sequence[Exa
         "backend": "replay",
         "completions_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
-    return Completions(completions, identity)
+    return Completions(path, identity, completions)

@@ -83,9 +83,9 @@ def run_tasks(
     """Complete and score the tasks in `examples`, writing raw completions, evaluators' files and scores.
 
     Completions that an interrupted call of the same run left are not asked for again. Returns the scores
-    written: for each task its metrics, `examples` (their number), `files`, `evaluator_command`, `backend`,
-    `model` and `identity`. What the user can put right is checked for all tasks before the engine is
-    opened; then raises `UserError`, and nothing has been written.
+    written: for each task its metrics, `examples` (their number), `files` (the evaluator's),
+    `evaluator_command`, `raw_generations`, `backend`, `model` and `identity`. What the user can put right is
+    checked for all tasks before the engine is opened; then raises `UserError`, and nothing has been written.
     """
     found = {
         name: find_completions(name, task_examples, places, source, overwrite)
@@ -101,13 +101,13 @@ def run_tasks(
     with ExitStack() as opened:
         engine: Engine | None = None
         for name, task_examples in examples.items():
-            completions, identity = found[name].by_id, found[name].identity
+            completions = found[name].by_id
             missing = [example for example in task_examples.chosen if example.id not in completions]
             if missing and isinstance(source, ModelSource):
                 if engine is None:
                     engine = source.open_engine()
                     opened.callback(engine.close)
-                with appended_rows(places.raw_generations(name), identity, overwrite) as rows:
+                with appended_rows(found[name].path, found[name].identity, overwrite) as rows:
                     for example, completion in complete(engine, name, missing, len(task_examples.chosen)):
                         rows.write({"id": example.id, "prompt": example.prompt, "completion": completion})
                         completions[example.id] = completion
@@ -117,7 +117,7 @@ def run_tasks(
                 whole_set=task_examples.whole_set,
                 model=source.model,
             )
-            written[name] = score_record(TASKS[name].finish(answers, places), answers, identity)
+            written[name] = score_record(TASKS[name].finish(answers, places), answers, found[name])
             write_json(places.scores(), {**read_scores(places.scores()), name: written[name]})
     return written
 
@@ -132,10 +132,10 @@ def find_completions(
     """What there is before anything is generated: all of a replay, or what an interrupted run left."""
     if isinstance(source, ReplaySource):
         return read_replay(source.folder / f"{task}.jsonl", examples.chosen, examples.whole_set)
+    path = places.raw_generations(task)
     identity = run_identity(source.backend, source.model_fingerprint, TASKS[task].sampling)
-    if overwrite:
-        return Completions({}, identity)
-    return Completions(stored_completions(places.raw_generations(task), identity, examples.whole_set), identity)
+    stored = {} if overwrite else stored_completions(path, identity, examples.whole_set)
+    return Completions(path, identity, stored)
 
 
 def complete(engine: Engine, task: str, missing: Sequence[Example], number: int) -> Iterator[tuple[Example, str]]:
@@ -149,15 +149,16 @@ def complete(engine: Engine, task: str, missing: Sequence[Example], number: int)
             progress.update()
 
 
-def score_record(outcome: Outcome, answers: Answers, identity: dict[str, Any]) -> dict[str, Any]:
+def score_record(outcome: Outcome, answers: Answers, completions: Completions) -> dict[str, Any]:
     return {
         **outcome.metrics,
         "examples": len(answers.examples),
         "files": [str(path.absolute()) for path in outcome.files],
         "evaluator_command": outcome.evaluator_command,
-        "backend": identity["backend"],
+        "raw_generations": str(completions.path.absolute()),
+        "backend": completions.identity["backend"],
         "model": answers.model,
-        "identity": identity,
+        "identity": completions.identity,
     }
 
 
