@@ -110,6 +110,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = build_parser().parse_args(arguments)
     check_inference_options(options)
+    if options.merge_only and (options.delete_merged_model or options.backend == "replay"):
+        raise UserError("--merge_only saves a model: it makes no sense with --delete_merged_model or --backend replay")
     with logged_run() as keep_log:
         log.info("command: %s", shlex.join(sys.argv))
         merge_infer_score(options, keep_log)
@@ -142,6 +144,8 @@ def merge_infer_score(options: argparse.Namespace, keep_log: Callable[[Path], No
             source = model_source(options, targets[role])
         for line in score_lines(run_tasks(task_examples, places, source, options.overwrite)):
             log.info(line)
+    if examples:
+        log.info("scores: %s", places.scores())
     if options.backend == "replay":
         keep_log(places.log(log_time()))
     elif options.delete_merged_model:

