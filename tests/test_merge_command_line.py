@@ -1,6 +1,8 @@
 """The main script, typed as a researcher types it: merges, names, and every mistake in one line."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -275,6 +277,16 @@ def test_no_room_is_told_before_the_first_byte(models, tmp_path, run, monkeypatc
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 1000, 1000))
     status, error = run(*chosen_models(models), "--merge_only", "--output_dir", tmp_path / "out")
     assert_one_line(status, error, ["GB free", "--output_dir"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_disk_that_fills_while_merging_is_told_and_leaves_nothing(models, tmp_path, run, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    status, error = run(*chosen_models(models), "--merge_only", "--output_dir", tmp_path / "out")
+    assert_one_line(status, error, ["No space left"])
     assert not (tmp_path / "out").exists()
 
 
