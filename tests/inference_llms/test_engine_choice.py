@@ -1,0 +1,107 @@
+"""Which engine a machine gets, and what it refuses before any long work."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from inference_llms.engine import (
+    Sampling,
+    available_cores,
+    check_engine_request,
+    open_engine,
+    resolve_backend,
+)
+from inference_llms.transformers_engine import TransformersEngine
+from tests.inference_llms.tiny_llama import PROMPTS, write_tiny_llama
+from utils.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+HAS_GPU = torch.cuda.device_count() > 0
+HAS_VLLM = importlib.util.find_spec("vllm") is not None
+no_gpu = pytest.mark.skipif(HAS_GPU, reason="there is a GPU here")
+
+
+def run_python(code):
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_auto_is_vllm_only_with_a_gpu_and_vllm():
+    assert resolve_backend("auto") == ("vllm" if HAS_GPU and HAS_VLLM else "transformers")
+    assert resolve_backend("vllm") == "vllm"
+    assert resolve_backend("transformers") == "transformers"
+
+
+def test_transformers_runs_whatever_is_asked_of_tensor_parallel_size():
+    check_engine_request("transformers", 64, 8)
+
+
+@pytest.mark.parametrize("sizes", [(0, 1), (1, 0), (-2, 1)])
+def test_sizes_below_one_are_refused(sizes):
+    with pytest.raises(UserError, match="--tensor_parallel_size and --pipeline_parallel_size must be 1 or more"):
+        check_engine_request("transformers", *sizes)
+
+
+@pytest.mark.skipif(HAS_VLLM, reason="vLLM is installed here")
+def test_vllm_that_is_not_installed_is_told_with_the_remedy():
+    with pytest.raises(UserError, match=r"not installed; run `bash scripts/setup_env.sh --vllm`"):
+        check_engine_request("vllm", 1, 1)
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed; `bash scripts/test.sh --vllm` installs it")
+def test_more_workers_than_the_machine_has_room_for_are_refused():
+    available = torch.cuda.device_count() or len(available_cores())
+    check_engine_request("vllm", available, 1)
+    with pytest.raises(UserError, match=f"--tensor_parallel_size {available + 1} .*there are {available}"):
+        check_engine_request("vllm", available + 1, 1)
+    if HAS_GPU:
+        with pytest.raises(UserError, match="--pipeline_parallel_size"):
+            check_engine_request("vllm", 1, available + 1)
+    else:
+        with pytest.raises(UserError, match="--pipeline_parallel_size 1"):
+            check_engine_request("vllm", 1, 2)
+
+
+def test_a_folder_without_a_model_is_named(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path} holds no config.json"):
+        open_engine("transformers", tmp_path, 1, 1)
+
+
+def test_a_broken_model_is_told_in_one_line(tmp_path):
+    folder = write_tiny_llama(tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match=str(folder)) as refused:
+        open_engine("transformers", folder, 1, 1)
+    assert "\n" not in str(refused.value)
+
+
+@no_gpu
+def test_without_a_gpu_auto_completes_with_transformers_and_says_once_what_has_no_use(tmp_path, capfd):
+    folder = write_tiny_llama(tmp_path / "model")
+    capfd.readouterr()
+    for _ in range(2):
+        engine = open_engine("auto", folder, 2, 1)
+        assert isinstance(engine, TransformersEngine)
+        assert len(dict(engine.generate(PROMPTS[:2], Sampling(max_tokens=2)))) == 2
+        engine.close()
+    notices = [line for line in capfd.readouterr().err.splitlines() if "--tensor_parallel_size" in line]
+    assert len(notices) == 1
+    assert "no use" in notices[0]
+
+
+def test_importing_and_checking_loads_no_engine():
+    """A merge checks its request first, and must not wait for packages that it may never need."""
+    heavy = "[name for name in ('torch', 'transformers', 'vllm') if name in sys.modules]"
+    assert run_python(f"import sys, inference_llms, inference_llms.engine; print({heavy})").stdout == "[]\n"
+    code = f"""
+import sys
+from inference_llms.engine import check_engine_request, resolve_backend
+check_engine_request("auto", 1, 1); resolve_backend("auto")
+assert not {{"transformers", "vllm"}} & set(sys.modules), {heavy}
+"""
+    assert run_python(code).returncode == 0
