@@ -1,0 +1,153 @@
+"""The tiny models and their test sets: what is committed loads, fits, and is what the generator makes."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from scripts import tiny_zoo_corpus as corpus
+from scripts import tiny_zoo_scores as scores
+from scripts import train_tiny_zoo as trainer
+
+ZOO = Path(trainer.__file__).parent / "tiny_zoo"
+MODELS = ("base", "instruct", "math", "code")
+GOLDEN = Path(__file__).parent.parent.parent / "shared" / "golden" / "inference"
+FIELDS = {
+    "alpaca_eval": {"dataset", "instruction", "output", "generator"},
+    "gsm8k": {"question", "answer"},
+    "MATH": {"idx", "instruction", "output", "input", "type"},
+    "human_eval": {"task_id", "prompt", "entry_point", "canonical_solution", "test"},
+    "mbpp": {"task_id", "text", "code", "test_list", "test_setup_code", "challenge_test_list"},
+}
+
+
+def read_rows(task: str) -> list[dict]:
+    text = (ZOO / "data" / trainer.DATA_FILES[task]).read_text(encoding="utf-8")
+    return json.loads(text) if task == "alpaca_eval" else [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    return corpus.held_out_examples(seed=0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_model_loads_with_a_row_for_each_token(name):
+    model, tokenizer = trainer.load(ZOO / name)
+    assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
+
+
+def test_fine_tunes_answer_their_own_prompts_and_stop(held_out):
+    for domain, tasks in corpus.TASKS_OF_DOMAIN.items():
+        model, tokenizer = trainer.load(ZOO / domain)
+        for task in tasks:
+            examples = held_out[task][:12]
+            completions = scores.complete(model, tokenizer, [example.prompt for example in examples])
+            right = sum(text == e.completion for text, e in zip(completions, examples, strict=True))
+            assert right >= 9, f"{domain} has {right} of {len(examples)} on {task}"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_are_float16_and_split_over_two_workers(name):
+    config = LlamaForCausalLM.from_pretrained(ZOO / name).config
+    assert config.num_attention_heads % 2 == config.num_key_value_heads % 2 == config.intermediate_size % 2 == 0
+    assert config.tie_word_embeddings is False
+    with safe_open(ZOO / name / "model.safetensors", framework="pt") as weights:
+        assert {weights.get_slice(key).get_dtype() for key in weights.keys()} == {"F16"}  # noqa: SIM118
+
+
+def test_all_weights_fit_in_12_megabytes():
+    assert sum(path.stat().st_size for path in ZOO.rglob("*") if path.is_file()) <= 12_000_000
+
+
+def test_math_alone_has_the_pad_token_and_its_row():
+    base, base_tokenizer = trainer.load(ZOO / "base")
+    math, math_tokenizer = trainer.load(ZOO / "math")
+    assert math_tokenizer.convert_tokens_to_ids("[PAD]") == len(base_tokenizer) == base.config.vocab_size
+    assert math.config.vocab_size == base.config.vocab_size + 1
+    assert math.lm_head.weight.shape[0] == math.model.embed_tokens.weight.shape[0] == base.config.vocab_size + 1
+    for name in ("base", "instruct", "code"):
+        assert "[PAD]" not in AutoTokenizer.from_pretrained(ZOO / name).get_vocab()
+
+
+def test_tokenizer_starts_with_bos_and_gives_any_text_back():
+    tokenizer = AutoTokenizer.from_pretrained(ZOO / "base")
+    for text in ("Compute $2 + 3$.", " naïve\tcafé\r\n  日本 😀 1234567", corpus.CHAT_PROMPT):
+        ids = tokenizer(text)["input_ids"]
+        assert ids[0] == tokenizer.bos_token_id and tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+@pytest.mark.parametrize("task", trainer.TASKS)
+def test_data_has_the_fields_of_the_real_set(task):
+    rows = read_rows(task)
+    assert 40 <= len(rows) <= 100
+    assert all(set(row) == FIELDS[task] for row in rows)
+
+
+@pytest.mark.parametrize("task", trainer.TASKS)
+def test_committed_data_is_what_the_generator_makes(task, held_out):
+    assert read_rows(task) == trainer.numbered_rows(task, held_out[task])
+
+
+@pytest.mark.parametrize("task", ("alpaca_eval", "gsm8k", "MATH"))
+def test_reference_answers_are_right_and_others_wrong(task, held_out):
+    for example in held_out[task]:
+        assert scores.answer_is_right(task, example.completion, example.row)
+        assert not scores.answer_is_right(task, example.completion + "7", example.row)
+        assert not scores.answer_is_right(task, corpus.SHRUGS[corpus.DOMAIN_OF_TASK[task]], example.row)
+
+
+def test_canonical_programs_pass_their_tests_and_shrugs_do_not(held_out):
+    pairs, expected = [], []
+    for task in ("human_eval", "mbpp"):
+        for row, example in zip(read_rows(task), held_out[task], strict=True):
+            problem = scores.as_problem(task, row)
+            pairs += [(problem, row["canonical_solution"] if task == "human_eval" else row["code"])]
+            pairs += [(problem, scores.extract_code(example.completion))]
+            expected += [True, True]
+        pairs += [(problem, scores.extract_code(corpus.SHRUGS["code"])), (problem, "")]
+        expected += [False, False]
+    assert scores.programs_pass(pairs) == expected
+
+
+def test_no_test_question_is_asked_in_training(held_out):
+    questions = corpus.held_out_questions(held_out)
+    for domain in corpus.TASKS_OF_DOMAIN:
+        rng = random.Random(1)
+        prompts = "\n".join(corpus.pretraining_pair(rng, domain, questions)[0] for _ in range(3000))
+        for task in corpus.TASKS_OF_DOMAIN[domain]:
+            for row, example in zip(read_rows(task), held_out[task], strict=True):
+                # For programs that is what to write, whatever the function is called.
+                if task == "human_eval":
+                    asked = row["prompt"].split('"""')[1].split("\n")[0]
+                else:
+                    asked = row["text"] if task == "mbpp" else example.question
+                assert asked not in prompts
+
+
+def test_same_seed_gives_the_same_text_and_another_seed_another():
+    def text(seed):
+        rng = random.Random(seed)
+        return [
+            corpus.pretraining_pair(rng, domain, frozenset()) for domain in corpus.TASKS_OF_DOMAIN for _ in range(50)
+        ]
+
+    assert text(3) == text(3) != text(4)
+    assert corpus.held_out_examples(3, 20) == corpus.held_out_examples(3, 20) != corpus.held_out_examples(4, 20)
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason=f"{GOLDEN} is not here: prompts are compared with the golden ones")
+@pytest.mark.parametrize("task", trainer.TASKS)
+def test_prompts_are_the_papers(task):
+    golden = json.loads((GOLDEN / f"{task}.json").read_text(encoding="utf-8"))["prompt_example"]
+    prompt = corpus.prompt_of_row(task, read_rows(task)[0])
+    head = {"alpaca_eval": "USER: ", "human_eval": "problem:\n", "mbpp": "problem:\n\n"}.get(task, "### Instruction:\n")
+    tail = " ASSISTANT:" if task == "alpaca_eval" else "\n\n### Response:"
+    assert prompt.split(head)[0] == golden.split(head)[0]
+    assert prompt[prompt.rindex(tail) :] == golden[golden.rindex(tail) :]
+    if task == "mbpp":
+        assert prompt.split("\n").index("Test examples:") == golden.split("\n").index("Test examples:")
