@@ -90,8 +90,11 @@ def test_completions_come_as_they_end(engine):
     runs = []
     counting = engine._model.register_forward_hook(lambda *_: runs.append(1))
     listening = engine.generate(PROMPTS, Sampling(max_tokens=200, stop=("e",)))
+    threads = torch.get_num_threads()
     next(listening)
     assert len(runs) < 100
+    assert torch.get_num_threads() == threads
+    assert not torch.is_inference_mode_enabled()
     listening.close()
     counting.remove()
     assert complete(engine, PROMPTS[:4], max_tokens=3) == expected
