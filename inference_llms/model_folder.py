@@ -6,21 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.model_folders import TOKENIZER_FILES
 from utils.output_places import OutputPlaces
 
 MERGE_RECORD = "merge_record.json"
 # Whatever else decides what the model answers to a prompt.
-TEXT_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-)
+TEXT_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 SAMPLED_PIECES = 256
 PIECE_BYTES = 4096
 HEAD_BYTES = 1 << 20

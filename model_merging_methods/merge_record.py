@@ -14,8 +14,8 @@ import xxhash
 
 from model_merging_methods.checkpoint_folder import INDEX_FILE, SINGLE_FILE, read_json_object
 from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
-from model_merging_methods.vocabulary import TOKENIZER_FILES
 from utils.errors import UserError
+from utils.model_folders import TOKENIZER_FILES
 
 RECORD_FILE = "merge_record.json"
 RECORD_FORMAT = 1

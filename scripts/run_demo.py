@@ -17,7 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from program_scores import pass_rate
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts.program_scores import pass_rate
 
 ROOT = Path(__file__).resolve().parent.parent
 ZOO = ROOT / "scripts" / "tiny_zoo"

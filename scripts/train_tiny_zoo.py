@@ -15,6 +15,7 @@ import copy
 import functools
 import json
 import random
+import re
 import sys
 import time
 from itertools import combinations
@@ -26,9 +27,11 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFas
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from inference_llms import alpaca_eval, gsm8k, human_eval
 from scripts import tiny_zoo_corpus as corpus
 from scripts import tiny_zoo_scores as scores
 from scripts import tiny_zoo_training as training
+from scripts.program_scores import programs_pass
 from utils.errors import UserError, run_command_line
 from utils.whole_files import write_json, write_whole
 
@@ -79,8 +82,7 @@ def zoo_tokenizer(held_out: frozenset[str], seed: int) -> PreTrainedTokenizerFas
     """The tokenizer of all four models, trained on 20,000 examples of the base's own text."""
     rng = random.Random(f"tokenizer {seed}")
     pairs = [corpus.pretraining_pair(rng, rng.choice(DOMAINS), held_out) for _ in range(20_000)]
-    fixed = (corpus.CHAT_PROMPT, corpus.MATH_PROMPT, corpus.CODE_PROMPT)
-    fixed_parts = [part for prompt in fixed for part in prompt.split("{question}")]
+    fixed_parts = [part for task in (alpaca_eval, gsm8k, human_eval) for part in re.split(r"\{\w+\}", task.PROMPT)]
     return training.train_tokenizer([prompt + completion for prompt, completion in pairs], fixed_parts)
 
 
@@ -185,12 +187,12 @@ def evaluate(output: Path) -> None:
             completions = scores.complete(model, tokenizer, [corpus.prompt_of_row(task, row) for row in rows])
             if task in ("human_eval", "mbpp"):
                 problems = [scores.as_problem(task, row) for row in rows]
-                codes = map(scores.extract_code, completions)
+                codes = [scores.extract_program(task, completion) for completion in completions]
                 programs += [(model_name, task, *pair) for pair in zip(problems, codes, strict=True)]
             else:
                 pairs = zip(completions, rows, strict=True)
                 right[model_name, task] = [scores.answer_is_right(task, *pair) for pair in pairs]
-    passed = scores.programs_pass([(problem, program) for *_, problem, program in programs])
+    passed = programs_pass([(problem, program) for *_, problem, program in programs])
     for (model_name, task, *_), ok in zip(programs, passed, strict=True):
         right.setdefault((model_name, task), []).append(ok)
 

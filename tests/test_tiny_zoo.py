@@ -11,10 +11,10 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from scripts import tiny_zoo_corpus as corpus
 from scripts import tiny_zoo_scores as scores
 from scripts import train_tiny_zoo as trainer
+from scripts.program_scores import programs_pass
 
 ZOO = Path(trainer.__file__).parent / "tiny_zoo"
 MODELS = ("base", "instruct", "math", "code")
-GOLDEN = Path(__file__).parent.parent.parent / "shared" / "golden" / "inference"
 FIELDS = {
     "alpaca_eval": {"dataset", "instruction", "output", "generator"},
     "gsm8k": {"question", "answer"},
@@ -75,7 +75,7 @@ def test_math_alone_has_the_pad_token_and_its_row():
 
 def test_tokenizer_starts_with_bos_and_gives_any_text_back():
     tokenizer = AutoTokenizer.from_pretrained(ZOO / "base")
-    for text in ("Compute $2 + 3$.", " naïve\tcafé\r\n  日本 😀 1234567", corpus.CHAT_PROMPT):
+    for text in ("Compute $2 + 3$.", " naïve\tcafé\r\n  日本 😀 1234567", corpus.alpaca_eval.PROMPT):
         ids = tokenizer(text)["input_ids"]
         assert ids[0] == tokenizer.bos_token_id and tokenizer.unk_token_id not in ids
         assert tokenizer.decode(ids, skip_special_tokens=True) == text
@@ -107,11 +107,11 @@ def test_canonical_programs_pass_their_tests_and_shrugs_do_not(held_out):
         for row, example in zip(read_rows(task), held_out[task], strict=True):
             problem = scores.as_problem(task, row)
             pairs += [(problem, row["canonical_solution"] if task == "human_eval" else row["code"])]
-            pairs += [(problem, scores.extract_code(example.completion))]
+            pairs += [(problem, scores.extract_program(task, example.completion))]
             expected += [True, True]
-        pairs += [(problem, scores.extract_code(corpus.SHRUGS["code"])), (problem, "")]
+        pairs += [(problem, scores.extract_program(task, corpus.SHRUGS["code"])), (problem, "")]
         expected += [False, False]
-    assert scores.programs_pass(pairs) == expected
+    assert programs_pass(pairs) == expected
 
 
 def test_no_test_question_is_asked_in_training(held_out):
@@ -138,16 +138,3 @@ def test_same_seed_gives_the_same_text_and_another_seed_another():
 
     assert text(3) == text(3) != text(4)
     assert corpus.held_out_examples(3, 20) == corpus.held_out_examples(3, 20) != corpus.held_out_examples(4, 20)
-
-
-@pytest.mark.skipif(not GOLDEN.exists(), reason=f"{GOLDEN} is not here: prompts are compared with the golden ones")
-@pytest.mark.parametrize("task", trainer.TASKS)
-def test_prompts_are_the_papers(task):
-    golden = json.loads((GOLDEN / f"{task}.json").read_text(encoding="utf-8"))["prompt_example"]
-    prompt = corpus.prompt_of_row(task, read_rows(task)[0])
-    head = {"alpaca_eval": "USER: ", "human_eval": "problem:\n", "mbpp": "problem:\n\n"}.get(task, "### Instruction:\n")
-    tail = " ASSISTANT:" if task == "alpaca_eval" else "\n\n### Response:"
-    assert prompt.split(head)[0] == golden.split(head)[0]
-    assert prompt[prompt.rindex(tail) :] == golden[golden.rindex(tail) :]
-    if task == "mbpp":
-        assert prompt.split("\n").index("Test examples:") == golden.split("\n").index("Test examples:")

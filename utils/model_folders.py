@@ -19,6 +19,19 @@ HUB_IDS = {
     "llama-2-13b-code-alpaca": "layoric/llama-2-13b-code-alpaca",
 }
 
+# What decides how a model's text is cut into tokens, wherever a folder has it.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 

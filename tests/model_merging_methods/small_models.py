@@ -58,8 +58,6 @@ def small_config(rows: int, tied: bool = False, hidden_size: int = 16) -> LlamaC
 def small_tokenizer(added_tokens: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
     words = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     words.pre_tokenizer = Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
     tokenizer.add_special_tokens({"additional_special_tokens": list(added_tokens)} if added_tokens else {})
     return tokenizer

@@ -1,6 +1,7 @@
 """DARE's masks: how much they drop, what they depend on, and what is left."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def test_rate_zero_drops_nothing_and_rate_one_everything():
 @given(st.lists(st.integers(1, 999), max_size=6))
 def test_a_value_s_mask_depends_on_its_position_alone(cuts):
     edges = [0, *sorted(set(cuts)), 1000]
-    pieces = [random_drop_mask(KEY, a, b, 0.3) for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [random_drop_mask(KEY, a, b, 0.3) for a, b in pairwise(edges)]
     assert torch.equal(torch.cat(pieces), random_drop_mask(KEY, 0, 1000, 0.3))
 
 

@@ -110,9 +110,7 @@ def test_sharded_inputs_and_outputs_hold_the_same_values(models, tmp_path):
 @pytest.mark.parametrize("dtype", [None, "float32", "bfloat16"])
 def test_transformers_loads_what_was_saved_in_the_dtype_asked_for(models, tmp_path, dtype):
     merge_models(request(models, MergeParameters("task_arithmetic", dtype=dtype)), {"math": tmp_path / "merged"})
-    model, report = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "merged", dtype="auto", output_loading_info=True
-    )
+    model, report = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto", output_loading_info=True)
     assert model.dtype == getattr(torch, dtype or "float16")
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     tokens = AutoTokenizer.from_pretrained(tmp_path / "merged")("what is two and two", return_tensors="pt")
@@ -154,7 +152,7 @@ def test_a_record_refuses_other_inputs_and_leaves_nothing(models, tmp_path):
     merge_models(request(models, MERGES["average"]), {"code": tmp_path / "first"})
     record = tmp_path / "first" / "merge_record.json"
     moved = request_from_record(record, {"math": models / "code"})
-    with pytest.raises(UserError, match="math model's .* is not the file"):
+    with pytest.raises(UserError, match=r"math model's .* is not the file"):
         merge_models(moved, {"code": tmp_path / "again"}, made_from=record)
     assert [path.name for path in tmp_path.iterdir()] == ["first"]
 
