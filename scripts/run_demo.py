@@ -27,7 +27,7 @@ DATA = ZOO / "data"
 TASKS_OF_ROLE = {"instruct": ("alpaca_eval",), "math": ("gsm8k", "MATH"), "code": ("human_eval", "mbpp")}
 TASKS = [task for tasks in TASKS_OF_ROLE.values() for task in tasks]
 PAIRS = (("instruct", "math"), ("instruct", "code"), ("math", "code"))
-M3 = "--mixup --alpha 0.5 --seed 1"
+M3 = "--mixup --alpha 0.5 --seed 7"
 METHODS = {
     "average": "--merging_method_name average_merging",
     "average, M3": f"--merging_method_name average_merging {M3}",
