@@ -1,6 +1,5 @@
 """Real vLLM: with two tensor-parallel workers, then with one, in one process, as a run with two models has it."""
 
-import importlib.util
 import json
 import os
 
@@ -8,21 +7,12 @@ import psutil
 import pytest
 import torch
 
-from inference_llms.engine import Sampling, available_cores, open_engine
+from inference_llms.engine import Sampling, open_engine
 from tests.inference_llms.tiny_llama import CONTEXT, PROMPTS, write_tiny_llama
+from tests.vllm_marks import two_workers, vllm_installed
 from utils.errors import UserError
 
-REQUIRED = os.environ.get("REQUIRE_VLLM") == "1"
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(
-        importlib.util.find_spec("vllm") is None and not REQUIRED,
-        reason="vLLM is not installed; `bash scripts/test.sh --vllm` installs it and runs these",
-    ),
-]
-two_workers = pytest.mark.skipif(
-    (torch.cuda.device_count() or len(available_cores())) < 2, reason="fewer than two GPUs or cores here"
-)
+pytestmark = [pytest.mark.vllm, vllm_installed]
 STOPS = ("re", "a")
 
 

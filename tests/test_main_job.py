@@ -1,0 +1,103 @@
+"""The main job as typed at a shell, on the tiny models: merge, infer, score; killed and finished; on real vLLM."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scripts.program_scores import pass_rate
+from tests.inference_llms.support import ROOT, read_json_lines
+from tests.vllm_marks import two_workers, vllm_installed
+
+ZOO = ROOT / "scripts" / "tiny_zoo"
+
+
+def command(out: Path, *roles: str, backend: str = "transformers", more: str = "") -> list[str]:
+    models = ["--pretrained_model", ZOO / "base"]
+    for role in roles:
+        models += [f"--merge_{role}", f"--{role}_model", ZOO / role]
+    running = ["--data_dir", ZOO / "data", "--output_dir", out, "--backend", backend, "--tensor_parallel_size", 2]
+    words = [sys.executable, "merge_llms_instruct_math_code.py", *models, *running, *more.split()]
+    return [str(word) for word in words]
+
+
+def finish(words: list[str]) -> str:
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def scores(out: Path, tasks: str, name: str) -> dict[str, dict]:
+    return json.loads((out / "save_scores" / tasks / f"{name}.json").read_text())
+
+
+def test_a_merge_of_three_keeps_what_its_models_know(tmp_path):
+    """The equal-ratio average of all three, on all five tasks, each with its own model's tokenizer."""
+    average = "--merging_method_name average_merging"
+    finish(command(tmp_path, "instruct", "math", "code", more=average))
+    of_task = scores(tmp_path, "instruct_math_code", "average_merging")
+    assert list(of_task) == ["alpaca_eval", "gsm8k", "MATH", "human_eval", "mbpp"]
+    # The base has 37, 30, 30 and 25 per cent.
+    assert of_task["gsm8k"]["accuracy"] > 0.57 and of_task["MATH"]["accuracy"] > 0.5
+    for task in ("human_eval", "mbpp"):
+        assert pass_rate(task, ZOO / "data", Path(of_task[task]["files"][0])) > 0.5
+    answers = json.loads(Path(of_task["alpaca_eval"]["files"][0]).read_text())
+    folder = tmp_path / "save_merge_models" / "instruct_math_code" / "instruct" / "average_merging"
+    assert {row["generator"] for row in answers} == {str(folder)}
+
+
+def test_killed_while_it_generates_the_same_command_finishes(tmp_path):
+    more = "--merging_method_name average_merging --mixup_lambda 0.4"
+    name = "average_merging_mixup_lambda_0.4"
+    finish(command(tmp_path / "undisturbed", "instruct", "math", more=more))
+
+    killed = tmp_path / "killed"
+    raw = killed / "save_raw_generations" / "instruct_math" / name / "gsm8k.jsonl"
+    child = subprocess.Popen(
+        command(killed, "instruct", "math", more=more),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while not (raw.is_file() and raw.stat().st_size):
+            assert child.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.005)
+    finally:
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+    model = killed / "save_merge_models" / "instruct_math" / "math" / name / "model.safetensors"
+    made = model.stat().st_mtime_ns
+
+    assert "already merged" in finish(command(killed, "instruct", "math", more=more))
+    assert model.stat().st_mtime_ns == made
+    for task in ("alpaca_eval", "gsm8k", "MATH"):
+        path = raw.with_name(f"{task}.jsonl")
+        undisturbed = tmp_path / "undisturbed" / path.relative_to(killed)
+        assert sorted(read_json_lines(path), key=str) == sorted(read_json_lines(undisturbed), key=str)
+
+
+@pytest.mark.vllm
+@vllm_installed
+@two_workers
+def test_both_models_tasks_run_one_engine_after_the_other(tmp_path):
+    """Two tensor-parallel workers for instruct's task, freed, and two for math's; scores as elsewhere."""
+    more = "--merging_method_name ties-merging --tasks alpaca_eval gsm8k --end_index 20"
+    for backend in ("vllm", "transformers"):
+        finish(command(tmp_path / backend, "instruct", "math", backend=backend, more=more))
+    by_vllm, by_transformers = (
+        scores(tmp_path / backend, "instruct_math", "ties_merging") for backend in ("vllm", "transformers")
+    )
+    assert by_vllm["gsm8k"]["examples"] == 20 and by_vllm["gsm8k"]["backend"] == "vllm"
+    # Rounding may turn a tie between two tokens in one or two of twenty.
+    assert abs(by_vllm["gsm8k"]["accuracy"] - by_transformers["gsm8k"]["accuracy"]) <= 0.1
+    answers = [
+        [row["output"] for row in json.loads(Path(of_task["alpaca_eval"]["files"][0]).read_text())]
+        for of_task in (by_vllm, by_transformers)
+    ]
+    assert sum(one == other for one, other in zip(*answers, strict=True)) >= 18

@@ -1,0 +1,18 @@
+"""Which tests need vLLM, and when they are left out."""
+
+import importlib.util
+import os
+
+import pytest
+import torch
+
+from inference_llms.engine import available_cores
+
+REQUIRED = os.environ.get("REQUIRE_VLLM") == "1"
+vllm_installed = pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None and not REQUIRED,
+    reason="vLLM is not installed; `bash scripts/test.sh --vllm` installs it and runs these",
+)
+two_workers = pytest.mark.skipif(
+    (torch.cuda.device_count() or len(available_cores())) < 2, reason="fewer than two GPUs or cores here"
+)
