@@ -1,7 +1,6 @@
 """The models of a merge as one set of parameters of equal names and shapes, read by stretches."""
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -42,7 +41,7 @@ class AlignedModels:
         self.vocabulary = self._align_vocabulary()
         self.forms = {name: self._merged_form(name) for name in pretrained.tensors}
         self.floating = [name for name, form in self.forms.items() if form.dtype.is_floating_point]
-        self._mean_row = cache(self._mean_row)
+        self._mean_rows: dict[tuple[int, str], Tensor] = {}
 
     @property
     def number_of_parameters(self) -> int:
@@ -68,6 +67,11 @@ class AlignedModels:
 
     def _mean_row(self, model: int, name: str) -> Tensor:
         """The mean of a model's own rows, summed in double precision so that it is exact to float32."""
+        if (model, name) not in self._mean_rows:
+            self._mean_rows[model, name] = self._compute_mean_row(model, name)
+        return self._mean_rows[model, name]
+
+    def _compute_mean_row(self, model: int, name: str) -> Tensor:
         source, stored_name = self.models[model], _stored_name(self.models[model], name)
         rows, *rest = source.tensors[stored_name].shape
         width = torch.Size(rest).numel()
@@ -82,16 +86,17 @@ class AlignedModels:
         if not self._vocabulary_names:
             return AlignedVocabulary({}, 0, (None,) * len(self.models))
         rows = [_vocabulary_rows(model) for model in self.models]
-        base_tokens = read_tokens(self.models[BASE].folder)
+        tokens_of = [read_tokens(model.folder) for model in self.models]
+        # A base without a tokenizer names its rows as the first model does that has one.
+        base_tokens = next((tokens for tokens in tokens_of if tokens is not None), {})
         vocabularies = []
-        for model, own_rows in zip(self.models, rows, strict=True):
-            tokens = read_tokens(model.folder)
-            if tokens is None and own_rows != rows[BASE]:
+        for model, tokens, own_rows in zip(self.models, tokens_of, rows, strict=True):
+            if tokens is None and model is not self.models[BASE] and own_rows != rows[BASE]:
                 raise UserError(
                     f"{model.folder}: has {own_rows} vocabulary rows where the pretrained model has {rows[BASE]}, "
                     "and no tokenizer that tells which; add its tokenizer files"
                 )
-            vocabularies.append(Vocabulary((base_tokens or {}) if tokens is None else tokens, own_rows))
+            vocabularies.append(Vocabulary(base_tokens if tokens is None else tokens, own_rows))
         return align_vocabularies(vocabularies[BASE], vocabularies[1:])
 
     def _merged_form(self, name: str) -> TensorForm:
@@ -147,7 +152,11 @@ def _is_vocabulary(name: str) -> bool:
 
 
 def _vocabulary_rows(model: CheckpointFolder) -> int:
-    rows = {name: stored.shape[0] for name, stored in model.tensors.items() if _is_vocabulary(name)}
+    matrices = {name: stored.shape for name, stored in model.tensors.items() if _is_vocabulary(name)}
+    for name, shape in matrices.items():
+        if len(shape) != 2 or shape[0] == 0:
+            raise UserError(f"{model.folder}: tensor {name} is {_dimensions(shape)}, which is no vocabulary matrix")
+    rows = {name: shape[0] for name, shape in matrices.items()}
     if len(set(rows.values())) > 1:
         raise UserError(f"{model.folder}: its vocabulary matrices have different numbers of rows ({rows})")
     return next(iter(rows.values()))

@@ -1,6 +1,7 @@
 """Reading a Hugging Face checkpoint folder: its config, its tensors' places, and their bytes.
 
-Nothing is loaded: tensors are read by stretches, straight from the safetensors files.
+No model is loaded: tensors are read by stretches, straight from the safetensors files. Pickled files (`.bin`), in
+which many older models come, are mapped into memory by torch with `weights_only=True`, which runs no code.
 """
 
 import json
@@ -18,6 +19,8 @@ from utils.errors import UserError
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+PICKLED_FILE = "pytorch_model.bin"
+PICKLED_INDEX_FILE = "pytorch_model.bin.index.json"
 
 TORCH_DTYPES = {
     "F64": torch.float64,
@@ -40,12 +43,14 @@ _LONGEST_HEADER = 100_000_000  # bytes; the safetensors format's own limit
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor's place: `offset` bytes into `file`, in row-major order."""
+    """One tensor's place: `offset` bytes into `file`, in row-major order; or, of a pickled file, the tensor
+    that torch mapped into memory."""
 
     file: Path
     dtype: torch.dtype
     shape: tuple[int, ...]
-    offset: int
+    offset: int = 0
+    mapped: Tensor | None = None
 
     @property
     def numel(self) -> int:
@@ -55,8 +60,9 @@ class StoredTensor:
 class CheckpointFolder:
     """The tensors of one model folder, by name, with positioned reads (safe from several threads).
 
-    Raises UserError, naming file or tensor, for a missing folder, config or shard, for pickled weights, and
-    for a safetensors file that is truncated or otherwise not what its header says.
+    Raises UserError, naming file or tensor, for a missing folder, config or shard, for a safetensors file
+    that is truncated or otherwise not what its header says, and for a pickled file that holds anything but
+    tensors.
     """
 
     def __init__(self, folder: Path):
@@ -64,12 +70,12 @@ class CheckpointFolder:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such model folder")
         self.config = read_json_object(folder / "config.json", "it is not a model folder")
-        self.files = _weight_files(folder)
+        self.files = weight_files(folder)
         self.tensors: dict[str, StoredTensor] = {}
         for file in self.files:
-            self.tensors.update(_read_header(file))
+            self.tensors.update(_read_pickled(file) if file.suffix == ".bin" else _read_header(file))
         self._check_index()
-        self._descriptors = {file: os.open(file, os.O_RDONLY) for file in self.files}
+        self._descriptors = {file: os.open(file, os.O_RDONLY) for file in self.files if file.suffix != ".bin"}
 
     def close(self) -> None:
         for descriptor in self._descriptors.values():
@@ -88,6 +94,8 @@ class CheckpointFolder:
         Raises UserError when the file has become shorter than it was.
         """
         stored = self.tensors[name]
+        if stored.mapped is not None:
+            return stored.mapped.reshape(-1)[start:stop].clone()
         block = torch.empty(stop - start, dtype=stored.dtype)
         buffer = memoryview(block.view(torch.uint8).numpy()) if len(block) else memoryview(b"")
         position = stored.offset + start * stored.dtype.itemsize
@@ -108,10 +116,12 @@ class CheckpointFolder:
         return block
 
     def _check_index(self) -> None:
-        index_path = self.folder / INDEX_FILE
-        if self.files[0].name == SINGLE_FILE:
+        index_path = index_file(self.folder)
+        if index_path is None:
             return
         for name, file_name in _weight_map(index_path).items():
+            if _is_ignored(name):
+                continue
             if name not in self.tensors or self.tensors[name].file.name != file_name:
                 raise UserError(f"{self.folder / file_name}: lacks tensor {name} that {index_path.name} lists")
 
@@ -122,34 +132,42 @@ def read_json_object(path: Path, otherwise: str) -> dict:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {otherwise}") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); get the file anew") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: does not hold a JSON object; get the file anew")
     return value
 
 
-def is_ignored(name: str) -> bool:
+def _is_ignored(name: str) -> bool:
     """Whether a stored tensor is a buffer that current models compute for themselves."""
     return name.endswith(_IGNORED_SUFFIXES)
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / SINGLE_FILE).exists():
-        return [folder / SINGLE_FILE]
-    if (folder / INDEX_FILE).exists():
-        files = [folder / name for name in sorted(set(_weight_map(folder / INDEX_FILE).values()))]
-        for file in files:
-            if not file.exists():
-                raise UserError(f"{file}: this shard is missing, though {INDEX_FILE} lists it; download it")
-        return files
-    pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
-    if pickled:
-        raise UserError(
-            f"{pickled[0]}: pickled weights are not read; load the model in transformers and save it again "
-            "(save_pretrained) as safetensors"
-        )
-    raise UserError(f"{folder}: holds no weights ({SINGLE_FILE} or {INDEX_FILE})")
+def index_file(folder: Path) -> Path | None:
+    """The index of a sharded checkpoint; None for a single file. As transformers does, safetensors before
+    pickled weights, and a single file before shards."""
+    for single, index in ((SINGLE_FILE, INDEX_FILE), (PICKLED_FILE, PICKLED_INDEX_FILE)):
+        if (folder / single).exists():
+            return None
+        if (folder / index).exists():
+            return folder / index
+    return None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a folder's weights. Raises UserError where one is missing or there is none."""
+    index = index_file(folder)
+    if index is None:
+        for name in (SINGLE_FILE, PICKLED_FILE):
+            if (folder / name).exists():
+                return [folder / name]
+        raise UserError(f"{folder}: holds no weights ({SINGLE_FILE}, {PICKLED_FILE} or an index of shards)")
+    files = [folder / name for name in sorted(set(_weight_map(index).values()))]
+    for file in files:
+        if not file.exists():
+            raise UserError(f"{file}: this shard is missing, though {index.name} lists it; download it")
+    return files
 
 
 def _weight_map(index_path: Path) -> Mapping[str, str]:
@@ -160,6 +178,21 @@ def _weight_map(index_path: Path) -> Mapping[str, str]:
         if not isinstance(name, str) or Path(name).name != name:
             raise UserError(f"{index_path}: names a shard outside its folder ({name})")
     return weight_map
+
+
+def _read_pickled(file: Path) -> dict[str, StoredTensor]:
+    """Every parameter in a file of torch.save, mapped into memory."""
+    try:
+        state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        items = [(name, tensor) for name, tensor in state.items() if not _is_ignored(name)]
+        if not all(isinstance(tensor, Tensor) for _, tensor in items):
+            raise TypeError("not a tensor")
+    except Exception as error:  # torch raises errors of a dozen kinds, and the remedy is the same for all
+        raise UserError(
+            f"{file}: cannot be read as pickled weights alone ({type(error).__name__}); get the file anew, or save "
+            "the model again as safetensors (save_pretrained)"
+        ) from error
+    return {name: StoredTensor(file, tensor.dtype, tuple(tensor.shape), mapped=tensor) for name, tensor in items}
 
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:
@@ -179,7 +212,7 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
         try:
             header = json.loads(opened.read(header_size))
             tensors, end = _stored_tensors(file, header, 8 + header_size)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise broken("the header makes no sense") from None
     if end != size:
         raise broken(f"{size} bytes where the header describes {end}")
@@ -195,10 +228,12 @@ def _stored_tensors(file: Path, header: dict, data_start: int) -> tuple[dict[str
         if entry["dtype"] not in TORCH_DTYPES:
             raise UserError(f"{file}: tensor {name} has dtype {entry['dtype']}, which cannot be merged")
         first, last = entry["data_offsets"]
-        stored = StoredTensor(file, TORCH_DTYPES[entry["dtype"]], tuple(entry["shape"]), data_start + int(first))
+        if not all(type(number) is int and number >= 0 for number in (first, last, *entry["shape"])):
+            raise ValueError(name)
+        stored = StoredTensor(file, TORCH_DTYPES[entry["dtype"]], tuple(entry["shape"]), data_start + first)
         if stored.offset != end or last - first != stored.numel * stored.dtype.itemsize:
             raise ValueError(name)
         end = data_start + last
-        if not is_ignored(name):
+        if not _is_ignored(name):
             tensors[name] = stored
     return tensors, end

@@ -1,5 +1,6 @@
 """Writing safetensors shards a block at a time, in any order, from several threads."""
 
+import errno
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from model_merging_methods.checkpoint_folder import INDEX_FILE, SAFETENSORS_NAMES, SINGLE_FILE
+from utils.errors import UserError
 from utils.whole_files import write_json
 
 LARGEST_SHARD = 5_000_000_000  # bytes, as transformers splits
@@ -51,10 +53,19 @@ class CheckpointWriter:
             write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
     def write(self, name: str, start: int, block: Tensor) -> None:
-        """Put `block`, cast to the tensor's dtype, at the flattened position `start` of tensor `name`."""
+        """Put `block`, cast to the tensor's dtype, at the flattened position `start` of tensor `name`.
+
+        Raises UserError, naming the tensor, where the cast values are not all finite.
+        """
         descriptor, offset = self._places[name]
         dtype = self._forms[name].dtype
-        data = memoryview(block.to(dtype).view(torch.uint8).numpy()) if len(block) else memoryview(b"")
+        cast = block.to(dtype)
+        if len(cast) and dtype.is_floating_point and not math.isfinite(cast.abs().max()):
+            raise UserError(
+                f"tensor {name}: the merged values do not fit into {str(dtype).removeprefix('torch.')}; choose a "
+                "smaller --scaling_coefficient or --dtype float32"
+            )
+        data = memoryview(cast.view(torch.uint8).numpy()) if len(cast) else memoryview(b"")
         position = offset + start * dtype.itemsize
         while data:
             count = os.pwrite(descriptor, data, position)
@@ -87,10 +98,19 @@ class CheckpointWriter:
         self._descriptors.append(descriptor)
         os.pwrite(descriptor, struct.pack("<Q", len(text)) + text, 0)
         data_start = 8 + len(text)
-        if end:
-            os.posix_fallocate(descriptor, data_start, end)
+        _allocate(descriptor, data_start + end)
         for name in names:
             self._places[name] = (descriptor, data_start + header[name]["data_offsets"][0])
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Give a file its full size, with its place on the disk where the system can reserve one."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except (AttributeError, OSError) as error:  # macOS has no such call, some file systems refuse it
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise
+        os.ftruncate(descriptor, size)
 
 
 def _split(forms: Mapping[str, TensorForm], largest_shard: int) -> list[list[str]]:

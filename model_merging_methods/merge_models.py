@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
+from threading import Event
 
 import torch
 
@@ -30,7 +31,7 @@ from model_merging_methods.merge_record import (
 from model_merging_methods.model_card import model_card
 from model_merging_methods.vocabulary import write_tokenizer
 from utils.errors import UserError
-from utils.whole_files import unfinished_name, whole_folder, write_json
+from utils.whole_files import remove_replaced, whole_folder, write_json
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +54,13 @@ def merge_models(
     Raises UserError, leaving nothing behind, for inputs that cannot be merged, for a target that holds
     something else (unless `overwrite`), and where the disk has no room.
     """
-    request.parameters.check()
+    request.parameters.check(len(request.finetuned))
     if len(request.finetuned) < 2:
         raise UserError("a merge takes two models or more: give two of the --merge_* options")
+    for target in targets.values():
+        _check_place(target, request)
+    if made_from is not None:
+        check_against_record(made_from, fingerprint_inputs(request))
     wanted = {role: target for role, target in targets.items() if overwrite or not _is_done(target, request)}
     if not wanted:
         log.info("already merged: %s", ", ".join(str(target) for target in targets.values()))
@@ -64,23 +69,46 @@ def merge_models(
     with _opened(request) as models:
         _check_tokenizers(request, models, wanted)
         for role, target in wanted.items():
-            if finished is None:
-                _make_folder(request, models, role, target, made_from, threads, block_size, largest_shard)
-            else:
-                _link_folder(request, models, role, target, finished)
+            with whole_folder(target, replace=overwrite) as folder:
+                if finished is None:
+                    record = _merge_into(folder, request, models, threads, block_size, largest_shard)
+                else:
+                    record = _link_into(folder, finished)
+                write_tokenizer(_tokenizer_source(request, models, role), folder, models.vocabulary.tokens)
+                (folder / "README.md").write_text(model_card(request, role), encoding="utf-8")
+                write_json(folder / RECORD_FILE, {**record, "tokenizer_from": role})
             finished = target
             log.info("saved %s", target)
 
 
+def _check_place(target: Path, request: MergeRequest) -> None:
+    """Raise UserError where a model folder can never be put."""
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise UserError(f"{target}: is not a folder; remove it or choose another --output_dir")
+    parent = next(parent for parent in target.absolute().parents if parent.exists())
+    if not parent.is_dir():
+        raise UserError(f"{parent}: is not a folder; remove it or choose another --output_dir")
+    for folder in request.inputs.values():
+        if target.resolve() == folder.resolve():
+            raise UserError(f"{target}: is one of the models to merge; choose another --output_dir")
+    remove_replaced(target)
+
+
 def _is_done(target: Path, request: MergeRequest) -> bool:
+    """Whether `target` already is this merge. Raises UserError where it is something else."""
     if not target.exists():
         return False
-    record_path = target / RECORD_FILE
-    if record_path.exists() and is_same_merge(read_record(record_path), request):
-        return True
+    if (target / RECORD_FILE).exists():
+        record = read_record(target / RECORD_FILE)
+        if is_same_merge(record, request) and record["outputs"] == _weight_sizes(target):
+            return True
     raise UserError(
         f"{target}: holds the results of another run; choose another --output_dir, or replace it with --overwrite"
     )
+
+
+def _weight_sizes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}
 
 
 @contextmanager
@@ -90,55 +118,59 @@ def _opened(request: MergeRequest) -> Iterator[AlignedModels]:
         yield AlignedModels(folders[0], folders[1:])
 
 
-def _make_folder(
+def _merge_into(
+    folder: Path,
     request: MergeRequest,
     models: AlignedModels,
-    role: str,
-    target: Path,
-    made_from: Path | None,
     threads: int | None,
     block_size: int,
     largest_shard: int,
-) -> None:
-    """Merge into `target`; the inputs are fingerprinted beside the merge."""
+) -> dict:
+    """Write merged weights and configs into the empty `folder`; returns the record of it. The inputs are
+    fingerprinted beside the merge."""
     forms = _output_forms(models, request.parameters)
-    _check_room(target, sum(form.bytes for form in forms.values()))
-    started = datetime.now(timezone.utc)
-    clock = time.monotonic()
-    with ThreadPoolExecutor(1) as pool, whole_folder(target) as folder:
-        fingerprints = pool.submit(fingerprint_inputs, request)
-        if made_from is not None:
-            check_against_record(made_from, fingerprints.result())
+    _check_room(folder, sum(form.bytes for form in forms.values()))
+    started, clock = datetime.now(timezone.utc), time.monotonic()
+    _write_configs(models, request.parameters, folder)
+    with ThreadPoolExecutor(1) as pool, _set_at_the_end(Event()) as stop:
+        fingerprints = pool.submit(fingerprint_inputs, request, stop)
         with CheckpointWriter(folder, forms, largest_shard) as writer:
             merge = Merge(models, list(request.finetuned), request.parameters, threads, block_size)
             coefficients = merge.write(writer)
-        _write_configs(models, request.parameters, folder)
-        found = {
-            "number_of_parameters": models.number_of_parameters,
-            "trim_thresholds": list(coefficients.trim_thresholds),
-            "majority_sign": coefficients.majority_sign,
-            "vocabulary_rows": models.vocabulary.rows,
-            "added_tokens": _added_tokens(models),
-        }
-        times = {
-            "started": started.isoformat(timespec="seconds"),
-            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "seconds": round(time.monotonic() - clock, 2),
-        }
-        name = run_name(request.parameters, len(request.finetuned))
-        record = make_record(request, fingerprints.result(), name, found, times)
-        _write_tokenizer_and_record(request, models, role, folder, record)
+        inputs = fingerprints.result()
+    found = {
+        "number_of_parameters": models.number_of_parameters,
+        "trim_thresholds": list(coefficients.trim_thresholds),
+        "majority_sign": coefficients.majority_sign,
+        "vocabulary_rows": models.vocabulary.rows,
+        "added_tokens": _added_tokens(models),
+    }
+    times = {
+        "started": started.isoformat(timespec="seconds"),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - clock, 2),
+    }
+    name = run_name(request.parameters, len(request.finetuned))
+    return make_record(request, inputs, name, found, _weight_sizes(folder), times)
 
 
-def _link_folder(request: MergeRequest, models: AlignedModels, role: str, target: Path, finished: Path) -> None:
-    """Make `target` out of the finished folder of another role: the same weights, this role's tokenizer."""
-    with whole_folder(target) as folder:
-        for path in finished.iterdir():
-            if path.suffix == ".safetensors":
-                _link_or_copy(path, folder / path.name)
-            elif path.name in ("config.json", "generation_config.json", INDEX_FILE):
-                shutil.copyfile(path, folder / path.name)
-        _write_tokenizer_and_record(request, models, role, folder, read_record(finished / RECORD_FILE))
+@contextmanager
+def _set_at_the_end(event: Event) -> Iterator[Event]:
+    """Set `event` when the block ends, well or not, so that a thread that minds it ends too."""
+    try:
+        yield event
+    finally:
+        event.set()
+
+
+def _link_into(folder: Path, finished: Path) -> dict:
+    """Put the weights and configs of the `finished` folder of another role into `folder`; returns its record."""
+    for path in finished.iterdir():
+        if path.suffix == ".safetensors":
+            _link_or_copy(path, folder / path.name)
+        elif path.name in ("config.json", "generation_config.json", INDEX_FILE):
+            shutil.copyfile(path, folder / path.name)
+    return read_record(finished / RECORD_FILE)
 
 
 def _check_tokenizers(request: MergeRequest, models: AlignedModels, roles: Iterable[str]) -> None:
@@ -158,14 +190,6 @@ def _link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:  # a file system without hard links
         shutil.copyfile(source, target)
-
-
-def _write_tokenizer_and_record(
-    request: MergeRequest, models: AlignedModels, role: str, folder: Path, record: dict
-) -> None:
-    write_tokenizer(_tokenizer_source(request, models, role), folder, models.vocabulary.tokens)
-    (folder / "README.md").write_text(model_card(request, role), encoding="utf-8")
-    write_json(folder / RECORD_FILE, {**record, "tokenizer_from": role})
 
 
 def _write_configs(models: AlignedModels, parameters: MergeParameters, folder: Path) -> None:
@@ -200,14 +224,12 @@ def _added_tokens(models: AlignedModels) -> dict[str, int]:
     return {token: row for token, row in models.vocabulary.tokens.items() if base_map[row] < 0}
 
 
-def _check_room(target: Path, needed: int) -> None:
+def _check_room(folder: Path, needed: int) -> None:
     """Raise UserError unless the disk has room for the merged weights, before the first byte is written."""
-    shutil.rmtree(unfinished_name(target), ignore_errors=True)
-    existing = next(parent for parent in target.absolute().parents if parent.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(folder).free
     needed += 64 * 1024 * 1024  # headers, configs, tokenizers
     if free < needed:
         raise UserError(
-            f"{existing}: {free / 1e9:.1f} GB free where the merged model takes {needed / 1e9:.1f} GB; "
+            f"{folder.parent}: {free / 1e9:.1f} GB free where the merged model takes {needed / 1e9:.1f} GB; "
             "make room or choose another --output_dir"
         )

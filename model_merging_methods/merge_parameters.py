@@ -29,6 +29,11 @@ class Mixup:
     weights: tuple[float, ...]
     alpha: float | None = None
 
+    @property
+    def is_drawn(self) -> bool:
+        """Whether another seed gives other ratios: α <= 0 always means the first model alone."""
+        return self.alpha is not None and self.alpha > 0
+
 
 @dataclass(frozen=True)
 class MergeParameters:
@@ -59,10 +64,12 @@ class MergeParameters:
     def uses_seed(self) -> bool:
         """Whether another seed gives another result."""
         drawn_mask = self.mask is not None and self.mask.mask_strategy == "random"
-        return drawn_mask or (self.mixup is not None and self.mixup.alpha is not None)
+        return drawn_mask or (self.mixup is not None and self.mixup.is_drawn)
 
-    def check(self) -> None:
+    def check(self, number_of_models: int) -> None:
         """Raise UserError for a value that makes no sense, naming its option."""
+        if self.mixup and len(self.mixup.weights) != number_of_models:
+            raise UserError(f"--mixup_lambda: {len(self.mixup.weights)} ratios for {number_of_models} models")
         if self.method not in MERGING_METHODS:
             raise UserError(f"method {self.method}: choose one of {', '.join(MERGING_METHODS)}")
         if not 0 <= self.param_value_mask_rate <= 1:
@@ -87,7 +94,7 @@ def run_name(parameters: MergeParameters, number_of_models: int) -> str:
         name = f"{MASK_MERGING}/{name}/{_mask_name(parameters.mask, number_of_models)}"
     if parameters.mixup is not None:
         name += f"_mixup_{_mixup_name(parameters.mixup)}"
-    if parameters.uses_seed and (parameters.seed != 0 or (parameters.mixup and parameters.mixup.alpha)):
+    if parameters.uses_seed and (parameters.seed != 0 or (parameters.mixup and parameters.mixup.is_drawn)):
         name += f"_seed_{parameters.seed}"
     if parameters.dtype is not None:
         name += f"_dtype_{parameters.dtype}"

@@ -4,15 +4,16 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import xxhash
 
-from model_merging_methods.checkpoint_folder import INDEX_FILE, SINGLE_FILE, read_json_object
+from model_merging_methods.checkpoint_folder import index_file, read_json_object, weight_files
 from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
 from utils.errors import UserError
 from utils.model_folders import TOKENIZER_FILES
@@ -37,6 +38,7 @@ class MergeRequest:
 
     @property
     def inputs(self) -> dict[str, Path]:
+        """All folders by role, the pretrained model's first."""
         return {PRETRAINED: self.pretrained, **self.finetuned}
 
 
@@ -50,36 +52,46 @@ class InputFile:
     xxh3_128: str
 
 
-def list_input_files(request: MergeRequest, role: str) -> list[Path]:
-    """The files of one input that the result depends on; the pretrained model's weights where it is read."""
-    folder = request.inputs[role]
+def list_input_files(folder: Path) -> list[Path]:
+    """The files of an input folder that a merge depends on."""
+    index = index_file(folder)
     files = [folder / name for name in _SMALL_FILES if (folder / name).exists()]
-    if role == PRETRAINED and not request.parameters.reads_pretrained:
-        return files
-    if (folder / SINGLE_FILE).exists():
-        return [*files, folder / SINGLE_FILE]
-    weight_map = read_json_object(folder / INDEX_FILE, "download it")["weight_map"]
-    return [*files, folder / INDEX_FILE, *[folder / name for name in sorted(set(weight_map.values()))]]
+    return [*files, *([] if index is None else [index]), *weight_files(folder)]
 
 
-def fingerprint_inputs(request: MergeRequest) -> dict[str, list[InputFile]]:
-    """The files of every input with the hashes of their contents."""
-    paths = {role: list_input_files(request, role) for role in request.inputs}
-    with ThreadPoolExecutor(1) as pool:
-        return {role: list(pool.map(_fingerprint, files)) for role, files in paths.items()}
+def fingerprint_inputs(request: MergeRequest, stop: Event | None = None) -> dict[str, list[InputFile]]:
+    """The files of every input with the hashes of their contents.
+
+    Of a pretrained model that takes no part in the sums only the weight files' headers are hashed: they give
+    the merged tensors' order, shapes and dtypes. `stop` ends the work early, with CancelledError.
+    """
+    stop = stop or Event()
+
+    def files_of(role: str, folder: Path) -> list[InputFile]:
+        header_only = role == PRETRAINED and not request.parameters.reads_pretrained
+        return [_fingerprint(path, stop, header_only) for path in list_input_files(folder)]
+
+    return {role: files_of(role, folder) for role, folder in request.inputs.items()}
 
 
-def _fingerprint(path: Path) -> InputFile:
+def _fingerprint(path: Path, stop: Event, header_only: bool = False) -> InputFile:
     state = path.stat()
     digest = xxhash.xxh3_128()
+    left = state.st_size
+    if header_only and path.suffix == ".safetensors":
+        with open(path, "rb") as file:
+            left = 8 + int.from_bytes(file.read(8), "little")
     with open(path, "rb", buffering=0) as file:
-        while chunk := file.read(_READ_AT_ONCE):
+        while chunk := file.read(min(left, _READ_AT_ONCE)):
+            if stop.is_set():
+                raise CancelledError
             digest.update(chunk)
+            left -= len(chunk)
     return InputFile(path.name, state.st_size, state.st_mtime_ns, digest.hexdigest())
 
 
-def weights_fingerprint(parameters: MergeParameters, inputs: Mapping[str, Sequence[InputFile]]) -> str:
-    """A hash of all that determines the merged model: two merges share it only if their bytes are the same."""
+def merge_fingerprint(parameters: MergeParameters, inputs: Mapping[str, Sequence[InputFile]]) -> str:
+    """A hash of all that the merged weights depend on: merges share it only if their weights are the same."""
     contents = {role: {file.name: file.xxh3_128 for file in files} for role, files in inputs.items()}
     text = json.dumps([RECORD_FORMAT, asdict(parameters), contents], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -90,21 +102,24 @@ def make_record(
     inputs: Mapping[str, Sequence[InputFile]],
     name: str,
     found: Mapping[str, Any],
+    outputs: Mapping[str, int],
     times: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The content of `merge_record.json`, all but the name of the tokenizer that lies beside it.
 
-    `found` holds what the merge learnt on its way (thresholds, vocabulary), `times` when and how long.
+    `found` holds what the merge learnt on its way (thresholds, vocabulary), `outputs` the weight files' sizes
+    in bytes, `times` when and how long.
     """
     parameters = request.parameters
     return {
         "format": RECORD_FORMAT,
         "tasks_name": tasks_name(request.finetuned),
         "name": name,
-        "fingerprint": weights_fingerprint(parameters, inputs),
+        "fingerprint": merge_fingerprint(parameters, inputs),
         "merging_method_name": parameters.merging_method_name,
         "parameters": asdict(parameters),
         "found": dict(found),
+        "outputs": dict(outputs),
         "inputs": [
             {
                 "role": role,
@@ -137,7 +152,7 @@ def _package_versions() -> dict[str, str]:
 def read_record(path: Path) -> dict[str, Any]:
     """A merge record. Raises UserError when the file is not one of a format known here."""
     record = read_json_object(path, "give the merge_record.json of a merged model")
-    if record.get("format") != RECORD_FORMAT or not {"parameters", "inputs", "fingerprint"} <= record.keys():
+    if record.get("format") != RECORD_FORMAT or not {"parameters", "inputs", "fingerprint", "outputs"} <= record.keys():
         raise UserError(f"{path}: is not a merge record of this version; give a merged model's {RECORD_FILE}")
     return record
 
@@ -157,21 +172,23 @@ def request_from_record(path: Path, moved: Mapping[str, Path]) -> MergeRequest:
             raise UserError(f"{path}: this merge has no {sorted(unknown)[0]} model; leave that option out")
         folders.update(moved)
         pretrained = folders.pop(PRETRAINED)
-        return MergeRequest(pretrained, folders, MergeParameters(**fields))
-    except (KeyError, TypeError) as error:
+        request = MergeRequest(pretrained, folders, MergeParameters(**fields))
+        request.parameters.check(len(folders))
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: is not a complete merge record ({error}); give an unchanged one") from None
+    return request
 
 
 def check_against_record(path: Path, inputs: Mapping[str, Sequence[InputFile]]) -> None:
     """Raise UserError, naming the first file, unless the inputs are those that the record was made with."""
     record = read_record(path)
-    for entry in record["inputs"]:
-        recorded = {file["name"]: file["xxh3_128"] for file in entry["files"]}
-        present = {file.name: file.xxh3_128 for file in inputs[entry["role"]]}
+    for role, files in inputs.items():
+        recorded = {name: file["xxh3_128"] for name, file in _recorded_files(record, role).items()}
+        present = {file.name: file.xxh3_128 for file in files}
         for name in sorted(recorded.keys() | present.keys()):
             if recorded.get(name) != present.get(name):
                 raise UserError(
-                    f"{path}: {entry['role']} model's {name} is not the file that the record was made with; "
+                    f"{path}: {role} model's {name} is not the file that the record was made with; "
                     "give the folder with the original"
                 )
 
@@ -183,22 +200,28 @@ def is_same_merge(record: Mapping[str, Any], request: MergeRequest) -> bool:
     """
     if record["parameters"] != json.loads(json.dumps(asdict(request.parameters))):
         return False
-    if [entry["role"] for entry in record["inputs"]] != list(request.inputs):
-        return False
+    inputs: dict[str, list[InputFile]] | None = None
+    for role, folder in request.inputs.items():
+        recorded = _recorded_files(record, role)
+        present = {path.name: path.stat() for path in list_input_files(folder)}
+        if recorded.keys() != present.keys():
+            return False
+        if all(
+            (file["bytes"], file["modified_ns"]) == (present[name].st_size, present[name].st_mtime_ns)
+            for name, file in recorded.items()
+        ):
+            continue
+        inputs = inputs or fingerprint_inputs(request)
+        if any(recorded[file.name]["xxh3_128"] != file.xxh3_128 for file in inputs[role]):
+            return False
+    return len(record["inputs"]) == len(request.inputs)
+
+
+def _recorded_files(record: Mapping[str, Any], role: str) -> dict[str, dict[str, Any]]:
+    """A record's input files of one role, by name; none where the record is not whole."""
     for entry in record["inputs"]:
-        recorded = {file["name"]: file for file in entry["files"]}
-        present = list_input_files(request, entry["role"])
-        if recorded.keys() != {path.name for path in present}:
-            return False
-        if not all(_is_unchanged(recorded[path.name], path) for path in present):
-            return False
-    return True
-
-
-def _is_unchanged(recorded: Mapping[str, Any], path: Path) -> bool:
-    state = path.stat()
-    if state.st_size != recorded["bytes"]:
-        return False
-    if state.st_mtime_ns == recorded["modified_ns"]:
-        return True
-    return _fingerprint(path).xxh3_128 == recorded["xxh3_128"]
+        if isinstance(entry, dict) and entry.get("role") == role:
+            files = entry.get("files", ())
+            if all({"name", "bytes", "modified_ns", "xxh3_128"} <= file.keys() for file in files):
+                return {file["name"]: file for file in files}
+    return {}

@@ -38,7 +38,7 @@ def given_interpolation_weights(mixup_lambda: Sequence[float], number_of_models:
         raise UserError(f"{option}: {number_of_models} models are merged, give {wanted} that sum to 1")
     if abs(sum(mixup_lambda) - 1) > 1e-6:
         raise UserError(f"{option}: the ratios sum to {sum(mixup_lambda):g}, make them sum to 1")
-    return tuple(mixup_lambda)
+    return two_model_weights(mixup_lambda[0]) if number_of_models == 2 else tuple(mixup_lambda)
 
 
 def two_model_weights(mixup_lambda: float) -> tuple[float, float]:

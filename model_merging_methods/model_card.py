@@ -1,11 +1,13 @@
 """The model card of a merged model: what it was made of, and how."""
 
+from pathlib import Path
+
 from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merge_record import RECORD_FILE, MergeRequest
 
 _METHODS = {
-    "average_merging": "the mean of the models' weights",
-    "task_arithmetic": "the pretrained weights plus the scaled sum of the task vectors",
+    "average_merging": "the average of the models' weights",
+    "task_arithmetic": "task arithmetic: the pretrained weights plus the scaled sum of the task vectors",
     "ties_merging": (
         "TIES-Merging, trimmed over all parameters of a model together: trim, elect signs, disjoint merge"
     ),
@@ -14,9 +16,9 @@ _METHODS = {
 
 def model_card(request: MergeRequest, tokenizer_from: str) -> str:
     """The README.md of a merged model folder. It holds no times, so that the same merge gives the same card."""
-    models = "\n".join(f"* {role}: `{folder.name}`" for role, folder in request.inputs.items())
+    models = "\n".join(f"* {role}: `{_model_name(folder)}`" for role, folder in request.inputs.items())
     facts = "\n".join(f"| {name} | {value} |" for name, value in _facts(request.parameters, request.finetuned))
-    names = "\n".join(f"- {folder.name}" for folder in request.inputs.values())
+    names = "\n".join(f"- {_model_name(folder)}" for folder in request.inputs.values())
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -31,8 +33,8 @@ A merge of fine-tunes of one pretrained model, every parameter of it:
 
 {models}
 
-Made as {_METHODS[request.parameters.method]}. The tokenizer is the {tokenizer_from} model's, config and
-generation config are the pretrained model's.
+Made as {_METHODS[request.parameters.method]}{_extras(request.parameters)}.
+The tokenizer is the {tokenizer_from} model's, config and generation config are the pretrained model's.
 
 | parameter | value |
 |---|---|
@@ -41,6 +43,19 @@ generation config are the pretrained model's.
 `{RECORD_FILE}` holds every parameter, the inputs' sizes and fingerprints, and the versions of packages: with it,
 `merge_llms_instruct_math_code.py --from_record {RECORD_FILE}` makes the same model again.
 """
+
+
+def _model_name(folder: Path) -> str:
+    """The folder's own name; of a download in the hub's cache, the model's id."""
+    folder = folder.resolve()
+    if folder.parent.name == "snapshots":
+        return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return folder.name
+
+
+def _extras(parameters: MergeParameters) -> str:
+    masked = ", after masking each model" if parameters.mask else ""
+    return masked + (", interpolated at the ratios of M3 (Mixup Model Merge)" if parameters.mixup else "")
 
 
 def _facts(parameters: MergeParameters, roles) -> list[tuple[str, str]]:

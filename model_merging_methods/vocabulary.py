@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from model_merging_methods.checkpoint_folder import read_json_object
 from utils.errors import UserError
 from utils.model_folders import TOKENIZER_FILES
 
@@ -85,12 +86,14 @@ def write_tokenizer(source: Path, target: Path, merged: dict[str, int]) -> None:
 
     Where its ids are those already, its files are copied as they are. Else its tokens are moved to the
     merged ids, and the other models' added tokens in between come along as special tokens, since
-    tokenizers number added tokens without gaps.
+    tokenizers number added tokens without gaps; an own token that has no row is left out where its id is
+    now that of another's row.
 
     Raises UserError when a token that must move is not an added one.
     """
     tokens = read_tokens(source)
-    moved = [token for token, row in (tokens or {}).items() if merged.get(token, row) != row]
+    rows = set(merged.values())
+    moved = [token for token, row in (tokens or {}).items() if merged.get(token, -1 if row in rows else row) != row]
     for name in TOKENIZER_FILES:
         if (source / name).exists() and not (moved and name in ("tokenizer.model", "added_tokens.json")):
             shutil.copyfile(source / name, target / name)
@@ -115,7 +118,7 @@ def _move_tokens(source: Path, target: Path, tokens: dict[str, int], merged: dic
 
     config_path = target / "tokenizer_config.json"
     if config_path.exists():
-        config = json.loads(config_path.read_text(encoding="utf-8"))
+        config = read_json_object(config_path, "it was there a moment ago")
         if "added_tokens_decoder" in config:
             config["added_tokens_decoder"] = {
                 str(entry["id"]): {key: value for key, value in entry.items() if key != "id"} for entry in added
@@ -147,8 +150,10 @@ def _special_token(token: str) -> dict:
 def _read_tokenizer_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        _tokens_of(content)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        tokens = _tokens_of(content)
+        if not all(isinstance(row, int) for row in tokens.values()):
+            raise TypeError("an id is not a number")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path}: cannot be read as a tokenizer; get the file anew") from None
     return content
 

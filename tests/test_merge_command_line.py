@@ -197,6 +197,40 @@ def pickled(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
+class RunsCode:
+    def __reduce__(self):
+        return (os.mkdir, ("code_was_run",))
+
+
+def malicious_pickle(folder: Path) -> None:
+    torch.save({"lm_head.weight": RunsCode()}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def truncated_pickle(folder: Path) -> None:
+    pickled(folder)
+    content = (folder / "pytorch_model.bin").read_bytes()
+    (folder / "pytorch_model.bin").write_bytes(content[: len(content) // 2])
+
+
+def with_header(change):
+    """Rewrite the header's entry for one tensor."""
+
+    def rewrite(folder: Path) -> None:
+        content = (folder / "model.safetensors").read_bytes()
+        size = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + size])
+        change(header["lm_head.weight"])
+        text = json.dumps(header).encode()
+        (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
+
+    return rewrite
+
+
+def nested_config(folder: Path) -> None:
+    (folder / "config.json").write_text("[" * 100_000)
+
+
 def no_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
@@ -223,7 +257,12 @@ def broken_tokenizer(folder: Path) -> None:
         (with_value(float("-inf")), ["math/model.safetensors", "model.layers.1.mlp.up_proj.weight", "infinity"]),
         (another_architecture, ["math/config.json", "mistral"]),
         (missing_shard, ["model-00001-of-00002.safetensors", "missing"]),
-        (pickled, ["math/pytorch_model.bin", "safetensors"]),
+        (malicious_pickle, ["math/pytorch_model.bin", "UnpicklingError"]),
+        (truncated_pickle, ["math/pytorch_model.bin", "pickled"]),
+        (with_header(lambda entry: entry.update(shape=[61.0, 16])), ["math/model.safetensors", "corrupt"]),
+        (with_header(lambda entry: entry.update(shape=[-61, -16])), ["math/model.safetensors", "corrupt"]),
+        (with_header(lambda entry: entry.update(data_offsets=[8, 3912])), ["math/model.safetensors", "corrupt"]),
+        (nested_config, ["math/config.json"]),
         (no_weights, ["math", "no weights"]),
         (broken_config, ["math/config.json"]),
         (broken_tokenizer, ["math/tokenizer.json"]),
@@ -236,6 +275,79 @@ def test_a_broken_model_gets_one_line_and_leaves_nothing(models, tmp_path, run, 
     status, error = run(*ties, "--output_dir", out)
     assert_one_line(status, error, told)
     assert not out.exists()
+    assert not Path("code_was_run").exists()
+
+
+def test_pickled_weights_give_the_same_merge(models, tmp_path, run):
+    ties = [*chosen_models(models), "--merging_method_name", "ties_merging", "--merge_only", "--output_dir"]
+    assert run(*ties, tmp_path / "safetensors") == (0, "")
+    for name in ("base", "math"):
+        pickled(models / name)
+    assert run(*ties, tmp_path / "pickled") == (0, "")
+    first, again = (merged_folders(tmp_path / name)[0] for name in ("safetensors", "pickled"))
+    assert load_file(first / "model.safetensors").keys() == load_file(again / "model.safetensors").keys()
+    for name, value in load_file(first / "model.safetensors").items():
+        assert torch.equal(value, load_file(again / "model.safetensors")[name])
+
+
+@pytest.mark.parametrize("extra", ["--scaling_coefficient 1e39", "--scaling_coefficient 1e8 --dtype float16"])
+def test_a_merge_that_overflows_is_not_saved(models, tmp_path, run, extra):
+    asked = [*chosen_models(models), "--merging_method_name", "task_arithmetic", *extra.split(), "--merge_only"]
+    status, error = run(*asked, "--output_dir", tmp_path / "out")
+    assert_one_line(status, error, ["tensor ", "do not fit into float", "--scaling_coefficient"])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("nowhere")])
+def test_what_is_no_folder_at_the_model_s_place_is_told_before_the_work(models, tmp_path, run, make, overwrite):
+    place = tmp_path / "save_merge_models/instruct_math/math/average_merging"
+    place.parent.mkdir(parents=True)
+    make(place)
+    asked = [*chosen_models(models), "--merging_method_name", "average_merging", "--merge_only", *overwrite]
+    status, error = run(*asked, "--output_dir", tmp_path)
+    assert_one_line(status, error, [str(place), "not a folder"])
+    assert not merged_folders(tmp_path)
+
+
+def test_a_model_to_merge_is_never_replaced(models, tmp_path, run):
+    average = ["--merging_method_name", "average_merging", "--merge_only", "--output_dir", tmp_path]
+    assert run(*chosen_models(models), *average) == (0, "")
+    own = merged_folders(tmp_path)[0]
+    again = [*chosen_models(models)[:-1], own, *average, "--overwrite"]
+    assert_one_line(*run(*again), [str(own), "one of the models to merge"])
+
+
+def test_a_record_is_checked_even_where_the_model_exists(models, tmp_path, run):
+    average = [*chosen_models(models), "--merging_method_name", "average_merging", "--merge_only", "--output_dir"]
+    assert run(*average, tmp_path / "first") == (0, "")
+    record = merged_folders(tmp_path / "first")[0] / "merge_record.json"
+    with_value(0.5)(models / "math")
+    assert run(*average, tmp_path / "second") == (0, "")
+    again = ["--from_record", record, "--merge_only", "--output_dir", tmp_path / "second"]
+    assert_one_line(*run(*again), ["math", "model.safetensors", "is not the file"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record["parameters"].update(param_value_mask_rate="0.5"),
+        lambda record: record["parameters"].update(method="magic"),
+        lambda record: record["parameters"].update(mixup={"weights": [0.2, 0.3, 0.5], "alpha": None}),
+        lambda record: record["inputs"][1].pop("files"),
+        lambda record: record.pop("parameters"),
+    ],
+)
+def test_a_damaged_record_is_told(models, tmp_path, run, change):
+    average = [*chosen_models(models), "--merging_method_name", "average_merging", "--merge_only"]
+    assert run(*average, "--output_dir", tmp_path / "first") == (0, "")
+    record = merged_folders(tmp_path / "first")[0] / "merge_record.json"
+    content = json.loads(record.read_text())
+    change(content)
+    record.write_text(json.dumps(content))
+    again = ["--from_record", record, "--merge_only", "--output_dir", tmp_path / "again"]
+    assert_one_line(*run(*again), [])
+    assert not (tmp_path / "again").exists()
 
 
 @pytest.mark.parametrize(
@@ -253,6 +365,8 @@ def test_a_broken_model_gets_one_line_and_leaves_nothing(models, tmp_path, run, 
         ("--merging_method_name average_merging --weight_mask_rate 0.3", ["--weight_mask_rate 0.3 has no use"]),
         ("--merging_method_name average_merging --scaling_coefficient 2", ["--scaling_coefficient 2.0 has no use"]),
         ("--alpha 0.1", ["--alpha 0.1 has no use"]),
+        ("--alpha 0", ["--alpha 0.0 has no use"]),
+        ("--merging_method_name average_merging --weight_mask_rate 0", ["--weight_mask_rate 0.0 has no use"]),
         ("--code_model somewhere", ["--code_model has no use"]),
         ("--scaling_coeff 1.0", ["--scaling_coeff"]),
         ("--models_dir nowhere", ["--models_dir nowhere"]),

@@ -33,14 +33,19 @@ TOKENIZER_FILES = (
 )
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+_SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
 
 
 def paper_model_folder(name: str, models_dir: Path | None) -> Path:
     """The folder of one of the paper's models: `name` in `models_dir` (default: the working folder), else
     downloaded from the hub."""
     local = (models_dir or Path()) / name
-    return local if local.is_dir() else find_model_folder(HUB_IDS[name])
+    if local.is_dir():
+        return local
+    try:
+        return find_model_folder(HUB_IDS[name])
+    except UserError as error:
+        raise UserError(f"{local}: no such folder; {error}") from error
 
 
 def find_model_folder(path_or_hub_id: str) -> Path:
@@ -54,10 +59,12 @@ def find_model_folder(path_or_hub_id: str) -> Path:
     if not _HUB_ID.fullmatch(path_or_hub_id) or path.exists():
         raise UserError(f"{path_or_hub_id}: no such model folder")
 
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import list_repo_files, snapshot_download
 
     try:
-        return Path(snapshot_download(path_or_hub_id, allow_patterns=_MODEL_FILES))
+        names = list_repo_files(path_or_hub_id)
+        weights = "*.safetensors" if any(name.endswith(".safetensors") for name in names) else "pytorch_model*.bin"
+        return Path(snapshot_download(path_or_hub_id, allow_patterns=[weights, *_SMALL_FILES]))
     except Exception as error:
         raise UserError(
             f"{path_or_hub_id}: no such folder here, and not to be had from the hub ({type(error).__name__}); "

@@ -23,6 +23,7 @@ def logged_run() -> Iterator[Callable[[Path], None]]:
     held = MemoryHandler(capacity=sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
     root = logging.getLogger()
     root.setLevel(logging.INFO)
+    logging.raiseExceptions = False  # a closed screen (`| head`) must not print tracebacks
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
     for handler in (screen, held):

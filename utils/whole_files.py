@@ -1,5 +1,6 @@
 """Files and folders that appear at their final name whole, or not at all."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -7,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from utils.errors import UserError
 
 
 def unfinished_name(final: Path) -> Path:
@@ -40,36 +43,69 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def whole_folder(final: Path) -> Iterator[Path]:
+def whole_folder(final: Path, replace: bool = False) -> Iterator[Path]:
     """Give an empty hidden folder beside `final`, and move it to `final` when the block ends well.
 
-    What was at `final` is replaced. After an error inside the block nothing of this is left; after a kill
-    the hidden folder stays, and the next call for the same `final` starts it afresh.
+    What is at `final` is replaced if `replace` says so. After an error inside the block nothing of this is
+    left; after a kill the hidden folder stays, and the next call for the same `final` starts it afresh.
+    Raises UserError while another process makes the same folder, or where one has made it meanwhile.
     """
     unfinished = unfinished_name(final)
-    shutil.rmtree(unfinished, ignore_errors=True)
     made_parents = [parent for parent in unfinished.parents if not parent.exists()]
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        for path in unfinished.iterdir():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        sync_folder(unfinished)
-        _put_in_place(unfinished, final)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        for parent in made_parents:
-            with suppress(OSError):  # another run put something there meanwhile
-                parent.rmdir()
-        raise
+    unfinished.mkdir(parents=True, exist_ok=True)
+    with _locked(unfinished):
+        try:
+            _empty(unfinished)
+            yield unfinished
+            for path in unfinished.iterdir():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+            sync_folder(unfinished)
+            if final.exists() and not replace:
+                raise UserError(f"{final}: another run has put something there meanwhile; type the command again")
+            _put_in_place(unfinished, final)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            for parent in made_parents:
+                with suppress(OSError):  # another run put something there meanwhile
+                    parent.rmdir()
+            raise
+
+
+def remove_replaced(final: Path) -> None:
+    """Remove what a kill in the moment of replacing `final` left of its former content."""
+    shutil.rmtree(_replaced_name(final), ignore_errors=True)
+
+
+def _replaced_name(final: Path) -> Path:
+    return final.with_name(f".{final.name}.replaced")
 
 
 def _put_in_place(unfinished: Path, final: Path) -> None:
-    replaced = final.with_name(f".{final.name}.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
+    remove_replaced(final)
     if final.exists():
-        final.replace(replaced)
+        final.replace(_replaced_name(final))
     unfinished.replace(final)
     sync_folder(final.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    remove_replaced(final)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process; a kill lets go of it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UserError(f"{folder}: another process is at work there; wait until it has ended") from None
+    finally:
+        os.close(descriptor)

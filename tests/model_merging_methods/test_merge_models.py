@@ -1,16 +1,17 @@
 """Merged model folders: exact, the same however they are made, and loaded by transformers."""
 
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_models import save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -18,6 +19,7 @@ from model_merging_methods.merge_models import merge_models
 from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
 from model_merging_methods.merge_record import MergeRequest, request_from_record
 from utils.errors import UserError
+from utils.whole_files import whole_folder
 
 ROLES = ("instruct", "math", "code")
 DARE = Mask(0.3, use_weight_rescale=True)
@@ -192,41 +194,140 @@ def test_a_fine_tune_that_changed_since_is_another_merge(models, tmp_path):
         merge_models(asked, {"code": target})
 
 
-MERGE_SLOWLY = """
-import sys, time
-from pathlib import Path
+def test_a_folder_whose_weights_were_damaged_is_not_taken_for_the_merge(models, tmp_path):
+    targets = {role: tmp_path / role for role in ("math", "code")}
+    merge_models(request(models, MERGES["average"]), targets)
+    (tmp_path / "math" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="--overwrite"):
+        merge_models(request(models, MERGES["average"]), targets)
+
+
+def test_an_average_depends_on_the_base_s_dtype_and_notices_another(models, tmp_path):
+    for name in ("base", "math", "code"):
+        shutil.copytree(models / name, tmp_path / name)
+    asked = request(tmp_path, MERGES["average"], ("math", "code"))
+    merge_models(asked, {"code": tmp_path / "merged"})
+    base = load_file(tmp_path / "base" / "model.safetensors")
+    save_file({name: value.bfloat16() for name, value in base.items()}, tmp_path / "base" / "model.safetensors")
+    with pytest.raises(UserError, match="another run"):
+        merge_models(asked, {"code": tmp_path / "merged"})
+
+
+def test_a_base_without_a_tokenizer_is_merged_by_position(models, tmp_path):
+    shutil.copytree(models / "base", tmp_path / "base")
+    for path in (tmp_path / "base").glob("token*"):
+        path.unlink()
+    folders = {role: models / role for role in ("instruct", "code")}
+    for name, base in (("with", models / "base"), ("without", tmp_path / "base")):
+        merge_models(MergeRequest(base, folders, MERGES["task arithmetic"]), {"code": tmp_path / name})
+    assert weights(tmp_path / "with") == weights(tmp_path / "without")
+
+
+def test_old_rotary_buffers_in_an_index_of_shards_are_passed_over(models, tmp_path):
+    """Llama-2's own checkpoints list them; fine-tunes do not."""
+    shutil.copytree(models / "base", tmp_path / "base")
+    tensors = load_file(tmp_path / "base" / "model.safetensors")
+    (tmp_path / "base" / "model.safetensors").unlink()
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    save_file(tensors, tmp_path / "base" / "model-00001-of-00001.safetensors")
+    index = {"weight_map": dict.fromkeys(tensors, "model-00001-of-00001.safetensors")}
+    (tmp_path / "base" / "model.safetensors.index.json").write_text(json.dumps(index))
+    folders = {role: models / role for role in ROLES}
+    merge_models(MergeRequest(tmp_path / "base", folders, MERGES["average"]), {"code": tmp_path / "merged"})
+    assert load_file(tmp_path / "merged" / "model.safetensors").keys() == tensors.keys() - {
+        "model.layers.0.self_attn.rotary_emb.inv_freq"
+    }
+
+
+def test_the_share_dropped_is_the_drop_rate_in_every_tensor(tmp_path):
+    """With a base of zeros and a partner equal to it, what is left of task arithmetic is the masked model."""
+    save_model(tmp_path / "base", seed=0, hidden_size=64)
+    tensors = load_file(tmp_path / "base" / "model.safetensors")
+    for name, value in (("math", 1.0), ("code", 0.0), ("base", 0.0)):
+        if name != "base":
+            shutil.copytree(tmp_path / "base", tmp_path / name)
+        filled = {key: torch.full_like(tensor, value) for key, tensor in tensors.items()}
+        save_file(filled, tmp_path / name / "model.safetensors")
+    for rate in (0.1, 0.5, 0.9):
+        parameters = MergeParameters("task_arithmetic", mask=Mask(rate))
+        target = tmp_path / str(rate)
+        merge_models(request(tmp_path, parameters, ("math", "code")), {"math": target})
+        for key, value in load_file(target / "model.safetensors").items():
+            dropped = (value == 0).float().mean().item()
+            assert abs(dropped - rate) <= 4 * math.sqrt(rate * (1 - rate) / value.numel()), key
+
+
+# Runs a merge that kills itself with SIGKILL at the n-th of its steps: blocks, links, moves into place.
+KILLED = """
+import os, pathlib, signal, sys
 sys.path[:0] = [{root!r}, {tests!r}]
-from model_merging_methods import merge_engine, merge_models
+from model_merging_methods import checkpoint_writer, merge_models
 from test_merge_models import MERGES, request
-write = merge_engine.CheckpointWriter.write
-def slow_write(*arguments):
-    time.sleep(0.005)
-    write(*arguments)
-merge_models.CheckpointWriter.write = slow_write
-merge_models.merge_models(
-    request(Path({models!r}), MERGES["DARE TIES"]), {{r: Path({out!r}) / r for r in ("math", "code")}}, block_size=200
-)
+steps = 0
+def counted(function):
+    def step(*arguments, **options):
+        global steps
+        steps += 1
+        if steps == {n}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+    return step
+merge_models.CheckpointWriter.write = counted(merge_models.CheckpointWriter.write)
+os.link = counted(os.link)
+pathlib.Path.replace = counted(pathlib.Path.replace)
+targets = {{r: pathlib.Path({out!r}) / r for r in ("math", "code")}}
+asked = request(pathlib.Path({models!r}), MERGES[{merge!r}])
+merge_models.merge_models(asked, targets, block_size=500, overwrite={overwrite})
+print(steps)
 """
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.1, 0.3])
-def test_killed_while_merging_a_second_run_finishes(models, tmp_path, delay):
-    """SIGKILL `delay` seconds after the first byte of output: nothing half-written has its final name."""
+def merge_and_die(models: Path, out: Path, n: int, merge: str = "DARE TIES", overwrite: bool = False):
+    here = Path(__file__)
+    script = KILLED.format(
+        root=str(here.parents[2]), tests=str(here.parent), models=str(models), out=str(out), n=n, merge=merge,
+        overwrite=overwrite,
+    )  # fmt: skip
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def steps(models, tmp_path_factory) -> int:
+    """How many steps an undisturbed merge of two folders has; the last four are two moves, a link, a write."""
+    done = merge_and_die(models, tmp_path_factory.mktemp("undisturbed"), n=-1)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("before_the_end", [None, 12, 3, 2, 1, 0])
+def test_killed_at_any_moment_a_second_run_finishes(models, tmp_path, steps, before_the_end):
     out = tmp_path / "out"
-    script = MERGE_SLOWLY.format(
-        root=str(Path(__file__).parents[2]), tests=str(Path(__file__).parent), models=str(models), out=str(out)
-    )
-    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
-    while not list(out.glob(".*.unfinished")):
-        assert process.poll() is None
-        time.sleep(0.005)
-    time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (out / "math").exists()
+    n = 1 if before_the_end is None else steps - before_the_end
+    assert merge_and_die(models, out, n).returncode == -signal.SIGKILL
+    for folder in out.glob("[!.]*"):
+        AutoModelForCausalLM.from_pretrained(folder)  # what has its final name is whole
+        assert (folder / "merge_record.json").exists()
 
     targets = {role: out / role for role in ("math", "code")}
     merge_models(request(models, MERGES["DARE TIES"]), targets)
     merge_models(request(models, MERGES["DARE TIES"]), {"math": tmp_path / "undisturbed"})
-    assert weights(out / "math") == weights(tmp_path / "undisturbed")
+    assert weights(out / "math") == weights(out / "code") == weights(tmp_path / "undisturbed")
     assert {path.name for path in out.iterdir()} == {"math", "code"}
+
+
+@pytest.mark.parametrize("before_the_end", [5, 4, 1, 0])
+def test_killed_while_replacing_a_second_run_finishes(models, tmp_path, steps, before_the_end):
+    """An undisturbed replacement has two more moves: the old folders aside."""
+    targets = {role: tmp_path / role for role in ("math", "code")}
+    merge_models(request(models, MERGES["average"]), targets)
+    assert merge_and_die(models, tmp_path, steps + 2 - before_the_end, overwrite=True).returncode == -signal.SIGKILL
+    merge_models(request(models, MERGES["DARE TIES"]), targets, overwrite=True)
+    merge_models(request(models, MERGES["DARE TIES"]), {"math": tmp_path / "elsewhere" / "math"})
+    assert weights(tmp_path / "math") == weights(tmp_path / "code") == weights(tmp_path / "elsewhere" / "math")
+    assert {path.name for path in tmp_path.iterdir()} == {"math", "code", "elsewhere"}
+
+
+def test_two_runs_never_write_the_same_folder(models, tmp_path):
+    with whole_folder(tmp_path / "math"), pytest.raises(UserError, match="another process"):
+        merge_models(request(models, MERGES["average"]), {"math": tmp_path / "math"})
+    assert (tmp_path / "math").exists()

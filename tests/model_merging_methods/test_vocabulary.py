@@ -3,7 +3,8 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_models import WORDS, save_model
+from small_models import WORDS, save_model, small_tokenizer
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model_merging_methods.merge_models import merge_models
@@ -49,6 +50,19 @@ def test_rows_that_no_tokenizer_names_go_by_position():
 def test_a_token_without_a_row_in_its_model_adds_none():
     aligned = align_vocabularies(Vocabulary(BASE, 3), [Vocabulary({**BASE, "[PAD]": 3}, 3)])
     assert (aligned.rows, aligned.row_maps) == (3, (None, None))
+
+
+def test_a_token_without_a_row_gives_way_to_another_model_s_row(tmp_path):
+    """math names [PAD] without a row for it; code has a row there, for another token."""
+    base = save_model(tmp_path / "base", seed=0)
+    math = save_model(tmp_path / "math", seed=1, base=base)
+    small_tokenizer(("[PAD]",)).save_pretrained(math)
+    code = save_model(tmp_path / "code", seed=2, base=base, added_tokens=("<pad>",))
+    targets = {role: tmp_path / "merged" / role for role in ("math", "code")}
+    merge_models(MergeRequest(base, {"math": math, "code": code}, MergeParameters("average_merging")), targets)
+    own = Tokenizer.from_file(str(targets["math"] / "tokenizer.json"))
+    assert own.token_to_id("[PAD]") is None
+    assert Tokenizer.from_file(str(targets["code"] / "tokenizer.json")).token_to_id("<pad>") == len(WORDS)
 
 
 @pytest.fixture(scope="module")
