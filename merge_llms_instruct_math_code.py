@@ -113,7 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.merge_only and (options.delete_merged_model or options.backend == "replay"):
         raise UserError("--merge_only saves a model: it makes no sense with --delete_merged_model or --backend replay")
     with logged_run() as keep_log:
-        log.info("command: %s", shlex.join(sys.argv))
+        words = sys.argv[1:] if arguments is None else arguments
+        log.info("command: %s", shlex.join(["python", "merge_llms_instruct_math_code.py", *words]))
         merge_infer_score(options, keep_log)
 
 
@@ -187,8 +188,10 @@ def merge_parameters(options: argparse.Namespace, roles: Sequence[str]) -> Merge
         method, value("scaling_coefficient"), value("param_value_mask_rate"), mask, mixup, value("seed"), options.dtype
     )
     if not parameters.uses_seed:
+        if options.seed is not None:
+            log.info("--seed has no use in this merge: nothing is drawn")
         parameters = replace(parameters, seed=DEFAULTS["seed"])
-    parameters.check()
+    parameters.check(len(roles))
     check_options_have_use(options, parameters)
     return parameters
 
@@ -206,7 +209,7 @@ def check_options_have_use(options: argparse.Namespace, parameters: MergeParamet
         without_use.append("alpha")
     for name in without_use:
         given = getattr(options, name)
-        if given not in (None, False, DEFAULTS.get(name)):
+        if given is not None and given is not False and given != DEFAULTS.get(name):
             raise UserError(f"--{name} {given} has no use in this merge ({parameters.method}); leave it out")
 
 
@@ -225,10 +228,11 @@ def request_of_folders(options: argparse.Namespace, roles: Sequence[str], parame
 
 def recorded_request(options: argparse.Namespace) -> MergeRequest:
     """The merge of `--from_record`, whose models may lie elsewhere now; nothing else of it may be changed."""
-    shaping = [*DEFAULTS, "mixup", "mixup_lambda", "dtype", "use_weight_rescale"]
+    shaping = [*DEFAULTS, "mixup", "mixup_lambda", "dtype", "use_weight_rescale", "models_dir"]
     shaping += [f"merge_{role}" for role in FINETUNED_MODELS]
     for name in shaping:
-        if getattr(options, name) not in (None, False):
+        given = getattr(options, name)
+        if given is not None and given is not False:
             raise UserError(f"--{name} has no use with --from_record, which holds the whole merge; leave it out")
     given = {role: getattr(options, f"{role}_model") for role in (PRETRAINED, *FINETUNED_MODELS)}
     moved = {role: find_model_folder(path) for role, path in given.items() if path is not None}
