@@ -6,7 +6,6 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -108,27 +107,15 @@ def open_engine(backend: str, model_folder: Path, tensor_parallel_size: int, pip
         from inference_llms.vllm_engine import VllmEngine
 
         return VllmEngine(model_folder, tensor_parallel_size, pipeline_parallel_size)
+    from inference_llms.transformers_engine import TransformersEngine
+
+    engine = TransformersEngine(model_folder)
     if tensor_parallel_size > 1 or pipeline_parallel_size > 1:
         _say_once(
             "the transformers backend runs in one process: --tensor_parallel_size and "
             "--pipeline_parallel_size have no use there"
         )
-    from inference_llms.transformers_engine import TransformersEngine
-
-    return TransformersEngine(model_folder)
-
-
-@contextmanager
-def refusals_in_one_line(model_folder: Path, package: str) -> Iterator[None]:
-    """Turn what `package` raises on a model that it cannot load into a UserError with the reason."""
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{model_folder}: {package} cannot load this model: {reason}") from error
+    return engine
 
 
 def gpu_count() -> int:
@@ -207,4 +194,5 @@ def _vllm_runs_on_cpu() -> bool:
 
 @functools.cache
 def _say_once(line: str) -> None:
-    print(line, file=sys.stderr)
+    # On stdout: stderr is for mistakes, and this is none.
+    print(line)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from inference_llms.decoding_batch import ENDED_SHARE, DecodingBatch, Row, next_tokens
 from inference_llms.engine import (
@@ -14,9 +14,10 @@ from inference_llms.engine import (
     cache_bytes_per_token,
     checkpoint_dtype,
     context_length,
-    refusals_in_one_line,
     tokens_of_prompts,
 )
+from inference_llms.model_loading import load_config, load_model, refusals_in_one_line
+from utils.errors import UserError
 
 MOST_ROWS = 256
 CACHE_BYTES_ON_CPU = 2 * 2**30
@@ -28,7 +29,7 @@ PARAMETERS_WORTH_THREADS = 20_000_000
 
 
 class TransformersEngine:
-    """Any causal language model that transformers knows, on the GPUs there are, else on the CPU.
+    """Any causal language model with attention that transformers knows, on the GPUs there are, else on the CPU.
 
     Weights are float32 on the CPU; on GPUs float32 checkpoints run in float16, as in the paper, and
     others in their own dtype. Prompts run in one batch; a completion leaves it when it ends, and a
@@ -41,23 +42,26 @@ class TransformersEngine:
         """Load the model. Raises UserError for a folder that transformers cannot load."""
         on_gpu = torch.cuda.device_count() > 0
         with refusals_in_one_line(model_folder, "transformers"):
-            config = AutoConfig.from_pretrained(model_folder, trust_remote_code=False)
+            config = load_config(model_folder)
             dtype = checkpoint_dtype(config)
             self._tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(
+            model = load_model(
                 model_folder,
                 dtype="float32" if not on_gpu else "float16" if dtype == "float32" else dtype,
                 # On GPUs, accelerate spreads a model that is too large for one over all.
                 device_map="auto" if on_gpu else None,
-                trust_remote_code=False,
             )
+        self._folder = model_folder
         self._model: PreTrainedModel | None = model.eval()
         self._threads = 1 if model.num_parameters() < PARAMETERS_WORTH_THREADS else torch.get_num_threads()
         self._context = context_length(config)
         self._end_tokens = _end_tokens(self._tokenizer, model)
 
     def generate(self, prompts: Sequence[str], sampling: Sampling) -> Iterator[tuple[int, str]]:
-        """Complete all `prompts`, yielding (position in `prompts`, completion) as each is done."""
+        """Complete all `prompts`, yielding (position in `prompts`, completion) as each is done.
+
+        Raises UserError where the model computes NaN or infinity for a prompt.
+        """
         waiting = []
         for position, prompt in enumerate(tokens_of_prompts(self._tokenizer, prompts, self._context)):
             if prompt is None:
@@ -74,6 +78,8 @@ class TransformersEngine:
             admitted = [waiting.pop() for _ in range(_free_places(batch.rows, waiting, tokens_that_fit))]
             with _computing(self._threads):
                 logits = batch.admit(admitted) if admitted else batch.step()
+                if admitted:
+                    self._check_finite(logits)
                 rows = admitted or batch.rows
                 tokens = next_tokens(logits, rows, sampling.temperature, sampling.top_p)
             for row, token in zip(rows, tokens, strict=True):
@@ -90,6 +96,14 @@ class TransformersEngine:
         gc.collect()
         if torch.cuda.device_count() > 0:
             torch.cuda.empty_cache()
+
+    def _check_finite(self, logits: torch.Tensor) -> None:
+        # The largest only: a model may rule a token out with minus infinity.
+        if not logits.amax(-1).isfinite().all():
+            raise UserError(
+                f"{self._folder}: the model computes NaN or infinity in {self._model.dtype}, so its weights are broken "
+                "or too large for that; copy, download or merge it again"
+            )
 
     def _has_ended(self, row: Row, sampling: Sampling) -> bool:
         if row.new[-1] in self._end_tokens or len(row.new) == row.most_new_tokens:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers import AutoTokenizer, PreTrainedConfig
 
 from inference_llms.engine import (
     Sampling,
@@ -18,9 +18,9 @@ from inference_llms.engine import (
     checkpoint_dtype,
     context_length,
     gpu_count,
-    refusals_in_one_line,
     tokens_of_prompts,
 )
+from inference_llms.model_loading import check_weights, load_config, refusals_in_one_line
 from utils.errors import UserError
 
 SECONDS_TO_SHUT_DOWN = 60
@@ -38,9 +38,11 @@ class VllmEngine:
         """Start vLLM's processes and load the model. Raises UserError for a model that vLLM refuses."""
         on_gpu = gpu_count() > 0
         with refusals_in_one_line(model_folder, "vLLM"):
-            config = AutoConfig.from_pretrained(model_folder, trust_remote_code=False)
+            config = load_config(model_folder)
             self._tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=False)
             _check_heads(config, model_folder, tensor_parallel_size)
+            # vLLM joins gate_proj and up_proj into one tensor, and takes it for loaded when one of them is there.
+            check_weights(model_folder, config)
             dtype = _dtype_in_vllm(checkpoint_dtype(config), on_gpu)
             environment = {**_QUIET, "VLLM_LOGGING_LEVEL": "WARNING"}
             if not on_gpu:

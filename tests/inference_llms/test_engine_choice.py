@@ -1,12 +1,15 @@
 """Which engine a machine gets, and what it refuses before any long work."""
 
 import importlib.util
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from inference_llms.engine import (
     Sampling,
@@ -15,6 +18,7 @@ from inference_llms.engine import (
     open_engine,
     resolve_backend,
 )
+from inference_llms.model_loading import check_weights, load_config
 from inference_llms.transformers_engine import TransformersEngine
 from tests.inference_llms.tiny_llama import PROMPTS, write_tiny_llama
 from utils.errors import UserError
@@ -80,6 +84,84 @@ def test_a_broken_model_is_told_in_one_line(tmp_path):
     assert "\n" not in str(refused.value)
 
 
+def without_a_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def with_another_shape(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"] = torch.zeros(3, 4)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def pickled_garbage(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"garbage" * 100)
+
+
+class RunsACommand:
+    def __reduce__(self):
+        return os.system, ("touch ran",)
+
+
+def pickled_program(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"a": RunsACommand()}, folder / "pytorch_model.bin")
+
+
+def a_list_for_a_config(folder: Path) -> None:
+    (folder / "generation_config.json").write_text("[]")
+
+
+def no_attention(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "mamba"}')
+
+
+@pytest.mark.parametrize(
+    ("break_it", "told"),
+    [
+        (without_a_tensor, "lacks tensor model.layers.1.mlp.up_proj.weight"),
+        (with_another_shape, "tensor model.layers.1.mlp.up_proj.weight has the shape 3 x 4"),
+        (pickled_garbage, "(*.bin) is broken"),
+        (pickled_program, "(*.bin) is broken or holds more than tensors"),
+        (a_list_for_a_config, "generation_config.json is not a JSON object"),
+        (no_attention, "mamba model has no attention"),
+    ],
+)
+def test_a_model_that_cannot_be_run_as_it_is_gets_one_line(tmp_path, monkeypatch, capfd, break_it, told):
+    """Never a score of random numbers in place of weights, and nothing beside the line on stderr."""
+    folder = write_tiny_llama(tmp_path / "model")
+    break_it(folder)
+    monkeypatch.chdir(tmp_path)
+    capfd.readouterr()
+    with pytest.raises(UserError, match=f"{re.escape(str(folder))}.*{re.escape(told)}") as refused:
+        open_engine("transformers", folder, 2, 1)
+    assert "\n" not in str(refused.value)
+    assert capfd.readouterr() == ("", "")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_are_checked_for_engines_that_do_not_check(tmp_path):
+    folder = write_tiny_llama(tmp_path / "model")
+    check_weights(folder, load_config(folder))
+    without_a_tensor(folder)
+    with pytest.raises(UserError, match=r"lacks tensor model\.layers\.1\.mlp\.up_proj\.weight"):
+        check_weights(folder, load_config(folder))
+
+
+def test_weights_that_are_no_numbers_are_told_rather_than_completed_with_nothing(tmp_path):
+    folder = write_tiny_llama(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    engine = open_engine("transformers", folder, 1, 1)
+    with pytest.raises(UserError, match=f"{folder}: the model computes NaN"):
+        next(engine.generate(PROMPTS[:2], Sampling(max_tokens=2)))
+    engine.close()
+
+
 @no_gpu
 def test_without_a_gpu_auto_completes_with_transformers_and_says_once_what_has_no_use(tmp_path, capfd):
     folder = write_tiny_llama(tmp_path / "model")
@@ -89,7 +171,7 @@ def test_without_a_gpu_auto_completes_with_transformers_and_says_once_what_has_n
         assert isinstance(engine, TransformersEngine)
         assert len(dict(engine.generate(PROMPTS[:2], Sampling(max_tokens=2)))) == 2
         engine.close()
-    notices = [line for line in capfd.readouterr().err.splitlines() if "--tensor_parallel_size" in line]
+    notices = [line for line in capfd.readouterr().out.splitlines() if "--tensor_parallel_size" in line]
     assert len(notices) == 1
     assert "no use" in notices[0]
 

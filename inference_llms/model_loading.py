@@ -1,0 +1,94 @@
+"""Models out of folders, through transformers: with every weight that they need, or refused in one line."""
+
+import json
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from utils.errors import UserError
+
+JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+@contextmanager
+def refusals_in_one_line(model_folder: Path, package: str) -> Iterator[None]:
+    """Turn what `package` raises on a model that it cannot load into a UserError with the reason.
+
+    What transformers would say beside that, on several lines of stderr, is kept back.
+    """
+    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        _check_json_files(model_folder)
+        yield
+    except UserError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{model_folder}: a weight file (*.bin) is broken or holds more than tensors, which is not safe to load; "
+            "download the model again, as safetensors"
+        ) from error
+    except Exception as error:
+        # The packages raise errors of a dozen unrelated kinds on what they find in a folder.
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{model_folder}: {package} cannot load this model ({type(error).__name__}: {reason}); "
+            "copy or download it again, or choose another --backend"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bars:
+            logging.enable_progress_bar()
+
+
+def load_config(model_folder: Path) -> PreTrainedConfig:
+    """The config of a model with attention. Raises UserError for a model without, such as Mamba."""
+    config = AutoConfig.from_pretrained(model_folder, trust_remote_code=False)
+    if getattr(config.get_text_config(), "num_attention_heads", None) is None:
+        raise UserError(
+            f"{model_folder}: a {config.model_type} model has no attention heads, and only models with attention "
+            "are run here; choose another model"
+        )
+    return config
+
+
+def load_model(model_folder: Path, **options: Any) -> PreTrainedModel:
+    """The model, with `options` of `from_pretrained`.
+
+    Raises UserError where a tensor is missing or of another shape: transformers itself would go on with
+    random numbers in its place.
+    """
+    model, found = AutoModelForCausalLM.from_pretrained(
+        model_folder, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
+    )
+    for name in sorted(found["missing_keys"]):
+        raise UserError(f"{model_folder} lacks tensor {name}; copy or download the model again")
+    for name, stored, needed in sorted(found["mismatched_keys"]):
+        raise UserError(
+            f"{model_folder}: tensor {name} has the shape {' x '.join(map(str, stored))}, and config.json asks for "
+            f"{' x '.join(map(str, needed))}; copy or download the model again"
+        )
+    return model
+
+
+def check_weights(model_folder: Path, config: PreTrainedConfig) -> None:
+    """Raise as `load_model` without holding any weight, for engines that fill what is missing in silence."""
+    # Quantised checkpoints name their tensors in ways that only their engine knows.
+    if getattr(config, "quantization_config", None) is None:
+        load_model(model_folder, device_map="meta")
+
+
+def _check_json_files(model_folder: Path) -> None:
+    for name in JSON_FILES:
+        path = model_folder / name
+        try:
+            if path.is_file() and not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+                raise UserError(f"{path} is not a JSON object; copy or download it again")
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path} is not JSON ({error}); copy or download it again") from error
