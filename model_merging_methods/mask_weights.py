@@ -64,7 +64,7 @@ def magnitude_drop_mask(block: Tensor, threshold: float | None) -> Tensor:
 def apply_mask(block: Tensor, dropped: Tensor, mask_rate: float, use_weight_rescale: bool) -> Tensor:
     """`block` with the dropped values at 0 and, with `use_weight_rescale`, the survivors divided by 1 − p
     (unless p = 1, when nothing survives)."""
-    masked = torch.where(dropped, 0.0, block)
+    masked = block * ~dropped
     if use_weight_rescale and mask_rate != 1:
         masked = masked / (1 - mask_rate)
     return masked
