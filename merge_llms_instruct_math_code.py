@@ -17,7 +17,14 @@ from inference_llms.command_line import (
     model_source,
     whole_number,
 )
-from inference_llms.run_tasks import ReplaySource, TaskExamples, load_task_examples, run_tasks, score_lines
+from inference_llms.run_tasks import (
+    ModelTasks,
+    ReplaySource,
+    TaskExamples,
+    load_task_examples,
+    run_tasks,
+    score_lines,
+)
 from model_merging_methods.merge_models import merge_models
 from model_merging_methods.merge_parameters import (
     DTYPE_NAMES,
@@ -138,14 +145,16 @@ def merge_infer_score(options: argparse.Namespace, keep_log: Callable[[Path], No
             check_engine(options)
         merge_models(request, targets, overwrite=options.overwrite, made_from=options.from_record)
         keep_log(places.log(log_time()))
+    work = []
     for role, task_examples in examples.items():
         if options.backend == "replay":
             source = ReplaySource(str(targets[role]), options.replay_from)
         else:
             source = model_source(options, targets[role])
-        for line in score_lines(run_tasks(task_examples, places, source, options.overwrite)):
+        work.append(ModelTasks(task_examples, source))
+    if work:
+        for line in score_lines(run_tasks(work, places, options.overwrite)):
             log.info(line)
-    if examples:
         log.info("scores: %s", places.scores())
     if options.backend == "replay":
         keep_log(places.log(log_time()))

@@ -11,7 +11,7 @@ from inference_llms.command_line import (
     model_source,
 )
 from inference_llms.model_folder import output_places
-from inference_llms.run_tasks import ReplaySource, load_task_examples, run_tasks, score_lines
+from inference_llms.run_tasks import ModelTasks, ReplaySource, load_task_examples, run_tasks, score_lines
 from utils.errors import UserError, run_command_line
 
 
@@ -32,7 +32,7 @@ def main() -> None:
         check_engine(arguments)
         source = model_source(arguments, folder)
     examples = load_task_examples(arguments.tasks, arguments.data_dir, arguments.start_index, arguments.end_index)
-    scores = run_tasks(examples, places, source, arguments.overwrite)
+    scores = run_tasks([ModelTasks(examples, source)], places, arguments.overwrite)
     print("\n".join(score_lines(scores)))
     print(f"scores: {places.scores()}")
 

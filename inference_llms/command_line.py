@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from inference_llms import engine
-from inference_llms.model_folder import model_fingerprint
+from inference_llms.model_folder import model_fingerprint, weights_fingerprint
 from inference_llms.run_tasks import ModelSource
 from inference_llms.tasks import TASKS
 from utils.errors import UserError
@@ -21,17 +21,24 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def whole_number(text: str) -> int:
-    number = int(text)
+    number = _integer(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative; give 0 or more")
     return number
 
 
 def positive_number(text: str) -> int:
-    number = int(text)
+    number = _integer(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is too small; give 1 or more")
     return number
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from error
 
 
 def add_inference_options(parser: argparse.ArgumentParser) -> None:
@@ -39,13 +46,20 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), metavar="TASK", help=", ".join(TASKS))
     parser.add_argument("--data_dir", type=Path, help="folder looked in for the sets' files before `datasets`")
     parser.add_argument("--output_dir", type=Path, default=Path(), help="root of every save_* folder")
-    parser.add_argument("--start_index", type=whole_number, default=0, help="first example of each task")
+    parser.add_argument(
+        "--start_index",
+        type=whole_number,
+        default=0,
+        help="first example of each task (slices of one run add up, see --overwrite)",
+    )
     parser.add_argument("--end_index", type=whole_number, help="the example after the last of each task")
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="what completes the prompts")
     parser.add_argument("--replay_from", type=Path, help="with replay: folder of <task>.jsonl (id, completion)")
     parser.add_argument("--tensor_parallel_size", type=positive_number, default=2, help="vLLM: GPUs per layer")
     parser.add_argument("--pipeline_parallel_size", type=positive_number, default=1, help="vLLM: groups of layers")
-    parser.add_argument("--overwrite", action="store_true", help="replace another run's results of this name")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace results of this name, and score this slice alone"
+    )
 
 
 def check_inference_options(arguments: argparse.Namespace) -> None:
@@ -74,6 +88,7 @@ def model_source(arguments: argparse.Namespace, folder: Path) -> ModelSource:
         backend=backend,
         model=str(folder),
         model_fingerprint=model_fingerprint(folder),
+        weights_fingerprint=weights_fingerprint(folder),
         open_engine=lambda: engine.open_engine(
             backend, folder, arguments.tensor_parallel_size, arguments.pipeline_parallel_size
         ),

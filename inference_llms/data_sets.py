@@ -42,6 +42,8 @@ def load_rows(data_set: DataSet, data_dir: Path | None) -> list[Row]:
         if not data_dir.is_dir():
             raise UserError(f"--data_dir {data_dir} is not a folder; give one that holds {data_set.files[0]}")
         for name in data_set.files:
+            if (data_dir / name).is_dir():
+                raise UserError(f"{data_dir / name} is a folder; put the set's file there")
             if (data_dir / name).is_file():
                 return read_rows(data_dir / name, data_set.fields)
     try:
@@ -59,10 +61,13 @@ def load_rows(data_set: DataSet, data_dir: Path | None) -> list[Row]:
     return rows
 
 
-def read_rows(path: Path, fields: dict[str, type]) -> list[Row]:
-    """The rows of a .json list, a .jsonl or a .jsonl.gz file; errors as in `load_rows`."""
+def read_rows(path: Path, fields: dict[str, type], may_end_torn: bool = False) -> list[Row]:
+    """The rows of a .json list, a .jsonl or a .jsonl.gz file; errors as in `load_rows`.
+
+    With `may_end_torn`, a last line of .jsonl that a kill cut off is passed over.
+    """
     try:
-        rows = read_json_list(path) if path.suffix == ".json" else read_json_lines(path)
+        rows = read_json_list(path) if path.suffix == ".json" else read_json_lines(path, may_end_torn)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error.reason}); replace it by the original file") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -78,12 +83,14 @@ def read_json_list(path: Path) -> list[Row]:
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path} line {error.lineno} is not JSON ({error.msg}); mend or replace the file") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deeply; replace it by the set's own file") from error
     if not isinstance(rows, list):
         raise UserError(f"{path} holds no JSON list of examples; replace it by the set's own file")
     return [Row(f"{path} row {number}", row) for number, row in enumerate(rows, 1)]
 
 
-def read_json_lines(path: Path) -> list[Row]:
+def read_json_lines(path: Path, may_end_torn: bool = False) -> list[Row]:
     """One row for each line that is not blank."""
     rows = []
     opener = gzip.open if path.suffix == ".gz" else open
@@ -93,7 +100,9 @@ def read_json_lines(path: Path) -> list[Row]:
                 continue
             try:
                 rows.append(Row(f"{path} line {number}", json.loads(line)))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
+                if may_end_torn and not line.endswith("\n"):
+                    break
                 raise UserError(f"{path} line {number} is not JSON ({error}); mend or remove the line") from error
     return rows
 
@@ -111,6 +120,10 @@ def check_rows(source: str, rows: Sequence[Row], fields: dict[str, type]) -> Non
             value = row.fields[name]
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise UserError(f"{row.place}: the field {name!r} must be {JSON_TYPES[kind]}; mend the line")
+        try:
+            json.dumps(row.fields, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{row.place} holds half a surrogate pair, which is no text; mend the line") from error
 
 
 def check_unique(rows: Sequence[Row], field: str) -> None:

@@ -23,9 +23,9 @@ def weight_files(folder: Path) -> list[Path]:
     Raises `UserError` unless the folder is there with a config and weights.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; --load_model_path must name a model folder")
+        raise UserError(f"{folder} is not a folder; give the path of a model folder")
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds no config.json; --load_model_path must name a Hugging Face model folder")
+        raise UserError(f"{folder} holds no config.json; give the path of a Hugging Face model folder")
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not files:
         raise UserError(f"{folder} holds no weights (*.safetensors or pytorch_model*.bin); copy them there")
@@ -35,9 +35,9 @@ def weight_files(folder: Path) -> list[Path]:
 def model_fingerprint(folder: Path) -> str:
     """A SHA-256 that tells the model's answers apart from another's: config, tokenizer and weights.
 
-    A merge's own fingerprint of its weights is taken where the folder holds one. Else the head and 256
-    evenly spaced pieces of each weight file are read, not the whole: fine-tuning changes almost every
-    weight, and a run must not wait minutes for 26 GB. Raises as `weight_files`.
+    The head and 256 evenly spaced pieces of each weight file are read, not the whole: fine-tuning changes
+    almost every weight, and a run must not wait minutes for 26 GB. A merge's own fingerprint of its weights
+    is added where the folder holds one. Raises as `weight_files`.
     """
     digest = hashlib.sha256()
     files = weight_files(folder)
@@ -48,7 +48,6 @@ def model_fingerprint(folder: Path) -> str:
     recorded = merge_record(folder).get("fingerprint")
     if recorded is not None:
         digest.update(json.dumps(recorded, sort_keys=True).encode())
-        return digest.hexdigest()
     for path in files:
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())
@@ -58,6 +57,13 @@ def model_fingerprint(folder: Path) -> str:
                 file.seek(size * piece // SAMPLED_PIECES)
                 digest.update(file.read(PIECE_BYTES))
     return digest.hexdigest()
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """What the folders of one merge, which differ in their tokenizer, have in common: the merge's fingerprint
+    on record. For any other folder `model_fingerprint`."""
+    recorded = merge_record(folder).get("fingerprint")
+    return recorded if isinstance(recorded, str) else model_fingerprint(folder)
 
 
 def merge_record(folder: Path) -> dict[str, Any]:

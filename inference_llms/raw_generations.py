@@ -26,16 +26,26 @@ class Completions:
     identity: dict[str, Any]
     by_id: dict[int | str, str]
 
+    @property
+    def weights(self) -> str | None:
+        """The fingerprint of the weights that gave them; None for a replay that does not tell."""
+        return self.identity.get("weights_fingerprint")
+
 
 def identity_path(rows: Path) -> Path:
     """The file beside `<task>.jsonl` that says which run its rows belong to."""
     return rows.with_name(f"{rows.stem}.identity.json")
 
 
-def run_identity(backend: str, model_fingerprint: str, sampling: Sampling) -> dict[str, Any]:
+def run_identity(backend: str, model_fingerprint: str, weights_fingerprint: str, sampling: Sampling) -> dict[str, Any]:
     """What must agree for two runs' completions to stand in one file."""
     settings = {**asdict(sampling), "stop": list(sampling.stop)}
-    return {"backend": backend, "model_fingerprint": model_fingerprint, "sampling": settings}
+    return {
+        "backend": backend,
+        "model_fingerprint": model_fingerprint,
+        "weights_fingerprint": weights_fingerprint,
+        "sampling": settings,
+    }
 
 
 def read_identity(rows: Path) -> dict[str, Any] | None:
@@ -129,7 +139,8 @@ def appended_rows(path: Path, identity: dict[str, Any], overwrite: bool) -> Iter
 def read_replay(path: Path, examples: Sequence[Example], whole_set: Sequence[Example]) -> Completions:
     """The completions of `examples` from a file of rows with `id` and `completion`.
 
-    A folder of raw generations keeps its identity; any other file is known by its content. Raises
+    A folder of raw generations keeps its identity, and a half-written last line, left by a kill, is passed
+    over there; any other file is known by its content. Raises
     `UserError`, naming the file and the id, for rows that are missing, doubled, of no example, or (where a
     row has a `prompt`) of another prompt.
     """
@@ -137,7 +148,8 @@ def read_replay(path: Path, examples: Sequence[Example], whole_set: Sequence[Exa
         raise UserError(f"{path} does not exist; --replay_from must name a folder that holds it")
     prompts = {example.id: example.prompt for example in whole_set}
     completions: dict[int | str, str] = {}
-    for row in read_rows(path, {"completion": str}):
+    identity = read_identity(path)
+    for row in read_rows(path, {"completion": str}, may_end_torn=identity is not None):
         if "id" not in row.fields:
             raise UserError(f"{row.place} lacks the field 'id'; add it or remove the line")
         name = row.fields["id"]
@@ -157,8 +169,6 @@ def read_replay(path: Path, examples: Sequence[Example], whole_set: Sequence[Exa
             f"{path} has no completion of id {missing[0]!r} (and {len(missing) - 1} more); "
             "complete the file, or replay a part with --start_index and --end_index"
         )
-    identity = read_identity(path) or {
-        "backend": "replay",
-        "completions_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-    }
+    if identity is None:
+        identity = {"backend": "replay", "completions_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     return Completions(path, identity, completions)

@@ -29,12 +29,14 @@ from utils.whole_files import write_json
 class ModelSource:
     """Completions from a model: `open_engine` is called once, and only if a completion is missing.
 
-    `backend` and `model_fingerprint` tell whose completions they are; `model` is the path on record.
+    `backend` and `model_fingerprint` tell whose completions they are, `weights_fingerprint` whose results may
+    share a scores file with them; `model` is the path on record.
     """
 
     backend: str
     model: str
     model_fingerprint: str
+    weights_fingerprint: str
     open_engine: Callable[[], Engine]
 
 
@@ -66,59 +68,105 @@ def load_task_examples(
         whole_set = TASKS[name].load_examples(data_dir)
         chosen = whole_set[start_index:end_index]
         if not chosen:
+            end = "" if end_index is None else f" and --end_index {end_index}"
             raise UserError(
-                f"--start_index {start_index} and --end_index {end_index} leave none of the {len(whole_set)} "
-                f"examples of {name}; choose numbers from 0 to {len(whole_set)}"
+                f"--start_index {start_index}{end}: that leaves none of the {len(whole_set)} examples of {name}; "
+                f"choose numbers from 0 to {len(whole_set)}"
             )
         loaded[name] = TaskExamples(whole_set, chosen)
     return loaded
 
 
-def run_tasks(
-    examples: dict[str, TaskExamples],
-    places: OutputPlaces,
-    source: ModelSource | ReplaySource,
-    overwrite: bool = False,
-) -> dict[str, Any]:
-    """Complete and score the tasks in `examples`, writing raw completions, evaluators' files and scores.
+@dataclass(frozen=True)
+class ModelTasks:
+    """The tasks of one model: their examples by name, and where its completions come from."""
 
-    Completions that an interrupted call of the same run left are not asked for again. Returns the scores
-    written: for each task its metrics, `examples` (their number), `files` (the evaluator's),
-    `evaluator_command`, `raw_generations`, `backend`, `model` and `identity`. What the user can put right is
-    checked for all tasks before the engine is opened; then raises `UserError`, and nothing has been written.
+    examples: dict[str, TaskExamples]
+    source: ModelSource | ReplaySource
+
+
+def run_tasks(work: Sequence[ModelTasks], places: OutputPlaces, overwrite: bool = False) -> dict[str, Any]:
+    """Complete and score the tasks of each model in turn, writing raw completions, evaluators' files and scores.
+
+    `work` may name the folders of one merge, which differ in their tokenizer; models of other weights are
+    refused, since a scores file holds one model's results. Completions that an earlier call of the same run
+    left are not asked for again and, with those asked for now, are what is scored: slices add up. A replay,
+    and a run with `overwrite`, is scored on its own slice.
+
+    Returns the scores written: for each task its metrics, `examples` (the number scored), `files` (the
+    evaluator's), `evaluator_command`, `raw_generations`, `backend`, `model` and `identity`. What the user can
+    put right is checked for all tasks of all models before anything is written and the first engine opened;
+    then raises `UserError`.
     """
     found = {
-        name: find_completions(name, task_examples, places, source, overwrite)
-        for name, task_examples in examples.items()
+        name: find_completions(name, examples, places, tasks.source, overwrite)
+        for tasks in work
+        for name, examples in tasks.examples.items()
     }
-    if not overwrite:
-        scores = read_scores(places.scores())
-        for name in examples:
-            if name in scores:
-                check_same_run(places.scores(), scores[name].get("identity"), found[name].identity)
+    check_scores(places.scores(), found, overwrite)
+    written: dict[str, Any] = {}
+    for tasks in work:
+        written |= run_model(tasks, found, places, overwrite)
+    return written
 
+
+def check_scores(path: Path, found: dict[str, Completions], overwrite: bool) -> None:
+    """Raise `UserError` unless the scores in `path` may be joined by those of the completions `found`."""
+    known = {name: completions.weights for name, completions in found.items() if completions.weights is not None}
+    if len(set(known.values())) > 1:
+        raise UserError(
+            f"{' and '.join(known)} were completed by different models; choose another --output_dir for each model"
+        )
+    if overwrite:
+        return
+    for name, score in read_scores(path).items():
+        if name in found:
+            check_same_run(path, score.get("identity"), found[name].identity)
+        elif not same_weights(score, found):
+            raise UserError(
+                f"{path} holds the results of another model ({name}); "
+                "choose another --output_dir, or replace them with --overwrite"
+            )
+
+
+def same_weights(score: dict[str, Any], found: dict[str, Completions]) -> bool:
+    """Whether a stored score may stand beside the completions `found`: a replay does not always tell its model."""
+    stored = (score.get("identity") or {}).get("weights_fingerprint")
+    return all(None in (stored, completions.weights) or stored == completions.weights for completions in found.values())
+
+
+def run_model(
+    tasks: ModelTasks, found: dict[str, Completions], places: OutputPlaces, overwrite: bool
+) -> dict[str, Any]:
+    """One model's part of `run_tasks`, after the checks."""
+    source = tasks.source
     written = {}
     with ExitStack() as opened:
         engine: Engine | None = None
-        for name, task_examples in examples.items():
+        for name, examples in tasks.examples.items():
             completions = found[name].by_id
-            missing = [example for example in task_examples.chosen if example.id not in completions]
-            if missing and isinstance(source, ModelSource):
-                if engine is None:
-                    engine = source.open_engine()
-                    opened.callback(engine.close)
-                with appended_rows(found[name].path, found[name].identity, overwrite) as rows:
-                    for example, completion in complete(engine, name, missing, len(task_examples.chosen)):
-                        rows.write({"id": example.id, "prompt": example.prompt, "completion": completion})
-                        completions[example.id] = completion
+            missing = [example for example in examples.chosen if example.id not in completions]
+            scored = examples.chosen
+            if isinstance(source, ModelSource):
+                if missing:
+                    if engine is None:
+                        engine = source.open_engine()
+                        opened.callback(engine.close)
+                    with appended_rows(found[name].path, found[name].identity, overwrite) as rows:
+                        for example, completion in complete(engine, name, missing, len(examples.chosen)):
+                            rows.write({"id": example.id, "prompt": example.prompt, "completion": completion})
+                            completions[example.id] = completion
+                scored = [example for example in examples.whole_set if example.id in completions]
             answers = Answers(
-                examples=task_examples.chosen,
-                completions=[completions[example.id] for example in task_examples.chosen],
-                whole_set=task_examples.whole_set,
+                examples=scored,
+                completions=[completions[example.id] for example in scored],
+                whole_set=examples.whole_set,
                 model=source.model,
             )
             written[name] = score_record(TASKS[name].finish(answers, places), answers, found[name])
-            write_json(places.scores(), {**read_scores(places.scores()), name: written[name]})
+            stored = {task: score for task, score in read_scores(places.scores()).items() if same_weights(score, found)}
+            scores = {**stored, name: written[name]}
+            write_json(places.scores(), {task: scores[task] for task in (*TASKS, *scores) if task in scores})
     return written
 
 
@@ -133,7 +181,7 @@ def find_completions(
     if isinstance(source, ReplaySource):
         return read_replay(source.folder / f"{task}.jsonl", examples.chosen, examples.whole_set)
     path = places.raw_generations(task)
-    identity = run_identity(source.backend, source.model_fingerprint, TASKS[task].sampling)
+    identity = run_identity(source.backend, source.model_fingerprint, source.weights_fingerprint, TASKS[task].sampling)
     stored = {} if overwrite else stored_completions(path, identity, examples.whole_set)
     return Completions(path, identity, stored)
 

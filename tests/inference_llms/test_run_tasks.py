@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from inference_llms.run_tasks import ModelSource, ReplaySource, load_task_examples, run_tasks
+from inference_llms.run_tasks import ModelSource, ModelTasks, ReplaySource, load_task_examples, run_tasks
 from tests.inference_llms.support import ROOT, read_json_lines, write_rows
 from utils.errors import UserError
 from utils.output_places import OutputPlaces
@@ -39,15 +39,19 @@ class Adder:
         self.closed += 1
 
 
-def source(engine: Adder, fingerprint: str = "f" * 64) -> ModelSource:
-    return ModelSource("transformers", "some/model", fingerprint, lambda: engine)
+def source(engine: Adder, fingerprint: str = "f" * 64, weights: str | None = None) -> ModelSource:
+    return ModelSource("transformers", "some/model", fingerprint, weights or fingerprint, lambda: engine)
 
 
 def no_engine() -> ModelSource:
     def refuse():
         raise AssertionError("an engine was opened though nothing was missing")
 
-    return ModelSource("transformers", "some/model", "f" * 64, refuse)
+    return ModelSource("transformers", "some/model", "f" * 64, "f" * 64, refuse)
+
+
+def run(examples, places, source, overwrite=False):
+    return run_tasks([ModelTasks(examples, source)], places, overwrite)
 
 
 @pytest.fixture
@@ -72,7 +76,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
 
 def test_tasks_of_one_model_share_one_engine_which_is_closed_and_all_prompts_go_at_once(data, places):
     engine = Adder()
-    scores = run_tasks(load_task_examples(["gsm8k", "MATH"], data, 0, None), places, source(engine))
+    scores = run(load_task_examples(["gsm8k", "MATH"], data, 0, None), places, source(engine))
     assert (engine.calls, engine.closed, len(engine.asked)) == (2, 1, 17)
     assert scores["gsm8k"]["accuracy"] == scores["MATH"]["accuracy"] == 1.0
     assert json.loads(places.scores().read_text()) == scores
@@ -86,26 +90,26 @@ def test_an_engine_that_dies_is_closed_and_the_next_run_asks_only_what_is_missin
     examples = load_task_examples(["gsm8k"], data, 0, None)
     dying = Adder(dies_after=5)
     with pytest.raises(RuntimeError, match="died"):
-        run_tasks(examples, places, source(dying))
+        run(examples, places, source(dying))
     assert dying.closed == 1
     assert len(read_json_lines(places.raw_generations("gsm8k"))) == 5
     assert not places.scores().exists()
     second = Adder()
-    scores = run_tasks(examples, places, source(second))
+    scores = run(examples, places, source(second))
     assert len(second.asked) == 7 and not set(second.asked) & set(dying.asked)
     assert scores["gsm8k"]["accuracy"] == 1.0
-    assert run_tasks(examples, places, no_engine()) == scores
+    assert run(examples, places, no_engine()) == scores
 
 
 def test_a_half_written_last_line_is_dropped_and_its_example_asked_again(data, places):
     examples = load_task_examples(["gsm8k"], data, 0, None)
-    run_tasks(examples, places, source(Adder()))
+    run(examples, places, source(Adder()))
     path = places.raw_generations("gsm8k")
     whole = path.read_bytes()
     for cut in (1, 2, 30):
         path.write_bytes(whole[:-cut])
         engine = Adder()
-        run_tasks(examples, places, source(engine))
+        run(examples, places, source(engine))
         assert len(engine.asked) == 1
         assert path.read_bytes() == whole
 
@@ -113,12 +117,12 @@ def test_a_half_written_last_line_is_dropped_and_its_example_asked_again(data, p
 def test_a_run_killed_while_generating_is_finished_by_the_next(data, places):
     program = (
         "from pathlib import Path\n"
-        "from inference_llms.run_tasks import load_task_examples, run_tasks\n"
-        "from tests.inference_llms.test_run_tasks import Adder, source\n"
+        "from inference_llms.run_tasks import load_task_examples\n"
+        "from tests.inference_llms.test_run_tasks import Adder, run, source\n"
         "from utils.output_places import OutputPlaces\n"
         f"examples = load_task_examples(['gsm8k'], Path({str(data)!r}), 0, None)\n"
         f"places = OutputPlaces(Path({str(places.root)!r}), {places.tasks!r}, {places.name!r})\n"
-        "run_tasks(examples, places, source(Adder(seconds_each=0.2)))\n"
+        "run(examples, places, source(Adder(seconds_each=0.2)))\n"
     )
     path = places.raw_generations("gsm8k")
     child = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -128,59 +132,59 @@ def test_a_run_killed_while_generating_is_finished_by_the_next(data, places):
             assert child.poll() is None and time.monotonic() < patience
             time.sleep(0.02)
         with pytest.raises(UserError, match="being written by another process"):
-            run_tasks(load_task_examples(["gsm8k"], data, 0, None), places, source(Adder()))
+            run(load_task_examples(["gsm8k"], data, 0, None), places, source(Adder()))
     finally:
         os.kill(child.pid, signal.SIGKILL)
         child.wait()
     kept = path.read_bytes().count(b"\n")
     assert 3 <= kept < 12
     engine = Adder()
-    scores = run_tasks(load_task_examples(["gsm8k"], data, 0, None), places, source(engine))
+    scores = run(load_task_examples(["gsm8k"], data, 0, None), places, source(engine))
     assert len(engine.asked) == 12 - kept
     assert scores["gsm8k"]["accuracy"] == 1.0
 
 
 def test_another_models_results_are_neither_mixed_nor_overwritten_unless_asked(data, places):
     examples = load_task_examples(["gsm8k"], data, 0, None)
-    run_tasks(examples, places, source(Adder()))
+    run(examples, places, source(Adder()))
     before = files_below(places.root)
     with pytest.raises(UserError, match=r"gsm8k\.jsonl holds the results of another run .*--overwrite"):
-        run_tasks(examples, places, source(Adder(), "e" * 64))
+        run(examples, places, source(Adder(), "e" * 64))
     places.raw_generations("gsm8k").unlink()
     with pytest.raises(UserError, match=r"True\.json holds the results of another run .*--output_dir"):
-        run_tasks(examples, places, source(Adder(), "e" * 64))
+        run(examples, places, source(Adder(), "e" * 64))
     places.raw_generations("gsm8k").write_bytes(before[f"save_raw_generations/instruct_math/{NAME}/gsm8k.jsonl"])
     assert files_below(places.root) == before
     engine = Adder()
-    run_tasks(examples, places, source(engine, "e" * 64), overwrite=True)
+    run(examples, places, source(engine, "e" * 64), overwrite=True)
     assert len(engine.asked) == 12
     assert len(read_json_lines(places.raw_generations("gsm8k"))) == 12
-    run_tasks(examples, places, source(Adder(), "e" * 64))
+    run(examples, places, source(Adder(), "e" * 64))
 
 
 def test_completions_of_another_data_set_are_not_taken_for_this_ones(data, places):
-    run_tasks(load_task_examples(["gsm8k"], data, 0, None), places, source(Adder()))
+    run(load_task_examples(["gsm8k"], data, 0, None), places, source(Adder()))
     write_rows(data / "gsm8k_test.jsonl", [{"question": "7+7?", "answer": "#### 14"}])
     with pytest.raises(UserError, match=r"line 1: id 11 .*another data set"):
-        run_tasks(load_task_examples(["gsm8k"], data, 0, None), places, source(Adder()))
+        run(load_task_examples(["gsm8k"], data, 0, None), places, source(Adder()))
 
 
 def test_a_broken_line_amid_the_rows_is_named(data, places):
     examples = load_task_examples(["gsm8k"], data, 0, None)
-    run_tasks(examples, places, source(Adder()))
+    run(examples, places, source(Adder()))
     path = places.raw_generations("gsm8k")
     path.write_bytes(b"{}\n" + path.read_bytes())
     with pytest.raises(UserError, match=r"gsm8k\.jsonl line 1 lacks the id"):
-        run_tasks(examples, places, no_engine())
+        run(examples, places, no_engine())
 
 
 def test_a_slice_asks_that_slice_and_the_whole_takes_its_rows_up(data, places):
     engine = Adder()
-    scores = run_tasks(load_task_examples(["gsm8k"], data, 2, 6), places, source(engine))
+    scores = run(load_task_examples(["gsm8k"], data, 2, 6), places, source(engine))
     assert scores["gsm8k"]["examples"] == 4
     assert sorted(row["id"] for row in read_json_lines(places.raw_generations("gsm8k"))) == [2, 3, 4, 5]
     engine = Adder()
-    scores = run_tasks(load_task_examples(["gsm8k"], data, 0, 100), places, source(engine))
+    scores = run(load_task_examples(["gsm8k"], data, 0, 100), places, source(engine))
     assert len(engine.asked) == 8 and scores["gsm8k"]["examples"] == 12
 
 
@@ -190,18 +194,18 @@ def test_a_slice_of_nothing_is_refused(data):
 
 
 def test_a_later_run_of_another_task_adds_its_scores(data, places):
-    run_tasks(load_task_examples(["gsm8k"], data, 0, None), places, source(Adder()))
-    run_tasks(load_task_examples(["MATH"], data, 0, None), places, source(Adder()))
+    run(load_task_examples(["gsm8k"], data, 0, None), places, source(Adder()))
+    run(load_task_examples(["MATH"], data, 0, None), places, source(Adder()))
     assert json.loads(places.scores().read_text()).keys() == {"gsm8k", "MATH"}
 
 
 def test_replay_of_the_runs_own_folder_scores_the_same_and_leaves_it_as_it_is(data, places):
     examples = load_task_examples(["gsm8k", "MATH"], data, 0, None)
-    scores = run_tasks(examples, places, source(Adder()))
+    scores = run(examples, places, source(Adder()))
     before = files_below(places.root)
     replay = ReplaySource("some/model", places.raw_generations("gsm8k").parent)
-    assert run_tasks(examples, places, replay) == scores
-    assert run_tasks(examples, places, replay, overwrite=True) == scores
+    assert run(examples, places, replay) == scores
+    assert run(examples, places, replay, overwrite=True) == scores
     assert files_below(places.root) == before
 
 
@@ -222,7 +226,7 @@ def test_replay_names_the_file_and_row_at_fault_and_leaves_nothing(data, places,
     if rows is not None:
         write_rows(tmp_path / "replay/gsm8k.jsonl", rows)
     with pytest.raises(UserError, match=complaint):
-        run_tasks(load_task_examples(["gsm8k"], data, 0, None), places, ReplaySource("some/model", tmp_path / "replay"))
+        run(load_task_examples(["gsm8k"], data, 0, None), places, ReplaySource("some/model", tmp_path / "replay"))
     assert not places.root.exists()
 
 
@@ -230,6 +234,6 @@ def test_empty_completions_score_nothing(data, places, tmp_path):
     for task, number in (("gsm8k", 12), ("MATH", 5)):
         write_rows(tmp_path / f"replay/{task}.jsonl", [{"id": n, "completion": ""} for n in range(number)])
     examples = load_task_examples(["gsm8k", "MATH"], data, 0, None)
-    scores = run_tasks(examples, places, ReplaySource("some/model", tmp_path / "replay"))
+    scores = run(examples, places, ReplaySource("some/model", tmp_path / "replay"))
     for score in scores.values():
         assert score["accuracy"] == score["lenient_accuracy"] == 0.0
