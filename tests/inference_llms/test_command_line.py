@@ -37,6 +37,7 @@ def save_weights(folder, values):
         (["--tasks", "gsm8k", "--start_index", "-1"], "--start_index"),
         (["--tasks", "gsm8k", "--start_index", "5", "--end_index", "5"], "--end_index"),
         (["--tasks", "gsm8k", "--tensor_parallel_size", "0"], "--tensor_parallel_size"),
+        (["--tasks", "gsm8k", "--tensor_parallel_size", "two"], "'two' is not a whole number"),
         (["--tasks", "gsm8k", "--overwr"], "--overwr"),
         (["--tasks", "gsm8k", "--output_dir", __file__], "--output_dir"),
         (["--tasks", "gsm8k", "--backend", "replay", "--replay_from", "x", "--data_dir", "nowhere"], "nowhere"),
@@ -82,6 +83,13 @@ def test_a_merge_is_known_by_its_record_and_lies_with_its_merges_results(model, 
     one = model_fingerprint(model)
     (model / "merge_record.json").write_text(json.dumps({**record, "fingerprint": "2"}))
     assert model_fingerprint(model) != one
+
+
+def test_weights_changed_beside_a_merge_record_are_another_model(model):
+    (model / "merge_record.json").write_text(json.dumps({"tasks_name": "a_b", "name": "n", "fingerprint": "1"}))
+    before = model_fingerprint(model)
+    save_weights(model, numpy.zeros(1_000_000, dtype=numpy.float32))
+    assert model_fingerprint(model) != before
 
 
 def test_names_never_lead_out_of_the_output_folder(model, tmp_path):

@@ -21,6 +21,8 @@ GOOD = {"question": "1+1?", "answer": "#### 2"}
         (json.dumps(GOOD) + "\n" + '{"question": "q"}\n', r"gsm8k_test\.jsonl line 2 lacks the field 'answer'"),
         ('{"question": 3, "answer": "#### 2"}\n', r"line 1: the field 'question' must be text"),
         ('{"question": "q", "answer": "two"}\n', r"line 1: the field 'answer' must end in"),
+        (json.dumps({**GOOD, "question": "\ud800"}) + "\n", r"line 1 holds half a surrogate pair"),
+        ("[" * 100_000 + "\n", r"line 1 is not JSON"),
         ("[1]\n", r"line 1 is not a JSON object"),
         ("", r"gsm8k_test\.jsonl holds no examples"),
         ("\n\n", r"gsm8k_test\.jsonl holds no examples"),
@@ -39,6 +41,12 @@ def test_bytes_that_are_no_text_are_named(tmp_path):
         gsm8k.load_examples(tmp_path)
 
 
+def test_a_folder_of_the_files_name_is_named(tmp_path):
+    (tmp_path / "gsm8k_test.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"gsm8k_test\.jsonl is a folder"):
+        gsm8k.load_examples(tmp_path)
+
+
 def test_a_folder_that_does_not_exist_is_named(tmp_path):
     with pytest.raises(UserError, match=r"--data_dir .*nowhere is not a folder"):
         gsm8k.load_examples(tmp_path / "nowhere")
@@ -46,7 +54,13 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
-    [("[{},\n{broken", "line 2 is not JSON"), ("{}", "no JSON list"), ("[]", "no examples"), ("[{}]", "row 1 lacks")],
+    [
+        ("[{},\n{broken", "line 2 is not JSON"),
+        ("{}", "no JSON list"),
+        ("[]", "no examples"),
+        ("[" * 100_000, "too deep"),
+        ("[{}]", "row 1 lacks"),
+    ],
 )
 def test_a_broken_json_list_is_named(tmp_path, text, complaint):
     (tmp_path / "alpaca_eval.json").write_text(text)

@@ -188,9 +188,71 @@ def test_a_slice_asks_that_slice_and_the_whole_takes_its_rows_up(data, places):
     assert len(engine.asked) == 8 and scores["gsm8k"]["examples"] == 12
 
 
+def test_slices_by_several_jobs_add_up_and_none_shrinks_the_results(data, places):
+    for start, end, known in ((0, 3, 3), (8, 10, 5), (0, 12, 12), (4, 6, 12)):
+        scores = run(load_task_examples(["gsm8k"], data, start, end), places, source(Adder()))
+        assert (scores["gsm8k"]["examples"], scores["gsm8k"]["accuracy"]) == (known, 1.0)
+    scores = run(load_task_examples(["gsm8k"], data, 4, 6), places, source(Adder()), overwrite=True)
+    assert scores["gsm8k"]["examples"] == 2
+
+
+def test_a_replayed_slice_is_scored_alone(data, places, tmp_path):
+    run(load_task_examples(["gsm8k"], data, 0, None), places, source(Adder()))
+    replay = ReplaySource("some/model", places.raw_generations("gsm8k").parent)
+    scores = run(load_task_examples(["gsm8k"], data, 4, 6), OutputPlaces(tmp_path / "other", "a", "b"), replay)
+    assert scores["gsm8k"]["examples"] == 2
+
+
 def test_a_slice_of_nothing_is_refused(data):
-    with pytest.raises(UserError, match="none of the 12 examples of gsm8k"):
+    with pytest.raises(UserError, match=r"--start_index 12: that leaves none of the 12 examples of gsm8k"):
         load_task_examples(["gsm8k"], data, 12, None)
+
+
+def test_two_models_of_one_name_do_not_share_a_scores_file(data, places):
+    gsm8k, math = (load_task_examples([task], data, 0, None) for task in ("gsm8k", "MATH"))
+    run(gsm8k, places, source(Adder()))
+    before = files_below(places.root)
+    with pytest.raises(UserError, match=r"True\.json holds the results of another model \(gsm8k\); .*--overwrite"):
+        run(math, places, source(Adder(), "e" * 64))
+    assert files_below(places.root) == before
+    run(math, places, source(Adder(), "e" * 64), overwrite=True)
+    assert list(json.loads(places.scores().read_text())) == ["MATH"]
+
+
+def test_folders_of_one_merge_share_a_scores_file_in_the_order_of_the_tasks(data, places):
+    """They differ in their tokenizer, so in their fingerprint, and have the same weights."""
+    gsm8k, math = (load_task_examples([task], data, 0, None) for task in ("gsm8k", "MATH"))
+    run(math, places, source(Adder(), "e" * 64, weights="w"))
+    run(gsm8k, places, source(Adder(), "f" * 64, weights="w"))
+    assert list(json.loads(places.scores().read_text())) == ["gsm8k", "MATH"]
+
+
+def test_what_is_wrong_with_the_last_models_tasks_is_told_before_the_first_is_run(data, places):
+    gsm8k, math = (load_task_examples([task], data, 0, None) for task in ("gsm8k", "MATH"))
+    run(math, places, source(Adder(), "e" * 64, weights="w"))
+    before = files_below(places.root)
+    write_rows(data / "MATH_test.jsonl", [{"instruction": "7+7?", "output": "\\boxed{14}"}])
+    math = load_task_examples(["MATH"], data, 0, None)
+    first, second = Adder(), Adder()
+    work = [ModelTasks(gsm8k, source(first, weights="w")), ModelTasks(math, source(second, "e" * 64, weights="w"))]
+    with pytest.raises(UserError, match="another data set"):
+        run_tasks(work, places)
+    assert first.calls == second.calls == 0
+    assert files_below(places.root) == before
+
+
+def test_a_killed_runs_own_folder_is_replayed_without_its_half_written_line(data, places, tmp_path):
+    run(load_task_examples(["gsm8k"], data, 0, 6), places, source(Adder()))
+    path = places.raw_generations("gsm8k")
+    path.write_bytes(path.read_bytes()[:-9])
+    whole_rows = load_task_examples(["gsm8k"], data, 1, 6)
+    other = OutputPlaces(tmp_path / "other", "a", "b")
+    assert run(whole_rows, other, ReplaySource("m", path.parent))["gsm8k"]["examples"] == 5
+    with pytest.raises(UserError, match="no completion of id 0"):
+        run(load_task_examples(["gsm8k"], data, 0, 6), other, ReplaySource("m", path.parent))
+    path.with_name("gsm8k.identity.json").unlink()
+    with pytest.raises(UserError, match="line 6 is not JSON"):
+        run(whole_rows, other, ReplaySource("m", path.parent))
 
 
 def test_a_later_run_of_another_task_adds_its_scores(data, places):
