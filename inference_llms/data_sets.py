@@ -140,5 +140,8 @@ def load_from_hub(*arguments: str, **options: str) -> list[dict[str, Any]]:
     """The rows that `datasets.load_dataset` gives for these arguments."""
     # Slow to import, and of no use to a run whose sets lie in --data_dir.
     from datasets import load_dataset
+    from huggingface_hub.utils import logging
 
+    # Without a network it would print two lines for each of its attempts, beside the one line that tells.
+    logging.set_verbosity_error()
     return load_dataset(*arguments, **options).to_list()

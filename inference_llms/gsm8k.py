@@ -28,7 +28,9 @@ DATA_SET = DataSet(
 ANSWER_MARK = "The answer is: "
 STRICT_NUMBER = re.compile(r"[+-]?\d*[.,/]?\d+")
 # A minus sign counts unless it stands after a number or a closing bracket, where it subtracts.
-LENIENT_NUMBER = re.compile(r"(?:(?<![\d)\]])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
+LENIENT_NUMBER = re.compile(
+    r"((?:(?<![\d)\]])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+))(?:/(\d+))?"
+)
 
 
 def extract_number(completion: str) -> int | None:
@@ -53,11 +55,12 @@ def extract_number(completion: str) -> int | None:
 
 
 def extract_last_number(completion: str) -> float | None:
-    """The lenient reading: the last number anywhere, without its thousands commas."""
+    """The lenient reading: the last number anywhere, without its thousands commas. 90/2 is 45, and a/0 is a."""
     numbers = LENIENT_NUMBER.findall(completion)
     if not numbers:
         return None
-    number = float(numbers[-1].replace(",", ""))
+    numerator, denominator = numbers[-1]
+    number = float(numerator.replace(",", "")) / (float(denominator or 1) or 1)
     return number if math.isfinite(number) else None
 
 

@@ -2,13 +2,16 @@
 
 import gzip
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
 from inference_llms import MATH, alpaca_eval, gsm8k, human_eval, mbpp
 from inference_llms.data_sets import DataSet, load_rows
-from tests.inference_llms.support import write_rows
+from tests.inference_llms.support import ROOT, write_rows
 from utils.errors import UserError
 
 GOOD = {"question": "1+1?", "answer": "#### 2"}
@@ -102,6 +105,23 @@ def test_mbpp_is_sorted_by_number_and_a_task_that_stands_twice_is_named(tmp_path
 def test_a_prompt_takes_braces_as_they_are(tmp_path):
     write_rows(tmp_path / "gsm8k_test.jsonl", [{"question": "{x} {} {question}", "answer": "#### 1"}])
     assert "{x} {} {question}" in gsm8k.load_examples(tmp_path)[0].prompt
+
+
+def test_without_a_network_one_line_says_which_file_to_put_where(tmp_path):
+    program = (
+        "import time\n"
+        "time.sleep = lambda seconds: None  # the hub's client waits between its attempts\n"
+        "from inference_llms import gsm8k\n"
+        "from utils.errors import run_command_line\n"
+        "raise SystemExit(run_command_line(lambda: gsm8k.load_examples(None)))\n"
+    )
+    # A proxy that nobody listens at: every attempt to reach the hub fails at once.
+    no_network = {"HTTPS_PROXY": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    finished = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env={**os.environ, **no_network}, capture_output=True, text=True
+    )
+    assert finished.returncode == 2
+    assert finished.stderr.count("\n") == 1 and "put gsm8k_test.jsonl into a folder" in finished.stderr
 
 
 def test_a_set_that_cannot_be_downloaded_says_which_file_to_put_where():
