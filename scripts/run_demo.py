@@ -19,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from inference_llms.engine import available_cores
 from scripts.program_scores import pass_rate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -124,7 +125,7 @@ def main() -> None:
     output_dir = parser.parse_args().output_dir.absolute()
     started = time.monotonic()
     table = rows(output_dir)
-    with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
+    with ThreadPoolExecutor(len(available_cores())) as pool:
         completed = list(pool.map(run, table))
     scores = {
         row.name: {task: task_score(task, of_row[task]) for task in TASKS}
