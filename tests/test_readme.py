@@ -1,0 +1,44 @@
+"""The README's command lines work as they stand."""
+
+import json
+import re
+import shlex
+
+import pytest
+
+from merge_llms_instruct_math_code import build_parser, main
+from tests.inference_llms.support import ROOT
+from utils.model_folders import FINETUNED_MODELS, PRETRAINED_MODEL
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ZOO = ROOT / "scripts" / "tiny_zoo"
+LINES = re.findall(r"^    python merge_llms_instruct_math_code\.py (--merge.*)$", README, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def models_dir(tmp_path_factory):
+    """The tiny models under the names of the paper's."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, tiny in {PRETRAINED_MODEL: "base", **{name: role for role, name in FINETUNED_MODELS.items()}}.items():
+        (folder / name).symlink_to(ZOO / tiny)
+    return folder
+
+
+def test_all_six_lines_of_the_paper_are_there():
+    assert len(LINES) == 6
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_command_line_of_the_paper_runs_as_it_stands(line, models_dir, tmp_path):
+    places = ["--models_dir", models_dir, "--data_dir", ZOO / "data", "--output_dir", tmp_path, "--end_index", 2]
+    main([*shlex.split(line), *map(str, places), "--backend", "transformers"])
+    (scores,) = (tmp_path / "save_scores" / "instruct_math").rglob("*.json")
+    assert list(json.loads(scores.read_text())) == ["alpaca_eval", "gsm8k", "MATH"]
+
+
+def test_every_option_that_the_readme_names_exists():
+    known = {word for action in build_parser()._actions for word in action.option_strings}
+    known |= {"--load_model_path", "--vllm"}  # of `python -m inference_llms`, of scripts/setup_env.sh
+    evaluators = re.compile(r"`(alpaca_eval|evaluate_functional_correctness|accelerate launch)[^`]*`")
+    named = set(re.findall(r"--[a-z_]+", evaluators.sub("", README)))
+    assert named <= known, named - known
