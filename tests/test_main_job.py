@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from inference_llms import gsm8k
+from merge_llms_instruct_math_code import main
 from scripts.program_scores import pass_rate
-from tests.inference_llms.support import ROOT, read_json_lines
+from tests.inference_llms.support import ROOT, read_json_lines, write_rows
 from tests.vllm_marks import two_workers, vllm_installed
+from utils.errors import run_command_line
 
 ZOO = ROOT / "scripts" / "tiny_zoo"
 
@@ -80,6 +83,71 @@ def test_killed_while_it_generates_the_same_command_finishes(tmp_path):
         path = raw.with_name(f"{task}.jsonl")
         undisturbed = tmp_path / "undisturbed" / path.relative_to(killed)
         assert sorted(read_json_lines(path), key=str) == sorted(read_json_lines(undisturbed), key=str)
+
+
+AVERAGE = "--merging_method_name average_merging --end_index 5 "
+
+
+@pytest.fixture
+def run_here(capsys):
+    """The main script in this process, which has loaded its packages; gives its status and stderr."""
+
+    def run(words: list[str]) -> tuple[int, str]:
+        capsys.readouterr()
+        status = run_command_line(lambda: main(words[2:]))
+        return status, capsys.readouterr().err
+
+    return run
+
+
+def refused(status: int, error: str, told: str) -> None:
+    assert status == 2 and error.startswith("error: ") and error.count("\n") == 1 and told in error, error
+
+
+def test_runs_of_single_tasks_add_up_and_the_model_goes_once_it_is_scored(tmp_path, run_here):
+    for more in ("--tasks MATH", "--tasks alpaca_eval gsm8k --delete_merged_model"):
+        assert run_here(command(tmp_path, "instruct", "math", more=AVERAGE + more))[0] == 0
+    of_task = scores(tmp_path, "instruct_math", "average_merging")
+    assert [(task, score["examples"]) for task, score in of_task.items()] == [
+        ("alpaca_eval", 5),
+        ("gsm8k", 5),
+        ("MATH", 5),
+    ]
+    assert not list(tmp_path.glob("save_merge_models/**/*.safetensors"))
+    assert not list(tmp_path.glob("save_merge_models/instruct_math/*/average_merging"))
+
+
+def test_another_merge_of_the_same_name_never_adds_to_the_scores_unless_it_replaces_them(tmp_path, run_here):
+    more = AVERAGE + "--delete_merged_model --tasks "
+    assert run_here(command(tmp_path, "instruct", "math", more=more + "gsm8k"))[0] == 0
+    before = scores(tmp_path, "instruct_math", "average_merging")
+    another = more + f"MATH --math_model {ZOO / 'code'}"
+    refused(*run_here(command(tmp_path, "instruct", "math", more=another)), "results of another model (gsm8k)")
+    assert scores(tmp_path, "instruct_math", "average_merging") == before
+    assert run_here(command(tmp_path, "instruct", "math", more=another + " --overwrite"))[0] == 0
+    assert list(scores(tmp_path, "instruct_math", "average_merging")) == ["MATH"]
+
+
+def test_completions_of_both_models_tasks_are_replayed_without_any_model(tmp_path, run_here):
+    out, given = tmp_path / "out", tmp_path / "replay"
+    write_rows(given / "alpaca_eval.jsonl", [{"id": n, "completion": "Hello"} for n in range(5)])
+    more = AVERAGE + f"--tasks alpaca_eval gsm8k --replay_from {given}"
+    replay = command(out, "instruct", "math", backend="replay", more=more)
+    refused(*run_here(replay), "gsm8k.jsonl does not exist")
+    assert not out.exists()
+
+    golds = [example.row["gold"] for example in gsm8k.load_examples(ZOO / "data")[:5]]
+    for golds_right in (3, 5):
+        rows = [{"id": n, "completion": f"The answer is: {gold:.0f}"} for n, gold in enumerate(golds)]
+        for row in rows[golds_right:]:
+            row["completion"] = ""
+        write_rows(given / "gsm8k.jsonl", rows)
+        if golds_right == 5:
+            refused(*run_here(replay), "results of another run")
+            replay.append("--overwrite")
+        assert run_here(replay)[0] == 0
+        of_task = scores(out, "instruct_math", "average_merging")
+        assert list(of_task) == ["alpaca_eval", "gsm8k"] and of_task["gsm8k"]["accuracy"] == golds_right / 5
 
 
 @pytest.mark.vllm
