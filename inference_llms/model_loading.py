@@ -78,7 +78,7 @@ def load_model(model_folder: Path, **options: Any) -> PreTrainedModel:
 
 
 def check_weights(model_folder: Path, config: PreTrainedConfig) -> None:
-    """Raise as `load_model` without holding any weight, for engines that fill what is missing in silence."""
+    """Raise as `load_model`, from the heads of the weight files: for engines that pass over what is missing."""
     # Quantised checkpoints name their tensors in ways that only their engine knows.
     if getattr(config, "quantization_config", None) is None:
         load_model(model_folder, device_map="meta")

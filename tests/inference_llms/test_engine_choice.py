@@ -20,6 +20,7 @@ from inference_llms.engine import (
 )
 from inference_llms.model_loading import check_weights, load_config
 from inference_llms.transformers_engine import TransformersEngine
+from inference_llms.vllm_engine import VllmEngine
 from tests.inference_llms.tiny_llama import PROMPTS, write_tiny_llama
 from utils.errors import UserError
 
@@ -143,12 +144,12 @@ def test_a_model_that_cannot_be_run_as_it_is_gets_one_line(tmp_path, monkeypatch
     assert not (tmp_path / "ran").exists()
 
 
-def test_weights_are_checked_for_engines_that_do_not_check(tmp_path):
+def test_a_missing_tensor_is_told_before_vllm_is_started(tmp_path):
     folder = write_tiny_llama(tmp_path / "model")
     check_weights(folder, load_config(folder))
     without_a_tensor(folder)
     with pytest.raises(UserError, match=r"lacks tensor model\.layers\.1\.mlp\.up_proj\.weight"):
-        check_weights(folder, load_config(folder))
+        VllmEngine(folder, 1, 1)
 
 
 def test_weights_that_are_no_numbers_are_told_rather_than_completed_with_nothing(tmp_path):
