@@ -66,7 +66,7 @@ def check_same_run(path: Path, found: dict[str, Any] | None, identity: dict[str,
     """Raise `UserError` where what `path` holds belongs to another run than `identity`."""
     if found == identity:
         return
-    if found is None:
+    if not isinstance(found, dict):
         difference = "nothing says which"
     else:
         keys = sorted(key for key in {*found, *identity} if found.get(key) != identity.get(key))

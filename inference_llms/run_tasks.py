@@ -117,9 +117,10 @@ def check_scores(path: Path, found: dict[str, Completions], overwrite: bool) -> 
         raise UserError(
             f"{' and '.join(known)} were completed by different models; choose another --output_dir for each model"
         )
+    stored = read_scores(path)
     if overwrite:
         return
-    for name, score in read_scores(path).items():
+    for name, score in stored.items():
         if name in found:
             check_same_run(path, score.get("identity"), found[name].identity)
         elif not same_weights(score, found):
@@ -131,7 +132,7 @@ def check_scores(path: Path, found: dict[str, Completions], overwrite: bool) -> 
 
 def same_weights(score: dict[str, Any], found: dict[str, Completions]) -> bool:
     """Whether a stored score may stand beside the completions `found`: a replay does not always tell its model."""
-    stored = (score.get("identity") or {}).get("weights_fingerprint")
+    stored = score["identity"].get("weights_fingerprint") if isinstance(score.get("identity"), dict) else None
     return all(None in (stored, completions.weights) or stored == completions.weights for completions in found.values())
 
 

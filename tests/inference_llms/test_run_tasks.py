@@ -219,6 +219,19 @@ def test_two_models_of_one_name_do_not_share_a_scores_file(data, places):
     assert list(json.loads(places.scores().read_text())) == ["MATH"]
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_scores_file_that_is_none_is_told_before_the_engine_is_opened(data, places, overwrite):
+    places.scores().parent.mkdir(parents=True)
+    for text, told in (("{", "is not JSON"), ("[]", "does not hold scores by task")):
+        places.scores().write_text(text)
+        with pytest.raises(UserError, match=told):
+            run(load_task_examples(["gsm8k"], data, 0, None), places, no_engine(), overwrite)
+    places.scores().write_text('{"gsm8k": {"identity": []}}')
+    if not overwrite:
+        with pytest.raises(UserError, match="nothing says which"):
+            run(load_task_examples(["gsm8k"], data, 0, None), places, no_engine())
+
+
 def test_folders_of_one_merge_share_a_scores_file_in_the_order_of_the_tasks(data, places):
     """They differ in their tokenizer, so in their fingerprint, and have the same weights."""
     gsm8k, math = (load_task_examples([task], data, 0, None) for task in ("gsm8k", "MATH"))
