@@ -162,7 +162,7 @@ def weight_files(folder: Path) -> list[Path]:
         for name in (SINGLE_FILE, PICKLED_FILE):
             if (folder / name).exists():
                 return [folder / name]
-        raise UserError(f"{folder}: holds no weights ({SINGLE_FILE}, {PICKLED_FILE} or an index of shards)")
+        raise UserError(f"{folder}: holds no weights ({SINGLE_FILE}, {PICKLED_FILE} or their shards); download them")
     files = [folder / name for name in sorted(set(_weight_map(index).values()))]
     for file in files:
         if not file.exists():
