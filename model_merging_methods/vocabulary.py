@@ -92,8 +92,10 @@ def write_tokenizer(source: Path, target: Path, merged: dict[str, int]) -> None:
     Raises UserError when a token that must move is not an added one.
     """
     tokens = read_tokens(source)
-    rows = set(merged.values())
-    moved = [token for token, row in (tokens or {}).items() if merged.get(token, -1 if row in rows else row) != row]
+    taken = set(merged.values())
+    moved = [
+        token for token, row in (tokens or {}).items() if (merged[token] != row if token in merged else row in taken)
+    ]
     for name in TOKENIZER_FILES:
         if (source / name).exists() and not (moved and name in ("tokenizer.model", "added_tokens.json")):
             shutil.copyfile(source / name, target / name)
@@ -118,7 +120,7 @@ def _move_tokens(source: Path, target: Path, tokens: dict[str, int], merged: dic
 
     config_path = target / "tokenizer_config.json"
     if config_path.exists():
-        config = read_json_object(config_path, "it was there a moment ago")
+        config = read_json_object(config_path, "copy it there")
         if "added_tokens_decoder" in config:
             config["added_tokens_decoder"] = {
                 str(entry["id"]): {key: value for key, value in entry.items() if key != "id"} for entry in added
