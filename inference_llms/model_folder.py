@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.json_files import read_json_object
 from utils.model_folders import TOKENIZER_FILES
 from utils.output_places import OutputPlaces
 
@@ -69,15 +70,7 @@ def weights_fingerprint(folder: Path) -> str:
 def merge_record(folder: Path) -> dict[str, Any]:
     """The record that a merge left in its folder; empty for a model that was not merged here."""
     path = folder / MERGE_RECORD
-    if not path.is_file():
-        return {}
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); merge again, or remove the file") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{path} is not a JSON object; merge again, or remove the file")
-    return record
+    return read_json_object(path, "merge again, or remove the file") if path.is_file() else {}
 
 
 def output_places(folder: Path, root: Path) -> OutputPlaces:

@@ -1,6 +1,5 @@
 """Models out of folders, through transformers: with every weight that they need, or refused in one line."""
 
-import json
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.utils import logging
 
 from utils.errors import UserError
+from utils.json_files import read_json_object
 
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
@@ -86,9 +86,5 @@ def check_weights(model_folder: Path, config: PreTrainedConfig) -> None:
 
 def _check_json_files(model_folder: Path) -> None:
     for name in JSON_FILES:
-        path = model_folder / name
-        try:
-            if path.is_file() and not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
-                raise UserError(f"{path} is not a JSON object; copy or download it again")
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} is not JSON ({error}); copy or download it again") from error
+        if (model_folder / name).is_file():
+            read_json_object(model_folder / name, "copy or download it again")

@@ -15,6 +15,7 @@ from inference_llms.data_sets import read_rows
 from inference_llms.engine import Sampling
 from inference_llms.task import Example
 from utils.errors import UserError
+from utils.json_files import read_json_object
 from utils.whole_files import write_json
 
 
@@ -53,12 +54,10 @@ def read_identity(rows: Path) -> dict[str, Any] | None:
     path = identity_path(rows)
     if not path.is_file():
         return None
-    try:
-        identity = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); remove it together with {rows.name}") from error
-    if not isinstance(identity, dict) or "backend" not in identity:
-        raise UserError(f"{path} does not say which run it stands for; remove it together with {rows.name}")
+    remedy = f"remove it together with {rows.name}"
+    identity = read_json_object(path, remedy)
+    if "backend" not in identity:
+        raise UserError(f"{path} does not say which run it stands for; {remedy}")
     return identity
 
 

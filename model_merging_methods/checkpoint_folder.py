@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
+from utils.json_files import read_json_object
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -69,7 +70,7 @@ class CheckpointFolder:
         self.folder = folder
         if not folder.is_dir():
             raise UserError(f"{folder}: no such model folder")
-        self.config = read_json_object(folder / "config.json", "it is not a model folder")
+        self.config = read_json_object(folder / "config.json", "give a whole Hugging Face model folder")
         self.files = weight_files(folder)
         self.tensors: dict[str, StoredTensor] = {}
         for file in self.files:
@@ -126,19 +127,6 @@ class CheckpointFolder:
                 raise UserError(f"{self.folder / file_name}: lacks tensor {name} that {index_path.name} lists")
 
 
-def read_json_object(path: Path, otherwise: str) -> dict:
-    """The JSON object in `path`. Raises UserError, adding `otherwise` when there is no such file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; {otherwise}") from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); get the file anew") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: does not hold a JSON object; get the file anew")
-    return value
-
-
 def _is_ignored(name: str) -> bool:
     """Whether a stored tensor is a buffer that current models compute for themselves."""
     return name.endswith(_IGNORED_SUFFIXES)
@@ -171,7 +159,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _weight_map(index_path: Path) -> Mapping[str, str]:
-    weight_map = read_json_object(index_path, "download it").get("weight_map")
+    weight_map = read_json_object(index_path, "download it anew").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index_path}: has no weight_map; get the file anew")
     for name in weight_map.values():

@@ -11,9 +11,10 @@ from typing import Any
 
 import xxhash
 
-from model_merging_methods.checkpoint_folder import index_file, read_json_object, weight_files
+from model_merging_methods.checkpoint_folder import index_file, weight_files
 from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
 from utils.errors import UserError
+from utils.json_files import read_json_object
 from utils.model_folders import TOKENIZER_FILES
 from utils.package_versions import package_versions
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_merging_methods.checkpoint_folder import read_json_object
 from utils.errors import UserError
+from utils.json_files import read_json_object
 from utils.model_folders import TOKENIZER_FILES
 
 MISSING_ROW = -1
@@ -120,7 +120,7 @@ def _move_tokens(source: Path, target: Path, tokens: dict[str, int], merged: dic
 
     config_path = target / "tokenizer_config.json"
     if config_path.exists():
-        config = read_json_object(config_path, "copy it there")
+        config = read_json_object(config_path, "get the file anew")
         if "added_tokens_decoder" in config:
             config["added_tokens_decoder"] = {
                 str(entry["id"]): {key: value for key, value in entry.items() if key != "id"} for entry in added

@@ -178,6 +178,17 @@ def test_a_broken_line_amid_the_rows_is_named(data, places):
         run(examples, places, no_engine())
 
 
+@pytest.mark.parametrize(
+    ("content", "told"), [("{", "is not JSON"), ("[]", "is not a JSON object"), ("{}", "does not say which run")]
+)
+def test_a_damaged_identity_is_told(data, places, content, told):
+    examples = load_task_examples(["gsm8k"], data, 0, None)
+    run(examples, places, source(Adder()))
+    places.raw_generations("gsm8k").with_name("gsm8k.identity.json").write_text(content)
+    with pytest.raises(UserError, match=rf"{told}.*; remove it together with gsm8k\.jsonl"):
+        run(examples, places, no_engine())
+
+
 def test_a_slice_asks_that_slice_and_the_whole_takes_its_rows_up(data, places):
     engine = Adder()
     scores = run(load_task_examples(["gsm8k"], data, 2, 6), places, source(engine))
