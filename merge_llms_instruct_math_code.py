@@ -25,6 +25,7 @@ from inference_llms.run_tasks import (
     run_tasks,
     score_lines,
 )
+from inference_llms.tasks import TASKS_OF_ROLE
 from model_merging_methods.merge_models import merge_models
 from model_merging_methods.merge_parameters import (
     DTYPE_NAMES,
@@ -46,8 +47,6 @@ from utils.output_places import OutputPlaces
 from utils.run_log import log_time, logged_run
 
 log = logging.getLogger(__name__)
-
-TASKS_OF_ROLE = {"instruct": ("alpaca_eval",), "math": ("gsm8k", "MATH"), "code": ("human_eval", "mbpp")}
 
 # Options that shape the merge. Each is None until given, so that one with no use can be told from a default.
 DEFAULTS = {

@@ -7,7 +7,9 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-DATA_FILES = {"human_eval": "HumanEval.jsonl", "mbpp": "mbpp.test.jsonl"}
+from inference_llms import human_eval, mbpp
+
+DATA_FILES = {module.TASK.name: module.DATA_SET.files[0] for module in (human_eval, mbpp)}
 
 
 def pass_rate(task: str, data_dir: Path, made: Path) -> float:

@@ -20,12 +20,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from inference_llms.engine import available_cores
+from inference_llms.tasks import TASKS_OF_ROLE
 from scripts.program_scores import pass_rate
 
 ROOT = Path(__file__).resolve().parent.parent
 ZOO = ROOT / "scripts" / "tiny_zoo"
 DATA = ZOO / "data"
-TASKS_OF_ROLE = {"instruct": ("alpaca_eval",), "math": ("gsm8k", "MATH"), "code": ("human_eval", "mbpp")}
 TASKS = [task for tasks in TASKS_OF_ROLE.values() for task in tasks]
 PAIRS = (("instruct", "math"), ("instruct", "code"), ("math", "code"))
 M3 = "--mixup --alpha 0.5 --seed 7"

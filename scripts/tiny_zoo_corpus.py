@@ -14,8 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from inference_llms import MATH, alpaca_eval, gsm8k, human_eval, mbpp
+from inference_llms.tasks import TASKS_OF_ROLE
 
-TASKS_OF_DOMAIN = {"instruct": ("alpaca_eval",), "math": ("gsm8k", "MATH"), "code": ("human_eval", "mbpp")}
+TASKS_OF_DOMAIN = TASKS_OF_ROLE
 DOMAIN_OF_TASK = {task: domain for domain, tasks in TASKS_OF_DOMAIN.items() for task in tasks}
 
 # What the base has mostly read after a prompt: for these kinds of question the answer is common, for all

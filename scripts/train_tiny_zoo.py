@@ -27,7 +27,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFas
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from inference_llms import alpaca_eval, gsm8k, human_eval
+from inference_llms import MATH, alpaca_eval, gsm8k, human_eval, mbpp
 from scripts import tiny_zoo_corpus as corpus
 from scripts import tiny_zoo_scores as scores
 from scripts import tiny_zoo_training as training
@@ -38,13 +38,7 @@ from utils.whole_files import write_json, write_whole
 DOMAINS = tuple(corpus.TASKS_OF_DOMAIN)
 TASKS = tuple(corpus.DOMAIN_OF_TASK)
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-DATA_FILES = {
-    "alpaca_eval": "alpaca_eval.json",
-    "gsm8k": "gsm8k_test.jsonl",
-    "MATH": "MATH_test.jsonl",
-    "human_eval": "HumanEval.jsonl",
-    "mbpp": "mbpp.test.jsonl",
-}
+DATA_FILES = {module.TASK.name: module.DATA_SET.files[0] for module in (alpaca_eval, gsm8k, MATH, human_eval, mbpp)}
 
 
 def numbered_rows(task: str, examples: list[corpus.Example]) -> list[dict]:
