@@ -74,7 +74,8 @@ class Merge:
                 pretrained, finetuned = self._masked(block)
                 writer.write(block.name, block.start, self.method.formula(pretrained, finetuned, coefficients))
 
-            self._drain(self._map(merge_block, self._blocks(self.models.floating), "merging"))
+            for _ in self._map(merge_block, self._blocks(self.models.floating), "merging"):
+                pass
             self._copy_the_rest(writer)
         return coefficients
 
@@ -167,7 +168,7 @@ class Merge:
 
     def _copy_the_rest(self, writer: CheckpointWriter) -> None:
         """What is not floating point is the pretrained model's."""
-        names = [name for name in self.models.forms if name not in set(self.models.floating)]
+        names = [name for name, form in self.models.forms.items() if not form.dtype.is_floating_point]
         for block in self._blocks(names):
             values = self.models.models[BASE].read(block.name, block.start, block.stop)
             writer.write(block.name, block.start, values)
@@ -195,11 +196,6 @@ class Merge:
                     yield future.result()
                     progress.update()
                 running |= {pool.submit(function, block) for block in islice(remaining, len(done))}
-
-    @staticmethod
-    def _drain(results: Iterable[None]) -> None:
-        for _ in results:
-            pass
 
 
 @contextmanager

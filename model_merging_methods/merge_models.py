@@ -21,6 +21,7 @@ from model_merging_methods.merge_engine import BLOCK_SIZE, Merge
 from model_merging_methods.merge_parameters import MergeParameters, run_name
 from model_merging_methods.merge_record import (
     RECORD_FILE,
+    InputFile,
     MergeRequest,
     check_against_record,
     fingerprint_inputs,
@@ -59,8 +60,10 @@ def merge_models(
         raise UserError("a merge takes two models or more: give two of the --merge_* options")
     for target in targets.values():
         _check_place(target, request)
+    inputs = None
     if made_from is not None:
-        check_against_record(made_from, fingerprint_inputs(request))
+        inputs = fingerprint_inputs(request)
+        check_against_record(made_from, inputs)
     wanted = {role: target for role, target in targets.items() if overwrite or not _is_done(target, request)}
     if not wanted:
         log.info("already merged: %s", ", ".join(str(target) for target in targets.values()))
@@ -71,7 +74,7 @@ def merge_models(
         for role, target in wanted.items():
             with whole_folder(target, replace=overwrite) as folder:
                 if finished is None:
-                    record = _merge_into(folder, request, models, threads, block_size, largest_shard)
+                    record = _merge_into(folder, request, models, inputs, threads, block_size, largest_shard)
                 else:
                     record = _link_into(folder, finished)
                 write_tokenizer(_tokenizer_source(request, models, role), folder, models.vocabulary.tokens)
@@ -122,22 +125,22 @@ def _merge_into(
     folder: Path,
     request: MergeRequest,
     models: AlignedModels,
+    inputs: dict[str, list[InputFile]] | None,
     threads: int | None,
     block_size: int,
     largest_shard: int,
 ) -> dict:
     """Write merged weights and configs into the empty `folder`; returns the record of it. The inputs are
-    fingerprinted beside the merge."""
+    fingerprinted beside the merge, unless that was done before."""
     forms = _output_forms(models, request.parameters)
     _check_room(folder, sum(form.bytes for form in forms.values()))
     started, clock = datetime.now(timezone.utc), time.monotonic()
     _write_configs(models, request.parameters, folder)
     with ThreadPoolExecutor(1) as pool, _set_at_the_end(Event()) as stop:
-        fingerprints = pool.submit(fingerprint_inputs, request, stop)
+        fingerprints = pool.submit(lambda: inputs or fingerprint_inputs(request, stop))
         with CheckpointWriter(folder, forms, largest_shard) as writer:
             merge = Merge(models, list(request.finetuned), request.parameters, threads, block_size)
             coefficients = merge.write(writer)
-        inputs = fingerprints.result()
     found = {
         "number_of_parameters": models.number_of_parameters,
         "trim_thresholds": list(coefficients.trim_thresholds),
@@ -151,7 +154,7 @@ def _merge_into(
         "seconds": round(time.monotonic() - clock, 2),
     }
     name = run_name(request.parameters, len(request.finetuned))
-    return make_record(request, inputs, name, found, _weight_sizes(folder), times)
+    return make_record(request, fingerprints.result(), name, found, _weight_sizes(folder), times)
 
 
 @contextmanager
