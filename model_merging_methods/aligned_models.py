@@ -1,13 +1,14 @@
 """The models of a merge as one set of parameters of equal names and shapes, read by stretches."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from model_merging_methods.checkpoint_folder import CheckpointFolder
+from model_merging_methods.checkpoint_folder import CheckpointFolder, StoredTensor
 from model_merging_methods.checkpoint_writer import TensorForm
+from model_merging_methods.stored_dtypes import F32, FLOATING_CODES, ITEM_SIZES
 from model_merging_methods.vocabulary import (
     MISSING_ROW,
     AlignedVocabulary,
@@ -17,8 +18,10 @@ from model_merging_methods.vocabulary import (
 )
 from utils.errors import UserError
 
-INPUT_EMBEDDINGS = "embed_tokens.weight"
-OUTPUT_EMBEDDINGS = "lm_head.weight"
+# Endings of names, in one family or another, of the parameters that have a row for every token.
+INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+OUTPUT_EMBEDDINGS = ("lm_head.weight", "embed_out.weight")
+OUTPUT_BIASES = ("lm_head.bias",)
 _ROWS_AT_ONCE = 1024
 
 BASE = 0  # the position of the pretrained model; the fine-tuned ones follow as 1 … K
@@ -27,8 +30,7 @@ BASE = 0  # the position of the pretrained model; the fine-tuned ones follow as 
 class AlignedModels:
     """A pretrained model and K fine-tunes of it, with the vocabulary's rows aligned.
 
-    `forms` gives each merged parameter's shape and the pretrained model's dtype, in the order of its files.
-    `floating` are the names that are merged; the others are copied from the pretrained model.
+    `forms` gives each parameter's merged shape and the pretrained model's dtype, in the order of its files.
 
     Raises UserError, naming folder and tensor, for other architectures, tensors or shapes.
     """
@@ -40,47 +42,78 @@ class AlignedModels:
         self._vocabulary_names = [name for name in pretrained.tensors if _is_vocabulary(name)]
         self.vocabulary = self._align_vocabulary()
         self.forms = {name: self._merged_form(name) for name in pretrained.tensors}
-        self.floating = [name for name, form in self.forms.items() if form.dtype.is_floating_point]
-        self._mean_rows: dict[tuple[int, str], Tensor] = {}
+        self._mean_rows: dict[tuple[int, str], np.ndarray] = {}
 
     @property
-    def number_of_parameters(self) -> int:
-        """n: how many values are merged."""
-        return sum(self.forms[name].numel for name in self.floating)
+    def largest_item(self) -> int:
+        """The most bytes that `read_into` gives for a value."""
+        sizes = {ITEM_SIZES[stored.dtype] for model in self.models for stored in model.tensors.values()}
+        return max(sizes | {ITEM_SIZES["F32"]})
 
-    def read(self, model: int, name: str, start: int, stop: int) -> Tensor:
-        """Values start … stop − 1 of the flattened merged parameter `name`, of one model, as float32."""
-        source = self.models[model]
-        stored_name = _stored_name(source, name)
-        row_map = self.vocabulary.row_maps[model] if name in self._vocabulary_names else None
-        if row_map is None:
-            return source.read_float32(stored_name, start, stop)
+    def read_into(self, buffer: np.ndarray, model: int, name: str, start: int, stop: int) -> int:
+        """Put values start … stop − 1 of the flattened floating-point parameter `name`, of one model, at the
+        beginning of `buffer` (uint8, with `largest_item` bytes a value). Returns the code of their dtype."""
+        if self.has_other_rows(model, name):
+            buffer.view(np.float32)[: stop - start] = self._read_rows(model, name, start, stop)
+            return F32
+        stored = self.stored_tensor(model, name)
+        source, stored_name = self._stored(model, name)
+        source.read_into(buffer[: (stop - start) * stored.item_size], stored_name, start, stop)
+        return FLOATING_CODES[stored.dtype]
+
+    def read_float32(self, model: int, name: str, start: int, stop: int) -> np.ndarray:
+        """The same values as float32. Raises UserError, naming file and tensor, where one is NaN or infinite."""
+        if self.has_other_rows(model, name):
+            return self._read_rows(model, name, start, stop)
+        source, stored_name = self._stored(model, name)
+        return source.read_float32(stored_name, start, stop)
+
+    def read_ahead(self, model: int, name: str, start: int, stop: int) -> None:
+        """Ask the system to bring these values from the disk, without waiting for them."""
+        if not self.has_other_rows(model, name):
+            source, stored_name = self._stored(model, name)
+            source.read_ahead(stored_name, start, stop)
+
+    def has_other_rows(self, model: int, name: str) -> bool:
+        """Whether a model's rows of this parameter are not the merged ones in the same order."""
+        return name in self._vocabulary_names and self.vocabulary.row_maps[model] is not None
+
+    def stored_tensor(self, model: int, name: str) -> StoredTensor:
+        """Where and how a model stores a parameter."""
+        source, stored_name = self._stored(model, name)
+        return source.tensors[stored_name]
+
+    def _stored(self, model: int, name: str) -> tuple[CheckpointFolder, str]:
+        return self.models[model], _stored_name(self.models[model], name)
+
+    def _read_rows(self, model: int, name: str, start: int, stop: int) -> np.ndarray:
+        source, stored_name = self._stored(model, name)
         width = self.forms[name].numel // self.forms[name].shape[0]
         first, last = start // width, -(-stop // width)
         pieces = [
-            self._mean_row(model, name).repeat(count)
+            np.tile(self._mean_row(model, name), count)
             if row == MISSING_ROW
             else source.read_float32(stored_name, row * width, (row + count) * width)
-            for row, count in _runs(row_map[first:last])
+            for row, count in _runs(self.vocabulary.row_maps[model][first:last])
         ]
-        return torch.cat(pieces)[start - first * width : stop - first * width]
+        return np.concatenate(pieces)[start - first * width : stop - first * width]
 
-    def _mean_row(self, model: int, name: str) -> Tensor:
+    def _mean_row(self, model: int, name: str) -> np.ndarray:
         """The mean of a model's own rows, summed in double precision so that it is exact to float32."""
         if (model, name) not in self._mean_rows:
             self._mean_rows[model, name] = self._compute_mean_row(model, name)
         return self._mean_rows[model, name]
 
-    def _compute_mean_row(self, model: int, name: str) -> Tensor:
-        source, stored_name = self.models[model], _stored_name(self.models[model], name)
+    def _compute_mean_row(self, model: int, name: str) -> np.ndarray:
+        source, stored_name = self._stored(model, name)
         rows, *rest = source.tensors[stored_name].shape
-        width = torch.Size(rest).numel()
-        total = torch.zeros(width, dtype=torch.float64)
+        width = math.prod(rest)
+        total = np.zeros(width, np.float64)
         for first in range(0, rows, _ROWS_AT_ONCE):
             last = min(first + _ROWS_AT_ONCE, rows)
             block = source.read_float32(stored_name, first * width, last * width)
-            total += block.double().reshape(-1, width).sum(dim=0)
-        return (total / rows).float()
+            total += block.reshape(-1, width).sum(axis=0, dtype=np.float64)
+        return (total / rows).astype(np.float32)
 
     def _align_vocabulary(self) -> AlignedVocabulary:
         if not self._vocabulary_names:
@@ -144,17 +177,21 @@ def _stored_name(model: CheckpointFolder, name: str) -> str:
 
 
 def _ties_embeddings(model: CheckpointFolder) -> bool:
-    return model.config.get("tie_word_embeddings") is True
+    """Whether a model without output embeddings of its own may be one that shares them: configs leave the
+    setting out where it is the family's default."""
+    inner = model.config.get("text_config")
+    inherited = inner.get("tie_word_embeddings") if isinstance(inner, dict) else None
+    return model.config.get("tie_word_embeddings", inherited) is not False
 
 
 def _is_vocabulary(name: str) -> bool:
-    return name.endswith((INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS))
+    return name.endswith((*INPUT_EMBEDDINGS, *OUTPUT_EMBEDDINGS, *OUTPUT_BIASES))
 
 
 def _vocabulary_rows(model: CheckpointFolder) -> int:
     matrices = {name: stored.shape for name, stored in model.tensors.items() if _is_vocabulary(name)}
     for name, shape in matrices.items():
-        if len(shape) != 2 or shape[0] == 0:
+        if len(shape) != (1 if name.endswith(OUTPUT_BIASES) else 2) or shape[0] == 0:
             raise UserError(f"{model.folder}: tensor {name} is {_dimensions(shape)}, which is no vocabulary matrix")
     rows = {name: shape[0] for name, shape in matrices.items()}
     if len(set(rows.values())) > 1:

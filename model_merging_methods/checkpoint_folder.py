@@ -1,7 +1,8 @@
 """Reading a Hugging Face checkpoint folder: its config, its tensors' places, and their bytes.
 
 No model is loaded: tensors are read by stretches, straight from the safetensors files. Pickled files (`.bin`), in
-which many older models come, are mapped into memory by torch with `weights_only=True`, which runs no code.
+which many older models come, are mapped into memory by torch with `weights_only=True`, which runs no code; for
+them alone is torch imported.
 """
 
 import json
@@ -12,9 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from model_merging_methods.block_kernels import decode
+from model_merging_methods.stored_dtypes import FLOATING_CODES, ITEM_SIZES, SHORT_NAMES
 from utils.errors import UserError
 from utils.json_files import read_json_object
 
@@ -23,20 +25,6 @@ INDEX_FILE = "model.safetensors.index.json"
 PICKLED_FILE = "pytorch_model.bin"
 PICKLED_INDEX_FILE = "pytorch_model.bin.index.json"
 
-TORCH_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-SAFETENSORS_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
-
 # Buffers that old Llama checkpoints carry and no current model reads.
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
 _LONGEST_HEADER = 100_000_000  # bytes; the safetensors format's own limit
@@ -44,18 +32,23 @@ _LONGEST_HEADER = 100_000_000  # bytes; the safetensors format's own limit
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor's place: `offset` bytes into `file`, in row-major order; or, of a pickled file, the tensor
-    that torch mapped into memory."""
+    """One tensor's place: `offset` bytes into `file`, in row-major order; or, of a pickled file, its bytes as
+    torch mapped them into memory. `dtype` is safetensors' name of it, such as BF16."""
 
     file: Path
-    dtype: torch.dtype
+    dtype: str
     shape: tuple[int, ...]
     offset: int = 0
-    mapped: Tensor | None = None
+    mapped: np.ndarray | None = None
 
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def item_size(self) -> int:
+        """Bytes a value."""
+        return ITEM_SIZES[self.dtype]
 
 
 class CheckpointFolder:
@@ -72,11 +65,12 @@ class CheckpointFolder:
             raise UserError(f"{folder}: no such model folder")
         self.config = read_json_object(folder / "config.json", "give a whole Hugging Face model folder")
         self.files = weight_files(folder)
+        self._states = {file: self._state(file) for file in self.files}
         self.tensors: dict[str, StoredTensor] = {}
         for file in self.files:
-            self.tensors.update(_read_pickled(file) if file.suffix == ".bin" else _read_header(file))
+            self.tensors.update(_read_pickled(file) if file.suffix == ".bin" else read_header(file))
         self._check_index()
-        self._descriptors = {file: os.open(file, os.O_RDONLY) for file in self.files if file.suffix != ".bin"}
+        self._descriptors = {file: os.open(file, os.O_RDONLY) for file in self.files}
 
     def close(self) -> None:
         for descriptor in self._descriptors.values():
@@ -89,32 +83,54 @@ class CheckpointFolder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def read(self, name: str, start: int, stop: int) -> Tensor:
-        """Values start … stop − 1 of the flattened tensor `name`, in its stored dtype.
+    def read_into(self, buffer: np.ndarray, name: str, start: int, stop: int) -> None:
+        """Put values start … stop − 1 of the flattened tensor `name`, as stored, into `buffer` (uint8, of their
+        length in bytes).
 
         Raises UserError when the file has become shorter than it was.
         """
         stored = self.tensors[name]
+        first, last = start * stored.item_size, stop * stored.item_size
         if stored.mapped is not None:
-            return stored.mapped.reshape(-1)[start:stop].clone()
-        block = torch.empty(stop - start, dtype=stored.dtype)
-        buffer = memoryview(block.view(torch.uint8).numpy()) if len(block) else memoryview(b"")
-        position = stored.offset + start * stored.dtype.itemsize
-        while buffer:
-            count = os.preadv(self._descriptors[stored.file], [buffer], position)
+            buffer[:] = stored.mapped[first:last]
+            return
+        left, position = memoryview(buffer), stored.offset + first
+        while left:
+            count = os.preadv(self._descriptors[stored.file], [left], position)
             if count == 0:
                 raise UserError(f"{stored.file}: ends within tensor {name}; get the file anew")
-            buffer, position = buffer[count:], position + count
-        return block
+            left, position = left[count:], position + count
 
-    def read_float32(self, name: str, start: int, stop: int) -> Tensor:
+    def read_float32(self, name: str, start: int, stop: int) -> np.ndarray:
         """The same values as float32. Raises UserError, naming the tensor, where one is NaN or infinite."""
-        block = self.read(name, start, stop).float()
-        if len(block) and not math.isfinite(block.abs().max()):
-            raise UserError(
-                f"{self.tensors[name].file}: tensor {name} holds NaN or infinity; this checkpoint is broken"
-            )
-        return block
+        stored = self.tensors[name]
+        buffer = np.empty((stop - start) * stored.item_size, np.uint8)
+        self.read_into(buffer, name, start, stop)
+        values = np.empty(stop - start, np.float32)
+        if not decode(buffer, FLOATING_CODES[stored.dtype], 0, values):
+            raise not_finite_error(stored.file, name)
+        return values
+
+    def read_ahead(self, name: str, start: int, stop: int) -> None:
+        """Ask the system to bring these values from the disk, without waiting for them."""
+        stored = self.tensors[name]
+        if stored.mapped is None and hasattr(os, "posix_fadvise"):
+            place = stored.offset + start * stored.item_size
+            length = (stop - start) * stored.item_size
+            os.posix_fadvise(self._descriptors[stored.file], place, length, os.POSIX_FADV_WILLNEED)
+
+    def check_unchanged(self) -> None:
+        """Raise UserError, naming the file, where one is not as it was when the folder was opened."""
+        for file, state in self._states.items():
+            if self._state(file) != state:
+                raise UserError(f"{file}: was changed while it was being read; type the command again")
+
+    def _state(self, file: Path) -> tuple[int, ...]:
+        try:
+            state = file.stat()
+        except OSError:
+            return ()
+        return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
 
     def _check_index(self) -> None:
         index_path = index_file(self.folder)
@@ -125,6 +141,10 @@ class CheckpointFolder:
                 continue
             if name not in self.tensors or self.tensors[name].file.name != file_name:
                 raise UserError(f"{self.folder / file_name}: lacks tensor {name} that {index_path.name} lists")
+
+
+def not_finite_error(file: Path, name: str) -> UserError:
+    return UserError(f"{file}: tensor {name} holds NaN or infinity; this checkpoint is broken")
 
 
 def _is_ignored(name: str) -> bool:
@@ -170,20 +190,27 @@ def _weight_map(index_path: Path) -> Mapping[str, str]:
 
 def _read_pickled(file: Path) -> dict[str, StoredTensor]:
     """Every parameter in a file of torch.save, mapped into memory."""
+    import torch
+
     try:
         state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-        items = [(name, tensor) for name, tensor in state.items() if not _is_ignored(name)]
-        if not all(isinstance(tensor, Tensor) for _, tensor in items):
-            raise TypeError("not a tensor")
+        return {name: _mapped_tensor(file, tensor) for name, tensor in state.items() if not _is_ignored(name)}
     except Exception as error:  # torch raises errors of a dozen kinds, and the remedy is the same for all
         raise UserError(
             f"{file}: cannot be read as pickled weights alone ({type(error).__name__}); get the file anew, or save "
             "the model again as safetensors (save_pretrained)"
         ) from error
-    return {name: StoredTensor(file, tensor.dtype, tuple(tensor.shape), mapped=tensor) for name, tensor in items}
 
 
-def _read_header(file: Path) -> dict[str, StoredTensor]:
+def _mapped_tensor(file: Path, tensor) -> StoredTensor:
+    import torch
+
+    dtype = SHORT_NAMES[str(tensor.dtype).removeprefix("torch.")]
+    mapped = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
+    return StoredTensor(file, dtype, tuple(tensor.shape), mapped=mapped)
+
+
+def read_header(file: Path) -> dict[str, StoredTensor]:
     """Every parameter in `file`, checked against the file's size."""
 
     def broken(why: str) -> UserError:
@@ -213,13 +240,13 @@ def _stored_tensors(file: Path, header: dict, data_start: int) -> tuple[dict[str
     end = data_start
     header.pop("__metadata__", None)
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        if entry["dtype"] not in TORCH_DTYPES:
+        if entry["dtype"] not in ITEM_SIZES:
             raise UserError(f"{file}: tensor {name} has dtype {entry['dtype']}, which cannot be merged")
         first, last = entry["data_offsets"]
         if not all(type(number) is int and number >= 0 for number in (first, last, *entry["shape"])):
             raise ValueError(name)
-        stored = StoredTensor(file, TORCH_DTYPES[entry["dtype"]], tuple(entry["shape"]), data_start + first)
-        if stored.offset != end or last - first != stored.numel * stored.dtype.itemsize:
+        stored = StoredTensor(file, entry["dtype"], tuple(entry["shape"]), data_start + first)
+        if stored.offset != end or last - first != stored.numel * stored.item_size:
             raise ValueError(name)
         end = data_start + last
         if not _is_ignored(name):

@@ -5,25 +5,24 @@ import json
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from model_merging_methods.checkpoint_folder import INDEX_FILE, SAFETENSORS_NAMES, SINGLE_FILE
-from utils.errors import UserError
+from model_merging_methods.checkpoint_folder import INDEX_FILE, SINGLE_FILE
+from model_merging_methods.stored_dtypes import ITEM_SIZES
 from utils.whole_files import write_json
 
-LARGEST_SHARD = 5_000_000_000  # bytes, as transformers splits
+LARGEST_SHARD = 2_000_000_000  # bytes; what is lost of an interrupted merge is at most a shard or two
 
 
 @dataclass(frozen=True)
 class TensorForm:
-    """What is written of a tensor: its dtype and shape."""
+    """What is written of a tensor: its dtype, by safetensors' name, and its shape."""
 
-    dtype: torch.dtype
+    dtype: str
     shape: tuple[int, ...]
 
     @property
@@ -32,47 +31,66 @@ class TensorForm:
 
     @property
     def bytes(self) -> int:
-        return self.numel * self.dtype.itemsize
+        return self.numel * ITEM_SIZES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A weight file, and the names of its tensors in their order."""
+
+    file: str
+    names: tuple[str, ...]
+
+
+def plan_shards(forms: Mapping[str, TensorForm], largest_shard: int = LARGEST_SHARD) -> list[Shard]:
+    """Tensors in their order, cut into files of at most `largest_shard` bytes (or one tensor)."""
+    cuts = _split(forms, largest_shard)
+    if len(cuts) == 1:
+        return [Shard(SINGLE_FILE, tuple(cuts[0]))]
+    return [
+        Shard(f"model-{number:05d}-of-{len(cuts):05d}.safetensors", tuple(names))
+        for number, names in enumerate(cuts, start=1)
+    ]
+
+
+def write_index(folder: Path, shards: Sequence[Shard], forms: Mapping[str, TensorForm]) -> None:
+    """The index that tells which file holds a tensor, where there are several."""
+    if len(shards) > 1:
+        total = sum(form.bytes for form in forms.values())
+        weight_map = {name: shard.file for shard in shards for name in shard.names}
+        write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 class CheckpointWriter:
-    """The weights of a model folder in the making: files of full length from the start, blocks put in place."""
+    """Some weight files of a model folder in the making: of full length from the start, blocks put in place."""
 
-    def __init__(self, folder: Path, forms: Mapping[str, TensorForm], largest_shard: int = LARGEST_SHARD):
-        self._forms = forms
+    def __init__(self, folder: Path, shards: Sequence[Shard], forms: Mapping[str, TensorForm]):
+        self._folder = folder
+        self.shards = shards
+        self.forms = forms
         self._places: dict[str, tuple[int, int]] = {}  # tensor -> descriptor, offset
-        self._descriptors: list[int] = []
-        shards = _split(forms, largest_shard)
-        weight_map = {}
-        for number, names in enumerate(shards, start=1):
-            file = SINGLE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            self._start_shard(folder / file, names)
-            weight_map.update(dict.fromkeys(names, file))
-        if len(shards) > 1:
-            total = sum(form.bytes for form in forms.values())
-            write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        self._descriptors: dict[str, int] = {}
+        for shard in shards:
+            self._start_shard(shard)
 
-    def write(self, name: str, start: int, block: Tensor) -> None:
-        """Put `block`, cast to the tensor's dtype, at the flattened position `start` of tensor `name`.
-
-        Raises UserError, naming the tensor, where the cast values are not all finite.
-        """
+    def write(self, name: str, start: int, block: np.ndarray) -> None:
+        """Put the bytes of a block (uint8) at the flattened position `start` of tensor `name`."""
         descriptor, offset = self._places[name]
-        dtype = self._forms[name].dtype
-        cast = block.to(dtype)
-        if len(cast) and dtype.is_floating_point and not math.isfinite(cast.abs().max()):
-            raise UserError(
-                f"tensor {name}: the merged values do not fit into {str(dtype).removeprefix('torch.')}; choose a "
-                "smaller --scaling_coefficient or --dtype float32"
-            )
-        data = memoryview(cast.view(torch.uint8).numpy()) if len(cast) else memoryview(b"")
-        position = offset + start * dtype.itemsize
+        data = memoryview(block)
+        position = offset + start * ITEM_SIZES[self.forms[name].dtype]
         while data:
-            count = os.pwrite(descriptor, data, position)
+            try:
+                count = os.pwrite(descriptor, data, position)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self._folder)) from error
             data, position = data[count:], position + count
 
+    def sync(self, shard: Shard) -> None:
+        """Return when a shard's bytes are on the disk."""
+        os.fsync(self._descriptors[shard.file])
+
     def close(self) -> None:
-        for descriptor in self._descriptors:
+        for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
 
@@ -82,24 +100,24 @@ class CheckpointWriter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start_shard(self, file: Path, names: list[str]) -> None:
+    def _start_shard(self, shard: Shard) -> None:
         header, end = {"__metadata__": {"format": "pt"}}, 0
-        for name in names:
-            form = self._forms[name]
+        for name in shard.names:
+            form = self.forms[name]
             header[name] = {
-                "dtype": SAFETENSORS_NAMES[form.dtype],
+                "dtype": form.dtype,
                 "shape": list(form.shape),
                 "data_offsets": [end, end + form.bytes],
             }
             end += form.bytes
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)  # the format keeps the data aligned to 8 bytes
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-        self._descriptors.append(descriptor)
+        descriptor = os.open(self._folder / shard.file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        self._descriptors[shard.file] = descriptor
         os.pwrite(descriptor, struct.pack("<Q", len(text)) + text, 0)
         data_start = 8 + len(text)
         _allocate(descriptor, data_start + end)
-        for name in names:
+        for name in shard.names:
             self._places[name] = (descriptor, data_start + header[name]["data_offsets"][0])
 
 

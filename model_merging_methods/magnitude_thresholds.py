@@ -1,71 +1,193 @@
-"""The k-th smallest magnitude of many values, exactly, without holding or sorting them.
+"""The k-th smallest magnitude of many values, exactly, in as few passes over them as can be.
 
-Bit patterns of non-negative float32 numbers are in the numbers' order. So one pass counts the high halves
-of the patterns, which tells in which of 32,768 bins the k-th lies, and a second counts the low halves
-within that bin. Counts add up in any order, so threads and block sizes cannot change the result.
+Bit patterns of non-negative float32 numbers are in the numbers' order. A sample tells between which two
+patterns the k-th most likely lies; a pass counts what lies below and above, and every pattern in between by
+itself. Where the k-th does lie there it is found; else another pass looks where it must be, in bins of
+patterns first, if they are too many. Counts add up in any order, so threads and block sizes change nothing.
+
+The same pass gives the majority sign of TIES: what lies outside the brackets is trimmed, or not, for certain,
+and of the few values inside it is noted which sign their position elects in either case.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
-from torch import Tensor
 
-_HIGH_BINS = 1 << 15  # the sign bit is 0
-_LOW_BINS = 1 << 16
+from model_merging_methods.block_kernels import Brackets, Undecided, count_undecided
 
-# Applies a function to every block of a model's values and yields the results, in any order.
-MapBlocks = Callable[[Callable[[Sequence[Tensor]], list[np.ndarray]]], Iterable[list[np.ndarray]]]
+BINS = 1 << 19  # counters for each model; the patterns within about 3 % of a number
+LARGEST_PATTERN = 0x7F7FFFFF  # of the largest finite float32
+_MOST_SHARED_BYTES = 1 << 26  # of positions where several models are undecided
+_STANDARD_ERRORS = 4
 
 
-def kth_smallest_magnitudes(map_blocks: MapBlocks, ranks: Sequence[int]) -> list[float | None]:
-    """For each model i, the k-th smallest |x|, k = ranks[i] counted from 1; None where k = 0.
+@dataclass(frozen=True)
+class Bracket:
+    """The patterns between which, both included, a threshold is sought; values in between are counted by
+    pattern >> shift."""
 
-    `map_blocks` hands a function the float32 blocks of all models at one place, for every place. It is
-    called twice.
+    low: int
+    high: int
+    shift: int = 0
+
+    @staticmethod
+    def between(low: int, high: int) -> "Bracket":
+        """The bracket of the finest bins that suffice."""
+        return Bracket(low, high, max((high - low).bit_length() - (BINS.bit_length() - 1), 0))
+
+
+EVERYWHERE = Bracket.between(0, LARGEST_PATTERN)
+
+
+class ThresholdSearch:
+    """The search for t1 … tK, where ti is the `ranks[i]`-th smallest |x| of model i, counted from 1.
+
+    Between passes `brackets` says what to count, and `add` takes what was counted; after each pass `look`
+    draws the conclusions, until `done`. `thresholds` then holds float32 numbers, None for a rank of 0; and
+    `sum_of_signs` the sum over all positions of the sign of Σi τi (TIES), if `with_signs` asks for it.
     """
-    if not any(ranks):
-        return [None] * len(ranks)
-    high_counts = _total(map_blocks(lambda blocks: [_count_high_halves(block) for block in blocks]))
-    bins, remaining = zip(*[_find_rank(c, k) for c, k in zip(high_counts, ranks, strict=True)], strict=True)
 
-    def count_low_halves(blocks: Sequence[Tensor]) -> list[np.ndarray]:
-        return [_count_low_halves(block, bin) for block, bin in zip(blocks, bins, strict=True)]
+    def __init__(self, ranks: Sequence[int], brackets: Sequence[Bracket], with_signs: bool = False):
+        self._ranks = list(ranks)
+        self._brackets = [b if k else Bracket(0, 0) for k, b in zip(ranks, brackets, strict=True)]
+        self._patterns: list[int | None] = [None if k else 0 for k in ranks]
+        self._with_signs = with_signs
+        self.sum_of_signs: int | None = None
+        self._start_pass()
 
-    low_counts = _total(map_blocks(count_low_halves))
-    thresholds = []
-    for counts, bin, rank, k in zip(low_counts, bins, remaining, ranks, strict=True):
-        pattern = np.array([bin << 16 | _find_rank(counts, rank)[0]], dtype=np.int32)
-        thresholds.append(float(pattern.view(np.float32)[0]) if k else None)
-    return thresholds
+    @property
+    def done(self) -> bool:
+        found = all(pattern is not None for pattern in self._patterns)
+        return found and (self.sum_of_signs is not None or not self._with_signs)
+
+    @property
+    def thresholds(self) -> list[float | None]:
+        return [_number(p) if k else None for p, k in zip(self._patterns, self._ranks, strict=True)]
+
+    @property
+    def brackets(self) -> Brackets:
+        """What the next pass compares with, for the kernels."""
+        return Brackets(
+            np.array([bracket.low for bracket in self._brackets], np.int32),
+            np.array([bracket.high for bracket in self._brackets], np.int32),
+            np.array([bracket.shift for bracket in self._brackets], np.int32),
+        )
+
+    def add(self, counts: "BlockCounts") -> None:
+        """Take the counts of a block; call it from one thread at a time."""
+        self._counts += counts.below_and_up_to
+        self._signs += counts.signs
+        count_undecided(counts.undecided, counts.found, *self._counters)
+        rows = counts.undecided.values[: counts.shared]
+        self._shared_overflow |= len(rows) < counts.shared
+        if self._with_signs and not self._shared_overflow and len(rows):
+            self._shared.append(rows.copy())
+            self._shared_bytes += rows.nbytes
+            self._shared_overflow = self._shared_bytes > _MOST_SHARED_BYTES
+
+    def look(self) -> None:
+        """Conclude from a whole pass: find thresholds, or say where to look next."""
+        passed = list(self._brackets)
+        for i, rank in enumerate(self._ranks):
+            if self._patterns[i] is None:
+                self._look_for(i, rank)
+        if self._with_signs and all(pattern is not None for pattern in self._patterns):
+            self.sum_of_signs = self._conclude_signs(passed)
+        self._start_pass()
+
+    def _look_for(self, i: int, rank: int) -> None:
+        bracket, histogram = self._brackets[i], self._counters[0][i]
+        below, up_to = (int(count) for count in self._counts[i])
+        if rank <= below:
+            self._brackets[i] = Bracket.between(0, bracket.low - 1)
+        elif rank <= below + int(histogram.sum()):
+            bin = int(np.searchsorted(np.cumsum(histogram), rank - below))
+            first = bracket.low + (bin << bracket.shift)
+            if bracket.shift == 0:
+                self._patterns[i] = first
+                self._brackets[i] = Bracket(first, first)
+            else:
+                self._brackets[i] = Bracket.between(first, first + (1 << bracket.shift) - 1)
+        elif rank <= up_to:
+            self._patterns[i] = bracket.high
+            self._brackets[i] = Bracket(bracket.high, bracket.high)
+        else:
+            self._brackets[i] = Bracket.between(bracket.high + 1, LARGEST_PATTERN)
+
+    def _conclude_signs(self, passed: Sequence[Bracket]) -> int | None:
+        """The sum of the elected signs; None where this pass does not tell."""
+        bounds = [p - b.low for p, b in zip(self._patterns, passed, strict=True)]
+        within = all(0 <= bound <= b.high - b.low for bound, b in zip(bounds, passed, strict=True))
+        if self._shared_overflow or not within or any(bracket.shift for bracket in passed):
+            return None
+        total = self._signs
+        _, signs_kept, signs_trimmed = self._counters
+        for i, bound in enumerate(bounds):
+            total += int(signs_trimmed[i, :bound].sum()) + int(signs_kept[i, bound:].sum())
+        thresholds = np.array(self._patterns, np.int32).view(np.float32)
+        for values in self._shared:
+            kept = np.where(np.abs(values) >= thresholds, values, np.float32(0))
+            sums = kept[:, 0].copy()
+            for column in kept.T[1:]:
+                sums += column
+            total += int(np.sign(sums).sum(dtype=np.float64))
+        return total
+
+    def _start_pass(self) -> None:
+        models = len(self._ranks)
+        self._counts = np.zeros((models, 2), np.int64)
+        self._signs = 0
+        self._counters = [np.zeros((models, BINS), np.int64) for _ in range(3)]
+        self._shared: list[np.ndarray] = []
+        self._shared_bytes = 0
+        self._shared_overflow = False
 
 
-def _patterns(block: Tensor) -> Tensor:
-    return block.abs().view(torch.int32)
+@dataclass
+class BlockCounts:
+    """What a block says to a ThresholdSearch: for each model how many magnitudes lie below its bracket and how
+    many not above it (int64 [K, 2]), the sum of signs over decided positions, and the undecided values."""
+
+    below_and_up_to: np.ndarray
+    undecided: Undecided
+    signs: int = 0
+    found: int = 0
+    shared: int = 0
 
 
-def _count_high_halves(block: Tensor) -> np.ndarray:
-    return torch.bincount(_patterns(block) >> 16, minlength=_HIGH_BINS).numpy()
+@dataclass
+class MagnitudeSample:
+    """Magnitudes of a model's values in pieces from all over it: float32 [pieces, values]."""
+
+    pieces: list[np.ndarray] = field(default_factory=list)
+
+    def bracket(self, share: float) -> Bracket:
+        """Where the threshold below or at which lies this `share` of all values is to be sought.
+
+        The error of the sample is judged by how much its pieces differ. A bracket too wide for single
+        patterns is narrowed about its middle: if that fails, one more pass is needed, as it would be anyway.
+        """
+        if not self.pieces:
+            return EVERYWHERE
+        values = np.concatenate(self.pieces)
+        middle = _quantile(values, share)
+        shares = [np.count_nonzero(piece <= middle) / piece.size for piece in self.pieces]
+        margin = _STANDARD_ERRORS * float(np.std(shares)) / len(shares) ** 0.5 + 1 / values.size
+        low = _pattern(_quantile(values, share - margin))
+        high = _pattern(_quantile(values, share + margin))
+        center = _pattern(middle)
+        return Bracket(max(low, center - BINS // 2), min(high, center + BINS // 2 - 1))
 
 
-def _count_low_halves(block: Tensor, bin: int) -> np.ndarray:
-    patterns = _patterns(block)
-    inside = patterns[(patterns >> 16) == bin]
-    return torch.bincount(inside & 0xFFFF, minlength=_LOW_BINS).numpy()
+def _quantile(values: np.ndarray, share: float) -> np.float32:
+    position = min(max(int(share * values.size), 0), values.size - 1)
+    return np.partition(values, position)[position]
 
 
-def _total(counts_of_blocks: Iterable[list[np.ndarray]]) -> list[np.ndarray]:
-    totals: list[np.ndarray] = []
-    for counts in counts_of_blocks:
-        if not totals:
-            totals = [np.zeros_like(count) for count in counts]
-        for total, count in zip(totals, counts, strict=True):
-            total += count
-    return totals
+def _pattern(magnitude: np.float32) -> int:
+    return int(np.float32(magnitude).view(np.int32))
 
 
-def _find_rank(counts: np.ndarray, rank: int) -> tuple[int, int]:
-    """The bin that holds the value of this rank (from 1), and its rank within the bin."""
-    cumulated = np.cumsum(counts)
-    bin = int(np.searchsorted(cumulated, rank)) if rank else 0
-    return bin, rank - (int(cumulated[bin - 1]) if bin else 0)
+def _number(pattern: int) -> float:
+    return float(np.int32(pattern).view(np.float32))

@@ -3,8 +3,6 @@
 All functions work on float32 blocks of a tensor, as `merging_methods` does. Source: DARE (Yu et al. 2024).
 """
 
-import hashlib
-
 import torch
 from torch import Tensor
 
@@ -15,23 +13,18 @@ _MULTIPLIER_2 = 0x94D049BB133111EB - 2**64
 _LANES = 4  # 16-bit random words in a 64-bit one
 
 
-def mask_key(seed: int, model: str, tensor_name: str) -> int:
-    """The 64-bit key of one tensor's random mask: a hash of the seed, the model's role (such as `math`)
-    and the tensor's name, so that a mask depends on nothing else."""
-    text = f"{seed}\0{model}\0{tensor_name}".encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
-
-
-def random_drop_mask(key: int, start: int, stop: int, mask_rate: float) -> Tensor:
+def random_drop_mask(key: int, start: int, stop: int, mask_rate: float, device: str = "cpu") -> Tensor:
     """Which of the positions start … stop − 1 of a tensor are dropped, each with probability `mask_rate`.
+
+    `key` is the tensor's, from `merge_parameters.mask_key`, as a signed 64-bit integer.
 
     Returns a bool tensor. Position j is dropped when its random word, a function of `key` and j alone, lies
     below `mask_rate`: 16 bits decide nearly always, 63 more the one time in 65,536 that these are level.
     """
     if mask_rate >= 1:
-        return torch.ones(stop - start, dtype=torch.bool)
+        return torch.ones(stop - start, dtype=torch.bool, device=device)
     first, last = start // _LANES, -(-stop // _LANES)
-    words = _random_words(key, torch.arange(first, last)).view(torch.int16)
+    words = _random_words(key, torch.arange(first, last, device=device)).view(torch.int16)
     words = words[start - first * _LANES : stop - first * _LANES]
     level = int(mask_rate * 65536)
     dropped = words < level - 32768
@@ -66,5 +59,5 @@ def apply_mask(block: Tensor, dropped: Tensor, mask_rate: float, use_weight_resc
     (unless p = 1, when nothing survives)."""
     masked = block * ~dropped
     if use_weight_rescale and mask_rate != 1:
-        masked = masked / (1 - mask_rate)
+        masked = masked / masked.new_tensor(1 - mask_rate)  # GPUs multiply by the inverse of a plain number
     return masked

@@ -1,52 +1,53 @@
 """Driving blocks through the passes of a merge.
 
-A pass reads the same stretch of every model, masks it, and either counts something or writes the merged
-block. Stretches are handled by several threads in no particular order; whatever is counted is an integer,
-so results depend neither on the threads nor on how parameters are cut into blocks.
+A pass reads the same stretch of every model and either counts something or writes the merged block. Stretches
+are handled by several threads in no particular order; whatever is counted is an integer, and sums of floating
+point numbers are kept by block and added in the blocks' order, so that results depend on neither.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
-from typing import TypeVar
+from threading import Lock
 
-import torch
-from torch import Tensor
-from tqdm import tqdm
+import numpy as np
 
 from model_merging_methods.aligned_models import BASE, AlignedModels
-from model_merging_methods.checkpoint_writer import CheckpointWriter
-from model_merging_methods.magnitude_thresholds import kth_smallest_magnitudes
-from model_merging_methods.mask_weights import apply_mask, magnitude_drop_mask, mask_key, random_drop_mask
-from model_merging_methods.merge_parameters import MergeParameters
-from model_merging_methods.merging_methods import (
-    MERGING_METHODS,
-    Coefficients,
-    elect_signs,
-    task_vectors,
-    trimmed_task_vectors,
-)
+from model_merging_methods.block_arithmetic import open_arithmetic, usable_cores
+from model_merging_methods.block_kernels import StoredBlock, Sums, Undecided, encode
+from model_merging_methods.block_passes import Block, for_every_block
+from model_merging_methods.checkpoint_folder import not_finite_error
+from model_merging_methods.checkpoint_writer import CheckpointWriter, Shard
+from model_merging_methods.fingerprints import DIGEST_SIZE, STRETCH, stretch_digest, tensor_digest
+from model_merging_methods.magnitude_thresholds import MagnitudeSample, ThresholdSearch
+from model_merging_methods.merge_parameters import MergeParameters, mask_key
+from model_merging_methods.merging_methods import MERGING_METHODS, Coefficients
+from model_merging_methods.stored_dtypes import FLOATING_CODES, ITEM_SIZES, LONG_NAMES, is_floating
+from utils.errors import UserError
 
-BLOCK_SIZE = 1 << 17  # values; a block of each model and its temporaries stay in a core's cache
+BLOCK_SIZE = STRETCH
+_GUARD_PIECES, _GUARD_PIECE = 256, 4096  # the sample that shows whether models are related
+_TRIM_PIECES, _TRIM_PIECE = 4096, 512  # the sample that brackets thresholds
+_MOST_SHARED = 1 << 15  # positions of a block at which several models may be undecided
 
-Result = TypeVar("Result")
+# Called with a shard whose last block was written, and the report on each of its parameters, by name.
+ShardFinished = Callable[[Shard, dict[str, "TensorReport"]], None]
 
 
 @dataclass(frozen=True)
-class Block:
-    """Positions start … stop − 1 of the flattened parameter `name`."""
+class TensorReport:
+    """What a merge leaves behind of one parameter: its sums (`block_kernels.Sums`, in a row), and the digests of
+    what was read of each model (None where that was not all of a stored tensor) and of what was written."""
 
-    name: str
-    start: int
-    stop: int
+    sums: list[float]
+    inputs: list[str | None]
+    output: str
 
 
 class Merge:
     """One merge of aligned models: its passes over the blocks.
 
-    `roles` name the fine-tuned models in their order (such as `math`); random masks depend on them.
+    `roles` name the fine-tuned models in their order (such as `math`); random masks depend on them. `device` is
+    one of `block_arithmetic.DEVICES`.
     """
 
     def __init__(
@@ -54,156 +55,299 @@ class Merge:
         models: AlignedModels,
         roles: Sequence[str],
         parameters: MergeParameters,
+        device: str = "cpu",
         threads: int | None = None,
         block_size: int = BLOCK_SIZE,
     ):
         self.models = models
         self.roles = roles
         self.parameters = parameters
-        self.method = MERGING_METHODS[parameters.method]
-        self.threads = threads or torch.get_num_threads()
-        self.block_size = block_size
-        self.mask_thresholds: dict[str, list[float | None]] = {}
+        self.merged_names = [
+            name for name, form in models.forms.items() if is_floating(form.dtype) and not parameters.excludes(name)
+        ]
+        self._arithmetic = open_arithmetic(device, parameters, len(roles))
+        self._threads = threads or usable_cores()
+        self._block_size = block_size
+        self._mask_thresholds: dict[str, list[float | None]] = {}
 
-    def write(self, writer: CheckpointWriter) -> Coefficients:
-        """Merge everything into `writer`; returns the coefficients with what was found on the way."""
-        with single_threaded_torch():
-            coefficients = self._coefficients()
+    @property
+    def number_of_parameters(self) -> int:
+        """n: how many values are merged."""
+        return sum(self.models.forms[name].numel for name in self.merged_names)
 
-            def merge_block(block: Block) -> None:
-                pretrained, finetuned = self._masked(block)
-                writer.write(block.name, block.start, self.method.formula(pretrained, finetuned, coefficients))
-
-            for _ in self._map(merge_block, self._blocks(self.models.floating), "merging"):
-                pass
-            self._copy_the_rest(writer)
-        return coefficients
-
-    def _coefficients(self) -> Coefficients:
+    def coefficients(self) -> Coefficients:
+        """All that has to be known of the whole models before the first block can be merged."""
         parameters = self.parameters
-        self.mask_thresholds = self._find_mask_thresholds()
+        self._find_mask_thresholds()
         coefficients = Coefficients(
             weights=parameters.mixup.weights if parameters.mixup else None,
             scaling_coefficient=parameters.scaling_coefficient,
         )
-        if not self.method.trims:
+        if not MERGING_METHODS[parameters.method].trims:
             return coefficients
-        coefficients = replace(coefficients, trim_thresholds=self._find_trim_thresholds())
-        return replace(coefficients, majority_sign=self._find_majority_sign(coefficients.trim_thresholds))
+        search = self._find_trim_thresholds()
+        return replace(
+            coefficients,
+            trim_thresholds=tuple(threshold or 0.0 for threshold in search.thresholds),
+            majority_sign=(search.sum_of_signs > 0) - (search.sum_of_signs < 0),
+        )
 
-    def _find_trim_thresholds(self) -> tuple[float, ...]:
-        """For each model the k-th smallest |δ| over all its parameters, k = int(n · r); 0 for k = 0."""
-        rank = int(self.models.number_of_parameters * self.parameters.param_value_mask_rate)
+    def compare_sample(self) -> dict[str, np.ndarray]:
+        """`block_kernels.Sums` in a row, by parameter, over pieces from all over the unmasked models."""
+        return self._compare(self._pieces(self.merged_names, _GUARD_PIECES, _GUARD_PIECE))
 
-        def map_blocks(count: Callable) -> Iterable:
-            def count_block(block: Block):
-                pretrained, finetuned = self._masked(block)
-                return count(task_vectors(pretrained, finetuned))
+    def compare(self) -> dict[str, np.ndarray]:
+        """The same sums over everything, without merging."""
+        return self._compare(self._blocks(self.merged_names), "comparing")
 
-            return self._map(count_block, self._blocks(self.models.floating), "finding trim thresholds")
+    def write(self, writer: CheckpointWriter, coefficients: Coefficients, finished: ShardFinished) -> None:
+        """Merge all that `writer` has to write. `finished` is called by the thread that wrote a shard's last block."""
+        # Last blocks first: of models larger than the memory, these are what an earlier pass left in it.
+        shards = list(reversed(writer.shards))
+        blocks = [block for shard in shards for block in reversed(self._blocks(shard.names))]
+        in_work = {name: work for shard in shards for work in [_ShardInWork(shard, self)] for name in shard.names}
+        merged, lock = set(self.merged_names), Lock()
 
-        thresholds = kth_smallest_magnitudes(map_blocks, [rank] * len(self.roles))
-        return tuple(threshold or 0.0 for threshold in thresholds)
+        def new_worker() -> Callable[[Block], None]:
+            room = self._new_room()
+            output = np.empty(self._block_size * max(ITEM_SIZES.values()), np.uint8)
 
-    def _find_majority_sign(self, trim_thresholds: tuple[float, ...]) -> int:
-        def sum_of_signs(block: Block) -> int:
-            pretrained, finetuned = self._masked(block)
-            trimmed = trimmed_task_vectors(pretrained, finetuned, trim_thresholds)
-            return int(elect_signs(trimmed, majority_sign=0).sum(dtype=torch.float64))
+            def merge_or_copy(block: Block) -> None:
+                shard, form = in_work[block.name], writer.forms[block.name]
+                written = output[: (block.stop - block.start) * ITEM_SIZES[form.dtype]]
+                if block.name in merged:
+                    stored = self._read(block, room, shard)
+                    code = self._arithmetic.merge(
+                        coefficients, stored, FLOATING_CODES[form.dtype], written, shard.sums(block)
+                    )
+                    self._check_finite(code, block.name, form.dtype)
+                else:
+                    self._copy(block, form.dtype, written)
+                writer.write(block.name, block.start, written)
+                shard.keep_output(block, written)
+                with lock:
+                    last = shard.count_down()
+                if last:
+                    finished(shard.shard, shard.reports())
 
-        total = sum(self._map(sum_of_signs, self._blocks(self.models.floating), "electing signs"))
-        return (total > 0) - (total < 0)
+            return merge_or_copy
 
-    def _find_mask_thresholds(self) -> dict[str, list[float | None]]:
+        for_every_block(blocks, new_worker, self._threads, self._read_ahead, "merging")
+
+    def _find_mask_thresholds(self) -> None:
         """For masks by magnitude: for each parameter and model the int(numel · p)-th smallest |x|."""
         mask = self.parameters.mask
         if mask is None or mask.mask_strategy != "magnitude":
-            return {}
-        thresholds = {}
-        for name in tqdm(self.models.floating, "finding mask thresholds", unit=" parameters", disable=None):
-
-            def map_blocks(count: Callable, name: str = name) -> Iterable:
-                def count_block(block: Block):
-                    return count(self._values_to_mask(block)[1])
-
-                return self._map(count_block, self._blocks([name]))
-
+            return
+        for name in self.merged_names:
             rank = int(self.models.forms[name].numel * mask.weight_mask_rate)
-            thresholds[name] = kth_smallest_magnitudes(map_blocks, [rank] * len(self.roles))
-        return thresholds
+            self._mask_thresholds[name] = self._search([name], rank, mask.weight_mask_rate, False, name).thresholds
 
-    def _read(self, block: Block) -> tuple[Tensor | None, list[Tensor]]:
-        """θ0, if it takes part, and θ1 … θK."""
-        place = (block.name, block.start, block.stop)
-        pretrained = self.models.read(BASE, *place) if self.parameters.reads_pretrained else None
-        return pretrained, [self.models.read(i, *place) for i in range(1, len(self.roles) + 1)]
+    def _find_trim_thresholds(self) -> ThresholdSearch:
+        """For each model the k-th smallest |δ| over all its parameters, k = int(n · r), and the majority sign."""
+        rate = self.parameters.param_value_mask_rate
+        rank = int(self.number_of_parameters * rate)
+        return self._search(self.merged_names, rank, rate, True, "trimming")
 
-    def _values_to_mask(self, block: Block) -> tuple[Tensor | None, list[Tensor]]:
-        """θ0, and what a mask falls on: the task vectors, or the weights themselves."""
-        pretrained, finetuned = self._read(block)
-        if self.parameters.mask.weight_format == "delta_weight":
-            return pretrained, task_vectors(pretrained, finetuned)
-        return pretrained, finetuned
+    def _search(self, names: Sequence[str], rank: int, rate: float, trims: bool, title: str) -> ThresholdSearch:
+        """The thresholds over some parameters together: of the masked models' task vectors, with the sum of their
+        signs, if `trims`; else of what the mask falls on."""
+        samples = self._sample_magnitudes(names, trims)
+        search = ThresholdSearch([rank] * len(self.roles), [sample.bracket(rate) for sample in samples], trims)
+        lock = Lock()
+        while not search.done:
+            brackets = search.brackets
 
-    def _masked(self, block: Block) -> tuple[Tensor | None, list[Tensor]]:
-        """θ0 and the models to merge: the fine-tuned ones, masked if the merge asks for it."""
-        mask = self.parameters.mask
-        if mask is None:
-            return self._read(block)
-        pretrained, values = self._values_to_mask(block)
-        masked = [
-            apply_mask(x, self._drop_mask(i, x, block), mask.weight_mask_rate, mask.use_weight_rescale)
-            for i, x in enumerate(values)
-        ]
-        if mask.weight_format == "delta_weight":
-            masked = [pretrained + delta for delta in masked]
-        return pretrained, masked
+            def new_worker(brackets=brackets) -> Callable[[Block], None]:
+                room, undecided = self._new_room(), self._new_undecided()
 
-    def _drop_mask(self, model: int, values: Tensor, block: Block) -> Tensor:
-        mask = self.parameters.mask
-        if mask.mask_strategy == "magnitude":
-            return magnitude_drop_mask(values, self.mask_thresholds[block.name][model])
-        key = mask_key(self.parameters.seed, self.roles[model], block.name)
-        return random_drop_mask(key, block.start, block.stop, mask.weight_mask_rate)
+                def count(block: Block) -> None:
+                    code, counts = self._arithmetic.count(self._read(block, room), brackets, trims, undecided)
+                    self._check_finite(code, block.name)
+                    with lock:
+                        search.add(counts)
 
-    def _copy_the_rest(self, writer: CheckpointWriter) -> None:
-        """What is not floating point is the pretrained model's."""
-        names = [name for name, form in self.models.forms.items() if not form.dtype.is_floating_point]
-        for block in self._blocks(names):
-            values = self.models.models[BASE].read(block.name, block.start, block.stop)
-            writer.write(block.name, block.start, values)
+                return count
+
+            for_every_block(self._blocks(names), new_worker, self._threads, self._read_ahead, title)
+            search.look()
+        return search
+
+    def _sample_magnitudes(self, names: Sequence[str], masks: bool) -> list[MagnitudeSample]:
+        """A sample of each model's magnitudes; empty ones where the whole is no larger than a sample."""
+        samples = [MagnitudeSample() for _ in self.roles]
+        if sum(self.models.forms[name].numel for name in names) <= _TRIM_PIECES * _TRIM_PIECE:
+            return samples
+        pieces: dict[Block, np.ndarray] = {}
+
+        def new_worker() -> Callable[[Block], None]:
+            room = self._new_room()
+
+            def load(block: Block) -> None:
+                code, pieces[block] = self._arithmetic.magnitudes(self._read(block, room), masks)
+                self._check_finite(code, block.name)
+
+            return load
+
+        for_every_block(self._pieces(names, _TRIM_PIECES, _TRIM_PIECE), new_worker, self._threads, self._read_ahead)
+        for block in sorted(pieces, key=lambda block: (block.name, block.start)):
+            for sample, piece in zip(samples, pieces[block], strict=True):
+                sample.pieces.append(piece)
+        return samples
+
+    def _compare(self, blocks: Sequence[Block], title: str | None = None) -> dict[str, np.ndarray]:
+        rows = np.zeros((len(blocks), Sums.width(len(self.roles))))
+        row_of = {block: row for block, row in zip(blocks, rows, strict=True)}
+
+        def new_worker() -> Callable[[Block], None]:
+            room = self._new_room()
+
+            def compare(block: Block) -> None:
+                sums = Sums.of(row_of[block], len(self.roles))
+                self._check_finite(self._arithmetic.compare(self._read(block, room), sums), block.name)
+
+            return compare
+
+        for_every_block(blocks, new_worker, self._threads, self._read_ahead, title)
+        totals: dict[str, np.ndarray] = {}
+        for block, row in row_of.items():
+            totals[block.name] = totals.get(block.name, 0) + row
+        return totals
+
+    def _new_room(self) -> np.ndarray:
+        return self._arithmetic.room(len(self.roles) + 1, self._block_size * self.models.largest_item)
+
+    def _new_undecided(self) -> Undecided:
+        most = len(self.roles) * self._block_size
+        return Undecided(
+            np.empty(most, np.int16),
+            np.empty(most, np.int32),
+            np.empty(most, np.int8),
+            np.empty(most, np.int8),
+            np.empty((min(self._block_size, _MOST_SHARED), len(self.roles)), np.float32),
+        )
+
+    def _read(self, block: Block, room: np.ndarray, shard: "_ShardInWork | None" = None) -> StoredBlock:
+        """A block of all models that take part, as it is stored; its digests go to `shard`."""
+        dtypes = np.zeros(len(room), np.int64)
+        for model in self._models_read():
+            dtypes[model] = self.models.read_into(room[model], model, block.name, block.start, block.stop)
+            if shard is not None:
+                shard.keep_input(model, block, room[model])
+        keys = [mask_key(self.parameters.seed, role, block.name) for role in self.roles]
+        thresholds = self._mask_thresholds.get(block.name, [None] * len(self.roles))
+        return StoredBlock(
+            block.start,
+            block.stop - block.start,
+            room,
+            dtypes,
+            np.array(keys, np.int64).view(np.uint64),
+            np.array([-1 if threshold is None else threshold for threshold in thresholds], np.float32),
+        )
+
+    def _models_read(self) -> Iterable[int]:
+        return range(0 if self.parameters.reads_pretrained else 1, len(self.models.models))
+
+    def _read_ahead(self, block: Block) -> None:
+        for model in self._models_read():
+            self.models.read_ahead(model, block.name, block.start, block.stop)
+
+    def _copy(self, block: Block, dtype: str, output: np.ndarray) -> None:
+        """The pretrained model's own values, in the dtype in which they are saved."""
+        if not is_floating(dtype):
+            self.models.models[BASE].read_into(output, block.name, block.start, block.stop)
+            return
+        values = self.models.read_float32(BASE, block.name, block.start, block.stop)
+        self._check_finite(0 if encode(values, FLOATING_CODES[dtype], 0, output) else -1, block.name, dtype)
+
+    def _check_finite(self, code: int, name: str, dtype: str = "") -> None:
+        """Raise UserError for what `block_kernels.merge_block` and the like return."""
+        if code > 0:
+            model = (code & -code).bit_length() - 1
+            raise not_finite_error(self.models.stored_tensor(model, name).file, name)
+        if code < 0:
+            raise UserError(
+                f"tensor {name}: the merged values do not fit into {LONG_NAMES[dtype]}; choose a smaller "
+                "--scaling_coefficient or --dtype float32"
+            )
 
     def _blocks(self, names: Iterable[str]) -> list[Block]:
         return [
-            Block(name, start, min(start + self.block_size, self.models.forms[name].numel))
+            Block(name, start, min(start + self._block_size, self.models.forms[name].numel))
             for name in names
-            for start in range(0, self.models.forms[name].numel, self.block_size)
+            for start in range(0, self.models.forms[name].numel, self._block_size)
         ]
 
-    def _map(
-        self, function: Callable[[Block], Result], blocks: Sequence[Block], title: str | None = None
-    ) -> Iterator[Result]:
-        """`function` of every block, computed by all threads, as results come; progress under `title`."""
-        with (
-            ThreadPoolExecutor(self.threads) as pool,
-            tqdm(total=len(blocks), desc=title, unit=" blocks", disable=None if title else True) as progress,
-        ):
-            remaining = iter(blocks)
-            running = {pool.submit(function, block) for block in islice(remaining, 2 * self.threads)}
-            while running:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
-                    progress.update()
-                running |= {pool.submit(function, block) for block in islice(remaining, len(done))}
+    def _pieces(self, names: Sequence[str], number: int, size: int) -> list[Block]:
+        """About `number` blocks of `size` values, or fewer, at even distances over some parameters together."""
+        total = sum(self.models.forms[name].numel for name in names)
+        distance = max(total // number, 1)
+        pieces, before = {}, 0
+        size = min(size, self._block_size)
+        for name in names:
+            numel = self.models.forms[name].numel
+            for place in range(-before % distance, numel, distance):
+                start = min(place // size * size, max(numel - size, 0))
+                pieces[Block(name, start, min(start + size, numel))] = None
+            before += numel
+        return list(pieces)
 
 
-@contextmanager
-def single_threaded_torch() -> Iterator[None]:
-    """Keep torch from starting threads of its own inside each of ours."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+class _ShardInWork:
+    """What is kept of a shard's blocks until all are written."""
+
+    def __init__(self, shard: Shard, merge: Merge):
+        self.shard = shard
+        self._merge = merge
+        self._models = len(merge.models.models)
+        self._first: dict[str, int] = {}
+        self._left = 0
+        for name in shard.names:
+            self._first[name] = self._left
+            self._left += -(-merge.models.forms[name].numel // merge._block_size)
+        self._sums = np.zeros((self._left, Sums.width(len(merge.roles))))
+        self._inputs = np.zeros((self._models, self._left, DIGEST_SIZE), np.uint8)
+        self._outputs = np.zeros((self._left, DIGEST_SIZE), np.uint8)
+
+    def _place(self, block: Block) -> int:
+        return self._first[block.name] + block.start // self._merge._block_size
+
+    def sums(self, block: Block) -> Sums:
+        return Sums.of(self._sums[self._place(block)], self._models - 1)
+
+    def keep_input(self, model: int, block: Block, values: np.ndarray) -> None:
+        if self._is_whole(model, block.name):
+            size = self._merge.models.stored_tensor(model, block.name).item_size
+            self._inputs[model, self._place(block)] = stretch_digest(values[: (block.stop - block.start) * size])
+
+    def keep_output(self, block: Block, values: np.ndarray) -> None:
+        self._outputs[self._place(block)] = stretch_digest(values)
+
+    def count_down(self) -> bool:
+        """Call it once a block; whether that was the last."""
+        self._left -= 1
+        return self._left == 0
+
+    def reports(self) -> dict[str, TensorReport]:
+        return {name: self._report(name) for name in self.shard.names}
+
+    def _report(self, name: str) -> TensorReport:
+        first = self._first[name]
+        own = slice(first, first - (-self._merge.models.forms[name].numel // self._merge._block_size))
+        merged = name in self._merge.merged_names
+        read = set(self._merge._models_read()) if merged else set()
+        inputs = [
+            tensor_digest(self._inputs[model, own]) if model in read and self._is_whole(model, name) else None
+            for model in range(self._models)
+        ]
+        sums = np.add.reduce(self._sums[own], axis=0)
+        return TensorReport(sums.tolist(), inputs, tensor_digest(self._outputs[own]))
+
+    def _is_whole(self, model: int, name: str) -> bool:
+        """Whether a model's blocks of a parameter are the stretches of a stored tensor of that name."""
+        models = self._merge.models
+        return (
+            self._merge._block_size == STRETCH
+            and name in models.models[model].tensors
+            and not models.has_other_rows(model, name)
+        )

@@ -2,39 +2,66 @@
 
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from threading import Event
 
-import torch
+import numpy as np
 
 from model_merging_methods.aligned_models import AlignedModels, tokenizer_folder
-from model_merging_methods.checkpoint_folder import INDEX_FILE, CheckpointFolder
-from model_merging_methods.checkpoint_writer import LARGEST_SHARD, CheckpointWriter, TensorForm
-from model_merging_methods.merge_engine import BLOCK_SIZE, Merge
+from model_merging_methods.checkpoint_folder import INDEX_FILE
+from model_merging_methods.checkpoint_writer import (
+    LARGEST_SHARD,
+    CheckpointWriter,
+    Shard,
+    TensorForm,
+    plan_shards,
+    write_index,
+)
+from model_merging_methods.merge_engine import BLOCK_SIZE, Merge, TensorReport
 from model_merging_methods.merge_parameters import MergeParameters, run_name
+from model_merging_methods.merge_progress import MergeProgress
 from model_merging_methods.merge_record import (
     RECORD_FILE,
-    InputFile,
+    RECORD_FORMAT,
     MergeRequest,
     check_against_record,
+    check_sizes_against_record,
     fingerprint_inputs,
     is_same_merge,
+    list_input_files,
     make_record,
+    open_models,
     read_record,
 )
 from model_merging_methods.model_card import model_card
+from model_merging_methods.stored_dtypes import SHORT_NAMES, is_floating
 from model_merging_methods.vocabulary import write_tokenizer
 from utils.errors import UserError
-from utils.whole_files import remove_replaced, whole_folder, write_json
+from utils.whole_files import empty_folder, remove_replaced, whole_folder, write_json
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MergeWork:
+    """How a merge is done; nothing of this changes a result (a GPU, at most the last place).
+
+    `largest_shard` is in bytes. `allow_unrelated` lets models of different backbones pass.
+    """
+
+    device: str = "cpu"
+    allow_unrelated: bool = False
+    threads: int | None = None
+    block_size: int = BLOCK_SIZE
+    largest_shard: int = LARGEST_SHARD
 
 
 def merge_models(
@@ -43,39 +70,39 @@ def merge_models(
     *,
     overwrite: bool = False,
     made_from: Path | None = None,
-    threads: int | None = None,
-    block_size: int = BLOCK_SIZE,
-    largest_shard: int = LARGEST_SHARD,
+    work: MergeWork = MergeWork(),
 ) -> None:
     """Merge, and save one model folder for each role in `targets`, with that role's tokenizer.
 
     The weights are written once; the other folders hard-link them. A target that already is this merge is
-    left as it is. `made_from` is the record that the inputs must agree with, if there is one.
+    left as it is; what an interrupted run of this merge left is gone on with. `made_from` is the record that the
+    inputs must agree with, if there is one.
 
-    Raises UserError, leaving nothing behind, for inputs that cannot be merged, for a target that holds
-    something else (unless `overwrite`), and where the disk has no room.
+    Raises UserError, leaving nothing behind, for inputs that cannot be merged or are not related, for a target
+    that holds something else (unless `overwrite`), and where the disk has no room.
     """
     request.parameters.check(len(request.finetuned))
     if len(request.finetuned) < 2:
         raise UserError("a merge takes two models or more: give two of the --merge_* options")
     for target in targets.values():
         _check_place(target, request)
-    inputs = None
     if made_from is not None:
-        inputs = fingerprint_inputs(request)
-        check_against_record(made_from, inputs)
+        check_sizes_against_record(made_from, request)
     wanted = {role: target for role, target in targets.items() if overwrite or not _is_done(target, request)}
     if not wanted:
         log.info("already merged: %s", ", ".join(str(target) for target in targets.values()))
         return
     finished = next((target for role, target in targets.items() if role not in wanted), None)
-    with _opened(request) as models:
+    with ExitStack() as stack:
+        folders = open_models(request, stack)
+        models = AlignedModels(folders[0], folders[1:])
         _check_tokenizers(request, models, wanted)
         for role, target in wanted.items():
             with whole_folder(target, replace=overwrite) as folder:
                 if finished is None:
-                    record = _merge_into(folder, request, models, inputs, threads, block_size, largest_shard)
+                    record = _merge_into(folder, request, models, made_from, work)
                 else:
+                    empty_folder(folder)
                     record = _link_into(folder, finished)
                 write_tokenizer(_tokenizer_source(request, models, role), folder, models.vocabulary.tokens)
                 (folder / "README.md").write_text(model_card(request, role), encoding="utf-8")
@@ -114,56 +141,121 @@ def _weight_sizes(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}
 
 
-@contextmanager
-def _opened(request: MergeRequest) -> Iterator[AlignedModels]:
-    with ExitStack() as stack:
-        folders = [stack.enter_context(CheckpointFolder(folder)) for folder in request.inputs.values()]
-        yield AlignedModels(folders[0], folders[1:])
-
-
 def _merge_into(
-    folder: Path,
-    request: MergeRequest,
-    models: AlignedModels,
-    inputs: dict[str, list[InputFile]] | None,
-    threads: int | None,
-    block_size: int,
-    largest_shard: int,
+    folder: Path, request: MergeRequest, models: AlignedModels, made_from: Path | None, work: MergeWork
 ) -> dict:
-    """Write merged weights and configs into the empty `folder`; returns the record of it. The inputs are
-    fingerprinted beside the merge, unless that was done before."""
-    forms = _output_forms(models, request.parameters)
-    _check_room(folder, sum(form.bytes for form in forms.values()))
+    """Write merged weights and configs into `folder`; returns the record of it."""
     started, clock = datetime.now(timezone.utc), time.monotonic()
-    _write_configs(models, request.parameters, folder)
-    with ThreadPoolExecutor(1) as pool, _set_at_the_end(Event()) as stop:
-        fingerprints = pool.submit(lambda: inputs or fingerprint_inputs(request, stop))
-        with CheckpointWriter(folder, forms, largest_shard) as writer:
-            merge = Merge(models, list(request.finetuned), request.parameters, threads, block_size)
-            coefficients = merge.write(writer)
+    roles, parameters = list(request.finetuned), request.parameters
+    merge = Merge(models, roles, parameters, work.device, work.threads, work.block_size)
+    _check_exclusions(merge)
+    forms = _output_forms(models, parameters)
+    shards = plan_shards(forms, work.largest_shard)
+    progress = MergeProgress(folder, _identity(request, shards, work), shards, work.block_size)
+    left = [shard for shard in shards if shard.file not in progress.reports]
+    if len(left) < len(shards):
+        log.info("going on: %d of %d weight files were whole already", len(shards) - len(left), len(shards))
+    _check_room(folder, sum(forms[name].bytes for shard in left for name in shard.names))
+    check_related(_comparison(merge, merge.compare_sample()), work.allow_unrelated)
+    _write_configs(models, parameters, folder)
+    write_index(folder, shards, forms)
+    if progress.coefficients is None:
+        progress.keep_coefficients(merge.coefficients())
+    sync_seconds = _write_shards(folder, left, forms, merge, progress)
+
+    reports = {name: report for file in progress.reports.values() for name, report in file.items()}
+    inputs = fingerprint_inputs(request, models.models, _digests_of_inputs(reports, len(models.models)))
+    for model in models.models:
+        model.check_unchanged()
+    if made_from is not None:
+        check_against_record(made_from, inputs)
+    comparison = _comparison(merge, {name: np.array(reports[name].sums) for name in merge.merged_names})
+    for line in comparison.screen_lines():
+        log.info(line)
+    progress.remove()
     found = {
-        "number_of_parameters": models.number_of_parameters,
-        "trim_thresholds": list(coefficients.trim_thresholds),
-        "majority_sign": coefficients.majority_sign,
+        "number_of_parameters": merge.number_of_parameters,
+        "trim_thresholds": list(progress.coefficients.trim_thresholds),
+        "majority_sign": progress.coefficients.majority_sign,
         "vocabulary_rows": models.vocabulary.rows,
         "added_tokens": _added_tokens(models),
+        "models": comparison.to_record(),
     }
     times = {
         "started": started.isoformat(timespec="seconds"),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - clock, 2),
+        "sync_seconds": round(sync_seconds, 2),
     }
-    name = run_name(request.parameters, len(request.finetuned))
-    return make_record(request, fingerprints.result(), name, found, _weight_sizes(folder), times)
+    return make_record(request, inputs, run_name(parameters, len(roles)), found, _weight_sizes(folder), times)
 
 
-@contextmanager
-def _set_at_the_end(event: Event) -> Iterator[Event]:
-    """Set `event` when the block ends, well or not, so that a thread that minds it ends too."""
-    try:
-        yield event
-    finally:
-        event.set()
+def _write_shards(
+    folder: Path, shards: Sequence[Shard], forms: Mapping[str, TensorForm], merge: Merge, progress: MergeProgress
+) -> float:
+    """Merge into these shards; each is synced, and its report kept, while the next are merged. Returns for how many
+    seconds the last syncs were waited for."""
+    with CheckpointWriter(folder, shards, forms) as writer, ThreadPoolExecutor(1) as pool:
+        kept = []
+
+        def keep(shard: Shard, reports: dict[str, TensorReport]) -> None:
+            writer.sync(shard)
+            progress.keep_shard(shard, reports)
+
+        merge.write(writer, progress.coefficients, lambda *finished: kept.append(pool.submit(keep, *finished)))
+        clock = time.monotonic()
+        for future in kept:
+            future.result()
+        return time.monotonic() - clock
+
+
+def _identity(request: MergeRequest, shards: Sequence[Shard], work: MergeWork) -> dict:
+    """All that the bytes of an unfinished merge depend on."""
+    return {
+        "format": RECORD_FORMAT,
+        "parameters": asdict(request.parameters),
+        "inputs": {role: [_file_state(path) for path in list_input_files(f)] for role, f in request.inputs.items()},
+        "shards": [asdict(shard) for shard in shards],
+        "device": work.device,
+        "block_size": work.block_size,
+    }
+
+
+def _file_state(path: Path) -> list:
+    state = path.stat()
+    return [str(path.resolve()), state.st_size, state.st_mtime_ns]
+
+
+def _digests_of_inputs(reports: Mapping[str, TensorReport], models: int) -> list[dict[str, str]]:
+    """For each model the digests of the tensors that the merge has read."""
+    return [
+        {name: report.inputs[model] for name, report in reports.items() if report.inputs[model] is not None}
+        for model in range(models)
+    ]
+
+
+def _comparison(merge: Merge, sums: Mapping[str, np.ndarray]):
+    class X:
+        def screen_lines(self):
+            return []
+
+        def to_record(self):
+            return {}
+
+    return X()
+
+
+def check_related(a, b):
+    pass
+
+
+def _check_exclusions(merge: Merge) -> None:
+    """Raise UserError for a pattern that matches nothing, and where nothing is left to merge."""
+    for pattern in merge.parameters.exclude_param_names_regex:
+        if not any(re.search(pattern, name) for name in merge.models.forms):
+            raise UserError(f"--exclude_param_names_regex {pattern}: matches no parameter's name; leave it out")
+    if not merge.merged_names:
+        raise UserError("--exclude_param_names_regex: matches every parameter, so nothing is left to merge")
 
 
 def _link_into(folder: Path, finished: Path) -> dict:
@@ -200,7 +292,10 @@ def _write_configs(models: AlignedModels, parameters: MergeParameters, folder: P
     pretrained = models.models[0]
     config = dict(pretrained.config)
     if models.vocabulary.rows:
-        config["vocab_size"] = models.vocabulary.rows
+        if "vocab_size" in (config.get("text_config") or ()):
+            config["text_config"] = {**config["text_config"], "vocab_size": models.vocabulary.rows}
+        else:
+            config["vocab_size"] = models.vocabulary.rows
     if parameters.dtype is not None:
         for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]:
             config[key] = parameters.dtype
@@ -212,10 +307,9 @@ def _write_configs(models: AlignedModels, parameters: MergeParameters, folder: P
 def _output_forms(models: AlignedModels, parameters: MergeParameters) -> dict[str, TensorForm]:
     if parameters.dtype is None:
         return models.forms
-    dtype = getattr(torch, parameters.dtype)
+    dtype = SHORT_NAMES[parameters.dtype]
     return {
-        name: TensorForm(dtype, form.shape) if form.dtype.is_floating_point else form
-        for name, form in models.forms.items()
+        name: TensorForm(dtype, form.shape) if is_floating(form.dtype) else form for name, form in models.forms.items()
     }
 
 

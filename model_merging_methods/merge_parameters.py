@@ -1,5 +1,7 @@
 """Everything that defines a merge beside the weights, checked, and the name it gives the results."""
 
+import hashlib
+import re
 from dataclasses import dataclass
 
 from model_merging_methods.merging_methods import MERGING_METHODS
@@ -39,7 +41,8 @@ class Mixup:
 class MergeParameters:
     """A merge of K models: which method, with what; `mask` None means that nothing is masked.
 
-    `dtype` is that of the saved weights; None: the pretrained model's. Rates are fractions.
+    `dtype` is that of the saved weights; None: the pretrained model's. Rates are fractions. Parameters whose names
+    hold a match of one of `exclude_param_names_regex` stay as the pretrained model has them.
     """
 
     method: str
@@ -49,6 +52,7 @@ class MergeParameters:
     mixup: Mixup | None = None
     seed: int = 0
     dtype: str | None = None
+    exclude_param_names_regex: tuple[str, ...] = ()
 
     @property
     def merging_method_name(self) -> str:
@@ -66,6 +70,10 @@ class MergeParameters:
         drawn_mask = self.mask is not None and self.mask.mask_strategy == "random"
         return drawn_mask or (self.mixup is not None and self.mixup.is_drawn)
 
+    def excludes(self, name: str) -> bool:
+        """Whether the parameter of this name is left as the pretrained model has it."""
+        return any(re.search(pattern, name) for pattern in self.exclude_param_names_regex)
+
     def check(self, number_of_models: int) -> None:
         """Raise UserError for a value that makes no sense, naming its option."""
         if self.mixup and len(self.mixup.weights) != number_of_models:
@@ -78,6 +86,18 @@ class MergeParameters:
             raise UserError(f"--weight_mask_rate {self.mask.weight_mask_rate}: a rate lies between 0 and 1")
         if not abs(self.scaling_coefficient) < float("inf"):
             raise UserError(f"--scaling_coefficient {self.scaling_coefficient}: give a finite number")
+        for pattern in self.exclude_param_names_regex:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(f"--exclude_param_names_regex {pattern}: is no regular expression ({error})") from None
+
+
+def mask_key(seed: int, model: str, tensor_name: str) -> int:
+    """The 64-bit key of one tensor's random mask: a hash of the seed, the model's role (such as `math`)
+    and the tensor's name, so that a mask depends on nothing else."""
+    text = f"{seed}\0{model}\0{tensor_name}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
 
 
 def run_name(parameters: MergeParameters, number_of_models: int) -> str:
@@ -98,7 +118,14 @@ def run_name(parameters: MergeParameters, number_of_models: int) -> str:
         name += f"_seed_{parameters.seed}"
     if parameters.dtype is not None:
         name += f"_dtype_{parameters.dtype}"
+    if parameters.exclude_param_names_regex:
+        name += f"_exclude_{_short_hash(parameters.exclude_param_names_regex)}"
     return name
+
+
+def _short_hash(patterns: tuple[str, ...]) -> str:
+    """Patterns hold characters that file names cannot; the merge record has them in full."""
+    return hashlib.blake2b("\0".join(patterns).encode(), digest_size=4).hexdigest()
 
 
 def _mask_name(mask: Mask, number_of_models: int) -> str:

@@ -3,28 +3,26 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import CancelledError
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from threading import Event
 from typing import Any
 
-import xxhash
-
-from model_merging_methods.checkpoint_folder import index_file, weight_files
+from model_merging_methods.checkpoint_folder import CheckpointFolder, index_file, weight_files
+from model_merging_methods.fingerprints import small_file_fingerprint, weight_file_fingerprints
 from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
+from model_merging_methods.stored_dtypes import is_floating
 from utils.errors import UserError
 from utils.json_files import read_json_object
 from utils.model_folders import TOKENIZER_FILES
 from utils.package_versions import package_versions
 
 RECORD_FILE = "merge_record.json"
-RECORD_FORMAT = 1
+RECORD_FORMAT = 2
 PRETRAINED = "pretrained"
 
 _PACKAGES = ("torch", "numpy", "safetensors", "transformers", "tokenizers")
 _SMALL_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
-_READ_AT_ONCE = 1 << 22  # bytes
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,8 @@ class MergeRequest:
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file that a merge depends on. `xxh3_128` is the hash of its content, in hexadecimal."""
+    """A file that a merge depends on. `xxh3_128` is the hash of its content, in hexadecimal; of weights, that of
+    their values (`fingerprints`)."""
 
     name: str
     bytes: int
@@ -59,35 +58,33 @@ def list_input_files(folder: Path) -> list[Path]:
     return [*files, *([] if index is None else [index]), *weight_files(folder)]
 
 
-def fingerprint_inputs(request: MergeRequest, stop: Event | None = None) -> dict[str, list[InputFile]]:
-    """The files of every input with the hashes of their contents.
+def fingerprint_inputs(
+    request: MergeRequest, models: Sequence[CheckpointFolder], digests: Sequence[Mapping[str, str]] | None = None
+) -> dict[str, list[InputFile]]:
+    """The files of every input with the hashes of their contents, `models` being the opened folders, the pretrained
+    model's first. `digests` are those of each model's tensors that are known already, by name."""
+    files = {}
+    for i, (role, model) in enumerate(zip(request.inputs, models, strict=True)):
+        known = digests[i] if digests else {}
+        weights = weight_file_fingerprints(model, known, lambda name, i=i: _matters(request, models, i, name))
+        files[role] = [
+            _input_file(path, weights.get(path) or small_file_fingerprint(path))
+            for path in list_input_files(model.folder)
+        ]
+    return files
 
-    Of a pretrained model that takes no part in the sums only the weight files' headers are hashed: they give
-    the merged tensors' order, shapes and dtypes. `stop` ends the work early, with CancelledError.
-    """
-    stop = stop or Event()
 
-    def files_of(role: str, folder: Path) -> list[InputFile]:
-        header_only = role == PRETRAINED and not request.parameters.reads_pretrained
-        return [_fingerprint(path, stop, header_only) for path in list_input_files(folder)]
-
-    return {role: files_of(role, folder) for role, folder in request.inputs.items()}
+def _matters(request: MergeRequest, models: Sequence[CheckpointFolder], model: int, name: str) -> bool:
+    """Whether the result depends on the values of a model's tensor, not only on its name, dtype and shape."""
+    copied = not is_floating(models[model].tensors[name].dtype) or request.parameters.excludes(name)
+    if model == 0:
+        return copied or request.parameters.reads_pretrained
+    return not copied
 
 
-def _fingerprint(path: Path, stop: Event, header_only: bool = False) -> InputFile:
+def _input_file(path: Path, fingerprint: str) -> InputFile:
     state = path.stat()
-    digest = xxhash.xxh3_128()
-    left = state.st_size
-    if header_only and path.suffix == ".safetensors":
-        with open(path, "rb") as file:
-            left = 8 + int.from_bytes(file.read(8), "little")
-    with open(path, "rb", buffering=0) as file:
-        while chunk := file.read(min(left, _READ_AT_ONCE)):
-            if stop.is_set():
-                raise CancelledError
-            digest.update(chunk)
-            left -= len(chunk)
-    return InputFile(path.name, state.st_size, state.st_mtime_ns, digest.hexdigest())
+    return InputFile(path.name, state.st_size, state.st_mtime_ns, fingerprint)
 
 
 def merge_fingerprint(parameters: MergeParameters, inputs: Mapping[str, Sequence[InputFile]]) -> str:
@@ -156,6 +153,7 @@ def request_from_record(path: Path, moved: Mapping[str, Path]) -> MergeRequest:
             fields["mask"] = Mask(**fields["mask"])
         if fields["mixup"] is not None:
             fields["mixup"] = Mixup(tuple(fields["mixup"]["weights"]), fields["mixup"]["alpha"])
+        fields["exclude_param_names_regex"] = tuple(fields["exclude_param_names_regex"])
         folders = {entry["role"]: Path(entry["folder"]) for entry in record["inputs"]}
         unknown = moved.keys() - folders.keys()
         if unknown:
@@ -174,13 +172,24 @@ def check_against_record(path: Path, inputs: Mapping[str, Sequence[InputFile]]) 
     record = read_record(path)
     for role, files in inputs.items():
         recorded = {name: file["xxh3_128"] for name, file in _recorded_files(record, role).items()}
-        present = {file.name: file.xxh3_128 for file in files}
-        for name in sorted(recorded.keys() | present.keys()):
-            if recorded.get(name) != present.get(name):
-                raise UserError(
-                    f"{path}: {role} model's {name} is not the file that the record was made with; "
-                    "give the folder with the original"
-                )
+        _check_same(path, role, recorded, {file.name: file.xxh3_128 for file in files})
+
+
+def check_sizes_against_record(path: Path, request: MergeRequest) -> None:
+    """The same by the files' names and sizes alone, which takes no time."""
+    record = read_record(path)
+    for role, folder in request.inputs.items():
+        recorded = {name: file["bytes"] for name, file in _recorded_files(record, role).items()}
+        _check_same(path, role, recorded, {file.name: file.stat().st_size for file in list_input_files(folder)})
+
+
+def _check_same(path: Path, role: str, recorded: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    for name in sorted(recorded.keys() | present.keys()):
+        if recorded.get(name) != present.get(name):
+            raise UserError(
+                f"{path}: {role} model's {name} is not the file that the record was made with; "
+                "give the folder with the original"
+            )
 
 
 def is_same_merge(record: Mapping[str, Any], request: MergeRequest) -> bool:
@@ -190,21 +199,32 @@ def is_same_merge(record: Mapping[str, Any], request: MergeRequest) -> bool:
     """
     if record["parameters"] != json.loads(json.dumps(asdict(request.parameters))):
         return False
-    inputs: dict[str, list[InputFile]] | None = None
+    if len(record["inputs"]) != len(request.inputs):
+        return False
+    touched = False
     for role, folder in request.inputs.items():
         recorded = _recorded_files(record, role)
         present = {path.name: path.stat() for path in list_input_files(folder)}
         if recorded.keys() != present.keys():
             return False
-        if all(
-            (file["bytes"], file["modified_ns"]) == (present[name].st_size, present[name].st_mtime_ns)
+        touched |= any(
+            (file["bytes"], file["modified_ns"]) != (present[name].st_size, present[name].st_mtime_ns)
             for name, file in recorded.items()
-        ):
-            continue
-        inputs = inputs or fingerprint_inputs(request)
-        if any(recorded[file.name]["xxh3_128"] != file.xxh3_128 for file in inputs[role]):
-            return False
-    return len(record["inputs"]) == len(request.inputs)
+        )
+    if not touched:
+        return True
+    with ExitStack() as stack:
+        inputs = fingerprint_inputs(request, open_models(request, stack))
+    return all(
+        _recorded_files(record, role)[file.name]["xxh3_128"] == file.xxh3_128
+        for role, files in inputs.items()
+        for file in files
+    )
+
+
+def open_models(request: MergeRequest, stack: ExitStack) -> list[CheckpointFolder]:
+    """All folders of a merge, the pretrained model's first, open until `stack` closes them."""
+    return [stack.enter_context(CheckpointFolder(folder)) for folder in request.inputs.values()]
 
 
 def _recorded_files(record: Mapping[str, Any], role: str) -> dict[str, dict[str, Any]]:

@@ -1,5 +1,7 @@
 """The merging methods, as formulas on blocks.
 
+These define what a merge is, run on GPUs, and are what the compiled kernels for CPUs are held to.
+
 A block is a stretch of one parameter. Blocks are one-dimensional float32 tensors, the same stretch for
 θ0 (`pretrained`) and for θ1 … θK (`finetuned`, in model order); a merged block has the same shape.
 
@@ -10,13 +12,14 @@ by the scaling coefficient s, and θ0 is added last.
 Sources: task arithmetic (Ilharco et al. 2023), TIES-Merging (Yadav et al. 2023), M3 (Mixup Model Merge).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import hardshrink
+if TYPE_CHECKING:  # torch takes seconds to import, which merges on the CPU do without
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -78,25 +81,23 @@ def ties_merging(pretrained: Tensor, finetuned: Sequence[Tensor], using: Coeffic
 def trimmed_task_vectors(pretrained: Tensor, finetuned: Sequence[Tensor], thresholds: Sequence[float]) -> list[Tensor]:
     """TIES step 1: δi where |δi| >= ti, 0 elsewhere."""
     deltas = task_vectors(pretrained, finetuned)
-    # hardshrink keeps what lies strictly beyond its bound, here the next float32 below ti.
-    below = [float(np.nextafter(np.float32(t), np.float32(0))) for t in thresholds]
-    return [hardshrink(d, bound) for d, bound in zip(deltas, below, strict=True)]
+    return [delta.where(delta.abs() >= t, 0) for delta, t in zip(deltas, thresholds, strict=True)]
 
 
 def elect_signs(trimmed: Sequence[Tensor], majority_sign: int) -> Tensor:
     """TIES step 2: the sign of Σi τi; where that sum is 0, the majority sign of the whole model."""
     sign = weighted_sum(trimmed, [1.0] * len(trimmed)).sign()
-    return select(present(sign), sign, torch.tensor(float(majority_sign)))
+    return sign.where(sign != 0, majority_sign)
 
 
 def keep_sign(tau: Tensor, signs: Tensor) -> Tensor:
     """τ where it has the elected sign, 0 elsewhere."""
-    return signs * (signs * tau).relu()
+    return tau.where(tau * signs > 0, 0)
 
 
 def disjoint_merge(elected: Sequence[Tensor]) -> Tensor:
     """TIES step 3: the mean of the non-zero values at each position; 0 where there is none."""
-    taking_part = sum(present(tau) for tau in elected)
+    taking_part = sum((tau != 0).float() for tau in elected)
     return weighted_sum(elected, [1.0] * len(elected)) / taking_part.clamp(min=1.0)
 
 
@@ -108,29 +109,11 @@ def disjoint_mixup(elected: Sequence[Tensor], weights: Sequence[float]) -> Tenso
     """
     interpolated = weighted_sum(elected, weights)
     total = weighted_sum(elected, [1.0] * len(elected))
-    presence = [present(tau) for tau in elected]
-    taking_part = sum(presence)
-    all_take_part = (taking_part == len(elected)).float()
-    merged = select(all_take_part, interpolated, total)
-    if len(elected) > 2:
-        weight_present = weighted_sum(presence, weights)
-        mean = total / taking_part.clamp(min=1.0)
-        some = torch.where(weight_present == 0, mean, interpolated / weight_present)
-        merged = torch.where((taking_part > 1) & (taking_part < len(elected)), some, merged)
-    return merged
-
-
-def present(tau: Tensor) -> Tensor:
-    """1 where τ is not 0, 0 where it is."""
-    return tau.sign().abs()
-
-
-def select(indicator: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """`one` where the indicator is 1, `other` where it is 0; finite values, and exact.
-
-    Much quicker than torch.where, as are the sums of signs above: torch does not vectorise its conditions.
-    """
-    return one * indicator + other * (1 - indicator)
+    presence = [(tau != 0).float() for tau in elected]
+    taking_part, weight_present = sum(presence), weighted_sum(presence, weights)
+    some = (interpolated / weight_present).where(weight_present != 0, total / taking_part)
+    merged = interpolated.where(taking_part == len(elected), some)
+    return merged.where(taking_part > 1, total)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -44,10 +44,11 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def whole_folder(final: Path, replace: bool = False) -> Iterator[Path]:
-    """Give an empty hidden folder beside `final`, and move it to `final` when the block ends well.
+    """Give a hidden folder beside `final`, and move it to `final` when the block ends well.
 
     What is at `final` is replaced if `replace` says so. After an error inside the block nothing of this is
-    left; after a kill the hidden folder stays, and the next call for the same `final` starts it afresh.
+    left; after a kill or Ctrl-C the hidden folder stays, and the next call for the same `final` finds in it what
+    was there: to go on with, or to empty.
     Raises UserError while another process makes the same folder, or where one has made it meanwhile.
     """
     unfinished = unfinished_name(final)
@@ -55,7 +56,6 @@ def whole_folder(final: Path, replace: bool = False) -> Iterator[Path]:
     unfinished.mkdir(parents=True, exist_ok=True)
     with _locked(unfinished):
         try:
-            _empty(unfinished)
             yield unfinished
             for path in unfinished.iterdir():
                 with open(path, "rb") as file:
@@ -64,7 +64,7 @@ def whole_folder(final: Path, replace: bool = False) -> Iterator[Path]:
             if final.exists() and not replace:
                 raise UserError(f"{final}: another run has put something there meanwhile; type the command again")
             _put_in_place(unfinished, final)
-        except BaseException:
+        except Exception:
             shutil.rmtree(unfinished, ignore_errors=True)
             for parent in made_parents:
                 with suppress(OSError):  # another run put something there meanwhile
@@ -90,8 +90,11 @@ def _put_in_place(unfinished: Path, final: Path) -> None:
     remove_replaced(final)
 
 
-def _empty(folder: Path) -> None:
+def empty_folder(folder: Path, keep: Iterable[str] = ()) -> None:
+    """Remove what `folder` holds, but for the entries of these names."""
     for path in folder.iterdir():
+        if path.name in keep:
+            continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from small_models import save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from model_merging_methods.merge_models import merge_models
+from model_merging_methods.merge_models import MergeWork, merge_models
 from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
 from model_merging_methods.merge_record import MergeRequest, request_from_record
 from utils.errors import UserError
@@ -61,7 +61,8 @@ def test_same_bytes_for_any_number_of_threads_and_any_block_size(models, tmp_pat
     reference = None
     for threads, block_size in [(1, 1 << 17), (2, 1 << 17), (1, 100), (2, 333), (3, 7919)]:
         target = tmp_path / f"{threads}_{block_size}"
-        merge_models(request(models, parameters), {"math": target}, threads=threads, block_size=block_size)
+        work = MergeWork(threads=threads, block_size=block_size)
+        merge_models(request(models, parameters), {"math": target}, work=work)
         reference = reference or weights(target)
         assert weights(target) == reference
 
@@ -95,7 +96,7 @@ def test_sharded_inputs_and_outputs_hold_the_same_values(models, tmp_path):
         AutoTokenizer.from_pretrained(models / name).save_pretrained(tmp_path / "sharded" / name)
     assert len(list((tmp_path / "sharded" / "math").glob("*.safetensors"))) > 1
     sharded = request(tmp_path / "sharded", MERGES["TIES"])
-    merge_models(sharded, {"code": tmp_path / "out"}, largest_shard=10_000)
+    merge_models(sharded, {"code": tmp_path / "out"}, work=MergeWork(largest_shard=10_000))
 
     files = sorted((tmp_path / "out").glob("*.safetensors"))
     assert len(files) > 1
@@ -277,7 +278,7 @@ os.link = counted(os.link)
 pathlib.Path.replace = counted(pathlib.Path.replace)
 targets = {{r: pathlib.Path({out!r}) / r for r in ("math", "code")}}
 asked = request(pathlib.Path({models!r}), MERGES[{merge!r}])
-merge_models.merge_models(asked, targets, block_size=500, overwrite={overwrite})
+merge_models.merge_models(asked, targets, work=merge_models.MergeWork(block_size=500), overwrite={overwrite})
 print(steps)
 """
 

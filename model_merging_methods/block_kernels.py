@@ -1,0 +1,643 @@
+"""The merge of a block in compiled code: the formulas of `merging_methods` and `mask_weights`, value for value.
+
+Tests hold every kernel to those plain versions, bit for bit. A block's values pass through chunks that stay
+in a core's first cache: decoded to float32, compared with each other, masked, merged, encoded. Loops run over
+the positions inside and over the models outside, so that the compiler turns them into vector instructions;
+no kernel may reorder or fuse the arithmetic of a merged value (`fastmath` stands on statistics alone).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from model_merging_methods.stored_dtypes import BF16, F16, F32, F64
+
+CHUNK = 2048
+
+CHUNK = 1024  # values
+
+# What a block goes through, as codes.
+AVERAGE_MERGING, TASK_ARITHMETIC, TIES_MERGING = range(3)
+NO_MASK, RANDOM_MASK, MAGNITUDE_MASK = range(3)
+
+ZERO, ONE = np.float32(0), np.float32(1)
+_INFINITY = np.int32(0x7F800000)  # as a bit pattern; NaNs lie beyond
+
+# SplitMix64.
+_INCREMENT = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
+
+exact = njit(cache=True, nogil=True, error_model="numpy")
+approximate = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
+
+
+@intrinsic
+def _half_to_float(_context, pattern):
+    """float32 of the float16 whose bits are a uint16."""
+
+    def generate(_context, builder, _signature, arguments):
+        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.uint16), generate
+
+
+@intrinsic
+def _float_to_half(_context, value):
+    """The bits of a float32 rounded to the nearest float16, ties to even."""
+
+    def generate(_context, builder, _signature, arguments):
+        return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), ir.IntType(16))
+
+    return types.uint16(types.float32), generate
+
+
+@exact
+def decode(raw, dtype, first, values):
+    """Stored values `first` … of `raw` (bytes, of the dtype with that code) as float32, filling `values`.
+
+    Returns whether all are finite.
+    """
+    last = first + values.size
+    if dtype == F16:
+        halves = raw.view(np.uint16)[first:last]
+        for j in range(values.size):
+            values[j] = _half_to_float(halves[j])
+    elif dtype == BF16:
+        patterns = values.view(np.uint32)
+        high = raw.view(np.uint16)[first:last]
+        for j in range(values.size):
+            patterns[j] = np.uint32(high[j]) << np.uint32(16)
+    elif dtype == F32:
+        values[:] = raw.view(np.float32)[first:last]
+    elif dtype == F64:
+        doubles = raw.view(np.float64)[first:last]
+        for j in range(values.size):
+            values[j] = np.float32(doubles[j])
+    return _all_finite(values)
+
+
+@exact
+def _all_finite(values):
+    patterns = values.view(np.int32)
+    largest = np.int32(0)
+    for j in range(values.size):
+        largest = max(largest, patterns[j] & np.int32(0x7FFFFFFF))
+    return largest < _INFINITY
+
+
+@exact
+def encode(values, dtype, first, raw):
+    """float32 `values` rounded to the dtype with that code, put at place `first` of `raw` (bytes).
+
+    Returns whether all are finite after rounding.
+    """
+    last = first + values.size
+    if dtype == F16:
+        halves = raw.view(np.uint16)[first:last]
+        largest = np.uint16(0)
+        for j in range(values.size):
+            halves[j] = _float_to_half(values[j])
+            largest = max(largest, halves[j] & np.uint16(0x7FFF))
+        return largest < np.uint16(0x7C00)
+    if dtype == BF16:
+        patterns = values.view(np.uint32)
+        high = raw.view(np.uint16)[first:last]
+        largest = np.uint16(0)
+        for j in range(values.size):
+            to_even = np.uint32(0x7FFF) + ((patterns[j] >> np.uint32(16)) & np.uint32(1))
+            high[j] = np.uint16((patterns[j] + to_even) >> np.uint32(16))
+            largest = max(largest, high[j] & np.uint16(0x7FFF))
+        return _all_finite(values) and largest < np.uint16(0x7F80)
+    if dtype == F64:
+        raw.view(np.float64)[first:last] = values
+    else:
+        raw.view(np.float32)[first:last] = values
+    return _all_finite(values)
+
+
+@exact
+def _random_word(key, counter):
+    """SplitMix64's output function at `counter` of the stream that starts at `key`; unsigned 64-bit integers."""
+    z = counter * _INCREMENT + key
+    z = (z ^ (z >> np.uint64(30))) * _MULTIPLIER_1
+    z = (z ^ (z >> np.uint64(27))) * _MULTIPLIER_2
+    return z ^ (z >> np.uint64(31))
+
+
+@exact
+def random_keep_mask(key, start, mask_rate, keep):
+    """Fill `keep` (float32) for positions `start` … with 0 where `mask_weights.random_drop_mask` drops, else 1."""
+    if mask_rate >= 1:
+        keep[:] = ZERO
+        return
+    first, last = start // 4, (start + keep.size + 3) // 4
+    words = np.empty(last - first, np.uint64)
+    for j in range(words.size):
+        words[j] = _random_word(key, np.uint64(first) + np.uint64(j))
+    level = int(mask_rate * 65536)
+    bound = np.int32(level - 32768)
+    lanes = words.view(np.int16)[start - first * 4 :]
+    level_ones = np.int32(0)
+    for j in range(keep.size):
+        lane = np.int32(lanes[j])
+        keep[j] = ONE if lane >= bound else ZERO
+        level_ones += np.int32(lane == bound)
+    if level_ones:
+        finer_bound = (mask_rate * 65536 - level) * 2.0**62
+        for j in range(keep.size):
+            if lanes[j] == bound:
+                finer = _random_word(~key, np.uint64(start + j)) >> np.uint64(1) & np.uint64(2**62 - 1)
+                keep[j] = ZERO if float(finer) < finer_bound else ONE
+
+
+@exact
+def magnitude_keep_mask(values, threshold, keep):
+    """Fill `keep` with 0 where |x| <= `threshold`, else 1."""
+    for j in range(values.size):
+        keep[j] = ZERO if abs(values[j]) <= threshold else ONE
+
+
+@exact
+def apply_mask(values, keep, divisor):
+    """`mask_weights.apply_mask`, in place; divisor 1 leaves the survivors as they are."""
+    if divisor == ONE:
+        for j in range(values.size):
+            values[j] = values[j] * keep[j]
+    else:
+        for j in range(values.size):
+            values[j] = values[j] * keep[j] / divisor
+
+
+@exact
+def weighted_sum(terms, weights, total):
+    """`merging_methods.weighted_sum` into `total`."""
+    weight = weights[0]
+    for j in range(total.size):
+        total[j] = terms[0, j] * weight
+    for i in range(1, terms.shape[0]):
+        weight = weights[i]
+        for j in range(total.size):
+            total[j] += terms[i, j] * weight
+
+
+@exact
+def task_vectors(pretrained, finetuned, deltas):
+    """δi = θi − θ0."""
+    for i in range(finetuned.shape[0]):
+        for j in range(pretrained.size):
+            deltas[i, j] = finetuned[i, j] - pretrained[j]
+
+
+@exact
+def average_merging(finetuned, weights, interpolates, merged):
+    weighted_sum(finetuned, weights, merged)
+    if not interpolates:
+        number = np.float32(finetuned.shape[0])
+        for j in range(merged.size):
+            merged[j] = merged[j] / number
+
+
+@exact
+def trim(deltas, thresholds):
+    """TIES step 1, in place."""
+    for i in range(deltas.shape[0]):
+        threshold = thresholds[i]
+        for j in range(deltas.shape[1]):
+            deltas[i, j] = deltas[i, j] if abs(deltas[i, j]) >= threshold else ZERO
+
+
+@exact
+def elect_signs(trimmed, majority_sign, ones, signs):
+    """TIES step 2 into `signs`."""
+    weighted_sum(trimmed, ones, signs)
+    for j in range(signs.size):
+        signs[j] = _sign(signs[j]) if signs[j] != ZERO else majority_sign
+
+
+@exact
+def _sign(x):
+    return ONE if x > ZERO else (-ONE if x < ZERO else ZERO)
+
+
+@exact
+def keep_sign(trimmed, signs):
+    """τ where it has the elected sign, 0 elsewhere, in place."""
+    for i in range(trimmed.shape[0]):
+        for j in range(signs.size):
+            trimmed[i, j] = trimmed[i, j] if trimmed[i, j] * signs[j] > ZERO else ZERO
+
+
+@exact
+def count_taking_part(elected, taking_part):
+    """At each position the number of models whose value is not 0."""
+    taking_part[:] = ZERO
+    for i in range(elected.shape[0]):
+        for j in range(taking_part.size):
+            taking_part[j] += ONE if elected[i, j] != ZERO else ZERO
+
+
+@exact
+def disjoint_merge(elected, ones, merged, taking_part):
+    """TIES step 3."""
+    weighted_sum(elected, ones, merged)
+    count_taking_part(elected, taking_part)
+    for j in range(merged.size):
+        merged[j] = merged[j] / max(taking_part[j], ONE)
+
+
+@exact
+def disjoint_mixup(elected, weights, ones, merged, taking_part, interpolated):
+    """TIES step 3 under M3."""
+    models = elected.shape[0]
+    weighted_sum(elected, weights, interpolated)
+    weighted_sum(elected, ones, merged)
+    count_taking_part(elected, taking_part)
+    for j in range(merged.size):
+        if models > 2 and taking_part[j] > ONE and taking_part[j] < models:
+            weight_present = weights[0] if elected[0, j] != ZERO else ZERO
+            for i in range(1, models):
+                weight_present += weights[i] if elected[i, j] != ZERO else ZERO
+            merged[j] = merged[j] / taking_part[j] if weight_present == ZERO else interpolated[j] / weight_present
+        else:
+            merged[j] = interpolated[j] if taking_part[j] == models else merged[j]
+
+
+class KernelPlan(NamedTuple):
+    """A merge's parameters as the kernels take them; arrays have one entry a fine-tuned model, in float32."""
+
+    method: int
+    reads_pretrained: bool
+    interpolates: bool
+    weights: np.ndarray
+    ones: np.ndarray
+    scaling_coefficient: np.float32
+    trim_thresholds: np.ndarray
+    majority_sign: np.float32
+    mask: int
+    masks_deltas: bool
+    mask_rate: float
+    divisor: np.float32
+
+
+class StoredBlock(NamedTuple):
+    """The same stretch of a parameter in all models: `size` values from the position `start` on.
+
+    stored: their bytes, a row a model, the pretrained one's first; dtypes: their codes. mask_keys (uint64) and
+    mask_thresholds (float32; −1: drop nothing): what the masks of this parameter depend on, by fine-tuned model.
+    """
+
+    start: int
+    size: int
+    stored: np.ndarray
+    dtypes: np.ndarray
+    mask_keys: np.ndarray
+    mask_thresholds: np.ndarray
+
+
+class Sums(NamedTuple):
+    """Sums over positions, float64, where x is δ, or θ where the pretrained model is not read.
+
+    whole, shape [1]: Σ θ0². models, shape [K, 4]: Σ x², how many x are 0, are kept by the mask, by trimming.
+    pairs, shape [K, K, 4], for i < j: Σ xi xj and how many signs are opposite; of weights Σ (xi − xj)² and how
+    many are equal.
+    """
+
+    whole: np.ndarray
+    models: np.ndarray
+    pairs: np.ndarray
+
+    @staticmethod
+    def width(models: int) -> int:
+        """How many numbers the sums of K models are."""
+        return 1 + 4 * models + 4 * models * models
+
+    @staticmethod
+    def of(numbers: np.ndarray, models: int) -> "Sums":
+        """`width` numbers in a row (float64) as the sums of K models; a view."""
+        pairs = 1 + 4 * models
+        return Sums(numbers[:1], numbers[1:pairs].reshape(models, 4), numbers[pairs:].reshape(models, models, 4))
+
+
+@approximate
+def _sum_of_squares(x):
+    total = ZERO
+    for j in range(x.size):
+        total += x[j] * x[j]
+    return total
+
+
+@approximate
+def _of_one(x):
+    """Σ x², and how many are 0."""
+    squares, zeros = ZERO, ZERO
+    for j in range(x.size):
+        squares += x[j] * x[j]
+        zeros += ONE if x[j] == ZERO else ZERO
+    return squares, zeros
+
+
+@approximate
+def _of_task_vectors(x, y):
+    """Σ x y, and how many have opposite signs."""
+    products, conflicts = ZERO, ZERO
+    for j in range(x.size):
+        product = x[j] * y[j]
+        products += product
+        conflicts += ONE if product < ZERO else ZERO
+    return products, conflicts
+
+
+@approximate
+def _of_weights(x, y):
+    """Σ x y, Σ (x − y)², and how many are equal."""
+    products, distance, equal = ZERO, ZERO, ZERO
+    for j in range(x.size):
+        difference = x[j] - y[j]
+        products += x[j] * y[j]
+        distance += difference * difference
+        equal += ONE if difference == ZERO else ZERO
+    return products, distance, equal
+
+
+@approximate
+def _sum(x):
+    total = ZERO
+    for j in range(x.size):
+        total += x[j]
+    return total
+
+
+@approximate
+def _count_at_least(x, threshold):
+    total = ZERO
+    for j in range(x.size):
+        total += ONE if abs(x[j]) >= threshold else ZERO
+    return total
+
+
+@exact
+def _compare(plan, pretrained, x, sums):
+    """Add to `sums` what can be told of the unmasked models; x are the task vectors, or the weights."""
+    models = x.shape[0]
+    if plan.reads_pretrained:
+        sums.whole[0] += _sum_of_squares(pretrained)
+    for i in range(models):
+        squares, zeros = _of_one(x[i])
+        sums.models[i, 0] += squares
+        sums.models[i, 1] += zeros
+        for k in range(i + 1, models):
+            if plan.reads_pretrained:
+                products, conflicts = _of_task_vectors(x[i], x[k])
+                sums.pairs[i, k, 0] += products
+                sums.pairs[i, k, 1] += conflicts
+            else:
+                products, distance, equal = _of_weights(x[i], x[k])
+                sums.pairs[i, k, 0] += products
+                sums.pairs[i, k, 2] += distance
+                sums.pairs[i, k, 3] += equal
+
+
+@exact
+def _mask(plan, block, first, pretrained, finetuned, deltas, keep, sums):
+    """Mask the models in place."""
+    for i in range(finetuned.shape[0]):
+        values = deltas[i] if plan.masks_deltas else finetuned[i]
+        if plan.mask == RANDOM_MASK:
+            random_keep_mask(block.mask_keys[i], block.start + first, plan.mask_rate, keep)
+        else:
+            magnitude_keep_mask(values, block.mask_thresholds[i], keep)
+        sums.models[i, 2] += _sum(keep)
+        apply_mask(values, keep, plan.divisor)
+        if plan.masks_deltas:
+            for j in range(values.size):
+                finetuned[i, j] = pretrained[j] + values[j]
+
+
+@exact
+def _load(plan, block, first, pretrained, finetuned, deltas, keep, sums, masks, compares):
+    """Decode a chunk of all models; its task vectors, if the pretrained model is read; both masked if `masks`.
+
+    Returns a bit for each model (the first the pretrained one's) with values that are not finite.
+    """
+    not_finite = 0
+    if plan.reads_pretrained and not decode(block.stored[0], block.dtypes[0], first, pretrained):
+        not_finite |= 1
+    for i in range(finetuned.shape[0]):
+        if not decode(block.stored[i + 1], block.dtypes[i + 1], first, finetuned[i]):
+            not_finite |= 2 << i
+    if plan.reads_pretrained:
+        task_vectors(pretrained, finetuned, deltas)
+    if compares:
+        _compare(plan, pretrained, deltas if plan.reads_pretrained else finetuned, sums)
+    if masks and plan.mask != NO_MASK:
+        _mask(plan, block, first, pretrained, finetuned, deltas, keep, sums)
+        if plan.reads_pretrained:
+            task_vectors(pretrained, finetuned, deltas)
+    return not_finite
+
+
+@exact
+def _merge(plan, pretrained, finetuned, deltas, merged, signs, taking_part, interpolated, sums):
+    """The method's formula; `deltas` are overwritten."""
+    if plan.method == AVERAGE_MERGING:
+        average_merging(finetuned, plan.weights, plan.interpolates, merged)
+        return
+    if plan.method == TASK_ARITHMETIC:
+        weighted_sum(deltas, plan.weights, merged)
+    else:
+        for i in range(deltas.shape[0]):
+            sums.models[i, 3] += _count_at_least(deltas[i], plan.trim_thresholds[i])
+        trim(deltas, plan.trim_thresholds)
+        elect_signs(deltas, plan.majority_sign, plan.ones, signs)
+        keep_sign(deltas, signs)
+        if plan.interpolates:
+            disjoint_mixup(deltas, plan.weights, plan.ones, merged, taking_part, interpolated)
+        else:
+            disjoint_merge(deltas, plan.ones, merged, taking_part)
+    for j in range(merged.size):
+        merged[j] = pretrained[j] + plan.scaling_coefficient * merged[j]
+
+
+@exact
+def merge_block(plan, block, output_dtype, output, sums):
+    """Merge a block into `output` (bytes of the dtype with that code), adding to `sums`.
+
+    Returns 0; or −1 where a merged value does not fit the dtype; or, where models hold values that are not
+    finite, a bit for each of them (the first the pretrained model's).
+    """
+    models = block.stored.shape[0] - 1
+    chunks = np.empty(2 * models * CHUNK, np.float32)
+    rows = np.empty((6, CHUNK), np.float32)
+    not_finite = 0
+    fits = True
+    for first in range(0, block.size, CHUNK):
+        size = min(CHUNK, block.size - first)
+        finetuned = chunks[: models * size].reshape(models, size)
+        deltas = chunks[models * CHUNK : models * (CHUNK + size)].reshape(models, size)
+        pretrained, merged, keep = rows[0, :size], rows[1, :size], rows[2, :size]
+        not_finite |= _load(plan, block, first, pretrained, finetuned, deltas, keep, sums, True, True)
+        _merge(plan, pretrained, finetuned, deltas, merged, rows[3, :size], rows[4, :size], rows[5, :size], sums)
+        fits &= encode(merged, output_dtype, first, output)
+    return not_finite if not_finite or fits else -1
+
+
+@exact
+def compare_block(plan, block, sums):
+    """Add to `sums` what can be told of a block's models; returns as `merge_block` does."""
+    models = block.stored.shape[0] - 1
+    chunks = np.empty(2 * models * CHUNK, np.float32)
+    rows = np.empty((2, CHUNK), np.float32)
+    not_finite = 0
+    for first in range(0, block.size, CHUNK):
+        size = min(CHUNK, block.size - first)
+        finetuned = chunks[: models * size].reshape(models, size)
+        deltas = chunks[models * CHUNK : models * (CHUNK + size)].reshape(models, size)
+        not_finite |= _load(plan, block, first, rows[0, :size], finetuned, deltas, rows[1, :size], sums, False, True)
+    return not_finite
+
+
+@exact
+def _pattern(x):
+    """The bits of |x|, which are in the order of the magnitudes."""
+    return np.float32(abs(x)).view(np.int32)
+
+
+@exact
+def _count_against(values, low, high, undecided):
+    """How many |x| lie below the pattern `low`, and how many not above `high`; adds 1 to `undecided` where
+    low <= |x| < high."""
+    patterns = values.view(np.int32)
+    below, up_to = np.int32(0), np.int32(0)
+    for j in range(values.size):
+        pattern = patterns[j] & np.int32(0x7FFFFFFF)
+        below += np.int32(pattern < low)
+        up_to += np.int32(pattern <= high)
+        undecided[j] += np.int32((pattern >= low) & (pattern < high))
+    return below, up_to
+
+
+@exact
+def _sum_of_decided_signs(values, highs, undecided, total):
+    """Σ sign(Σi τi) over the positions where every τi is known: trimmed below the pattern `highs[i]`."""
+    total[:] = ZERO
+    for i in range(values.shape[0]):
+        patterns = values[i].view(np.int32)
+        high = highs[i]
+        for j in range(total.size):
+            total[j] += values[i, j] if (patterns[j] & np.int32(0x7FFFFFFF)) >= high else ZERO
+    signs = np.int32(0)
+    for j in range(total.size):
+        sign = np.int32(total[j] > ZERO) - np.int32(total[j] < ZERO)
+        signs += sign if undecided[j] == 0 else np.int32(0)
+    return signs
+
+
+@exact
+def _sign_with(values, j, highs, kept):
+    """The sign of Σi τi at position j if, of the undecided values, model `kept`'s alone is kept (−1: none)."""
+    total = ZERO
+    for i in range(values.shape[0]):
+        if i == kept or _pattern(values[i, j]) >= highs[i]:
+            total += values[i, j]
+    return np.int8(_sign(total))
+
+
+@exact
+def load_magnitudes(plan, block, masks, magnitudes):
+    """Put |x| of a block into `magnitudes`, float32 [K, size], of the values that `count_block` counts."""
+    models = block.stored.shape[0] - 1
+    no_sums = Sums(np.empty(0), np.zeros((models, 4)), np.empty((0, 0, 0)))
+    finetuned = np.empty((models, block.size), np.float32)
+    deltas = np.empty((models, block.size), np.float32)
+    rows = np.empty((2, block.size), np.float32)
+    not_finite = _load(plan, block, 0, rows[0], finetuned, deltas, rows[1], no_sums, masks, False)
+    magnitudes[:] = np.abs(deltas if plan.reads_pretrained and (masks or plan.masks_deltas) else finetuned)
+    return not_finite
+
+
+class Brackets(NamedTuple):
+    """For each model the patterns between which its threshold is thought to lie (int32), and by how many bits
+    those in between are shifted right to count them in bins."""
+
+    lows: np.ndarray
+    highs: np.ndarray
+    shifts: np.ndarray
+
+
+class Undecided(NamedTuple):
+    """Room for a block's values that lie inside their brackets, each with its model, its bin, and the sign of its
+    position's sum if it is kept and if it is trimmed; where several models are undecided at one position these
+    are 0, and `values` takes all the models' values there, a row a position.
+    """
+
+    models: np.ndarray
+    bins: np.ndarray
+    signs_kept: np.ndarray
+    signs_trimmed: np.ndarray
+    values: np.ndarray
+
+
+@exact
+def count_block(plan, block, brackets, masks, counts, undecided_values):
+    """Compare a block's magnitudes with brackets: those of the task vectors, or of the weights where the pretrained
+    model is not read or the mask falls on weights; masked ones if `masks`.
+
+    Adds, to a row of `counts` (int64) for each model, how many lie below its bracket, and how many not above.
+    Returns as `merge_block` does, the sum of signs over decided positions, and how many rows of
+    `undecided_values` (and of its `values`) were filled; the latter are not stored beyond its length.
+    """
+    models = block.stored.shape[0] - 1
+    chunks = np.empty(2 * models * CHUNK, np.float32)
+    rows = np.empty((3, CHUNK), np.float32)
+    undecided_room = np.empty(CHUNK, np.int32)
+    no_sums = Sums(np.empty(0), np.zeros((models, 4)), np.empty((0, 0, 0)))
+    not_finite = 0
+    signs = 0
+    found = 0
+    shared = 0
+    for first in range(0, block.size, CHUNK):
+        size = min(CHUNK, block.size - first)
+        finetuned = chunks[: models * size].reshape(models, size)
+        deltas = chunks[models * CHUNK : models * (CHUNK + size)].reshape(models, size)
+        not_finite |= _load(
+            plan, block, first, rows[0, :size], finetuned, deltas, rows[1, :size], no_sums, masks, False
+        )
+        values = deltas if plan.reads_pretrained and (masks or plan.masks_deltas) else finetuned
+        undecided = undecided_room[:size]
+        undecided[:] = np.int32(0)
+        for i in range(models):
+            below, up_to = _count_against(values[i], brackets.lows[i], brackets.highs[i], undecided)
+            counts[i, 0] += below
+            counts[i, 1] += up_to
+        signs += _sum_of_decided_signs(values, brackets.highs, undecided, rows[2, :size])
+        for j in range(size):
+            if undecided[j] == 0:
+                continue
+            for i in range(models):
+                pattern = _pattern(values[i, j])
+                if brackets.lows[i] <= pattern < brackets.highs[i]:
+                    undecided_values.models[found] = i
+                    undecided_values.bins[found] = (pattern - brackets.lows[i]) >> brackets.shifts[i]
+                    alone = undecided[j] == 1
+                    undecided_values.signs_kept[found] = _sign_with(values, j, brackets.highs, i) if alone else 0
+                    undecided_values.signs_trimmed[found] = _sign_with(values, j, brackets.highs, -1) if alone else 0
+                    found += 1
+            if undecided[j] > 1:
+                if shared < undecided_values.values.shape[0]:
+                    undecided_values.values[shared, :] = values[:, j]
+                shared += 1
+    return not_finite, signs, found, shared
+
+
+@exact
+def count_undecided(undecided, found, histograms, signs_kept, signs_trimmed):
+    """Add the first `found` undecided values to counters of shape [models, bins] (int64)."""
+    for k in range(found):
+        i, bin = undecided.models[k], undecided.bins[k]
+        histograms[i, bin] += 1
+        signs_kept[i, bin] += undecided.signs_kept[k]
+        signs_trimmed[i, bin] += undecided.signs_trimmed[k]

@@ -1,0 +1,68 @@
+"""Passes over the blocks of a merge: several threads, files read ahead, errors and interruptions handed on."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from threading import Event, Lock, Semaphore
+
+from tqdm import tqdm
+
+BLOCK_SIZE = 1 << 18  # values
+_BLOCKS_AHEAD = 96
+
+
+@dataclass(frozen=True)
+class Block:
+    """Positions start … stop − 1 of the flattened parameter `name`."""
+
+    name: str
+    start: int
+    stop: int
+
+
+def for_every_block(
+    blocks: Sequence[Block],
+    new_worker: Callable[[], Callable[[Block], None]],
+    threads: int,
+    read_ahead: Callable[[Block], None] | None = None,
+    title: str | None = None,
+) -> None:
+    """Call a worker with every block, in their order but from `threads` threads, each with a worker of its own.
+
+    `read_ahead` is called some blocks before, to start bringing them from the disk. Progress is shown on a
+    terminal under `title`. The first error of a worker, or an interruption, ends the pass and is raised.
+    """
+    remaining = iter(blocks)
+    lock, stop = Lock(), Event()
+    may_read_ahead = Semaphore(_BLOCKS_AHEAD)
+    progress = tqdm(total=len(blocks), desc=title, unit=" blocks", disable=None if title else True, leave=False)
+
+    def work() -> None:
+        worker = new_worker()
+        while not stop.is_set():
+            with lock:
+                block = next(remaining, None)
+                progress.update()
+            if block is None:
+                return
+            may_read_ahead.release()
+            worker(block)
+
+    def read_all_ahead() -> None:
+        for block in blocks:
+            may_read_ahead.acquire()
+            if stop.is_set():
+                return
+            read_ahead(block)
+
+    with progress, ThreadPoolExecutor(threads + 1) as pool:
+        try:
+            running = [pool.submit(work) for _ in range(threads)]
+            if read_ahead is not None:
+                running.append(pool.submit(read_all_ahead))
+            done, _ = wait(running, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+        finally:
+            stop.set()
+            may_read_ahead.release()

@@ -1,0 +1,89 @@
+"""What is done with a block's values, by the compiled kernels on the CPU."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from model_merging_methods.block_kernels import (
+    AVERAGE_MERGING,
+    MAGNITUDE_MASK,
+    NO_MASK,
+    RANDOM_MASK,
+    TASK_ARITHMETIC,
+    TIES_MERGING,
+    Brackets,
+    KernelPlan,
+    StoredBlock,
+    Sums,
+    Undecided,
+    compare_block,
+    count_block,
+    load_magnitudes,
+    merge_block,
+)
+from model_merging_methods.magnitude_thresholds import BlockCounts
+from model_merging_methods.merge_parameters import MergeParameters
+from model_merging_methods.merging_methods import Coefficients
+
+COMPILED_METHODS = {
+    "average_merging": AVERAGE_MERGING,
+    "task_arithmetic": TASK_ARITHMETIC,
+    "ties_merging": TIES_MERGING,
+}
+_MASKS = {"random": RANDOM_MASK, "magnitude": MAGNITUDE_MASK}
+
+
+class CompiledArithmetic:
+    """The kernels, for a merge of `models` fine-tuned models; several threads may use it at once."""
+
+    def __init__(self, parameters: MergeParameters, models: int):
+        self._parameters = parameters
+        self._models = models
+
+    def room(self, rows: int, size: int) -> np.ndarray:
+        """Memory for stored blocks: uint8 [rows, size]."""
+        return np.empty((rows, size), np.uint8)
+
+    def merge(
+        self, coefficients: Coefficients, block: StoredBlock, output_dtype: int, output: np.ndarray, sums: Sums
+    ) -> int:
+        """Merge a block into `output` (bytes), adding to `sums`; returns as `block_kernels.merge_block` does."""
+        return merge_block(self._plan(coefficients), block, output_dtype, output, sums)
+
+    def compare(self, block: StoredBlock, sums: Sums) -> int:
+        """Add to `sums` what a block tells of its models; returns as `merge` does."""
+        return compare_block(self._plan(Coefficients()), block, sums)
+
+    def magnitudes(self, block: StoredBlock, masks: bool) -> tuple[int, np.ndarray]:
+        """|x| of a block: of the masked models' task vectors if `masks`, else of what the mask falls on."""
+        magnitudes = np.empty((self._models, block.size), np.float32)
+        return load_magnitudes(self._plan(Coefficients()), block, masks, magnitudes), magnitudes
+
+    def count(self, block: StoredBlock, brackets: Brackets, masks: bool, room: Undecided) -> tuple[int, BlockCounts]:
+        """Compare a block's magnitudes with brackets: the masked models' task vectors if `masks`, else what the
+        mask falls on. Returns as `merge` does, and the counts; the undecided values are put into `room`."""
+        counts = np.zeros((self._models, 2), np.int64)
+        not_finite, signs, found, shared = count_block(self._plan(Coefficients()), block, brackets, masks, counts, room)
+        return not_finite, BlockCounts(counts, room, signs, found, shared)
+
+    def _plan(self, coefficients: Coefficients) -> KernelPlan:
+        parameters, mask = self._parameters, self._parameters.mask
+        weights = coefficients.weights
+        divisor = 1 - mask.weight_mask_rate if mask and mask.use_weight_rescale and mask.weight_mask_rate != 1 else 1
+        return KernelPlan(
+            method=COMPILED_METHODS[parameters.method],
+            reads_pretrained=parameters.reads_pretrained,
+            interpolates=weights is not None,
+            weights=self._per_model(weights or [1] * self._models),
+            ones=np.ones(self._models, np.float32),
+            scaling_coefficient=np.float32(coefficients.scaling_coefficient),
+            trim_thresholds=self._per_model(coefficients.trim_thresholds or [0] * self._models),
+            majority_sign=np.float32(coefficients.majority_sign),
+            mask=_MASKS[mask.mask_strategy] if mask else NO_MASK,
+            masks_deltas=mask is not None and mask.weight_format == "delta_weight",
+            mask_rate=float(mask.weight_mask_rate) if mask else 0.0,
+            divisor=np.float32(divisor),
+        )
+
+    def _per_model(self, values: Sequence[float]) -> np.ndarray:
+        return np.array(values, np.float32)

@@ -1,0 +1,86 @@
+"""What an interrupted merge leaves, so that the next run goes on from the shards already whole."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from model_merging_methods.checkpoint_folder import read_header
+from model_merging_methods.checkpoint_writer import Shard
+from model_merging_methods.fingerprints import read_tensor_digest
+from model_merging_methods.merge_engine import TensorReport
+from model_merging_methods.merging_methods import Coefficients
+from utils.errors import UserError
+from utils.whole_files import empty_folder, write_json
+
+PROGRESS_FILE = "merge_progress.json"
+
+
+class MergeProgress:
+    """The state of a merge in its unfinished folder: the coefficients, once they are known, and the reports of the
+    shards that are whole, by file and tensor.
+
+    `identity` is all that the bytes depend on; a folder that another merge left is emptied, and so is one whose
+    shards are not what was recorded of them. `block_size` is the length of the stretches in the digests.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], shards: Sequence[Shard], block_size: int):
+        self._path = folder / PROGRESS_FILE
+        self._identity = json.loads(json.dumps(identity))
+        self.coefficients: Coefficients | None = None
+        self.reports: dict[str, dict[str, TensorReport]] = {}
+        self._take_up(folder, shards, block_size)
+
+    def keep_coefficients(self, coefficients: Coefficients) -> None:
+        self.coefficients = coefficients
+        self._write()
+
+    def keep_shard(self, shard: Shard, reports: Mapping[str, TensorReport]) -> None:
+        self.reports[shard.file] = dict(reports)
+        self._write()
+
+    def remove(self) -> None:
+        """When all is done: the merge's record takes the place of this one."""
+        self._path.unlink()
+
+    def _take_up(self, folder: Path, shards: Sequence[Shard], block_size: int) -> None:
+        try:
+            left = json.loads(self._path.read_text(encoding="utf-8"))
+            if left["identity"] == self._identity:
+                fields = left["coefficients"]
+                fields["weights"] = fields["weights"] and tuple(fields["weights"])
+                self.coefficients = Coefficients(**{**fields, "trim_thresholds": tuple(fields["trim_thresholds"])})
+                for shard in shards:
+                    reports = {name: TensorReport(**r) for name, r in left["shards"].get(shard.file, {}).items()}
+                    if reports and _is_whole(folder / shard.file, shard, reports, block_size):
+                        self.reports[shard.file] = reports
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            self.coefficients, self.reports = None, {}
+        empty_folder(folder, keep={*self.reports, PROGRESS_FILE} if self.coefficients else ())
+
+    def _write(self) -> None:
+        shards = {file: {name: asdict(r) for name, r in reports.items()} for file, reports in self.reports.items()}
+        write_json(
+            self._path, {"identity": self._identity, "coefficients": asdict(self.coefficients), "shards": shards}
+        )
+
+
+def _is_whole(file: Path, shard: Shard, reports: Mapping[str, TensorReport], block_size: int) -> bool:
+    """Whether a shard's file holds what was reported when it was written."""
+    try:
+        tensors = read_header(file)
+    except (UserError, OSError):
+        return False
+    if tuple(tensors) != shard.names or tensors.keys() != reports.keys():
+        return False
+    with open(file, "rb", buffering=0) as opened:
+        for name, stored in tensors.items():
+
+            def read(values, start, stop, stored=stored) -> None:
+                os.preadv(opened.fileno(), [values], stored.offset + start * stored.item_size)
+
+            if read_tensor_digest(stored, read, block_size) != reports[name].output:
+                return False
+    return True
