@@ -26,7 +26,8 @@ from inference_llms.run_tasks import (
     score_lines,
 )
 from inference_llms.tasks import TASKS_OF_ROLE
-from model_merging_methods.merge_models import merge_models
+from model_merging_methods.block_arithmetic import DEVICES
+from model_merging_methods.merge_models import MergeWork, merge_models
 from model_merging_methods.merge_parameters import (
     DTYPE_NAMES,
     MASK_MERGING,
@@ -105,6 +106,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     merging.add_argument("--seed", type=whole_number, help=_default("seed", "of the drawn ratio and of random masks"))
     merging.add_argument("--dtype", choices=DTYPE_NAMES, help="of the saved weights (default: the pretrained model's)")
+    merging.add_argument(
+        "--exclude_param_names_regex",
+        nargs="+",
+        metavar="REGEX",
+        help="leave parameters in whose names one of these is found as the pretrained model has them",
+    )
+    merging.add_argument("--device", choices=DEVICES, help="what does the arithmetic (default: cpu)")
+    merging.add_argument(
+        "--allow_unrelated", action="store_true", help="merge even models that seem to have different backbones"
+    )
 
     running = parser.add_argument_group("running")
     running.add_argument("--merge_only", action="store_true", help="stop after saving the merged model")
@@ -118,6 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_inference_options(options)
     if options.merge_only and (options.delete_merged_model or options.backend == "replay"):
         raise UserError("--merge_only saves a model: it makes no sense with --delete_merged_model or --backend replay")
+    if options.backend == "replay" and (options.device is not None or options.allow_unrelated):
+        raise UserError("--device, --allow_unrelated: have no use with --backend replay, which merges nothing")
     with logged_run() as keep_log:
         words = sys.argv[1:] if arguments is None else arguments
         log.info("command: %s", shlex.join(["python", "merge_llms_instruct_math_code.py", *words]))
@@ -142,7 +155,8 @@ def merge_infer_score(options: argparse.Namespace, keep_log: Callable[[Path], No
     if options.backend != "replay":
         if examples:
             check_engine(options)
-        merge_models(request, targets, overwrite=options.overwrite, made_from=options.from_record)
+        how = MergeWork(device=options.device or "cpu", allow_unrelated=options.allow_unrelated)
+        merge_models(request, targets, overwrite=options.overwrite, made_from=options.from_record, work=how)
         keep_log(places.log(log_time()))
     work = []
     for role, task_examples in examples.items():
@@ -193,7 +207,14 @@ def merge_parameters(options: argparse.Namespace, roles: Sequence[str]) -> Merge
         weights = draw_interpolation_weights(value("alpha"), len(roles), value("seed"))
         mixup = Mixup(weights, value("alpha"))
     parameters = MergeParameters(
-        method, value("scaling_coefficient"), value("param_value_mask_rate"), mask, mixup, value("seed"), options.dtype
+        method,
+        value("scaling_coefficient"),
+        value("param_value_mask_rate"),
+        mask,
+        mixup,
+        value("seed"),
+        options.dtype,
+        tuple(options.exclude_param_names_regex or ()),
     )
     if not parameters.uses_seed:
         if options.seed is not None:
@@ -236,7 +257,15 @@ def request_of_folders(options: argparse.Namespace, roles: Sequence[str], parame
 
 def recorded_request(options: argparse.Namespace) -> MergeRequest:
     """The merge of `--from_record`, whose models may lie elsewhere now; nothing else of it may be changed."""
-    shaping = [*DEFAULTS, "mixup", "mixup_lambda", "dtype", "use_weight_rescale", "models_dir"]
+    shaping = [
+        *DEFAULTS,
+        "mixup",
+        "mixup_lambda",
+        "dtype",
+        "use_weight_rescale",
+        "models_dir",
+        "exclude_param_names_regex",
+    ]
     shaping += [f"merge_{role}" for role in FINETUNED_MODELS]
     for name in shaping:
         given = getattr(options, name)

@@ -57,10 +57,7 @@ def _float_to_half(_context, value):
 
 @exact
 def decode(raw, dtype, first, values):
-    """Stored values `first` … of `raw` (bytes, of the dtype with that code) as float32, filling `values`.
-
-    Returns whether all are finite.
-    """
+    """Stored values `first` … of `raw` (bytes, of the dtype with that code) as float32, filling `values`."""
     last = first + values.size
     if dtype == F16:
         halves = raw.view(np.uint16)[first:last]
@@ -77,11 +74,11 @@ def decode(raw, dtype, first, values):
         doubles = raw.view(np.float64)[first:last]
         for j in range(values.size):
             values[j] = np.float32(doubles[j])
-    return _all_finite(values)
 
 
 @exact
-def _all_finite(values):
+def all_finite(values):
+    """Whether no value is infinite or NaN."""
     patterns = values.view(np.int32)
     largest = np.int32(0)
     for j in range(values.size):
@@ -111,12 +108,12 @@ def encode(values, dtype, first, raw):
             to_even = np.uint32(0x7FFF) + ((patterns[j] >> np.uint32(16)) & np.uint32(1))
             high[j] = np.uint16((patterns[j] + to_even) >> np.uint32(16))
             largest = max(largest, high[j] & np.uint16(0x7FFF))
-        return _all_finite(values) and largest < np.uint16(0x7F80)
+        return all_finite(values) and largest < np.uint16(0x7F80)
     if dtype == F64:
         raw.view(np.float64)[first:last] = values
     else:
         raw.view(np.float32)[first:last] = values
-    return _all_finite(values)
+    return all_finite(values)
 
 
 @exact
@@ -380,17 +377,26 @@ def _count_at_least(x, threshold):
 
 
 @exact
-def _compare(plan, pretrained, x, sums):
-    """Add to `sums` what can be told of the unmasked models; x are the task vectors, or the weights."""
+def _compare(reads_pretrained, pretrained, finetuned, x, sums):
+    """Add to `sums` what can be told of the unmasked models; x are the task vectors, or the weights.
+
+    Returns a bit for each model (the first the pretrained one's) with values that are not finite.
+    """
     models = x.shape[0]
-    if plan.reads_pretrained:
-        sums.whole[0] += _sum_of_squares(pretrained)
+    not_finite = 0
+    if reads_pretrained:
+        squares = _sum_of_squares(pretrained)
+        sums.whole[0] += squares
+        if not np.isfinite(squares) and not all_finite(pretrained):
+            not_finite |= 1
     for i in range(models):
         squares, zeros = _of_one(x[i])
         sums.models[i, 0] += squares
         sums.models[i, 1] += zeros
+        if not np.isfinite(squares) and not all_finite(finetuned[i]):
+            not_finite |= 2 << i
         for k in range(i + 1, models):
-            if plan.reads_pretrained:
+            if reads_pretrained:
                 products, conflicts = _of_task_vectors(x[i], x[k])
                 sums.pairs[i, k, 0] += products
                 sums.pairs[i, k, 1] += conflicts
@@ -399,10 +405,11 @@ def _compare(plan, pretrained, x, sums):
                 sums.pairs[i, k, 0] += products
                 sums.pairs[i, k, 2] += distance
                 sums.pairs[i, k, 3] += equal
+    return not_finite
 
 
 @exact
-def _mask(plan, block, first, pretrained, finetuned, deltas, keep, sums):
+def _mask(plan, block, first, pretrained, finetuned, deltas, keep, sums_of_models):
     """Mask the models in place."""
     for i in range(finetuned.shape[0]):
         values = deltas[i] if plan.masks_deltas else finetuned[i]
@@ -410,34 +417,24 @@ def _mask(plan, block, first, pretrained, finetuned, deltas, keep, sums):
             random_keep_mask(block.mask_keys[i], block.start + first, plan.mask_rate, keep)
         else:
             magnitude_keep_mask(values, block.mask_thresholds[i], keep)
-        sums.models[i, 2] += _sum(keep)
+        sums_of_models[i, 2] += _sum(keep)
         apply_mask(values, keep, plan.divisor)
         if plan.masks_deltas:
             for j in range(values.size):
                 finetuned[i, j] = pretrained[j] + values[j]
+    if plan.reads_pretrained:
+        task_vectors(pretrained, finetuned, deltas)
 
 
 @exact
-def _load(plan, block, first, pretrained, finetuned, deltas, keep, sums, masks, compares):
-    """Decode a chunk of all models; its task vectors, if the pretrained model is read; both masked if `masks`.
-
-    Returns a bit for each model (the first the pretrained one's) with values that are not finite.
-    """
-    not_finite = 0
-    if plan.reads_pretrained and not decode(block.stored[0], block.dtypes[0], first, pretrained):
-        not_finite |= 1
+def _load(plan, block, first, pretrained, finetuned, deltas):
+    """Decode a chunk of all models, and its task vectors if the pretrained model is read."""
+    if plan.reads_pretrained:
+        decode(block.stored[0], block.dtypes[0], first, pretrained)
     for i in range(finetuned.shape[0]):
-        if not decode(block.stored[i + 1], block.dtypes[i + 1], first, finetuned[i]):
-            not_finite |= 2 << i
+        decode(block.stored[i + 1], block.dtypes[i + 1], first, finetuned[i])
     if plan.reads_pretrained:
         task_vectors(pretrained, finetuned, deltas)
-    if compares:
-        _compare(plan, pretrained, deltas if plan.reads_pretrained else finetuned, sums)
-    if masks and plan.mask != NO_MASK:
-        _mask(plan, block, first, pretrained, finetuned, deltas, keep, sums)
-        if plan.reads_pretrained:
-            task_vectors(pretrained, finetuned, deltas)
-    return not_finite
 
 
 @exact
@@ -479,7 +476,11 @@ def merge_block(plan, block, output_dtype, output, sums):
         finetuned = chunks[: models * size].reshape(models, size)
         deltas = chunks[models * CHUNK : models * (CHUNK + size)].reshape(models, size)
         pretrained, merged, keep = rows[0, :size], rows[1, :size], rows[2, :size]
-        not_finite |= _load(plan, block, first, pretrained, finetuned, deltas, keep, sums, True, True)
+        _load(plan, block, first, pretrained, finetuned, deltas)
+        x = deltas if plan.reads_pretrained else finetuned
+        not_finite |= _compare(plan.reads_pretrained, pretrained, finetuned, x, sums)
+        if plan.mask != NO_MASK:
+            _mask(plan, block, first, pretrained, finetuned, deltas, keep, sums.models)
         _merge(plan, pretrained, finetuned, deltas, merged, rows[3, :size], rows[4, :size], rows[5, :size], sums)
         fits &= encode(merged, output_dtype, first, output)
     return not_finite if not_finite or fits else -1
@@ -490,13 +491,16 @@ def compare_block(plan, block, sums):
     """Add to `sums` what can be told of a block's models; returns as `merge_block` does."""
     models = block.stored.shape[0] - 1
     chunks = np.empty(2 * models * CHUNK, np.float32)
-    rows = np.empty((2, CHUNK), np.float32)
+    pretrained_room = np.empty(CHUNK, np.float32)
     not_finite = 0
     for first in range(0, block.size, CHUNK):
         size = min(CHUNK, block.size - first)
         finetuned = chunks[: models * size].reshape(models, size)
         deltas = chunks[models * CHUNK : models * (CHUNK + size)].reshape(models, size)
-        not_finite |= _load(plan, block, first, rows[0, :size], finetuned, deltas, rows[1, :size], sums, False, True)
+        pretrained = pretrained_room[:size]
+        _load(plan, block, first, pretrained, finetuned, deltas)
+        x = deltas if plan.reads_pretrained else finetuned
+        not_finite |= _compare(plan.reads_pretrained, pretrained, finetuned, x, sums)
     return not_finite
 
 
@@ -508,16 +512,17 @@ def _pattern(x):
 
 @exact
 def _count_against(values, low, high, undecided):
-    """How many |x| lie below the pattern `low`, and how many not above `high`; adds 1 to `undecided` where
-    low <= |x| < high."""
+    """How many |x| lie below the pattern `low`, how many not above `high`, and the largest pattern; adds 1 to
+    `undecided` where low <= |x| < high."""
     patterns = values.view(np.int32)
-    below, up_to = np.int32(0), np.int32(0)
+    below, up_to, largest = np.int32(0), np.int32(0), np.int32(0)
     for j in range(values.size):
         pattern = patterns[j] & np.int32(0x7FFFFFFF)
         below += np.int32(pattern < low)
         up_to += np.int32(pattern <= high)
         undecided[j] += np.int32((pattern >= low) & (pattern < high))
-    return below, up_to
+        largest = max(largest, pattern)
+    return below, up_to, largest
 
 
 @exact
@@ -550,11 +555,18 @@ def _sign_with(values, j, highs, kept):
 def load_magnitudes(plan, block, masks, magnitudes):
     """Put |x| of a block into `magnitudes`, float32 [K, size], of the values that `count_block` counts."""
     models = block.stored.shape[0] - 1
-    no_sums = Sums(np.empty(0), np.zeros((models, 4)), np.empty((0, 0, 0)))
     finetuned = np.empty((models, block.size), np.float32)
     deltas = np.empty((models, block.size), np.float32)
-    rows = np.empty((2, block.size), np.float32)
-    not_finite = _load(plan, block, 0, rows[0], finetuned, deltas, rows[1], no_sums, masks, False)
+    pretrained, keep = np.empty(block.size, np.float32), np.empty(block.size, np.float32)
+    _load(plan, block, 0, pretrained, finetuned, deltas)
+    not_finite = 0
+    if plan.reads_pretrained and not all_finite(pretrained):
+        not_finite |= 1
+    for i in range(models):
+        if not all_finite(finetuned[i]):
+            not_finite |= 2 << i
+    if masks and plan.mask != NO_MASK:
+        _mask(plan, block, 0, pretrained, finetuned, deltas, keep, np.zeros((models, 4)))
     magnitudes[:] = np.abs(deltas if plan.reads_pretrained and (masks or plan.masks_deltas) else finetuned)
     return not_finite
 
@@ -587,14 +599,14 @@ def count_block(plan, block, brackets, masks, counts, undecided_values):
     model is not read or the mask falls on weights; masked ones if `masks`.
 
     Adds, to a row of `counts` (int64) for each model, how many lie below its bracket, and how many not above.
-    Returns as `merge_block` does, the sum of signs over decided positions, and how many rows of
+    Returns a bit for each model where there are NaNs, the sum of signs over decided positions, and how many rows of
     `undecided_values` (and of its `values`) were filled; the latter are not stored beyond its length.
     """
     models = block.stored.shape[0] - 1
     chunks = np.empty(2 * models * CHUNK, np.float32)
     rows = np.empty((3, CHUNK), np.float32)
     undecided_room = np.empty(CHUNK, np.int32)
-    no_sums = Sums(np.empty(0), np.zeros((models, 4)), np.empty((0, 0, 0)))
+    no_sums = np.zeros((models, 4))
     not_finite = 0
     signs = 0
     found = 0
@@ -603,16 +615,19 @@ def count_block(plan, block, brackets, masks, counts, undecided_values):
         size = min(CHUNK, block.size - first)
         finetuned = chunks[: models * size].reshape(models, size)
         deltas = chunks[models * CHUNK : models * (CHUNK + size)].reshape(models, size)
-        not_finite |= _load(
-            plan, block, first, rows[0, :size], finetuned, deltas, rows[1, :size], no_sums, masks, False
-        )
+        pretrained = rows[0, :size]
+        _load(plan, block, first, pretrained, finetuned, deltas)
+        if masks and plan.mask != NO_MASK:
+            _mask(plan, block, first, pretrained, finetuned, deltas, rows[1, :size], no_sums)
         values = deltas if plan.reads_pretrained and (masks or plan.masks_deltas) else finetuned
         undecided = undecided_room[:size]
         undecided[:] = np.int32(0)
         for i in range(models):
-            below, up_to = _count_against(values[i], brackets.lows[i], brackets.highs[i], undecided)
+            below, up_to, largest = _count_against(values[i], brackets.lows[i], brackets.highs[i], undecided)
             counts[i, 0] += below
             counts[i, 1] += up_to
+            if largest > _INFINITY:
+                not_finite |= 1 if plan.reads_pretrained and not all_finite(pretrained) else 2 << i
         signs += _sum_of_decided_signs(values, brackets.highs, undecided, rows[2, :size])
         for j in range(size):
             if undecided[j] == 0:

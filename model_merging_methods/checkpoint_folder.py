@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model_merging_methods.block_kernels import decode
+from model_merging_methods.block_kernels import all_finite, decode
 from model_merging_methods.stored_dtypes import FLOATING_CODES, ITEM_SIZES, SHORT_NAMES
 from utils.errors import UserError
 from utils.json_files import read_json_object
@@ -107,7 +107,8 @@ class CheckpointFolder:
         buffer = np.empty((stop - start) * stored.item_size, np.uint8)
         self.read_into(buffer, name, start, stop)
         values = np.empty(stop - start, np.float32)
-        if not decode(buffer, FLOATING_CODES[stored.dtype], 0, values):
+        decode(buffer, FLOATING_CODES[stored.dtype], 0, values)
+        if not all_finite(values):
             raise not_finite_error(stored.file, name)
         return values
 

@@ -1,6 +1,7 @@
 """What is done with a block's values, by the compiled kernels on the CPU."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -39,6 +40,7 @@ class CompiledArithmetic:
     def __init__(self, parameters: MergeParameters, models: int):
         self._parameters = parameters
         self._models = models
+        self._plan = lru_cache(self._make_plan)
 
     def room(self, rows: int, size: int) -> np.ndarray:
         """Memory for stored blocks: uint8 [rows, size]."""
@@ -66,17 +68,19 @@ class CompiledArithmetic:
         not_finite, signs, found, shared = count_block(self._plan(Coefficients()), block, brackets, masks, counts, room)
         return not_finite, BlockCounts(counts, room, signs, found, shared)
 
-    def _plan(self, coefficients: Coefficients) -> KernelPlan:
+    def _make_plan(self, coefficients: Coefficients) -> KernelPlan:
         parameters, mask = self._parameters, self._parameters.mask
         weights = coefficients.weights
         divisor = 1 - mask.weight_mask_rate if mask and mask.use_weight_rescale and mask.weight_mask_rate != 1 else 1
+        with np.errstate(over="ignore"):  # infinity: the merged values will be found not to fit
+            scaling_coefficient = np.float32(coefficients.scaling_coefficient)
         return KernelPlan(
             method=COMPILED_METHODS[parameters.method],
             reads_pretrained=parameters.reads_pretrained,
             interpolates=weights is not None,
             weights=self._per_model(weights or [1] * self._models),
             ones=np.ones(self._models, np.float32),
-            scaling_coefficient=np.float32(coefficients.scaling_coefficient),
+            scaling_coefficient=scaling_coefficient,
             trim_thresholds=self._per_model(coefficients.trim_thresholds or [0] * self._models),
             majority_sign=np.float32(coefficients.majority_sign),
             mask=_MASKS[mask.mask_strategy] if mask else NO_MASK,

@@ -14,7 +14,7 @@ import xxhash
 
 from model_merging_methods.checkpoint_folder import CheckpointFolder, StoredTensor
 
-STRETCH = 1 << 18  # values
+STRETCH = 1 << 19  # values
 DIGEST_SIZE = 16  # bytes, of xxh3_128
 _READ_AT_ONCE = 1 << 22  # bytes
 

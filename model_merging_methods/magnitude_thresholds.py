@@ -17,7 +17,7 @@ import numpy as np
 from model_merging_methods.block_kernels import Brackets, Undecided, count_undecided
 
 BINS = 1 << 19  # counters for each model; the patterns within about 3 % of a number
-LARGEST_PATTERN = 0x7F7FFFFF  # of the largest finite float32
+LARGEST_PATTERN = 0x7F800000  # of infinity: the difference of finite numbers may be that
 _MOST_SHARED_BYTES = 1 << 26  # of positions where several models are undecided
 _STANDARD_ERRORS = 4
 
