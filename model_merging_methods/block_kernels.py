@@ -18,6 +18,7 @@ from model_merging_methods.stored_dtypes import BF16, F16, F32, F64
 CHUNK = 2048
 
 CHUNK = 1024  # values
+_GROUP = 64  # positions that are looked at one by one if any of them is undecided
 
 # What a block goes through, as codes.
 AVERAGE_MERGING, TASK_ARITHMETIC, TIES_MERGING = range(3)
@@ -594,6 +595,15 @@ class Undecided(NamedTuple):
 
 
 @exact
+def _has_any(undecided):
+    """Whether one is not 0."""
+    together = np.int32(0)
+    for j in range(undecided.size):
+        together |= undecided[j]
+    return together != 0
+
+
+@exact
 def count_block(plan, block, brackets, masks, counts, undecided_values):
     """Compare a block's magnitudes with brackets: those of the task vectors, or of the weights where the pretrained
     model is not read or the mask falls on weights; masked ones if `masks`.
@@ -607,6 +617,8 @@ def count_block(plan, block, brackets, masks, counts, undecided_values):
     rows = np.empty((3, CHUNK), np.float32)
     undecided_room = np.empty(CHUNK, np.int32)
     no_sums = np.zeros((models, 4))
+    lows, highs, shifts = brackets
+    noted_models, noted_bins, signs_kept, signs_trimmed, noted_values = undecided_values
     not_finite = 0
     signs = 0
     found = 0
@@ -623,28 +635,31 @@ def count_block(plan, block, brackets, masks, counts, undecided_values):
         undecided = undecided_room[:size]
         undecided[:] = np.int32(0)
         for i in range(models):
-            below, up_to, largest = _count_against(values[i], brackets.lows[i], brackets.highs[i], undecided)
+            below, up_to, largest = _count_against(values[i], lows[i], highs[i], undecided)
             counts[i, 0] += below
             counts[i, 1] += up_to
             if largest > _INFINITY:
                 not_finite |= 1 if plan.reads_pretrained and not all_finite(pretrained) else 2 << i
-        signs += _sum_of_decided_signs(values, brackets.highs, undecided, rows[2, :size])
-        for j in range(size):
-            if undecided[j] == 0:
+        signs += _sum_of_decided_signs(values, highs, undecided, rows[2, :size])
+        for group in range(0, size, _GROUP):
+            if not _has_any(undecided[group : group + _GROUP]):
                 continue
-            for i in range(models):
-                pattern = _pattern(values[i, j])
-                if brackets.lows[i] <= pattern < brackets.highs[i]:
-                    undecided_values.models[found] = i
-                    undecided_values.bins[found] = (pattern - brackets.lows[i]) >> brackets.shifts[i]
-                    alone = undecided[j] == 1
-                    undecided_values.signs_kept[found] = _sign_with(values, j, brackets.highs, i) if alone else 0
-                    undecided_values.signs_trimmed[found] = _sign_with(values, j, brackets.highs, -1) if alone else 0
-                    found += 1
-            if undecided[j] > 1:
-                if shared < undecided_values.values.shape[0]:
-                    undecided_values.values[shared, :] = values[:, j]
-                shared += 1
+            for j in range(group, min(group + _GROUP, size)):
+                if undecided[j] == 0:
+                    continue
+                alone = undecided[j] == 1
+                for i in range(models):
+                    pattern = _pattern(values[i, j])
+                    if lows[i] <= pattern < highs[i]:
+                        noted_models[found] = i
+                        noted_bins[found] = (pattern - lows[i]) >> shifts[i]
+                        signs_kept[found] = _sign_with(values, j, highs, i) if alone else 0
+                        signs_trimmed[found] = _sign_with(values, j, highs, -1) if alone else 0
+                        found += 1
+                if undecided[j] > 1:
+                    if shared < noted_values.shape[0]:
+                        noted_values[shared, :] = values[:, j]
+                    shared += 1
     return not_finite, signs, found, shared
 
 
