@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from inference_llms.command_line import (
-    OneLineParser,
     add_inference_options,
     check_engine,
     check_inference_options,
@@ -42,6 +41,7 @@ from model_merging_methods.merge_parameters import (
 from model_merging_methods.merge_record import PRETRAINED, MergeRequest, request_from_record, tasks_name
 from model_merging_methods.merging_methods import MERGING_METHODS
 from model_merging_methods.mixup import draw_interpolation_weights, given_interpolation_weights
+from utils.command_line import OneLineParser
 from utils.errors import UserError, run_command_line
 from utils.model_folders import FINETUNED_MODELS, PRETRAINED_MODEL, find_model_folder, paper_model_folder
 from utils.output_places import OutputPlaces

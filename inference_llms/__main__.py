@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 from inference_llms.command_line import (
-    OneLineParser,
     add_inference_options,
     check_engine,
     check_inference_options,
@@ -12,6 +11,7 @@ from inference_llms.command_line import (
 )
 from inference_llms.model_folder import output_places
 from inference_llms.run_tasks import ModelTasks, ReplaySource, load_task_examples, run_tasks, score_lines
+from utils.command_line import OneLineParser
 from utils.errors import UserError, run_command_line
 
 

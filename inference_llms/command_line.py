@@ -2,7 +2,6 @@
 
 import argparse
 from pathlib import Path
-from typing import NoReturn
 
 from inference_llms import engine
 from inference_llms.model_folder import model_fingerprint, weights_fingerprint
@@ -11,13 +10,6 @@ from inference_llms.tasks import TASKS
 from utils.errors import UserError
 
 BACKENDS = ("auto", "vllm", "transformers", "replay")
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """A parser that tells a wrong option in one line, as every other mistake is told."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
 
 
 def whole_number(text: str) -> int:

@@ -299,7 +299,8 @@ class StoredBlock(NamedTuple):
 class Sums(NamedTuple):
     """Sums over positions, float64, where x is δ, or θ where the pretrained model is not read.
 
-    whole, shape [1]: Σ θ0². models, shape [K, 4]: Σ x², how many x are 0, are kept by the mask, by trimming.
+    whole, shape [2]: Σ θ0², the number of positions. models, shape [K, 4]: Σ x², how many x are 0, are kept by the
+    mask, by trimming.
     pairs, shape [K, K, 4], for i < j: Σ xi xj and how many signs are opposite; of weights Σ (xi − xj)² and how
     many are equal.
     """
@@ -311,13 +312,13 @@ class Sums(NamedTuple):
     @staticmethod
     def width(models: int) -> int:
         """How many numbers the sums of K models are."""
-        return 1 + 4 * models + 4 * models * models
+        return 2 + 4 * models + 4 * models * models
 
     @staticmethod
     def of(numbers: np.ndarray, models: int) -> "Sums":
         """`width` numbers in a row (float64) as the sums of K models; a view."""
-        pairs = 1 + 4 * models
-        return Sums(numbers[:1], numbers[1:pairs].reshape(models, 4), numbers[pairs:].reshape(models, models, 4))
+        pairs = 2 + 4 * models
+        return Sums(numbers[:2], numbers[2:pairs].reshape(models, 4), numbers[pairs:].reshape(models, models, 4))
 
 
 @approximate
@@ -385,6 +386,7 @@ def _compare(reads_pretrained, pretrained, finetuned, x, sums):
     """
     models = x.shape[0]
     not_finite = 0
+    sums.whole[1] += x.shape[1]
     if reads_pretrained:
         squares = _sum_of_squares(pretrained)
         sums.whole[0] += squares

@@ -22,9 +22,10 @@ from model_merging_methods.block_kernels import (
     load_magnitudes,
     merge_block,
 )
-from model_merging_methods.magnitude_thresholds import BlockCounts
-from model_merging_methods.merge_parameters import MergeParameters
+from model_merging_methods.magnitude_thresholds import EVERYWHERE, BlockCounts, ThresholdSearch
+from model_merging_methods.merge_parameters import Mask, MergeParameters
 from model_merging_methods.merging_methods import Coefficients
+from model_merging_methods.stored_dtypes import F16
 
 COMPILED_METHODS = {
     "average_merging": AVERAGE_MERGING,
@@ -91,3 +92,21 @@ class CompiledArithmetic:
 
     def _per_model(self, values: Sequence[float]) -> np.ndarray:
         return np.array(values, np.float32)
+
+
+def compile_kernels() -> None:
+    """Compile every kernel that a merge may need, once on a machine: they are kept on the disk."""
+    plan = CompiledArithmetic(MergeParameters("ties_merging", mask=Mask()), 2)
+    block = StoredBlock(
+        0, 1, plan.room(3, 2), np.full(3, F16, np.int64), np.zeros(2, np.uint64), np.zeros(2, np.float32)
+    )
+    block.stored[:] = 0
+    sums = Sums.of(np.zeros(Sums.width(2)), 2)
+    plan.merge(Coefficients(), block, F16, np.empty(2, np.uint8), sums)
+    plan.compare(block, sums)
+    plan.magnitudes(block, True)
+    search = ThresholdSearch([1, 1], [EVERYWHERE, EVERYWHERE], with_signs=True)
+    undecided = Undecided(
+        *(np.empty(2, dtype) for dtype in (np.int16, np.int32, np.int8, np.int8)), np.empty((1, 2), np.float32)
+    )
+    search.add(plan.count(block, search.brackets, True, undecided)[1])

@@ -152,7 +152,9 @@ class Merge:
     def _search(self, names: Sequence[str], rank: int, rate: float, trims: bool, title: str) -> ThresholdSearch:
         """The thresholds over some parameters together: of the masked models' task vectors, with the sum of their
         signs, if `trims`; else of what the mask falls on."""
-        samples = self._sample_magnitudes(names, trims)
+        samples = [MagnitudeSample() for _ in self.roles]
+        if sum(self.models.forms[name].numel for name in names) > _TRIM_PIECES * _TRIM_PIECE:
+            samples = self.sample_magnitudes(names, trims)
         search = ThresholdSearch([rank] * len(self.roles), [sample.bracket(rate) for sample in samples], trims)
         lock = Lock()
         while not search.done:
@@ -173,11 +175,10 @@ class Merge:
             search.look()
         return search
 
-    def _sample_magnitudes(self, names: Sequence[str], masks: bool) -> list[MagnitudeSample]:
-        """A sample of each model's magnitudes; empty ones where the whole is no larger than a sample."""
+    def sample_magnitudes(self, names: Sequence[str], masks: bool) -> list[MagnitudeSample]:
+        """A sample of each model's magnitudes from all over these parameters: of the masked models' task vectors if
+        `masks`, else of what the mask falls on."""
         samples = [MagnitudeSample() for _ in self.roles]
-        if sum(self.models.forms[name].numel for name in names) <= _TRIM_PIECES * _TRIM_PIECE:
-            return samples
         pieces: dict[Block, np.ndarray] = {}
 
         def new_worker() -> Callable[[Block], None]:

@@ -41,7 +41,9 @@ from model_merging_methods.merge_record import (
     open_models,
     read_record,
 )
+from model_merging_methods.merging_methods import MERGING_METHODS
 from model_merging_methods.model_card import model_card
+from model_merging_methods.model_comparison import ModelComparison, check_related
 from model_merging_methods.stored_dtypes import SHORT_NAMES, is_floating
 from model_merging_methods.vocabulary import write_tokenizer
 from utils.errors import UserError
@@ -156,7 +158,8 @@ def _merge_into(
     if len(left) < len(shards):
         log.info("going on: %d of %d weight files were whole already", len(shards) - len(left), len(shards))
     _check_room(folder, sum(forms[name].bytes for shard in left for name in shard.names))
-    check_related(_comparison(merge, merge.compare_sample()), work.allow_unrelated)
+    if not work.allow_unrelated and made_from is None:  # those of a record passed, or were allowed to
+        _check_related(merge)
     _write_configs(models, parameters, folder)
     write_index(folder, shards, forms)
     if progress.coefficients is None:
@@ -171,7 +174,7 @@ def _merge_into(
         check_against_record(made_from, inputs)
     comparison = _comparison(merge, {name: np.array(reports[name].sums) for name in merge.merged_names})
     for line in comparison.screen_lines():
-        log.info(line)
+        log.info("%s", line)
     progress.remove()
     found = {
         "number_of_parameters": merge.number_of_parameters,
@@ -234,19 +237,26 @@ def _digests_of_inputs(reports: Mapping[str, TensorReport], models: int) -> list
     ]
 
 
-def _comparison(merge: Merge, sums: Mapping[str, np.ndarray]):
-    class X:
-        def screen_lines(self):
-            return []
+def _comparison(merge: Merge, sums: Mapping[str, np.ndarray], merged: bool = True) -> ModelComparison:
+    """What sums over the models tell; `merged`: whether they were masked and trimmed when these were taken."""
+    parameters = merge.parameters
+    return ModelComparison(
+        merge.roles,
+        sums,
+        parameters.reads_pretrained,
+        masks=merged and parameters.mask is not None,
+        trims=merged and MERGING_METHODS[parameters.method].trims,
+    )
 
-        def to_record(self):
-            return {}
 
-    return X()
-
-
-def check_related(a, b):
-    pass
+def _check_related(merge: Merge) -> None:
+    """Raise UserError unless the models' matrices, by a sample, are those of fine-tunes of one backbone: norms and
+    biases are much the same in all models."""
+    sums = merge.compare_sample()
+    matrices = {name: row for name, row in sums.items() if len(merge.models.forms[name].shape) > 1}
+    configs = [model.config for model in merge.models.models]
+    sample = _comparison(merge, matrices or sums, merged=False)
+    check_related(sample, dict(zip(merge.roles, configs[1:], strict=True)), configs[0])
 
 
 def _check_exclusions(merge: Merge) -> None:

