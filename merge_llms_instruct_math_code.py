@@ -25,9 +25,8 @@ from inference_llms.run_tasks import (
     score_lines,
 )
 from inference_llms.tasks import TASKS_OF_ROLE
-from model_merging_methods.block_arithmetic import DEVICES
-from model_merging_methods.merge_models import MergeWork, merge_models
 from model_merging_methods.merge_parameters import (
+    DEVICES,
     DTYPE_NAMES,
     MASK_MERGING,
     MASK_STRATEGIES,
@@ -155,6 +154,9 @@ def merge_infer_score(options: argparse.Namespace, keep_log: Callable[[Path], No
     if options.backend != "replay":
         if examples:
             check_engine(options)
+        # The processes that vLLM starts import this script; its CPU build stumbles over numba there.
+        from model_merging_methods.merge_models import MergeWork, merge_models
+
         how = MergeWork(device=options.device or "cpu", allow_unrelated=options.allow_unrelated)
         merge_models(request, targets, overwrite=options.overwrite, made_from=options.from_record, work=how)
         keep_log(places.log(log_time()))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from model_merging_methods.checkpoint_folder import CheckpointFolder, StoredTensor
+from model_merging_methods.block_kernels import all_finite, decode
+from model_merging_methods.checkpoint_folder import CheckpointFolder, StoredTensor, not_finite_error
 from model_merging_methods.checkpoint_writer import TensorForm
 from model_merging_methods.stored_dtypes import F32, FLOATING_CODES, ITEM_SIZES
 from model_merging_methods.vocabulary import (
@@ -65,8 +66,7 @@ class AlignedModels:
         """The same values as float32. Raises UserError, naming file and tensor, where one is NaN or infinite."""
         if self.has_other_rows(model, name):
             return self._read_rows(model, name, start, stop)
-        source, stored_name = self._stored(model, name)
-        return source.read_float32(stored_name, start, stop)
+        return _read_float32(*self._stored(model, name), start, stop)
 
     def read_ahead(self, model: int, name: str, start: int, stop: int) -> None:
         """Ask the system to bring these values from the disk, without waiting for them."""
@@ -93,7 +93,7 @@ class AlignedModels:
         pieces = [
             np.tile(self._mean_row(model, name), count)
             if row == MISSING_ROW
-            else source.read_float32(stored_name, row * width, (row + count) * width)
+            else _read_float32(source, stored_name, row * width, (row + count) * width)
             for row, count in _runs(self.vocabulary.row_maps[model][first:last])
         ]
         return np.concatenate(pieces)[start - first * width : stop - first * width]
@@ -111,7 +111,7 @@ class AlignedModels:
         total = np.zeros(width, np.float64)
         for first in range(0, rows, _ROWS_AT_ONCE):
             last = min(first + _ROWS_AT_ONCE, rows)
-            block = source.read_float32(stored_name, first * width, last * width)
+            block = _read_float32(source, stored_name, first * width, last * width)
             total += block.reshape(-1, width).sum(axis=0, dtype=np.float64)
         return (total / rows).astype(np.float32)
 
@@ -146,6 +146,17 @@ class AlignedModels:
                     f"{self.models[BASE].folder}; only fine-tunes of the pretrained model can be merged"
                 )
         return TensorForm(stored.dtype, shape)
+
+
+def _read_float32(source: CheckpointFolder, name: str, start: int, stop: int) -> np.ndarray:
+    stored = source.tensors[name]
+    buffer = np.empty((stop - start) * stored.item_size, np.uint8)
+    source.read_into(buffer, name, start, stop)
+    values = np.empty(stop - start, np.float32)
+    decode(buffer, FLOATING_CODES[stored.dtype], 0, values)
+    if not all_finite(values):
+        raise not_finite_error(stored.file, name)
+    return values
 
 
 def tokenizer_folder(model: CheckpointFolder, pretrained: CheckpointFolder) -> Path:

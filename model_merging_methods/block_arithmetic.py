@@ -12,8 +12,6 @@ from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merging_methods import Coefficients
 from utils.errors import UserError
 
-DEVICES = ("cpu", "cuda", "auto")
-
 
 class Arithmetic(Protocol):
     """Several threads may use it at once. Every function returns, first or alone, 0; or a bit for each model (the

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model_merging_methods.block_kernels import all_finite, decode
-from model_merging_methods.stored_dtypes import FLOATING_CODES, ITEM_SIZES, SHORT_NAMES
+from model_merging_methods.stored_dtypes import ITEM_SIZES, SHORT_NAMES
 from utils.errors import UserError
 from utils.json_files import read_json_object
 
@@ -100,17 +99,6 @@ class CheckpointFolder:
             if count == 0:
                 raise UserError(f"{stored.file}: ends within tensor {name}; get the file anew")
             left, position = left[count:], position + count
-
-    def read_float32(self, name: str, start: int, stop: int) -> np.ndarray:
-        """The same values as float32. Raises UserError, naming the tensor, where one is NaN or infinite."""
-        stored = self.tensors[name]
-        buffer = np.empty((stop - start) * stored.item_size, np.uint8)
-        self.read_into(buffer, name, start, stop)
-        values = np.empty(stop - start, np.float32)
-        decode(buffer, FLOATING_CODES[stored.dtype], 0, values)
-        if not all_finite(values):
-            raise not_finite_error(stored.file, name)
-        return values
 
     def read_ahead(self, name: str, start: int, stop: int) -> None:
         """Ask the system to bring these values from the disk, without waiting for them."""

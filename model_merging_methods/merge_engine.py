@@ -47,7 +47,7 @@ class Merge:
     """One merge of aligned models: its passes over the blocks.
 
     `roles` name the fine-tuned models in their order (such as `math`); random masks depend on them. `device` is
-    one of `block_arithmetic.DEVICES`.
+    one of `merge_parameters.DEVICES`.
     """
 
     def __init__(

@@ -12,6 +12,7 @@ METHOD_NAMES = (*MERGING_METHODS, MASK_MERGING)
 WEIGHT_FORMATS = ("delta_weight", "finetuned_weight")
 MASK_STRATEGIES = ("random", "magnitude")
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
+DEVICES = ("cpu", "cuda", "auto")
 
 
 @dataclass(frozen=True)
