@@ -3,13 +3,13 @@
 import functools
 import importlib.metadata
 import importlib.util
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from utils.cores import available_cores
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -123,13 +123,6 @@ def gpu_count() -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-def available_cores() -> list[int]:
-    """The processor cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def checkpoint_dtype(config: "PreTrainedConfig") -> str:

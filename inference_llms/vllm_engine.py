@@ -13,7 +13,6 @@ from transformers import AutoTokenizer, PreTrainedConfig
 
 from inference_llms.engine import (
     Sampling,
-    available_cores,
     cache_bytes_per_token,
     checkpoint_dtype,
     context_length,
@@ -21,6 +20,7 @@ from inference_llms.engine import (
     tokens_of_prompts,
 )
 from inference_llms.model_loading import check_weights, load_config, refusals_in_one_line
+from utils.cores import available_cores
 from utils.errors import UserError
 
 SECONDS_TO_SHUT_DOWN = 60

@@ -1,6 +1,5 @@
 """What can be done with the values of a block, whatever does it."""
 
-import os
 from typing import Protocol
 
 import numpy as np
@@ -51,11 +50,6 @@ def open_arithmetic(device: str, parameters: MergeParameters, models: int) -> Ar
     from model_merging_methods.torch_arithmetic import TorchArithmetic
 
     return TorchArithmetic(parameters, models, "cuda" if has_gpu else "cpu")
-
-
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _has_gpu() -> bool:

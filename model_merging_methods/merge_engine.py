@@ -12,7 +12,7 @@ from threading import Lock
 import numpy as np
 
 from model_merging_methods.aligned_models import BASE, AlignedModels
-from model_merging_methods.block_arithmetic import open_arithmetic, usable_cores
+from model_merging_methods.block_arithmetic import open_arithmetic
 from model_merging_methods.block_kernels import StoredBlock, Sums, Undecided, encode
 from model_merging_methods.block_passes import Block, for_every_block
 from model_merging_methods.checkpoint_folder import not_finite_error
@@ -22,6 +22,7 @@ from model_merging_methods.magnitude_thresholds import MagnitudeSample, Threshol
 from model_merging_methods.merge_parameters import MergeParameters, mask_key
 from model_merging_methods.merging_methods import MERGING_METHODS, Coefficients
 from model_merging_methods.stored_dtypes import FLOATING_CODES, ITEM_SIZES, LONG_NAMES, is_floating
+from utils.cores import available_cores
 from utils.errors import UserError
 
 BLOCK_SIZE = STRETCH
@@ -66,7 +67,7 @@ class Merge:
             name for name, form in models.forms.items() if is_floating(form.dtype) and not parameters.excludes(name)
         ]
         self._arithmetic = open_arithmetic(device, parameters, len(roles))
-        self._threads = threads or usable_cores()
+        self._threads = threads or len(available_cores())
         self._block_size = block_size
         self._mask_thresholds: dict[str, list[float | None]] = {}
 

@@ -19,9 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from inference_llms.engine import available_cores
 from inference_llms.tasks import TASKS_OF_ROLE
 from scripts.program_scores import pass_rate
+from utils.cores import available_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 ZOO = ROOT / "scripts" / "tiny_zoo"

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 
 from inference_llms.engine import (
     Sampling,
-    available_cores,
     check_engine_request,
     open_engine,
     resolve_backend,
@@ -22,6 +21,7 @@ from inference_llms.model_loading import check_weights, load_config
 from inference_llms.transformers_engine import TransformersEngine
 from inference_llms.vllm_engine import VllmEngine
 from tests.inference_llms.tiny_llama import PROMPTS, write_tiny_llama
+from utils.cores import available_cores
 from utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]

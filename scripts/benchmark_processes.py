@@ -1,0 +1,109 @@
+"""Measuring whole processes, and files in and out of the system's cache. Linux."""
+
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_EVERY = 0.02  # seconds between looks at a process
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A process from start to end. Bytes of memory: `own_memory` is the peak of what is its own (neither files mapped
+    nor cached), `resident` the peak of all. `read`, `written`: bytes asked for; `from_disk`: met the disk."""
+
+    wall: float
+    own_memory: int
+    resident: int
+    read: int
+    written: int
+    from_disk: int
+    output: str
+
+
+def measure(command: Sequence[object], folder: Path) -> Measured:
+    """Run a command in a folder. Raises RuntimeError, with what it printed, where it fails."""
+    log = folder / "benchmark.log"
+    with open(log, "w+", encoding="utf-8") as printed:
+        started = time.perf_counter()
+        process = subprocess.Popen([str(word) for word in command], cwd=folder, stdout=printed, stderr=printed)
+        own_memory, transferred = 0, {"rchar": 0, "wchar": 0}
+        try:
+            while True:
+                own_memory = max(own_memory, _own_memory(process.pid))
+                transferred.update(_transferred(process.pid))
+                finished, status, usage = os.wait4(process.pid, os.WNOHANG)
+                if finished:
+                    break
+                time.sleep(_EVERY)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        wall = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        printed.seek(0)
+        output = printed.read()
+    if process.returncode != 0:
+        raise RuntimeError(f"{' '.join(map(str, command))}\n{output}")
+    return Measured(
+        wall,
+        own_memory,
+        usage.ru_maxrss * 1024,
+        transferred["rchar"],
+        transferred["wchar"],
+        usage.ru_inblock * 512,
+        output,
+    )
+
+
+def _own_memory(process: int) -> int:
+    with contextlib.suppress(OSError):  # it has ended
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        fields = dict(line.split(":", 1) for line in lines if ":" in line)
+        return sum(int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssShmem") if name in fields)
+    return 0
+
+
+def _transferred(process: int) -> dict[str, int]:
+    with contextlib.suppress(OSError):
+        lines = Path(f"/proc/{process}/io").read_text().splitlines()
+        return {name: int(value) for name, value in (line.split(": ") for line in lines) if name in ("rchar", "wchar")}
+    return {}
+
+
+def sync_files(folder: Path) -> float:
+    """Bring a folder's files to the disk; how many seconds that took."""
+    started = time.perf_counter()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    return time.perf_counter() - started
+
+
+def drop_from_cache(files: Sequence[Path]) -> str:
+    """Make the next reading of these files come from the disk; says by what means."""
+    os.sync()
+    for path in files:
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    try:
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+    except OSError:
+        return "caches of the input files dropped (posix_fadvise)"
+    return "all caches dropped (/proc/sys/vm/drop_caches)"
+
+
+def bring_into_cache(files: Sequence[Path]) -> None:
+    """Read these files once."""
+    buffer = bytearray(_CHUNK)
+    for path in files:
+        with open(path, "rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
