@@ -59,5 +59,5 @@ def apply_mask(block: Tensor, dropped: Tensor, mask_rate: float, use_weight_resc
     (unless p = 1, when nothing survives)."""
     masked = block * ~dropped
     if use_weight_rescale and mask_rate != 1:
-        masked = masked / masked.new_tensor(1 - mask_rate)  # GPUs multiply by the inverse of a plain number
+        masked = masked / masked.new_full((), 1 - mask_rate)  # GPUs multiply by the inverse of a plain number
     return masked

@@ -58,7 +58,8 @@ def average_merging(pretrained: Tensor | None, finetuned: Sequence[Tensor], usin
     differs from them in the last bit for K = 3.
     """
     if using.weights is None:
-        return weighted_sum(finetuned, [1.0] * len(finetuned)) / len(finetuned)
+        total = weighted_sum(finetuned, [1.0] * len(finetuned))
+        return total / total.new_full((), len(finetuned))  # GPUs multiply by the inverse of a plain number
     return weighted_sum(finetuned, using.weights)
 
 
