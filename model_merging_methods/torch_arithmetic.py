@@ -1,0 +1,241 @@
+"""What is done with a block's values, by the plain formulas in torch: on a GPU, or on the CPU for a method that
+has no compiled kernel.
+
+A block's stored bytes cross to the device as they are and the merged bytes come back, with all sums in one array.
+Each call has a lane to itself: a stream, in which nothing waits for what other threads copy or compute, and
+page-locked memory, without which copies would not run beside the arithmetic.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import combinations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model_merging_methods.block_kernels import Brackets, StoredBlock, Sums, Undecided
+from model_merging_methods.magnitude_thresholds import BlockCounts
+from model_merging_methods.mask_weights import apply_mask, magnitude_drop_mask, random_drop_mask
+from model_merging_methods.merge_parameters import MergeParameters
+from model_merging_methods.merging_methods import MERGING_METHODS, Coefficients, weighted_sum
+from model_merging_methods.stored_dtypes import BF16, F16, F32, F64
+
+_DTYPES = {F16: torch.float16, BF16: torch.bfloat16, F32: torch.float32, F64: torch.float64}
+_ALIGNMENT = 8  # bytes, of the largest dtype that is fetched
+
+
+class TorchArithmetic:
+    """The formulas, for a merge of `models` fine-tuned models on a device, cpu or cuda; several threads may use it
+    at once. What a function returns is told in `block_arithmetic.Arithmetic`."""
+
+    def __init__(self, parameters: MergeParameters, models: int, device: str):
+        self._parameters = parameters
+        self._mask = parameters.mask
+        self._masks_deltas = self._mask is not None and self._mask.weight_format == "delta_weight"
+        self._method = MERGING_METHODS[parameters.method]
+        self._models = models
+        self._device = device
+        self._idle_lanes: list[_Lane] = []
+        self._threads_of_torch = torch.get_num_threads()
+
+    def room(self, rows: int, size: int) -> np.ndarray:
+        """Memory for stored blocks: uint8 [rows, size], page-locked for a GPU."""
+        return torch.empty((rows, size), dtype=torch.uint8, pin_memory=self._device == "cuda").numpy()
+
+    def merge(
+        self, coefficients: Coefficients, block: StoredBlock, output_dtype: int, output: np.ndarray, sums: Sums
+    ) -> int:
+        """Merge a block into `output` (bytes), adding to `sums`."""
+        with self._lane() as lane:
+            weights = self._load(block)
+            numbers, found = self._new_sums()
+            self._compare(weights, found)
+            masked, found.models[:, 2] = self._masked(block, weights)
+            if self._method.trims:
+                for deltas, threshold, of_model in zip(
+                    masked[1:] - masked[0], coefficients.trim_thresholds, found.models, strict=True
+                ):
+                    of_model[3] = (deltas.abs() >= threshold).sum()
+            merged = self._method.formula(masked[0], masked[1:], coefficients).to(_DTYPES[output_dtype])
+            raw, numbers, finite, fits = lane.fetch(
+                merged.view(torch.uint8), numbers, weights.isfinite().all(1), merged.isfinite().all()
+            )
+            output[:] = raw
+            self._add(numbers, sums)
+            return _bits(~finite) if not finite.all() or fits else -1
+
+    def compare(self, block: StoredBlock, sums: Sums) -> int:
+        """Add to `sums` what a block tells of its unmasked models."""
+        with self._lane() as lane:
+            weights = self._load(block)
+            numbers, found = self._new_sums()
+            self._compare(weights, found)
+            numbers, finite = lane.fetch(numbers, weights.isfinite().all(1))
+            self._add(numbers, sums)
+            return _bits(~finite)
+
+    def magnitudes(self, block: StoredBlock, masks: bool) -> tuple[int, np.ndarray]:
+        """|δi| of the masked models if `masks`, else of what the mask falls on: float32 [K, size]."""
+        with self._lane() as lane:
+            weights = self._load(block)
+            magnitudes, finite = lane.fetch(
+                self._values_to_count(block, weights, masks).abs(), weights.isfinite().all(1)
+            )
+            return _bits(~finite), magnitudes.copy()
+
+    def count(self, block: StoredBlock, brackets: Brackets, masks: bool, room: Undecided) -> tuple[int, BlockCounts]:
+        """Compare these magnitudes with brackets; the undecided values are put into `room`, in no certain order.
+        Only NaNs are told, since differences of finite numbers may be infinite."""
+        with self._lane() as lane:
+            weights = self._load(block)
+            values = self._values_to_count(block, weights, masks)
+            lows, highs, shifts = torch.from_numpy(np.stack(brackets)[:, :, None]).to(self._device, non_blocking=True)
+            patterns = values.view(torch.int32) & 0x7FFFFFFF  # in the order of the magnitudes
+            below_and_up_to = torch.stack([(patterns < lows).sum(1), (patterns <= highs).sum(1)], 1)
+
+            inside = (patterns >= lows) & (patterns < highs)
+            undecided = inside.sum(0, dtype=torch.int32)
+            signs_trimmed = self._signs(values.where(patterns >= highs, 0))
+            signs_kept = self._signs(values.where(patterns >= lows, 0))
+            decided_signs = signs_trimmed.where(undecided == 0, 0).sum(dtype=torch.float64)
+
+            models, positions = inside.nonzero(as_tuple=True)
+            alone = undecided[positions] == 1
+            shared = (undecided > 1).nonzero().squeeze(1)
+            *noted, below_and_up_to, decided_signs, not_finite = lane.fetch(
+                models.to(torch.int16),
+                ((patterns - lows) >> shifts)[models, positions],
+                (signs_kept[positions] * alone).to(torch.int8),
+                (signs_trimmed[positions] * alone).to(torch.int8),
+                values[:, shared[: len(room.values)]].T,
+                below_and_up_to,
+                decided_signs,
+                _not_numbers(weights, values),
+            )
+            for place, what in zip(room, noted, strict=True):
+                place[: len(what)] = what
+            counts = BlockCounts(below_and_up_to.copy(), room, int(decided_signs), len(models), len(shared))
+            return _bits(not_finite), counts
+
+    @contextmanager
+    def _lane(self) -> Iterator["_Lane"]:
+        """A lane that no other thread uses meanwhile. Lanes are kept, since threads come and go with every pass."""
+        try:
+            lane = self._idle_lanes.pop()
+        except IndexError:
+            lane = _Lane(self._device)
+        if lane.stream is None:
+            torch.set_num_threads(1)  # of this thread: the blocks are shared out among threads already
+            try:
+                yield lane
+            finally:
+                torch.set_num_threads(self._threads_of_torch)
+        else:
+            with torch.cuda.stream(lane.stream):
+                yield lane
+        self._idle_lanes.append(lane)
+
+    def _load(self, block: StoredBlock) -> Tensor:
+        """θ0 … θK as float32 [K + 1, size] on the device; θ0 as zeros where it is not read."""
+        weights = torch.empty((self._models + 1, block.size), device=self._device)
+        if not self._parameters.reads_pretrained:
+            weights[0] = 0
+        for model in range(0 if self._parameters.reads_pretrained else 1, self._models + 1):
+            dtype = _DTYPES[int(block.dtypes[model])]
+            raw = torch.from_numpy(block.stored[model, : block.size * dtype.itemsize])
+            weights[model] = raw.to(self._device, non_blocking=True).view(dtype)
+        return weights
+
+    def _new_sums(self) -> tuple[Tensor, Sums]:
+        """Zeros on the device, float64, and the view of them as sums."""
+        numbers = torch.zeros(Sums.width(self._models), dtype=torch.float64, device=self._device)
+        return numbers, Sums.of(numbers, self._models)
+
+    def _add(self, numbers: np.ndarray, sums: Sums) -> None:
+        for total, part in zip(sums, Sums.of(numbers, self._models), strict=True):
+            total += part
+
+    def _compare(self, weights: Tensor, found: Sums) -> None:
+        """Put into `found` what unmasked models tell. Products are rounded to float32 and added in float64."""
+        reads_pretrained = self._parameters.reads_pretrained
+        x = weights[1:] - weights[0] if reads_pretrained else weights[1:]
+        found.whole[0] = (weights[0] * weights[0]).sum(dtype=torch.float64)
+        found.whole[1] = x.shape[1]
+        found.models[:, 0] = (x * x).sum(1, dtype=torch.float64)
+        found.models[:, 1] = (x == 0).sum(1)
+        for i, k in combinations(range(self._models), 2):
+            products = x[i] * x[k]
+            found.pairs[i, k, 0] = products.sum(dtype=torch.float64)
+            if reads_pretrained:
+                found.pairs[i, k, 1] = (products < 0).sum()
+            else:
+                differences = x[i] - x[k]
+                found.pairs[i, k, 2] = (differences * differences).sum(dtype=torch.float64)
+                found.pairs[i, k, 3] = (differences == 0).sum()
+
+    def _masked(self, block: StoredBlock, weights: Tensor) -> tuple[Tensor, Tensor | int]:
+        """The weights with the mask, if there is one, and how many values it keeps of each model (int64 [K]; 0
+        without a mask)."""
+        if self._mask is None:
+            return weights, 0
+        values = weights[1:] - weights[0] if self._masks_deltas else weights[1:]
+        rate = self._mask.weight_mask_rate
+        if self._mask.mask_strategy == "random":
+            stop = block.start + block.size
+            keys = block.mask_keys.view(np.int64).tolist()
+            masks = [random_drop_mask(key, block.start, stop, rate, self._device) for key in keys]
+        else:
+            masks = [magnitude_drop_mask(x, t) for x, t in zip(values, block.mask_thresholds.tolist(), strict=True)]
+        dropped = torch.stack(masks)
+        masked = apply_mask(values, dropped, rate, self._mask.use_weight_rescale)
+        finetuned = weights[0] + masked if self._masks_deltas else masked
+        return torch.cat([weights[:1], finetuned]), (~dropped).sum(1)
+
+    def _values_to_count(self, block: StoredBlock, weights: Tensor, masks: bool) -> Tensor:
+        if masks:
+            weights, _ = self._masked(block, weights)
+        if self._parameters.reads_pretrained and (masks or self._masks_deltas):
+            return weights[1:] - weights[0]
+        return weights[1:]
+
+    def _signs(self, trimmed: Tensor) -> Tensor:
+        return weighted_sum(trimmed, [1.0] * self._models).sign()
+
+
+class _Lane:
+    """A stream of the GPU, if it is one, and memory of the host for what comes back from the device."""
+
+    def __init__(self, device: str):
+        self.stream = torch.cuda.Stream() if device == "cuda" else None
+        self._memory = self._new_memory(0)
+
+    def fetch(self, *tensors: Tensor) -> list[np.ndarray]:
+        """Tensors of the device as arrays on the host, valid until the lane's next use. Waits for the lane alone."""
+        places = [0]
+        for tensor in tensors:
+            places.append(places[-1] + -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT)
+        if places[-1] > len(self._memory):
+            self._memory = self._new_memory(places[-1])
+        fetched = []
+        for tensor, place in zip(tensors, places[:-1], strict=True):
+            fetched.append(self._memory[place : place + tensor.nbytes].view(tensor.dtype).view(tensor.shape))
+            fetched[-1].copy_(tensor, non_blocking=True)
+        if self.stream is not None:
+            self.stream.synchronize()
+        return [tensor.numpy() for tensor in fetched]
+
+    def _new_memory(self, size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=self.stream is not None)
+
+
+def _not_numbers(weights: Tensor, values: Tensor) -> Tensor:
+    """Which of θ0 … θK make a value of `values` (float32 [K, size]) not a number: bool [K + 1]."""
+    is_nan = values.isnan()
+    by_pretrained = is_nan & ~weights[0].isfinite()
+    return torch.cat([by_pretrained.any().reshape(1), (is_nan & ~by_pretrained).any(1)])
+
+
+def _bits(flags: np.ndarray) -> int:
+    """A bit for each flag that is set, the first the lowest."""
+    return sum(1 << place for place in np.flatnonzero(flags).tolist())
