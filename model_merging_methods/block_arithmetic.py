@@ -35,21 +35,26 @@ class Arithmetic(Protocol):
         """Compare these magnitudes with brackets; the undecided values are put into `room`."""
 
 
-def open_arithmetic(device: str, parameters: MergeParameters, models: int) -> Arithmetic:
-    """The arithmetic of a merge of `models` fine-tuned models on a device: cpu, cuda, or auto, which is cuda where
-    there is one. A method that has no compiled kernel goes by its formula.
+def choose_device(asked: str) -> str:
+    """cpu or cuda, for one of `merge_parameters.DEVICES`: auto is cuda where there is one.
 
     Raises UserError for cuda where there is none.
     """
-    has_gpu = device != "cpu" and _has_gpu()
-    if device == "cuda" and not has_gpu:
+    has_gpu = asked != "cpu" and _has_gpu()
+    if asked == "cuda" and not has_gpu:
         raise UserError("--device cuda: torch finds no GPU here; take --device cpu")
-    if not has_gpu and parameters.method in COMPILED_METHODS:
+    return "cuda" if has_gpu else "cpu"
+
+
+def open_arithmetic(device: str, parameters: MergeParameters, models: int) -> Arithmetic:
+    """The arithmetic of a merge of `models` fine-tuned models on a device, cpu or cuda. A method that has no compiled
+    kernel goes by its formula."""
+    if device == "cpu" and parameters.method in COMPILED_METHODS:
         return CompiledArithmetic(parameters, models)
 
     from model_merging_methods.torch_arithmetic import TorchArithmetic
 
-    return TorchArithmetic(parameters, models, "cuda" if has_gpu else "cpu")
+    return TorchArithmetic(parameters, models, device)
 
 
 def _has_gpu() -> bool:

@@ -213,7 +213,8 @@ def elect_signs(trimmed, majority_sign, ones, signs):
     """TIES step 2 into `signs`."""
     weighted_sum(trimmed, ones, signs)
     for j in range(signs.size):
-        signs[j] = _sign(signs[j]) if signs[j] != ZERO else majority_sign
+        sign = _sign(signs[j])
+        signs[j] = sign if sign != ZERO else majority_sign
 
 
 @exact

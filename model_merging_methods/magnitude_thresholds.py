@@ -131,7 +131,7 @@ class ThresholdSearch:
             sums = kept[:, 0].copy()
             for column in kept.T[1:]:
                 sums += column
-            total += int(np.sign(sums).sum(dtype=np.float64))
+            total += int(np.count_nonzero(sums > 0)) - int(np.count_nonzero(sums < 0))
         return total
 
     def _start_pass(self) -> None:

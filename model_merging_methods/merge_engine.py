@@ -48,7 +48,7 @@ class Merge:
     """One merge of aligned models: its passes over the blocks.
 
     `roles` name the fine-tuned models in their order (such as `math`); random masks depend on them. `device` is
-    one of `merge_parameters.DEVICES`.
+    cpu or cuda.
     """
 
     def __init__(

@@ -9,13 +9,14 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 
 from model_merging_methods.aligned_models import AlignedModels, tokenizer_folder
+from model_merging_methods.block_arithmetic import choose_device
 from model_merging_methods.checkpoint_folder import INDEX_FILE
 from model_merging_methods.checkpoint_writer import (
     LARGEST_SHARD,
@@ -56,7 +57,8 @@ log = logging.getLogger(__name__)
 class MergeWork:
     """How a merge is done; nothing of this changes a result (a GPU, at most the last place).
 
-    `largest_shard` is in bytes. `allow_unrelated` lets models of different backbones pass.
+    `device` is one of `merge_parameters.DEVICES`, `largest_shard` in bytes. `allow_unrelated` lets models of
+    different backbones pass.
     """
 
     device: str = "cpu"
@@ -88,6 +90,7 @@ def merge_models(
         raise UserError("a merge takes two models or more: give two of the --merge_* options")
     for target in targets.values():
         _check_place(target, request)
+    work = replace(work, device=choose_device(work.device))
     if made_from is not None:
         check_sizes_against_record(made_from, request)
     wanted = {role: target for role, target in targets.items() if overwrite or not _is_done(target, request)}
@@ -189,6 +192,7 @@ def _merge_into(
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - clock, 2),
         "sync_seconds": round(sync_seconds, 2),
+        "device": work.device,
     }
     return make_record(request, inputs, run_name(parameters, len(roles)), found, _weight_sizes(folder), times)
 

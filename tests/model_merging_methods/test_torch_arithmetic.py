@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import save_model
 
-from model_merging_methods import block_arithmetic
+from model_merging_methods.block_arithmetic import choose_device, open_arithmetic
 from model_merging_methods.block_kernels import Brackets, StoredBlock, Sums, Undecided, random_keep_mask
 from model_merging_methods.compiled_arithmetic import COMPILED_METHODS, CompiledArithmetic
 from model_merging_methods.magnitude_thresholds import BINS, EVERYWHERE, LARGEST_PATTERN, Bracket
@@ -375,5 +375,5 @@ def test_asking_for_a_gpu_where_there_is_none_is_an_error_in_one_line(folders, t
     with pytest.raises(UserError, match=r"^--device cuda: torch finds no GPU here; take --device cpu$"):
         merge_folders(folders, MERGES["average"], tmp_path / "merged", MergeWork(device="cuda"))
     assert list(tmp_path.iterdir()) == []
-    auto = block_arithmetic.open_arithmetic("auto", MERGES["average"], 2)
-    assert isinstance(auto, CompiledArithmetic)
+    auto = choose_device("auto")
+    assert isinstance(open_arithmetic(auto, MERGES["average"], 2), CompiledArithmetic)
