@@ -1,0 +1,290 @@
+"""LoRA adapters as PEFT saves them: what one changes of the pretrained model, applied to stretches of its tensors.
+
+A low-rank change is W = W0 + s·B·A (Hu et al. 2021, section 4.1), with s = alpha / r, or alpha / √r for
+rank-stabilized LoRA. Whole tensors that an adapter carries (modules_to_save, biases, embeddings of a vocabulary that
+grew) stand in the pretrained model's place, and a low-rank change may come on top. The result is that of PEFT's
+`merge_and_unload()`.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from model_merging_methods.aligned_models import INPUT_EMBEDDINGS, OUTPUT_BIASES, OUTPUT_EMBEDDINGS
+from model_merging_methods.block_kernels import CHUNK, ZERO, all_finite, decode, exact
+from model_merging_methods.checkpoint_folder import (
+    INDEX_FILE,
+    PICKLED_FILE,
+    PICKLED_INDEX_FILE,
+    SINGLE_FILE,
+    StoredTensor,
+    _read_pickled,
+    not_finite_error,
+    read_header,
+)
+from model_merging_methods.stored_dtypes import FLOATING_CODES
+from utils.errors import UserError
+from utils.json_files import read_json_object
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # the first that is there, as PEFT does
+
+# The settings of LoraConfig that are taken into account here, and those that change nothing once the adapter is
+# trained: which modules have one shows in the tensors. Any other setting that is in use is refused.
+READ_SETTINGS = {
+    "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out",
+    "init_lora_weights",
+}  # fmt: skip
+HARMLESS_SETTINGS = {
+    "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "bias",
+    "lora_dropout", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_core",
+    "qalora_group_size", "runtime_config", "ensure_weight_tying",
+}  # fmt: skip
+# Other initializations (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ) take something away from the pretrained weights first.
+_INITIALIZATIONS = ("none", "true", "false", "gaussian", "orthogonal", "eva", "mica")
+
+_REMEDY = "save the merged model with merge_and_unload() and give that folder"
+_PREFIX = "base_model.model."
+_HALF = re.compile(r"(.+)\.lora_(?:([AB])(?:\.default)?\.weight|embedding_([AB])(?:\.default)?)")
+_WRAPPERS = re.compile(r"\.(?:base_layer|modules_to_save(?:\.default)?)(?=\.)")
+_WITH_VOCABULARY_ROWS = (*INPUT_EMBEDDINGS, *OUTPUT_EMBEDDINGS, *OUTPUT_BIASES)
+_COMPARED_AT_ONCE = 1 << 20  # values
+
+
+class LowRank(NamedTuple):
+    """A change Δ = scaling · up @ down of a tensor of shape [rows, columns].
+
+    `down` is float32 [rank, columns], `up` float32 [rows, rank], both contiguous.
+    """
+
+    down: np.ndarray
+    up: np.ndarray
+    scaling: float
+
+
+@exact
+def add_low_rank(values, change, start):
+    """Add the stretch start … start + size − 1 of a flattened Δ (a LowRank) to `values`, float32 [size], in place.
+
+    Every position's sum runs over the rank in order, each product and each sum rounded to float32, and is scaled
+    and added to the value last, so that no result depends on where stretches begin and end.
+    """
+    down, up, scaling = change
+    rank, columns = down.shape
+    room = np.empty(CHUNK, np.float32)
+    done = 0
+    while done < values.size:
+        row, first = (start + done) // columns, (start + done) % columns
+        size = min(CHUNK, columns - first, values.size - done)
+        sums = room[:size]
+        sums[:] = ZERO
+        for k in range(rank):
+            factor, direction = up[row, k], down[k, first : first + size]
+            for j in range(size):
+                sums[j] += factor * direction[j]
+        for j in range(size):
+            values[done + j] += np.float32(scaling) * sums[j]
+        done += size
+
+
+def is_adapter_folder(folder: Path) -> bool:
+    """Whether a folder holds a PEFT adapter."""
+    return (folder / CONFIG_FILE).is_file()
+
+
+class LoraAdapter:
+    """What the adapter in `folder` changes of a pretrained model with these tensors (name: shape).
+
+    `low_rank` has the changes to add, `replaced` the tensors that stand in the place of the pretrained model's (of
+    the same shape, but that vocabulary matrices may have other rows), both by the pretrained model's names. A tensor
+    that is in both is the replacement plus the change. `files` are the files that tell all this.
+
+    Raises UserError, naming folder, setting or tensor, for whatever cannot be applied exactly.
+    """
+
+    def __init__(self, folder: Path, pretrained_names_and_shapes: Mapping[str, tuple[int, ...]]):
+        self.folder = folder
+        self._shapes = pretrained_names_and_shapes
+        self._shares_embeddings = not any(name.endswith(OUTPUT_EMBEDDINGS) for name in self._shapes)
+        self._config = read_json_object(folder / CONFIG_FILE, "give a whole PEFT adapter folder")
+        self._check_settings()
+        weights = self._find_weights()
+        self.files = [folder / CONFIG_FILE, weights]
+        self.replaced: dict[str, StoredTensor] = {}
+        halves: dict[str, dict[str, np.ndarray]] = {}
+        stored = read_header(weights) if weights.suffix == ".safetensors" else _read_pickled(weights)
+        if not stored:
+            raise UserError(f"{weights}: holds no tensors; get the file anew")
+        for name, tensor in stored.items():
+            if tensor.dtype not in FLOATING_CODES:
+                raise self._error(f"tensor {name} has dtype {tensor.dtype}, which cannot be merged")
+            half = _HALF.fullmatch(name.removeprefix(_PREFIX))
+            if half:
+                self._add_half(name, half, tensor, halves)
+            else:
+                self._add_replaced(name, tensor)
+        self.low_rank = {target: self._low_rank(target, own) for target, own in halves.items()}
+        if self._shares_embeddings:
+            self._check_shared_embeddings()
+
+    def read_replaced(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Values start … stop − 1 of the flattened tensor replaced[name], as float32. Safe from several threads.
+
+        Raises UserError, naming file and tensor, where one is NaN or infinite, or the file has become shorter.
+        """
+        return _read_float32(name, self.replaced[name], start, stop)
+
+    def _error(self, why: str) -> UserError:
+        return UserError(f"{self.folder}: {why}; {_REMEDY}")
+
+    def _check_settings(self) -> None:
+        config = self._config
+        if config.get("peft_type") != "LORA":
+            raise self._error(f"peft_type is {config.get('peft_type')}, where LORA alone can be applied")
+        for key, value in config.items():
+            if key not in READ_SETTINGS | HARMLESS_SETTINGS and value not in (None, False, [], {}):
+                raise self._error(f"its setting {key} is not supported")
+        if str(config.get("init_lora_weights")).lower() not in _INITIALIZATIONS:
+            raise self._error(f"init_lora_weights is {config['init_lora_weights']}, which changes pretrained weights")
+        for key, pattern_key in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
+            patterns = config.get(pattern_key) or {}
+            for value in (config.get(key), *(patterns.values() if isinstance(patterns, dict) else [patterns])):
+                if type(value) not in (int, float) or not math.isfinite(value) or (key == "r" and value < 1):
+                    raise self._error(f"{key} or {pattern_key} in {CONFIG_FILE} has {value}, which makes no sense")
+
+    def _find_weights(self) -> Path:
+        for name in (SINGLE_FILE, INDEX_FILE, PICKLED_FILE, PICKLED_INDEX_FILE):
+            if (self.folder / name).exists():
+                raise UserError(
+                    f"{self.folder}: holds both an adapter ({CONFIG_FILE}) and a whole model ({name}); "
+                    "move one of them to a folder of its own"
+                )
+        for name in WEIGHT_FILES:
+            if (self.folder / name).exists():
+                return self.folder / name
+        raise UserError(f"{self.folder}: holds no adapter weights ({' or '.join(WEIGHT_FILES)}); download them")
+
+    def _add_half(
+        self, name: str, half: re.Match[str], tensor: StoredTensor, halves: dict[str, dict[str, np.ndarray]]
+    ) -> None:
+        module, side, embedding_side = half.groups()
+        target, key = f"{module}.weight", side or f"embedding {embedding_side}"
+        if target not in self._shapes:
+            raise self._no_target(name, target)
+        if key in halves.setdefault(target, {}):
+            raise self._error(f"has tensor {name} under two names")
+        if len(tensor.shape) != 2 or tensor.numel == 0:
+            raise self._error(f"tensor {name} has shape {list(tensor.shape)}, which is no low-rank matrix")
+        halves[target][key] = _read_float32(name, tensor, 0, tensor.numel).reshape(tensor.shape)
+
+    def _add_replaced(self, name: str, tensor: StoredTensor) -> None:
+        own_name = name.removeprefix(_PREFIX)
+        target = own_name if own_name in self._shapes else _WRAPPERS.sub("", own_name)
+        if ".original_module." in own_name and target not in self._shapes:
+            return  # the pretrained values of a module that has a trained copy
+        if not (self._shares_embeddings and target.endswith(OUTPUT_EMBEDDINGS)):
+            if target not in self._shapes:
+                raise self._no_target(name, target)
+            expected = self._shapes[target]
+            first = 1 if target.endswith(_WITH_VOCABULARY_ROWS) else 0
+            if len(tensor.shape) != len(expected) or tensor.shape[first:] != expected[first:]:
+                raise self._error(
+                    f"tensor {name} is {list(tensor.shape)} where the pretrained model has {list(expected)}"
+                )
+        if not self._equals(tensor, self.replaced.setdefault(target, tensor), target):
+            raise self._error(f"has tensor {name} under two names, and with different values")
+
+    def _no_target(self, name: str, target: str) -> UserError:
+        if self._shares_embeddings and target.endswith(OUTPUT_EMBEDDINGS):
+            return self._error(f"tensor {name} belongs to output embeddings, which the pretrained model has tied")
+        return self._error(f"tensor {name} belongs to {target}, which the pretrained model does not have")
+
+    def _low_rank(self, target: str, halves: Mapping[str, np.ndarray]) -> LowRank:
+        """The change of a tensor, in the orientation in which that is stored."""
+        is_embedding = "embedding A" in halves
+        if set(halves) != ({"embedding A", "embedding B"} if is_embedding else {"A", "B"}):
+            raise self._error(f"has not both lora_A and lora_B for {target}")
+        a, b = (halves[key] for key in sorted(halves))
+        shape = self.replaced[target].shape if target in self.replaced else self._shapes[target]
+        is_transposed = is_embedding or (len(shape) == 2 and self._is_stored_transposed(target))
+        changed = (a.shape[1], b.shape[0]) if is_transposed else (b.shape[0], a.shape[1])
+        if a.shape[0] != b.shape[1] or changed != shape:
+            raise self._error(
+                f"the low-rank change of {target}, {list(b.shape)} times {list(a.shape)}, does not fit {list(shape)}"
+            )
+        module = target.removesuffix(".weight")
+        rank, alpha = self._setting("r", "rank_pattern", module), self._setting("lora_alpha", "alpha_pattern", module)
+        if rank != a.shape[0]:
+            raise self._error(f"the low-rank change of {target} has rank {a.shape[0]}, and {rank} in {CONFIG_FILE}")
+        scaling = alpha / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
+        if is_transposed:
+            return LowRank(np.ascontiguousarray(b.T), np.ascontiguousarray(a.T), scaling)
+        return LowRank(a, b, scaling)
+
+    def _setting(self, key: str, pattern_key: str, module: str) -> Any:
+        """A module's own value: that of the first pattern that matches its whole name or the end of it."""
+        for pattern, value in (self._config.get(pattern_key) or {}).items():
+            try:
+                if re.match(rf"(.*\.)?({pattern})$", module):
+                    return value
+            except re.error:
+                raise self._error(f"{pattern_key} has {pattern!r}, which is no regular expression") from None
+        return self._config[key]
+
+    def _is_stored_transposed(self, target: str) -> bool:
+        """Whether a matrix is stored as [in, out], as GPT-2's are. PEFT goes by the class of the module, whatever
+        the config's fan_in_fan_out says; here the length of a bias tells, which such modules always have."""
+        rows, columns = self._shapes[target]
+        if rows != columns:
+            return self._has_bias_by_column(target)
+        if any(self._has_bias_by_column(name) for name in self._shapes):
+            return f"{target.removesuffix('weight')}bias" in self._shapes
+        if self._config.get("fan_in_fan_out"):
+            raise self._error(f"fan_in_fan_out is set, but nothing tells whether {target} is stored transposed")
+        return False
+
+    def _has_bias_by_column(self, target: str) -> bool:
+        shape, bias = self._shapes[target], self._shapes.get(f"{target.removesuffix('weight')}bias")
+        return target.endswith(".weight") and len(shape) == 2 and shape[0] != shape[1] and bias == shape[1:]
+
+    def _check_shared_embeddings(self) -> None:
+        """Where the pretrained model's output embeddings are its input embeddings, a change of one alone would
+        change both; the same whole tensor for both, which PEFT saves when the vocabulary grew, is in order."""
+        outputs = {name: self.replaced.pop(name) for name in [*self.replaced] if name.endswith(OUTPUT_EMBEDDINGS)}
+        inputs = [name for name in {*self.replaced, *self.low_rank} if name.endswith(INPUT_EMBEDDINGS)]
+        for name in inputs:
+            if name in self.low_rank or not outputs:
+                raise self._error(f"changes {name} alone, which the pretrained model ties to its output embeddings")
+        for name, output in outputs.items():
+            if not any(self._equals(output, self.replaced[shared], name) for shared in inputs):
+                raise self._no_target(name, name)
+
+    def _equals(self, one: StoredTensor, other: StoredTensor, name: str) -> bool:
+        """Whether two stored tensors hold the same values."""
+        if one is other:
+            return True
+        ends = [min(start + _COMPARED_AT_ONCE, one.numel) for start in range(0, one.numel, _COMPARED_AT_ONCE)]
+        return one.shape == other.shape and all(
+            np.array_equal(_read_float32(name, one, start, stop), _read_float32(name, other, start, stop))
+            for start, stop in zip([0, *ends], ends, strict=False)
+        )
+
+
+def _read_float32(name: str, stored: StoredTensor, start: int, stop: int) -> np.ndarray:
+    first, last = start * stored.item_size, stop * stored.item_size
+    if stored.mapped is not None:
+        raw = np.array(stored.mapped[first:last])
+    else:
+        raw = np.fromfile(stored.file, np.uint8, last - first, offset=stored.offset + first)
+    if raw.size < last - first:
+        raise UserError(f"{stored.file}: ends within tensor {name}; get the file anew")
+    values = np.empty(stop - start, np.float32)
+    decode(raw, FLOATING_CODES[stored.dtype], 0, values)
+    if not all_finite(values):
+        raise not_finite_error(stored.file, name)
+    return values
