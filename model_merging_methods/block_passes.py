@@ -38,15 +38,19 @@ def for_every_block(
     progress = tqdm(total=len(blocks), desc=title, unit=" blocks", disable=None if title else True, leave=False)
 
     def work() -> None:
-        worker = new_worker()
-        while not stop.is_set():
-            with lock:
-                block = next(remaining, None)
-                progress.update()
-            if block is None:
-                return
-            may_read_ahead.release()
-            worker(block)
+        try:
+            worker = new_worker()
+            while not stop.is_set():
+                with lock:
+                    block = next(remaining, None)
+                    progress.update()
+                if block is None:
+                    return
+                may_read_ahead.release()
+                worker(block)
+        except BaseException:
+            stop.set()
+            raise
 
     def read_all_ahead() -> None:
         for block in blocks:

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,9 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLED_FILE = "pytorch_model.bin"
 PICKLED_INDEX_FILE = "pytorch_model.bin.index.json"
+
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+ADAPTER_WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # the first that is there, as PEFT does
 
 # Buffers that old Llama checkpoints carry and no current model reads.
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
@@ -58,16 +61,18 @@ class CheckpointFolder:
     tensors.
     """
 
+    reads_pretrained = False  # all values are its own
+
     def __init__(self, folder: Path):
         self.folder = folder
         if not folder.is_dir():
             raise UserError(f"{folder}: no such model folder")
         self.config = read_json_object(folder / "config.json", "give a whole Hugging Face model folder")
         self.files = weight_files(folder)
-        self._states = {file: self._state(file) for file in self.files}
+        self._states = file_states(self.files)
         self.tensors: dict[str, StoredTensor] = {}
         for file in self.files:
-            self.tensors.update(_read_pickled(file) if file.suffix == ".bin" else read_header(file))
+            self.tensors.update(read_pickled(file) if file.suffix == ".bin" else read_header(file))
         self._check_index()
         self._descriptors = {file: os.open(file, os.O_RDONLY) for file in self.files}
 
@@ -110,16 +115,7 @@ class CheckpointFolder:
 
     def check_unchanged(self) -> None:
         """Raise UserError, naming the file, where one is not as it was when the folder was opened."""
-        for file, state in self._states.items():
-            if self._state(file) != state:
-                raise UserError(f"{file}: was changed while it was being read; type the command again")
-
-    def _state(self, file: Path) -> tuple[int, ...]:
-        try:
-            state = file.stat()
-        except OSError:
-            return ()
-        return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
+        check_files_unchanged(self._states)
 
     def _check_index(self) -> None:
         index_path = index_file(self.folder)
@@ -130,6 +126,29 @@ class CheckpointFolder:
                 continue
             if name not in self.tensors or self.tensors[name].file.name != file_name:
                 raise UserError(f"{self.folder / file_name}: lacks tensor {name} that {index_path.name} lists")
+
+
+FileStates = dict[Path, tuple[int, ...]]
+
+
+def file_states(files: Sequence[Path]) -> FileStates:
+    """What shows later whether a file was changed meanwhile."""
+    return {file: _file_state(file) for file in files}
+
+
+def check_files_unchanged(states: FileStates) -> None:
+    """Raise UserError, naming the file, where one is not in its former state."""
+    for file, state in states.items():
+        if _file_state(file) != state:
+            raise UserError(f"{file}: was changed while it was being read; type the command again")
+
+
+def _file_state(file: Path) -> tuple[int, ...]:
+    try:
+        state = file.stat()
+    except OSError:
+        return ()
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def not_finite_error(file: Path, name: str) -> UserError:
@@ -167,6 +186,19 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
+def is_adapter_folder(folder: Path) -> bool:
+    """Whether a folder holds a PEFT adapter."""
+    return (folder / ADAPTER_CONFIG_FILE).is_file()
+
+
+def adapter_files(folder: Path) -> list[Path]:
+    """The files that tell what an adapter changes. Raises UserError where it has no weights."""
+    for name in ADAPTER_WEIGHT_FILES:
+        if (folder / name).exists():
+            return [folder / ADAPTER_CONFIG_FILE, folder / name]
+    raise UserError(f"{folder}: holds no adapter weights ({' or '.join(ADAPTER_WEIGHT_FILES)}); download them")
+
+
 def _weight_map(index_path: Path) -> Mapping[str, str]:
     weight_map = read_json_object(index_path, "download it anew").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -177,7 +209,7 @@ def _weight_map(index_path: Path) -> Mapping[str, str]:
     return weight_map
 
 
-def _read_pickled(file: Path) -> dict[str, StoredTensor]:
+def read_pickled(file: Path) -> dict[str, StoredTensor]:
     """Every parameter in a file of torch.save, mapped into memory."""
     import torch
 

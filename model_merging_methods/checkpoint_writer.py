@@ -70,8 +70,12 @@ class CheckpointWriter:
         self.forms = forms
         self._places: dict[str, tuple[int, int]] = {}  # tensor -> descriptor, offset
         self._descriptors: dict[str, int] = {}
-        for shard in shards:
-            self._start_shard(shard)
+        try:
+            for shard in shards:
+                self._start_shard(shard)
+        except BaseException:
+            self.close()
+            raise
 
     def write(self, name: str, start: int, block: np.ndarray) -> None:
         """Put the bytes of a block (uint8) at the flattened position `start` of tensor `name`."""

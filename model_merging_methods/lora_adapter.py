@@ -17,21 +17,20 @@ import numpy as np
 from model_merging_methods.aligned_models import INPUT_EMBEDDINGS, OUTPUT_BIASES, OUTPUT_EMBEDDINGS
 from model_merging_methods.block_kernels import CHUNK, ZERO, all_finite, decode, exact
 from model_merging_methods.checkpoint_folder import (
+    ADAPTER_CONFIG_FILE,
     INDEX_FILE,
     PICKLED_FILE,
     PICKLED_INDEX_FILE,
     SINGLE_FILE,
     StoredTensor,
-    _read_pickled,
+    adapter_files,
     not_finite_error,
     read_header,
+    read_pickled,
 )
 from model_merging_methods.stored_dtypes import FLOATING_CODES
 from utils.errors import UserError
 from utils.json_files import read_json_object
-
-CONFIG_FILE = "adapter_config.json"
-WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # the first that is there, as PEFT does
 
 # The settings of LoraConfig that are taken into account here, and those that change nothing once the adapter is
 # trained: which modules have one shows in the tensors. Any other setting that is in use is refused.
@@ -92,11 +91,6 @@ def add_low_rank(values, change, start):
         done += size
 
 
-def is_adapter_folder(folder: Path) -> bool:
-    """Whether a folder holds a PEFT adapter."""
-    return (folder / CONFIG_FILE).is_file()
-
-
 class LoraAdapter:
     """What the adapter in `folder` changes of a pretrained model with these tensors (name: shape).
 
@@ -111,13 +105,14 @@ class LoraAdapter:
         self.folder = folder
         self._shapes = pretrained_names_and_shapes
         self._shares_embeddings = not any(name.endswith(OUTPUT_EMBEDDINGS) for name in self._shapes)
-        self._config = read_json_object(folder / CONFIG_FILE, "give a whole PEFT adapter folder")
+        self._config = read_json_object(folder / ADAPTER_CONFIG_FILE, "give a whole PEFT adapter folder")
         self._check_settings()
-        weights = self._find_weights()
-        self.files = [folder / CONFIG_FILE, weights]
+        self._check_no_whole_model()
+        self.files = adapter_files(folder)
+        weights = self.files[-1]
         self.replaced: dict[str, StoredTensor] = {}
         halves: dict[str, dict[str, np.ndarray]] = {}
-        stored = read_header(weights) if weights.suffix == ".safetensors" else _read_pickled(weights)
+        stored = read_header(weights) if weights.suffix == ".safetensors" else read_pickled(weights)
         if not stored:
             raise UserError(f"{weights}: holds no tensors; get the file anew")
         for name, tensor in stored.items():
@@ -155,19 +150,17 @@ class LoraAdapter:
             patterns = config.get(pattern_key) or {}
             for value in (config.get(key), *(patterns.values() if isinstance(patterns, dict) else [patterns])):
                 if type(value) not in (int, float) or not math.isfinite(value) or (key == "r" and value < 1):
-                    raise self._error(f"{key} or {pattern_key} in {CONFIG_FILE} has {value}, which makes no sense")
+                    raise self._error(
+                        f"{key} or {pattern_key} in {ADAPTER_CONFIG_FILE} has {value}, which makes no sense"
+                    )
 
-    def _find_weights(self) -> Path:
+    def _check_no_whole_model(self) -> None:
         for name in (SINGLE_FILE, INDEX_FILE, PICKLED_FILE, PICKLED_INDEX_FILE):
             if (self.folder / name).exists():
                 raise UserError(
-                    f"{self.folder}: holds both an adapter ({CONFIG_FILE}) and a whole model ({name}); "
+                    f"{self.folder}: holds both an adapter ({ADAPTER_CONFIG_FILE}) and a whole model ({name}); "
                     "move one of them to a folder of its own"
                 )
-        for name in WEIGHT_FILES:
-            if (self.folder / name).exists():
-                return self.folder / name
-        raise UserError(f"{self.folder}: holds no adapter weights ({' or '.join(WEIGHT_FILES)}); download them")
 
     def _add_half(
         self, name: str, half: re.Match[str], tensor: StoredTensor, halves: dict[str, dict[str, np.ndarray]]
@@ -220,7 +213,9 @@ class LoraAdapter:
         module = target.removesuffix(".weight")
         rank, alpha = self._setting("r", "rank_pattern", module), self._setting("lora_alpha", "alpha_pattern", module)
         if rank != a.shape[0]:
-            raise self._error(f"the low-rank change of {target} has rank {a.shape[0]}, and {rank} in {CONFIG_FILE}")
+            raise self._error(
+                f"the low-rank change of {target} has rank {a.shape[0]}, and {rank} in {ADAPTER_CONFIG_FILE}"
+            )
         scaling = alpha / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
         if is_transposed:
             return LowRank(np.ascontiguousarray(b.T), np.ascontiguousarray(a.T), scaling)

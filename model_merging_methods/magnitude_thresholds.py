@@ -170,19 +170,16 @@ class MagnitudeSample:
         """
         if not self.pieces:
             return EVERYWHERE
-        values = np.concatenate(self.pieces)
-        middle = _quantile(values, share)
-        shares = [np.count_nonzero(piece <= middle) / piece.size for piece in self.pieces]
+        values = np.sort(np.concatenate(self.pieces))
+
+        def pattern_at(share: float) -> int:
+            return _pattern(values[min(max(int(share * values.size), 0), values.size - 1)])
+
+        middle = pattern_at(share)
+        shares = [np.count_nonzero(piece <= _number(middle)) / piece.size for piece in self.pieces]
         margin = _STANDARD_ERRORS * float(np.std(shares)) / len(shares) ** 0.5 + 1 / values.size
-        low = _pattern(_quantile(values, share - margin))
-        high = _pattern(_quantile(values, share + margin))
-        center = _pattern(middle)
-        return Bracket(max(low, center - BINS // 2), min(high, center + BINS // 2 - 1))
-
-
-def _quantile(values: np.ndarray, share: float) -> np.float32:
-    position = min(max(int(share * values.size), 0), values.size - 1)
-    return np.partition(values, position)[position]
+        low, high = pattern_at(share - margin), pattern_at(share + margin)
+        return Bracket(max(low, middle - BINS // 2), min(high, middle + BINS // 2 - 1))
 
 
 def _pattern(magnitude: np.float32) -> int:

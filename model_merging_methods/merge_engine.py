@@ -27,7 +27,7 @@ from utils.errors import UserError
 
 BLOCK_SIZE = STRETCH
 _GUARD_PIECES, _GUARD_PIECE = 256, 4096  # the sample that shows whether models are related
-_TRIM_PIECES, _TRIM_PIECE = 4096, 512  # the sample that brackets thresholds
+_TRIM_PIECES, _TRIM_PIECE = 2048, 1024  # the sample that brackets thresholds
 _MOST_SHARED = 1 << 15  # positions of a block at which several models may be undecided
 
 # Called with a shard whose last block was written, and the report on each of its parameters, by name.
@@ -350,6 +350,7 @@ class _ShardInWork:
         models = self._merge.models
         return (
             self._merge._block_size == STRETCH
+            and not models.models[model].reads_pretrained
             and name in models.models[model].tensors
             and not models.has_other_rows(model, name)
         )

@@ -8,7 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from model_merging_methods.checkpoint_folder import CheckpointFolder, index_file, weight_files
+from model_merging_methods.checkpoint_folder import (
+    CheckpointFolder,
+    adapter_files,
+    index_file,
+    is_adapter_folder,
+    weight_files,
+)
 from model_merging_methods.fingerprints import small_file_fingerprint, weight_file_fingerprints
 from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
 from model_merging_methods.stored_dtypes import is_floating
@@ -53,8 +59,10 @@ class InputFile:
 
 def list_input_files(folder: Path) -> list[Path]:
     """The files of an input folder that a merge depends on."""
-    index = index_file(folder)
     files = [folder / name for name in _SMALL_FILES if (folder / name).exists()]
+    if is_adapter_folder(folder):
+        return [*files, *adapter_files(folder)]
+    index = index_file(folder)
     return [*files, *([] if index is None else [index]), *weight_files(folder)]
 
 
@@ -65,8 +73,10 @@ def fingerprint_inputs(
     model's first. `digests` are those of each model's tensors that are known already, by name."""
     files = {}
     for i, (role, model) in enumerate(zip(request.inputs, models, strict=True)):
-        known = digests[i] if digests else {}
-        weights = weight_file_fingerprints(model, known, lambda name, i=i: _matters(request, models, i, name))
+        weights = {}
+        if not model.reads_pretrained:
+            known = digests[i] if digests else {}
+            weights = weight_file_fingerprints(model, known, lambda name, i=i: _matters(request, models, i, name))
         files[role] = [
             _input_file(path, weights.get(path) or small_file_fingerprint(path))
             for path in list_input_files(model.folder)
@@ -78,7 +88,7 @@ def _matters(request: MergeRequest, models: Sequence[CheckpointFolder], model: i
     """Whether the result depends on the values of a model's tensor, not only on its name, dtype and shape."""
     copied = not is_floating(models[model].tensors[name].dtype) or request.parameters.excludes(name)
     if model == 0:
-        return copied or request.parameters.reads_pretrained
+        return copied or request.parameters.reads_pretrained or any(model.reads_pretrained for model in models)
     return not copied
 
 
@@ -224,7 +234,16 @@ def is_same_merge(record: Mapping[str, Any], request: MergeRequest) -> bool:
 
 def open_models(request: MergeRequest, stack: ExitStack) -> list[CheckpointFolder]:
     """All folders of a merge, the pretrained model's first, open until `stack` closes them."""
-    return [stack.enter_context(CheckpointFolder(folder)) for folder in request.inputs.values()]
+    from model_merging_methods.adapted_folder import AdaptedFolder  # with numba, which command lines do without
+
+    pretrained = stack.enter_context(CheckpointFolder(request.pretrained))
+    finetuned = [
+        AdaptedFolder(folder, pretrained)
+        if is_adapter_folder(folder)
+        else stack.enter_context(CheckpointFolder(folder))
+        for folder in request.finetuned.values()
+    ]
+    return [pretrained, *finetuned]
 
 
 def _recorded_files(record: Mapping[str, Any], role: str) -> dict[str, dict[str, Any]]:

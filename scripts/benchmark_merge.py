@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all")
     parser.add_argument("--states", nargs="+", choices=("cold", "warm"), default=["cold", "warm"])
     parser.add_argument("--repeat", type=int, default=3, help="rounds, of which medians are taken (default: 3)")
-    parser.add_argument("--vs", choices=("mergekit",), help="measure this beside, from an environment of its own")
+    parser.add_argument("--vs", choices=("mergekit",), help="measure this beside, warm, in an environment of its own")
     parser.add_argument("--work_dir", type=Path, help="where models are made (default: a temporary folder)")
     parser.add_argument("--keep", action="store_true", help="leave the models there")
     parser.add_argument("--output", type=Path, help="write the table here, and all figures beside it as JSON")
@@ -124,6 +124,8 @@ def main() -> None:
     if not sys.platform.startswith("linux"):
         raise UserError("benchmarks are for Linux: they read /proc")
 
+    if options.vs and (options.models != 2 or "warm" not in options.states):
+        raise UserError("--vs: compares merges of two models with the files in the cache; see --models and --states")
     work = options.work_dir or Path(tempfile.mkdtemp(prefix="benchmark_merge_"))
     folder = work / f"{options.parameters}_{options.models}"
     try:
@@ -192,7 +194,7 @@ def run_rounds(bench: Bench, options: argparse.Namespace) -> dict[tuple[Case, st
     for number in range(options.repeat):
         for case in cases:
             sides: dict[str, Callable[[Bench, Case], list[object]]] = {"floor": floor_command, "ours": our_command}
-            if bench.mergekit is not None and options.models == 2:
+            if bench.mergekit is not None and case.state == "warm":
                 sides["mergekit"] = mergekit_command
             for side, command in sides.items():
                 if case.state == "cold":

@@ -1,9 +1,13 @@
 """The paper's models, and where a model's folder is found."""
 
+import json
+import logging
 import re
 from pathlib import Path
 
 from utils.errors import UserError
+
+log = logging.getLogger(__name__)
 
 # Name in the paper, by role, in model order; and the same model on the hub.
 PRETRAINED_MODEL = "Llama-2-13b-hf"
@@ -34,6 +38,10 @@ TOKENIZER_FILES = (
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
+_HUB_REMEDIES = {
+    "GatedRepoError": "accept its licence on its page there, and log in with `hf auth login`",
+    "RepositoryNotFoundError": "check its name; if it is private, log in with `hf auth login`",
+}
 
 
 def paper_model_folder(name: str, models_dir: Path | None) -> Path:
@@ -49,24 +57,56 @@ def paper_model_folder(name: str, models_dir: Path | None) -> Path:
 
 
 def find_model_folder(path_or_hub_id: str) -> Path:
-    """The folder at a path, or of a hub id, whose weights and tokenizer are downloaded where they are not yet.
+    """The folder at a path; or of a hub id, whose weights and tokenizer are downloaded where they are not yet, with
+    progress on a terminal. Without a connection, a copy that was downloaded whole is taken.
 
-    Raises UserError where there is neither.
+    Raises UserError, with what can be done, where there is neither.
     """
     path = Path(path_or_hub_id)
     if path.is_dir():
         return path
     if not _HUB_ID.fullmatch(path_or_hub_id) or path.exists():
         raise UserError(f"{path_or_hub_id}: no such model folder")
+    try:
+        return _download(path_or_hub_id)
+    except Exception as error:  # the hub's, the network's and the disk's, of many kinds
+        cached = _whole_download(path_or_hub_id)
+        if cached is not None:
+            log.info("%s: the hub does not answer; taking the copy downloaded before", path_or_hub_id)
+            return cached
+        remedy = _HUB_REMEDIES.get(
+            type(error).__name__, "download it and give its path, or the folder that holds it with --models_dir"
+        )
+        raise UserError(
+            f"{path_or_hub_id}: no such folder here, and not to be had from the hub ({type(error).__name__}); {remedy}"
+        ) from error
 
+
+def _download(hub_id: str) -> Path:
     from huggingface_hub import list_repo_files, snapshot_download
 
+    names = list_repo_files(hub_id)
+    # Beside the weights some hold them again, in forms of other programs (*.pth, consolidated.*, *.gguf).
+    if any(name.endswith(".safetensors") and "/" not in name for name in names):
+        weights = ["model*.safetensors", "adapter_model.safetensors"]
+    else:
+        weights = ["pytorch_model*.bin", "adapter_model.bin"]
+    log.info("%s: downloading what is not here yet", hub_id)
+    return Path(snapshot_download(hub_id, allow_patterns=[*weights, *_SMALL_FILES]))
+
+
+def _whole_download(hub_id: str) -> Path | None:
+    """The hub's copy in the cache, if all its files are there."""
+    from huggingface_hub import snapshot_download
+
     try:
-        names = list_repo_files(path_or_hub_id)
-        weights = "*.safetensors" if any(name.endswith(".safetensors") for name in names) else "pytorch_model*.bin"
-        return Path(snapshot_download(path_or_hub_id, allow_patterns=[weights, *_SMALL_FILES]))
-    except Exception as error:
-        raise UserError(
-            f"{path_or_hub_id}: no such folder here, and not to be had from the hub ({type(error).__name__}); "
-            "download it and give its path, or the folder that holds it with --models_dir"
-        ) from error
+        folder = Path(snapshot_download(hub_id, local_files_only=True))
+        shards = [
+            name
+            for index in folder.glob("*.index.json")
+            for name in json.loads(index.read_text())["weight_map"].values()
+        ]
+    except (OSError, ValueError, KeyError):
+        return None
+    found = {path.name for path in folder.iterdir() if path.exists() and path.suffix in (".safetensors", ".bin")}
+    return folder if found and found.issuperset(shards) else None

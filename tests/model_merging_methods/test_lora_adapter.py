@@ -24,14 +24,13 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from model_merging_methods.checkpoint_folder import read_header
+from model_merging_methods.checkpoint_folder import is_adapter_folder, read_header
 from model_merging_methods.lora_adapter import (
     HARMLESS_SETTINGS,
     READ_SETTINGS,
     LoraAdapter,
     LowRank,
     add_low_rank,
-    is_adapter_folder,
 )
 from utils.errors import UserError
 

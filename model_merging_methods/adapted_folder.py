@@ -1,0 +1,73 @@
+"""A LoRA adapter on the pretrained model, read as the folder of the whole fine-tune would be."""
+
+from pathlib import Path
+
+import numpy as np
+
+from model_merging_methods.block_kernels import decode
+from model_merging_methods.checkpoint_folder import CheckpointFolder, StoredTensor, check_files_unchanged, file_states
+from model_merging_methods.lora_adapter import LoraAdapter, add_low_rank
+from model_merging_methods.stored_dtypes import FLOATING_CODES
+
+
+class AdaptedFolder:
+    """What `CheckpointFolder` is, of a PEFT folder: tensors that the adapter changes are computed in float32 from the
+    pretrained model's, stretch by stretch; the others are the pretrained model's.
+
+    Raises UserError for an adapter that does not fit the pretrained model (`lora_adapter`).
+    """
+
+    reads_pretrained = True
+
+    def __init__(self, folder: Path, pretrained: CheckpointFolder):
+        self.folder = folder
+        self.config = pretrained.config
+        self._pretrained = pretrained
+        self._adapter = LoraAdapter(folder, {name: stored.shape for name, stored in pretrained.tensors.items()})
+        self.files = self._adapter.files
+        self._states = file_states(self.files)
+        self.tensors = dict(pretrained.tensors)
+        for name in (*self._adapter.low_rank, *self._adapter.replaced):
+            shape = self._adapter.replaced[name].shape if name in self._adapter.replaced else self.tensors[name].shape
+            self.tensors[name] = StoredTensor(self.files[-1], "F32", shape)
+
+    def close(self) -> None:
+        """There is nothing of its own to close."""
+
+    def __enter__(self) -> "AdaptedFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def read_into(self, buffer: np.ndarray, name: str, start: int, stop: int) -> None:
+        """Put values start … stop − 1 of the flattened tensor `name` into `buffer` (uint8): as float32 where the
+        adapter changes it, else as stored."""
+        change = self._adapter.low_rank.get(name)
+        if name in self._adapter.replaced:
+            values = self._adapter.read_replaced(name, start, stop)
+        elif change is not None:
+            values = self._read_pretrained(name, start, stop)
+        else:
+            self._pretrained.read_into(buffer, name, start, stop)
+            return
+        if change is not None:
+            add_low_rank(values, change, start)
+        buffer.view(np.float32)[:] = values
+
+    def read_ahead(self, name: str, start: int, stop: int) -> None:
+        """Ask the system to bring what these values are made of from the disk, without waiting for it."""
+        if name not in self._adapter.replaced:
+            self._pretrained.read_ahead(name, start, stop)
+
+    def check_unchanged(self) -> None:
+        """Raise UserError, naming the file, where one is not as it was when the adapter was read."""
+        check_files_unchanged(self._states)
+
+    def _read_pretrained(self, name: str, start: int, stop: int) -> np.ndarray:
+        stored = self._pretrained.tensors[name]
+        buffer = np.empty((stop - start) * stored.item_size, np.uint8)
+        self._pretrained.read_into(buffer, name, start, stop)
+        values = np.empty(stop - start, np.float32)
+        decode(buffer, FLOATING_CODES[stored.dtype], 0, values)
+        return values
