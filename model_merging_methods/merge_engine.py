@@ -108,6 +108,9 @@ class Merge:
         blocks = [block for shard in shards for block in reversed(self._blocks(shard.names))]
         in_work = {name: work for shard in shards for work in [_ShardInWork(shard, self)] for name in shard.names}
         merged, lock = set(self.merged_names), Lock()
+        for work in {id(work): work for work in in_work.values()}.values():
+            if work.is_done:  # it holds nothing but tensors without values
+                finished(work.shard, work.reports())
 
         def new_worker() -> Callable[[Block], None]:
             room = self._new_room()
@@ -325,10 +328,14 @@ class _ShardInWork:
     def keep_output(self, block: Block, values: np.ndarray) -> None:
         self._outputs[self._place(block)] = stretch_digest(values)
 
+    @property
+    def is_done(self) -> bool:
+        return self._left == 0
+
     def count_down(self) -> bool:
         """Call it once a block; whether that was the last."""
         self._left -= 1
-        return self._left == 0
+        return self.is_done
 
     def reports(self) -> dict[str, TensorReport]:
         return {name: self._report(name) for name in self.shard.names}

@@ -76,5 +76,8 @@ def _facts(parameters: MergeParameters, roles) -> list[tuple[str, str]]:
         facts.append(("M3 interpolation ratios", f"{ratios} ({source})"))
     if parameters.uses_seed:
         facts.append(("seed", f"{parameters.seed}"))
+    if parameters.exclude_param_names_regex:
+        patterns = ", ".join(f"`{pattern}`" for pattern in parameters.exclude_param_names_regex)
+        facts.append(("left as in the pretrained model", f"parameters whose names hold a match of {patterns}"))
     facts.append(("dtype", parameters.dtype or "the pretrained model's"))
     return facts

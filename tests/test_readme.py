@@ -38,7 +38,8 @@ def test_a_command_line_of_the_paper_runs_as_it_stands(line, models_dir, tmp_pat
 
 def test_every_option_that_the_readme_names_exists():
     known = {word for action in build_parser()._actions for word in action.option_strings}
-    known |= {"--load_model_path", "--vllm"}  # of `python -m inference_llms`, of scripts/setup_env.sh
+    # Of `python -m inference_llms`, scripts/setup_env.sh, the diagnosis, the benchmark.
+    known |= {"--load_model_path", "--vllm", "--models", "--parameters", "--vs"}
     evaluators = re.compile(r"`(alpaca_eval|evaluate_functional_correctness|accelerate launch)[^`]*`")
     named = set(re.findall(r"--[a-z_]+", evaluators.sub("", README)))
     assert named <= known, named - known

@@ -1,8 +1,10 @@
 """The paper's models, and where a model's folder is found."""
 
+import contextlib
 import json
 import logging
 import re
+import sys
 from pathlib import Path
 
 from utils.errors import UserError
@@ -37,6 +39,10 @@ TOKENIZER_FILES = (
 )
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_WEIGHTS = {  # by kind of file, the better kind first
+    ".safetensors": ("model*.safetensors", "adapter_model.safetensors"),
+    ".bin": ("pytorch_model*.bin", "adapter_model.bin"),
+}
 _SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
 _HUB_REMEDIES = {
     "GatedRepoError": "accept its licence on its page there, and log in with `hf auth login`",
@@ -83,30 +89,36 @@ def find_model_folder(path_or_hub_id: str) -> Path:
 
 
 def _download(hub_id: str) -> Path:
-    from huggingface_hub import list_repo_files, snapshot_download
+    from huggingface_hub import model_info, snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
 
-    names = list_repo_files(hub_id)
-    # Beside the weights some hold them again, in forms of other programs (*.pth, consolidated.*, *.gguf).
-    if any(name.endswith(".safetensors") and "/" not in name for name in names):
-        weights = ["model*.safetensors", "adapter_model.safetensors"]
-    else:
-        weights = ["pytorch_model*.bin", "adapter_model.bin"]
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    names = [file.rfilename for file in model_info(hub_id).siblings]
+    kind = next((kind for kind in _WEIGHTS if any("/" not in name and name.endswith(kind) for name in names)), ".bin")
     log.info("%s: downloading what is not here yet", hub_id)
-    return Path(snapshot_download(hub_id, allow_patterns=[*weights, *_SMALL_FILES]))
+    return Path(snapshot_download(hub_id, **_wanted(kind)))
+
+
+def _wanted(kind: str) -> dict[str, list[str]]:
+    """Which files hold a model whose weights are of this kind: not the ones in folders, nor those that hold the
+    weights again in forms of other programs (*.pth, consolidated.*, *.gguf)."""
+    return {"allow_patterns": [*_WEIGHTS[kind], *_SMALL_FILES], "ignore_patterns": ["*/*"]}
 
 
 def _whole_download(hub_id: str) -> Path | None:
     """The hub's copy in the cache, if all its files are there."""
     from huggingface_hub import snapshot_download
 
-    try:
-        folder = Path(snapshot_download(hub_id, local_files_only=True))
-        shards = [
-            name
-            for index in folder.glob("*.index.json")
-            for name in json.loads(index.read_text())["weight_map"].values()
-        ]
-    except (OSError, ValueError, KeyError):
-        return None
-    found = {path.name for path in folder.iterdir() if path.exists() and path.suffix in (".safetensors", ".bin")}
-    return folder if found and found.issuperset(shards) else None
+    for kind in _WEIGHTS:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            folder = Path(snapshot_download(hub_id, local_files_only=True, **_wanted(kind)))
+            found = {path.name for path in folder.glob(f"*{kind}") if path.exists()}
+            shards = [
+                name
+                for index in folder.glob(f"*{kind}.index.json")
+                for name in json.loads(index.read_text())["weight_map"].values()
+            ]
+            if found and found.issuperset(shards):
+                return folder
+    return None

@@ -1,0 +1,123 @@
+"""Models by hub id: the real client against a small hub of our own on this machine."""
+
+import functools
+import hashlib
+import json
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ZOO = ROOT / "scripts" / "tiny_zoo"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+COMMAND = (
+    "import sys; from utils.errors import run_command_line; from utils.model_folders import find_model_folder; "
+    "sys.exit(run_command_line(lambda: print(find_model_folder(sys.argv[1]))))"
+)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The few endpoints of the hub that a download takes, for one public model and a gated one."""
+
+    def __init__(self, files: dict[str, bytes], *arguments):
+        self.files = files
+        super().__init__(*arguments)
+
+    def do_HEAD(self) -> None:
+        self.respond(with_body=False)
+
+    def do_GET(self) -> None:
+        self.respond(with_body=True)
+
+    def respond(self, with_body: bool) -> None:
+        path = self.path.split("?")[0]
+        if "our/gated" in path:
+            self.send(403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"}, b"{}", with_body)
+        elif path.startswith("/api/models/our/model/tree/"):
+            tree = [{"type": "file", "path": n, "size": len(c), "oid": self.tag(c)} for n, c in self.files.items()]
+            self.send(200, {"Content-Type": "application/json"}, json.dumps(tree).encode(), with_body)
+        elif path.startswith("/api/models/our/model"):
+            siblings = [{"rfilename": name} for name in self.files]
+            info = {"id": "our/model", "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
+            self.send(200, {"Content-Type": "application/json"}, json.dumps(info).encode(), with_body)
+        elif path.startswith("/our/model/resolve/") and path.split("/", 5)[5] in self.files:
+            content = self.files[path.split("/", 5)[5]]
+            self.send(200, {"ETag": f'"{self.tag(content)}"', "X-Repo-Commit": COMMIT}, content, with_body)
+        else:
+            self.send(404, {"X-Error-Code": "RepoNotFound"}, b"{}", with_body)
+
+    @staticmethod
+    def tag(content: bytes) -> str:
+        return hashlib.sha1(content).hexdigest()
+
+    def send(self, status: int, headers: dict[str, str], body: bytes, with_body: bool) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Keep quiet."""
+
+
+@pytest.fixture
+def hub():
+    """The hub's address and its files, which a test may change."""
+    files = {path.name: path.read_bytes() for path in (ZOO / "math").iterdir()}
+    files["consolidated.00.pth"] = b"the same weights again"
+    files["original/params.json"] = b"{}"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Hub, files))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", files
+    server.shutdown()
+    server.server_close()
+
+
+def find(hub_id: str, address: str, cache: Path) -> subprocess.CompletedProcess:
+    environment = {
+        "PATH": "/usr/bin:/bin", "HF_ENDPOINT": address, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1",
+        "no_proxy": "*",
+    }  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-c", COMMAND, hub_id], capture_output=True, text=True, cwd=ROOT, env=environment, check=False
+    )
+
+
+def test_a_hub_id_is_downloaded_without_what_holds_the_weights_again(hub, tmp_path):
+    address, files = hub
+    done = find("our/model", address, tmp_path)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    folder = Path(done.stdout.strip())
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert found == {name: content for name, content in files.items() if "/" not in name and not name.endswith(".pth")}
+
+
+def test_an_adapter_is_downloaded(hub, tmp_path):
+    address, files = hub
+    files.clear()
+    files.update({"adapter_config.json": b"{}", "adapter_model.bin": b"weights", "training_args.bin": b"no weights"})
+    folder = Path(find("our/model", address, tmp_path).stdout.strip())
+    assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.bin"}
+
+
+def test_without_a_connection_a_whole_download_is_used_and_a_part_of_one_is_not(hub, tmp_path):
+    address, _ = hub
+    first = find("our/model", address, tmp_path)
+    nowhere = "http://127.0.0.1:9"
+    found = find("our/model", nowhere, tmp_path)
+    assert found.stdout == first.stdout, found.stderr
+    (Path(first.stdout.strip()) / "model.safetensors").unlink()
+    again = find("our/model", nowhere, tmp_path)
+    assert again.returncode == 2 and again.stderr.count("\n") == 1 and "our/model" in again.stderr
+
+
+@pytest.mark.parametrize(("hub_id", "told"), [("our/gated", "accept its licence"), ("our/nothing", "check its name")])
+def test_what_the_hub_refuses_is_told_with_a_remedy(hub, tmp_path, hub_id, told):
+    done = find(hub_id, hub[0], tmp_path)
+    assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
