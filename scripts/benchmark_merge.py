@@ -25,7 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.benchmark_checkpoints import SHAPES, make_checkpoint
-from scripts.benchmark_processes import bring_into_cache, drop_from_cache, measure, sync_files
+from scripts.benchmark_processes import bring_into_cache, drop_from_cache, measure, sync_files, touch_memory
 from utils.command_line import OneLineParser
 from utils.cores import available_cores
 from utils.errors import UserError, run_command_line
@@ -133,12 +133,12 @@ def main() -> None:
         warm_up(bench)
         rounds = run_rounds(bench, options)
         shutil.rmtree(bench.out)
+        text = report(rounds, bench, options)
     finally:
         if not options.keep:
             shutil.rmtree(folder, ignore_errors=True)
             if options.work_dir is None:
                 shutil.rmtree(work, ignore_errors=True)
-    text = report(rounds, options)
     print(text)
     if options.output is not None:
         write_whole(options.output, text)
@@ -211,6 +211,7 @@ def run_rounds(bench: Bench, options: argparse.Namespace) -> dict[tuple[Case, st
 def run_side(bench: Bench, command: list[object], side: str) -> Round:
     os.sync()
     out = bench.fresh_out()
+    touch_memory(3 * bench.output_bytes())
     done = measure(command, out)
     if side == "ours":
         record = next(out.rglob("merge_record.json"))
@@ -271,7 +272,7 @@ def mergekit_command(bench: Bench, case: Case) -> list[object]:
     return [bench.mergekit / "bin" / "mergekit-yaml", path, bench.out / "merged", *MERGEKIT_FLAGS]
 
 
-def report(rounds: dict[tuple[Case, str], list[Round]], options: argparse.Namespace) -> str:
+def report(rounds: dict[tuple[Case, str], list[Round]], bench: Bench, options: argparse.Namespace) -> str:
     """The machine and the tables, as Markdown."""
     shape = SHAPES[options.parameters]
     heading = (
@@ -289,12 +290,13 @@ def report(rounds: dict[tuple[Case, str], list[Round]], options: argparse.Namesp
         "Seconds are from process start to process end, without the final sync of the output, which stands beside.",
         "Memory is the peak of the process's own, in MB (10^6 bytes); read and written are GB (10^9 bytes) asked for.",
         "The floor reads the inputs that the method needs once and writes the output once, with positioned reads and",
-        "writes and a thread a core, in the same round. Kernels were compiled before, on tiny models.",
+        "writes and a thread a core, in the same round. Kernels were compiled before, on tiny models; before every",
+        "process of any side, memory was touched and freed, so that none waits for the host of a virtual machine.",
         "",
         *_table(rounds),
     ]
-    if any(side == "mergekit" for _, side in rounds):
-        version = _mergekit_version(options)
+    if bench.mergekit is not None:
+        version = _mergekit_version(bench.mergekit)
         lines += ["", f"mergekit {version}, `mergekit-yaml` with {' '.join(MERGEKIT_FLAGS)}:", "", *_versus(rounds)]
     estimate = _estimate(rounds, shape.parameters)
     return "\n".join([*lines, *(["", estimate] if estimate else []), ""])
@@ -351,13 +353,19 @@ def _versus(rounds: dict[tuple[Case, str], list[Round]]) -> list[str]:
 
 
 def _estimate(rounds: dict[tuple[Case, str], list[Round]], parameters: int) -> str:
-    """What larger models take, from the cost per parameter."""
+    """What larger models take, from the cost per parameter, if these are large enough that starting does not count."""
+    if parameters < 1e9:
+        return ""
     told = []
     for method in ("task arithmetic", "TIES"):
         of = rounds.get((Case(method, "cold"), "ours"))
         if of:
             per_parameter = _median(of, "wall") / parameters
-            minutes = [f"{size}B {per_parameter * size * 1e9 / 60:.1f} min" for size in (7, 13, 70)]
+            minutes = [
+                f"{size}B {per_parameter * size * 1e9 / 60:.1f} min"
+                for size in (7, 13, 70)
+                if size * 1e9 > 1.5 * parameters
+            ]
             told.append(f"{method} {', '.join(minutes)}")
     return f"Estimated from the cold seconds per parameter: {'; '.join(told)}." if told else ""
 
@@ -380,11 +388,9 @@ def machine() -> list[str]:
     ]
 
 
-def _mergekit_version(options: argparse.Namespace) -> str:
-    python = options.work_dir / "mergekit_environment" / "bin" / "python" if options.work_dir else None
-    if python is None or not python.exists():
-        return ""
+def _mergekit_version(environment: Path) -> str:
     code = "import importlib.metadata as m; print(m.version('mergekit'))"
+    python = environment / "bin" / "python"
     return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
