@@ -20,7 +20,8 @@ def main() -> None:
     if options.mixup_lambda:
         options.mixup_lambda = [1 / len(folders)] * len(folders)
     parameters = merge_parameters(options, list(folders))
-    merge_models(MergeRequest(Path(base), folders, parameters), {"merged": Path(out) / "merged"})
+    role = next(iter(folders))
+    merge_models(MergeRequest(Path(base), folders, parameters), {role: Path(out) / role})
 
 
 if __name__ == "__main__":

@@ -356,16 +356,13 @@ def _estimate(rounds: dict[tuple[Case, str], list[Round]], parameters: int) -> s
     """What larger models take, from the cost per parameter, if these are large enough that starting does not count."""
     if parameters < 1e9:
         return ""
+    sizes = [size for size in (7, 13, 70) if size * 1e9 > 1.5 * parameters]
     told = []
     for method in ("task arithmetic", "TIES"):
         of = rounds.get((Case(method, "cold"), "ours"))
         if of:
             per_parameter = _median(of, "wall") / parameters
-            minutes = [
-                f"{size}B {per_parameter * size * 1e9 / 60:.1f} min"
-                for size in (7, 13, 70)
-                if size * 1e9 > 1.5 * parameters
-            ]
+            minutes = [f"{size}B {per_parameter * size * 1e9 / 60:.1f} min" for size in sizes]
             told.append(f"{method} {', '.join(minutes)}")
     return f"Estimated from the cold seconds per parameter: {'; '.join(told)}." if told else ""
 
