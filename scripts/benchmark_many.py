@@ -1,6 +1,6 @@
 """A merge of more fine-tunes than the main script has roles for; used by benchmark_merge.py.
 
-python scripts/benchmark_many.py BASE OUT OPTION... ROLE FOLDER ...
+python scripts/benchmark_many.py BASE OUT ROLE FOLDER ... OPTION ...
 """
 
 import sys
@@ -15,8 +15,9 @@ from model_merging_methods.merge_record import MergeRequest
 
 def main() -> None:
     base, out, *words = sys.argv[1:]
-    options, rest = build_parser().parse_known_args(words)
-    folders = {role: Path(folder) for role, folder in zip(rest[::2], rest[1::2], strict=True)}
+    first_option = next(index for index, word in enumerate(words) if word.startswith("--"))
+    models, options = words[:first_option], build_parser().parse_args(words[first_option:])
+    folders = {role: Path(folder) for role, folder in zip(models[::2], models[1::2], strict=True)}
     if options.mixup_lambda:
         options.mixup_lambda = [1 / len(folders)] * len(folders)
     parameters = merge_parameters(options, list(folders))

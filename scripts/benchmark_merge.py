@@ -240,8 +240,8 @@ def our_command(bench: Bench, case: Case) -> list[object]:
             ROOT / "scripts" / "benchmark_many.py",
             bench.models["base"],
             bench.out,
-            *options,
             *models,
+            *options,
         ]
     if "--mixup_lambda" in options and len(roles) == 3:
         options += ["0.4", "0.3"]
