@@ -1,0 +1,1 @@
+"""Adversarial attacks on the prompts of classification tasks."""

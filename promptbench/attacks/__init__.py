@@ -1,0 +1,1 @@
+"""The attacks, a file each: `open_attack(parts)` gives the attack of its file, ready to be searched."""
