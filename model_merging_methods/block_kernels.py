@@ -15,8 +15,6 @@ from numba.extending import intrinsic
 
 from model_merging_methods.stored_dtypes import BF16, F16, F32, F64
 
-CHUNK = 2048
-
 CHUNK = 1024  # values
 _GROUP = 64  # positions that are looked at one by one if any of them is undecided
 

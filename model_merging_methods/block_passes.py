@@ -7,7 +7,6 @@ from threading import Event, Lock, Semaphore
 
 from tqdm import tqdm
 
-BLOCK_SIZE = 1 << 18  # values
 _BLOCKS_AHEAD = 96
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.benchmark_checkpoints import SHAPES, make_checkpoint
-from scripts.benchmark_processes import bring_into_cache, drop_from_cache, measure, sync_files, touch_memory
+from scripts.benchmark_processes import bring_into_cache, drop_from_cache, measure, sync_files
 from utils.command_line import OneLineParser
 from utils.cores import available_cores
 from utils.errors import UserError, run_command_line
@@ -211,7 +211,6 @@ def run_rounds(bench: Bench, options: argparse.Namespace) -> dict[tuple[Case, st
 def run_side(bench: Bench, command: list[object], side: str) -> Round:
     os.sync()
     out = bench.fresh_out()
-    touch_memory(3 * bench.output_bytes())
     done = measure(command, out)
     if side == "ours":
         record = next(out.rglob("merge_record.json"))
@@ -290,8 +289,7 @@ def report(rounds: dict[tuple[Case, str], list[Round]], bench: Bench, options: a
         "Seconds are from process start to process end, without the final sync of the output, which stands beside.",
         "Memory is the peak of the process's own, in MB (10^6 bytes); read and written are GB (10^9 bytes) asked for.",
         "The floor reads the inputs that the method needs once and writes the output once, with positioned reads and",
-        "writes and a thread a core, in the same round. Kernels were compiled before, on tiny models; before every",
-        "process of any side, memory was touched and freed, so that none waits for the host of a virtual machine.",
+        "writes and a thread a core, in the same round. Kernels were compiled before, on tiny models.",
         "",
         *_table(rounds),
     ]

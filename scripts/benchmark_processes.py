@@ -3,7 +3,6 @@
 import contextlib
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,16 +85,6 @@ def sync_files(folder: Path) -> float:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
     return time.perf_counter() - started
-
-
-def touch_memory(size: int) -> None:
-    """Use and free so many bytes, or half the memory if that is less, in a process of their own.
-
-    A virtual machine gives free memory back to its host after a while, and waits for every page that it then takes
-    again: seconds for a few GB, now more, now less, which would fall on whichever process comes first.
-    """
-    half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    subprocess.run([sys.executable, "-c", f"import numpy; numpy.ones({min(size, half)}, numpy.uint8)"], check=True)
 
 
 def drop_from_cache(files: Sequence[Path]) -> str:
