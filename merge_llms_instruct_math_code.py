@@ -11,8 +11,10 @@ from pathlib import Path
 
 from inference_llms.command_line import (
     add_inference_options,
+    add_tasks_option,
     check_engine,
     check_inference_options,
+    check_tasks_option,
     model_source,
     whole_number,
 )
@@ -119,6 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
     running = parser.add_argument_group("running")
     running.add_argument("--merge_only", action="store_true", help="stop after saving the merged model")
     running.add_argument("--delete_merged_model", action="store_true", help="delete the merged model once it is scored")
+    add_tasks_option(running)
     add_inference_options(running)
     return parser
 
@@ -126,6 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = build_parser().parse_args(arguments)
     check_inference_options(options)
+    check_tasks_option(options)
     if options.merge_only and (options.delete_merged_model or options.backend == "replay"):
         raise UserError("--merge_only saves a model: it makes no sense with --delete_merged_model or --backend replay")
     if options.backend == "replay" and (options.device is not None or options.allow_unrelated):

@@ -5,8 +5,10 @@ from pathlib import Path
 
 from inference_llms.command_line import (
     add_inference_options,
+    add_tasks_option,
     check_engine,
     check_inference_options,
+    check_tasks_option,
     model_source,
 )
 from inference_llms.model_folder import output_places
@@ -18,9 +20,11 @@ from utils.errors import UserError, run_command_line
 def main() -> None:
     parser = OneLineParser(prog="python -m inference_llms", description=__doc__, allow_abbrev=False)
     parser.add_argument("--load_model_path", type=Path, required=True, help="a Hugging Face model folder")
+    add_tasks_option(parser)
     add_inference_options(parser)
     arguments = parser.parse_args()
     check_inference_options(arguments)
+    check_tasks_option(arguments)
     if arguments.tasks is None:
         raise UserError("--tasks is missing; name one or more of them, see --help")
 

@@ -1,4 +1,4 @@
-"""The options of inference, the same for the main script and `python -m inference_llms`."""
+"""The options of inference, the same for every script that runs a model."""
 
 import argparse
 from pathlib import Path
@@ -33,9 +33,12 @@ def _integer(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from error
 
 
-def add_inference_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which tasks are run, on which examples and by which engine."""
+def add_tasks_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), metavar="TASK", help=", ".join(TASKS))
+
+
+def add_inference_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say on which examples a model's tasks are run, and by which engine."""
     parser.add_argument("--data_dir", type=Path, help="folder looked in for the sets' files before `datasets`")
     parser.add_argument("--output_dir", type=Path, default=Path(), help="root of every save_* folder")
     parser.add_argument(
@@ -54,14 +57,18 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_tasks_option(arguments: argparse.Namespace) -> None:
+    """Raise `UserError` for a task that is named twice."""
+    if arguments.tasks is not None and len(set(arguments.tasks)) < len(arguments.tasks):
+        raise UserError("--tasks names a task twice; name each once")
+
+
 def check_inference_options(arguments: argparse.Namespace) -> None:
     """Raise `UserError` for options that have no use together."""
     if arguments.backend == "replay" and arguments.replay_from is None:
         raise UserError("--backend replay needs --replay_from DIR, a folder that holds <task>.jsonl")
     if arguments.backend != "replay" and arguments.replay_from is not None:
         raise UserError("--replay_from has no use without --backend replay; add that or leave this out")
-    if arguments.tasks is not None and len(set(arguments.tasks)) < len(arguments.tasks):
-        raise UserError("--tasks names a task twice; name each once")
     if arguments.output_dir.exists() and not arguments.output_dir.is_dir():
         raise UserError(f"--output_dir {arguments.output_dir} is not a folder; name another place")
     if arguments.end_index is not None and arguments.end_index <= arguments.start_index:

@@ -46,19 +46,24 @@ def load_rows(data_set: DataSet, data_dir: Path | None) -> list[Row]:
                 raise UserError(f"{data_dir / name} is a folder; put the set's file there")
             if (data_dir / name).is_file():
                 return read_rows(data_dir / name, data_set.fields)
+    rows = published_rows(data_set.published_as, data_set.load_published, f"put {data_set.files[0]}")
+    check_rows(data_set.published_as, rows, data_set.fields)
+    return rows
+
+
+def published_rows(published_as: str, load: Callable[[], Iterable[dict[str, Any]]], put: str) -> list[Row]:
+    """The rows that `load` gets from where a set is published. `put` ("put FILE") begins the remedy where it cannot."""
     try:
-        published = list(data_set.load_published())
+        published = list(load())
     except Exception as error:
         # The loading libraries raise errors of a dozen unrelated kinds (network, hub, cache, format), and
         # the remedy is the same for all.
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"cannot load {data_set.published_as} ({type(error).__name__}: {reason}); "
-            f"put {data_set.files[0]} into a folder and name it with --data_dir"
+            f"cannot load {published_as} ({type(error).__name__}: {reason}); "
+            f"{put} into a folder and name it with --data_dir"
         ) from error
-    rows = [Row(f"{data_set.published_as} row {number}", row) for number, row in enumerate(published, 1)]
-    check_rows(data_set.published_as, rows, data_set.fields)
-    return rows
+    return [Row(f"{published_as} row {number}", row) for number, row in enumerate(published, 1)]
 
 
 def read_rows(path: Path, fields: dict[str, type], may_end_torn: bool = False) -> list[Row]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jsonlines
 
@@ -19,13 +19,20 @@ from utils.json_files import read_json_object
 from utils.whole_files import write_json
 
 
+class Completion(NamedTuple):
+    """What a model answered, and when: seconds since 1970."""
+
+    text: str
+    time: float
+
+
 @dataclass(frozen=True)
 class Completions:
     """Completions by id, the file where they are or will be kept, and the identity of the run they result from."""
 
     path: Path
     identity: dict[str, Any]
-    by_id: dict[int | str, str]
+    by_id: dict[int | str, Completion]
 
     @property
     def weights(self) -> str | None:
@@ -76,7 +83,9 @@ def check_same_run(path: Path, found: dict[str, Any] | None, identity: dict[str,
     )
 
 
-def stored_completions(path: Path, identity: dict[str, Any], whole_set: Sequence[Example]) -> dict[int | str, str]:
+def stored_completions(
+    path: Path, identity: dict[str, Any], whole_set: Sequence[Example]
+) -> dict[int | str, Completion]:
     """The completions by id that an earlier call of the same run left in `path`.
 
     A half-written last line, left by a kill, is passed over. Raises `UserError` for a broken line, for rows
@@ -87,7 +96,7 @@ def stored_completions(path: Path, identity: dict[str, Any], whole_set: Sequence
         return {}
     check_same_run(path, read_identity(path), identity)
     prompts = {example.id: example.prompt for example in whole_set}
-    completions: dict[int | str, str] = {}
+    completions: dict[int | str, Completion] = {}
     for number, line in enumerate(path.read_bytes()[:size].splitlines(), 1):
         row = read_stored_line(line, f"{path} line {number}")
         if prompts.get(row["id"]) != row["prompt"]:
@@ -95,8 +104,19 @@ def stored_completions(path: Path, identity: dict[str, Any], whole_set: Sequence
                 f"{path} line {number}: id {row['id']!r} was asked with another prompt, so from another data set; "
                 "choose another --output_dir, or replace the rows with --overwrite"
             )
-        completions[row["id"]] = row["completion"]
+        completions[row["id"]] = Completion(row["completion"], _time_of(row, path))
     return completions
+
+
+def stored_row(example: Example, completion: Completion) -> dict[str, Any]:
+    """The row of a file of completions."""
+    return {"id": example.id, "prompt": example.prompt, "completion": completion.text, "time": completion.time}
+
+
+def _time_of(row: dict[str, Any], path: Path) -> float:
+    """When a stored completion was there: the file's time where the row does not tell."""
+    time = row.get("time")
+    return time if isinstance(time, int | float) else path.stat().st_mtime
 
 
 def whole_lines(path: Path) -> int:
@@ -139,14 +159,14 @@ def read_replay(path: Path, examples: Sequence[Example], whole_set: Sequence[Exa
     """The completions of `examples` from a file of rows with `id` and `completion`.
 
     A folder of raw generations keeps its identity, and a half-written last line, left by a kill, is passed
-    over there; any other file is known by its content. Raises
+    over there; any other file is known by its content, and a row without `time` has the file's. Raises
     `UserError`, naming the file and the id, for rows that are missing, doubled, of no example, or (where a
     row has a `prompt`) of another prompt.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist; --replay_from must name a folder that holds it")
     prompts = {example.id: example.prompt for example in whole_set}
-    completions: dict[int | str, str] = {}
+    completions: dict[int | str, Completion] = {}
     identity = read_identity(path)
     for row in read_rows(path, {"completion": str}, may_end_torn=identity is not None):
         if "id" not in row.fields:
@@ -161,7 +181,7 @@ def read_replay(path: Path, examples: Sequence[Example], whole_set: Sequence[Exa
                 f"{row.place}: the completion of id {name!r} was given to another prompt; "
                 "replay it with the data set it was made from"
             )
-        completions[name] = row.fields["completion"]
+        completions[name] = Completion(row.fields["completion"], _time_of(row.fields, path))
     missing = [example.id for example in examples if example.id not in completions]
     if missing:
         raise UserError(

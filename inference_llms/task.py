@@ -1,6 +1,6 @@
 """What a task is: examples in, metrics and evaluators' files out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ class Example:
 class Answers:
     """The completions of a run for one task, one for each of `examples`, which are a slice of `whole_set`.
 
-    `model` is the path of the model that gave them.
+    `times`: when each was there, in seconds since 1970. `model` is the path of the model that gave them.
     """
 
     examples: Sequence[Example]
     completions: Sequence[str]
+    times: Sequence[float]
     whole_set: Sequence[Example]
     model: str
 
@@ -44,12 +45,15 @@ class Outcome:
 @dataclass(frozen=True)
 class Task:
     """One benchmark. `load_examples(data_dir)` gives the whole set in its order; `finish(answers, places)`
-    extracts, scores, and writes the evaluator's files."""
+    extracts, scores, and writes the evaluator's files. `check(times, places)`, called before anything is generated
+    with the times of the completions that are there, by id, raises UserError where `finish` would replace the files
+    of another run."""
 
     name: str
     sampling: Sampling
     load_examples: Callable[[Path | None], list[Example]]
     finish: Callable[[Answers, OutputPlaces], Outcome]
+    check: Callable[[Mapping[int | str, float], OutputPlaces], None] = lambda times, places: None
 
 
 def share(verdicts: Sequence[bool]) -> float:

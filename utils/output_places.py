@@ -50,6 +50,15 @@ class OutputPlaces:
         """The problems that were attempted, where they are not the evaluator's own 164."""
         return self.root / "save_gen_codes_results" / self.tasks / "human_eval" / f"{self.name}.problems.jsonl"
 
+    def livebench_answers(self, evaluate_task: str, category: str, task: str, model_id: str) -> Path:
+        """Answers to one LiveBench task. The folder named by the category drops into LiveBench's data/live_bench; it
+        holds the answers of every model, a file each."""
+        folder = self.livebench_category(evaluate_task, category) / task / "model_answer"
+        return folder / f"{model_id}.jsonl"
+
+    def livebench_category(self, evaluate_task: str, category: str) -> Path:
+        return self.root / f"save_gen_{evaluate_task}_livebench_results" / category
+
     def scores(self) -> Path:
         """Metrics, files and evaluator commands of all tasks of the run."""
         return self.root / "save_scores" / self.tasks / f"{self.name}.json"

@@ -1,0 +1,38 @@
+"""LiveBench, instruction_following: rewrite a newspaper's text and keep to several constraints; LiveBench judges."""
+
+from functools import partial
+from pathlib import Path
+
+from inference_llms.engine import Sampling
+from inference_llms.livebench import check_own_answers, first_turns, judge_command, load_questions, write_answers
+from inference_llms.task import Answers, Example, Outcome, Task
+from utils.output_places import OutputPlaces
+
+NAME = "instruction_following"
+SAMPLING = Sampling(max_tokens=2048)
+
+
+def answer(completion: str) -> str:
+    """A completion as it is judged: without answer marks, and without punctuation, newlines and white space around
+    it, taken off in this order and once each."""
+    return completion.replace("The answer is:", "").strip(".,!?;: ").strip("\n").strip()
+
+
+def load_examples(release: str | None, data_dir: Path | None) -> list[Example]:
+    return first_turns(load_questions(NAME, data_dir, release))
+
+
+def finish(model_id: str, answers: Answers, places: OutputPlaces) -> Outcome:
+    texts = [answer(completion) for completion in answers.completions]
+    files = write_answers(answers, texts, places, NAME, NAME, model_id)
+    return Outcome(files=files, evaluator_command=judge_command(places.livebench_category(NAME, NAME), NAME))
+
+
+def task(release: str | None, model_id: str) -> Task:
+    return Task(
+        NAME,
+        SAMPLING,
+        partial(load_examples, release),
+        partial(finish, model_id),
+        partial(check_own_answers, NAME, NAME, model_id),
+    )
