@@ -82,7 +82,7 @@ def test_tasks_of_one_model_share_one_engine_which_is_closed_and_all_prompts_go_
     assert json.loads(places.scores().read_text()) == scores
     rows = read_json_lines(places.raw_generations("gsm8k"))
     assert sorted(row["id"] for row in rows) == list(range(12))
-    assert all(list(row) == ["id", "prompt", "completion"] for row in rows)
+    assert all(list(row) == ["id", "prompt", "completion", "time"] for row in rows)
     assert places.scores().parent.name == "average_merging" and places.scores().name.endswith("True.json")
 
 
@@ -105,13 +105,13 @@ def test_a_half_written_last_line_is_dropped_and_its_example_asked_again(data, p
     examples = load_task_examples(["gsm8k"], data, 0, None)
     run(examples, places, source(Adder()))
     path = places.raw_generations("gsm8k")
-    whole = path.read_bytes()
+    whole, rows = path.read_bytes(), read_json_lines(path)
     for cut in (1, 2, 30):
         path.write_bytes(whole[:-cut])
         engine = Adder()
         run(examples, places, source(engine))
         assert len(engine.asked) == 1
-        assert path.read_bytes() == whole
+        assert [row | {"time": 0} for row in read_json_lines(path)] == [row | {"time": 0} for row in rows]
 
 
 def test_a_run_killed_while_generating_is_finished_by_the_next(data, places):
