@@ -70,13 +70,16 @@ def test_two_equal_neighbours_swapped_and_one_letter_alone_are_no_candidates():
 
 
 def test_places_and_letters_are_drawn_evenly():
-    places, letters = Counter(), Counter()
+    swaps, places, letters = Counter(), Counter(), Counter()
     for seed in range(5200):
-        *_, deleted, inserted = deepwordbug.mistype("1234", Random(seed))
+        swapped, *_, deleted, inserted = deepwordbug.mistype("1234", Random(seed))
+        swaps[swapped] += 1
         places[deleted] += 1
         letters[next(letter for letter in inserted if letter.isalpha())] += 1
+    assert set(swaps) == {"2134", "1324", "1243"}
+    assert all(1733 - 170 < number < 1733 + 170 for number in swaps.values())  # five standard deviations, as below
     assert set(places) == {"234", "134", "124", "123"}
-    assert all(1300 - 160 < number < 1300 + 160 for number in places.values())  # five standard deviations
+    assert all(1300 - 160 < number < 1300 + 160 for number in places.values())
     assert set(letters) == set(string.ascii_letters)
     assert all(100 - 50 < number < 100 + 50 for number in letters.values())
 
@@ -86,6 +89,17 @@ def test_a_candidate_is_one_slip_away_from_its_word(word, seed):
     for candidate in deepwordbug.mistype(word, Random(seed)):
         swapped = len(candidate) == len(word) and sorted(candidate) == sorted(word)
         assert edit_distance(word, candidate) == 1 or (swapped and edit_distance(word, candidate) == 2)
+
+
+def test_words_are_ranked_by_what_their_replacement_by_unk_costs():
+    asked = []
+
+    def score(prompts):
+        asked.append(list(prompts))
+        return [0.5] * len(prompts)
+
+    search(deepwordbug.open_attack(AttackParts(TASK)), "Judge {content} now please.", PROTECTED, score)
+    assert asked[0][1:] == ["[UNK] {content} now please.", "Judge {content} now [UNK]."]
 
 
 def test_candidates_depend_on_seed_prompt_and_place_and_not_on_what_was_asked_before():

@@ -78,6 +78,7 @@ def test_a_replacement_of_two_words_moves_what_was_changed_behind_it():
     assert prompt.changed == {1, 2, 4}
     assert prompt.delete(1).changed == {1, 3}
     assert prompt.delete(0).changed == {0, 1, 3}
+    assert prompt.delete(4).changed == {1, 2}
 
 
 def test_a_word_replaced_by_itself_is_not_a_changed_one():
