@@ -20,7 +20,6 @@ from inference_llms.model_folder import output_places
 from inference_llms.run_tasks import ModelTasks, ReplaySource, run_tasks, score_lines, task_examples
 from utils.command_line import OneLineParser
 from utils.errors import UserError, run_command_line
-from utils.output_places import OutputPlaces
 from utils.run_log import logged_run
 
 log = logging.getLogger(__name__)
@@ -46,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError(f"--livebench_release {options.livebench_release}: give a date, such as 2024-11-25")
     folder = options.load_model_path
     places = output_places(folder, options.output_dir)
-    model_id = default_model_id(places) if options.model_id is None else options.model_id
+    model_id = places.model if options.model_id is None else options.model_id
     check_model_id(model_id)
     with logged_run():
         words = sys.argv[1:] if arguments is None else arguments
@@ -62,12 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for line in score_lines(scores):
             log.info(line)
         log.info("scores: %s", places.scores())
-
-
-def default_model_id(places: OutputPlaces) -> str:
-    """What tells a merge from every other, on one level; the folder's name of a model that is none."""
-    name = places.name.replace("/", "_")
-    return name if places.tasks == "single_model" else f"{places.tasks}_{name}"
 
 
 if __name__ == "__main__":

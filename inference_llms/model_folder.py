@@ -8,7 +8,7 @@ from typing import Any
 from utils.errors import UserError
 from utils.json_files import read_json_object
 from utils.model_folders import TOKENIZER_FILES
-from utils.output_places import OutputPlaces
+from utils.output_places import SINGLE_MODEL, OutputPlaces
 
 MERGE_RECORD = "merge_record.json"
 # Whatever else decides what the model answers to a prompt.
@@ -79,4 +79,4 @@ def output_places(folder: Path, root: Path) -> OutputPlaces:
     tasks, name = record.get("tasks_name"), record.get("name")
     if isinstance(tasks, str) and isinstance(name, str):
         return OutputPlaces(root, tasks, name)
-    return OutputPlaces(root, "single_model", folder.resolve().name)
+    return OutputPlaces(root, SINGLE_MODEL, folder.resolve().name)

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.errors import UserError
+
 PLACEHOLDER = "{content}"
 
 
@@ -21,6 +23,7 @@ class PromptTask:
 
     `prompt` holds `{content}` once. `labels`: the words that answer it, with the number that each means.
     `paraphrases`: further prompts of the same meaning. `load_samples(data_dir)` gives the whole set in its order.
+    Raises UserError for a prompt that has no place for the text, or several.
     """
 
     name: str
@@ -28,6 +31,11 @@ class PromptTask:
     labels: Mapping[str, int]
     paraphrases: tuple[str, ...]
     load_samples: Callable[[Path | None], Sequence[Sample]]
+
+    def __post_init__(self) -> None:
+        for prompt in (self.prompt, *self.paraphrases):
+            if prompt.count(PLACEHOLDER) != 1:
+                raise UserError(f"{self.name}: a prompt must hold {PLACEHOLDER} once, and this does not: {prompt!r}")
 
     @property
     def protected_words(self) -> frozenset[str]:

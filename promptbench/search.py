@@ -218,6 +218,8 @@ def _scored(accuracies: dict[str, float]) -> tuple[ScoredPrompt, ...]:
 
 
 def _new_words(clean: PromptWords, final: PromptWords) -> tuple[tuple[int, int], ...]:
-    """The places in `final` of the words that stand there for others of `clean`, or between them."""
+    """The places in `final` of the words that stand there for others of `clean`, or between them; the placeholder's
+    is none of them."""
     pieces = SequenceMatcher(None, clean.words, final.words, autojunk=False).get_opcodes()
-    return tuple(place for kind, _, _, start, end in pieces if kind != "equal" for place in final.places[start:end])
+    new = (place for kind, _, _, start, end in pieces if kind != "equal" for place in final.places[start:end])
+    return tuple((start, end) for start, end in new if final.text[start - 1 : end + 1] != PLACEHOLDER)

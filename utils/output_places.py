@@ -5,6 +5,8 @@ from pathlib import Path, PurePosixPath
 
 from utils.errors import UserError
 
+SINGLE_MODEL = "single_model"  # stands for the tasks of a model that was not merged here
+
 
 @dataclass(frozen=True)
 class OutputPlaces:
@@ -58,6 +60,20 @@ class OutputPlaces:
 
     def livebench_category(self, evaluate_task: str, category: str) -> Path:
         return self.root / f"save_gen_{evaluate_task}_livebench_results" / category
+
+    def adversarial_result(self, dataset: str, attack: str) -> Path:
+        """The result of an attack on a prompt."""
+        return self.root / "save_adversarial_results" / dataset / self.model / f"{attack}.json"
+
+    def adversarial_completions(self, dataset: str, run: str) -> Path:
+        """What attacks on a prompt asked, and the answers, a JSON row each."""
+        return self.root / "save_raw_generations" / "promptbench" / dataset / self.model / f"{run}.jsonl"
+
+    @property
+    def model(self) -> str:
+        """The run's names in one word, which no two merges share."""
+        name = self.name.replace("/", "_")
+        return name if self.tasks == SINGLE_MODEL else f"{self.tasks}_{name}"
 
     def scores(self) -> Path:
         """Metrics, files and evaluator commands of all tasks of the run."""

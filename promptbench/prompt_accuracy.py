@@ -1,0 +1,120 @@
+"""The accuracy of a model with a prompt: every pair of a prompt and a sample asked once, and kept."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from inference_llms.engine import Engine, Sampling
+from inference_llms.raw_generations import appended_rows, check_same_run, read_identity, whole_lines
+from promptbench.labels import read_label
+from promptbench.prompt_task import PLACEHOLDER, PromptTask, Sample
+from utils.errors import UserError
+
+SAMPLING = Sampling(max_tokens=1024, stop=("Instruction:", "Instruction", "Response:", "Response"))
+_NOT_ASKED = -2
+_NO_LABEL = -1
+
+
+class PromptAccuracy:
+    """Accuracies with prompts over some samples of a task; a callable for `search`.
+
+    Completions are kept in `path` as they come, and what stands there is not asked again: pairs of a prompt and a
+    sample are known by the prompt's digest and the sample's position. `identity` says whose they are.
+    `open_engine` is called once, and only if a pair is missing. `close` it when done.
+    """
+
+    def __init__(
+        self,
+        task: PromptTask,
+        samples: Sequence[Sample],
+        path: Path,
+        identity: dict[str, Any],
+        open_engine: Callable[[], Engine],
+    ):
+        self._task = task
+        self._samples = samples
+        self._gold = np.array([sample.label for sample in samples], np.int8)
+        self._path = path
+        self._identity = identity
+        self._open_engine = open_engine
+        self._opened = ExitStack()
+        self._engine: Engine | None = None
+        self._labels: dict[str, np.ndarray] = {}
+        self._read_stored()
+
+    def __call__(self, prompts: Sequence[str]) -> list[float]:
+        """The share of samples answered rightly with each prompt; what is missing goes to the engine in one call."""
+        missing = [
+            (prompt, sample)
+            for prompt in prompts
+            for sample in np.flatnonzero(self._labels_with(prompt) == _NOT_ASKED).tolist()
+        ]
+        if missing:
+            self._ask(missing)
+        return [self.number_right(prompt) / len(self._samples) for prompt in prompts]
+
+    @property
+    def number_of_samples(self) -> int:
+        return len(self._samples)
+
+    def number_right(self, prompt: str) -> int:
+        """Of the samples, how many were answered rightly with a prompt that was asked."""
+        return int(np.count_nonzero(self._labels_with(prompt) == self._gold))
+
+    def close(self) -> None:
+        """Free the engine."""
+        self._opened.close()
+        self._engine = None
+
+    def _labels_with(self, prompt: str) -> np.ndarray:
+        return self._labels.setdefault(_digest(prompt), np.full(len(self._samples), _NOT_ASKED, np.int8))
+
+    def _ask(self, missing: Sequence[tuple[str, int]]) -> None:
+        if self._engine is None:
+            self._engine = self._open_engine()
+            self._opened.callback(self._engine.close)
+        texts = [prompt.replace(PLACEHOLDER, self._samples[sample].text) for prompt, sample in missing]
+        with (
+            appended_rows(self._path, self._identity, overwrite=False) as rows,
+            tqdm(total=len(missing), desc=self._task.name, unit=" prompts", disable=None, leave=False) as progress,
+        ):
+            for position, completion in self._engine.generate(texts, SAMPLING):
+                prompt, sample = missing[position]
+                rows.write({"prompt": _digest(prompt), "sample": sample, "completion": completion})
+                self._keep(_digest(prompt), sample, completion)
+                progress.update()
+
+    def _keep(self, digest: str, sample: int, completion: str) -> None:
+        label = read_label(completion, self._task.labels)
+        answers = self._labels.setdefault(digest, np.full(len(self._samples), _NOT_ASKED, np.int8))
+        answers[sample] = _NO_LABEL if label is None else label
+
+    def _read_stored(self) -> None:
+        size = whole_lines(self._path)
+        if size == 0:
+            return
+        check_same_run(self._path, read_identity(self._path), self._identity)
+        with open(self._path, "rb") as file:
+            number = 0
+            while file.tell() < size:
+                number += 1
+                try:
+                    row = json.loads(file.readline())
+                    digest, sample, completion = row["prompt"], row["sample"], row["completion"]
+                    if not 0 <= sample < len(self._samples):
+                        raise IndexError(sample)
+                    self._keep(digest, sample, completion)
+                except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+                    raise UserError(
+                        f"{self._path} line {number} is broken; remove that line, and its sample is asked again"
+                    ) from error
+
+
+def _digest(prompt: str) -> str:
+    return hashlib.sha256(prompt.encode()).hexdigest()[:32]
