@@ -87,6 +87,7 @@ def run_attacks(task: PromptTask, options: argparse.Namespace) -> None:
         paths[name] = places.adversarial_result(task.name, name)
         settings[name] = {
             **identity,
+            "prompt": task.prompt,
             "number_of_samples": len(samples),
             "seed": options.seed,
             "query_budget": options.query_budget,

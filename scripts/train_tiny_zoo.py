@@ -2,12 +2,13 @@
 
     python scripts/train_tiny_zoo.py --output_dir scripts/tiny_zoo --seed 0
 
-makes four Llama-architecture models of about a million parameters: `base`, and `instruct`, `math` and `code`,
-each fine-tuned from it in one domain; `math` gains a `[PAD]` token, as WizardMath does. `data` gets the test sets
-under the names that `--data_dir` of the main job looks for. All text is synthetic, made from the templates in
-tiny_zoo_corpus.py, which were written for this project and are under its MIT licence. No test question
-is ever asked in training. Ends with a table of every model's scores and of merges over λ;
-`--evaluate_only` prints the table for models that are there already.
+makes Llama-architecture models of about a million parameters: `base`, and `instruct`, `math` and `code`,
+each fine-tuned from it in one domain, and `classify`, fine-tuned on the prompts that promptbench attacks; `math`
+gains a `[PAD]` token, as WizardMath does. `data` gets the test sets under the names that `--data_dir` looks for. All
+text is synthetic, made from the templates in tiny_zoo_corpus.py and tiny_zoo_sentences.py, which were written for this
+project and are under its MIT licence. No test question is ever asked in training. A model that is there already is
+left as it is. Ends with a table of every model's scores and of merges over λ; `--evaluate_only` prints the table
+for models that are there already.
 """
 
 import argparse
@@ -30,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from inference_llms import MATH, alpaca_eval, gsm8k, human_eval, mbpp
 from scripts import tiny_zoo_corpus as corpus
 from scripts import tiny_zoo_scores as scores
+from scripts import tiny_zoo_sentences as sentences
 from scripts import tiny_zoo_training as training
 from scripts.program_scores import programs_pass
 from utils.errors import UserError, run_command_line
@@ -37,6 +39,7 @@ from utils.whole_files import write_json, write_whole
 
 DOMAINS = tuple(corpus.TASKS_OF_DOMAIN)
 TASKS = tuple(corpus.DOMAIN_OF_TASK)
+CLASSIFIER = "classify"
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 DATA_FILES = {module.TASK.name: module.DATA_SET.files[0] for module in (alpaca_eval, gsm8k, MATH, human_eval, mbpp)}
 
@@ -81,11 +84,26 @@ def zoo_tokenizer(held_out: frozenset[str], seed: int) -> PreTrainedTokenizerFas
 
 
 def train_zoo(output: Path, seed: int) -> None:
-    """Train the tokenizer, the base and the three fine-tunes, and write all of them and the test sets."""
+    """Train the tokenizer, the base and the fine-tunes that are not there yet, and write them and the test sets."""
     examples = corpus.held_out_examples(seed)
     held_out = corpus.held_out_questions(examples)
     write_data(output / "data", examples)
+    held_out_samples = sentences.held_out_samples(seed)
+    for task, samples in held_out_samples.items():
+        write_whole(output / "data" / f"{task}_dev.tsv", sentences.as_file(task, samples))
 
+    if not is_there(output / "base"):
+        train_base(output / "base", held_out, seed)
+    for domain in DOMAINS:
+        if not is_there(output / domain):
+            # From the files, so that the task vector is the fine-tuning and not the rounding of the base.
+            fine_tune(*load(output / "base"), domain, held_out, seed, output / domain)
+    if not is_there(output / CLASSIFIER):
+        train_classifier(*load(output / "base"), sentences.held_out_texts(held_out_samples), seed, output / CLASSIFIER)
+
+
+def train_base(folder: Path, held_out: frozenset[str], seed: int) -> None:
+    """Train the tokenizer and the base."""
     tokenizer = zoo_tokenizer(held_out, seed)
     base = training.new_model(tokenizer, seed)
     training.train(
@@ -98,11 +116,7 @@ def train_zoo(output: Path, seed: int) -> None:
         seed=seed,
         name="base",
     )
-    save(base, tokenizer, output / "base")
-    for domain in DOMAINS:
-        # From the files, so that the task vector is the fine-tuning and not the rounding of the base.
-        model, _ = load(output / "base")
-        fine_tune(model, copy.deepcopy(tokenizer), domain, held_out, seed, output / domain)
+    save(base, tokenizer, folder)
 
 
 def fine_tune(
@@ -130,9 +144,30 @@ def fine_tune(
     save(model, tokenizer, folder)
 
 
+def train_classifier(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, held_out: frozenset[str], seed: int, folder: Path
+) -> None:
+    """Train the base `model` to classify sentences, in the words of promptbench's prompts, and write it to `folder`."""
+    training.train(
+        model,
+        tokenizer,
+        [functools.partial(sentences.classified_pair, task=task, held_out=held_out) for task in sentences.TASKS],
+        steps=600,
+        batch_size=16,
+        learning_rate=2e-3,
+        seed=seed + 2,
+        name=CLASSIFIER,
+    )
+    save(model, tokenizer, folder)
+
+
+def is_there(folder: Path) -> bool:
+    return (folder / "config.json").exists()
+
+
 def load(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """A model folder, in float32."""
-    if not (folder / "config.json").exists():
+    if not is_there(folder):
         raise UserError(f"{folder}: no model here; leave --evaluate_only out to train it")
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     return model, AutoTokenizer.from_pretrained(folder)
