@@ -11,7 +11,6 @@ import argparse
 import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -25,9 +24,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.benchmark_checkpoints import SHAPES, make_checkpoint
-from scripts.benchmark_processes import bring_into_cache, drop_from_cache, measure, sync_files
+from scripts.benchmark_processes import bring_into_cache, drop_from_cache, machine, measure, sync_files
 from utils.command_line import OneLineParser
-from utils.cores import available_cores
 from utils.errors import UserError, run_command_line
 from utils.whole_files import write_json, write_whole
 
@@ -54,6 +52,7 @@ METHODS = {  # the options of each; mergekit's method that does the same work, w
     ),
     "DARE + TIES": (f"{_DARE} --mask_apply_method ties_merging", ("dare_ties", {"weight": 1.0, "density": 0.8})),
 }
+PACKAGES = ("numpy", "numba", "xxhash")
 LONG = 60.0  # seconds, beyond which a machine's noise averages out within a process
 MERGEKIT_FLAGS = ("--lazy-unpickle", "--async-write")  # the quickest of those that bear on the CPU, by trial
 
@@ -146,7 +145,7 @@ def main() -> None:
         named = [
             {**asdict(case), "side": side, "rounds": [asdict(r) for r in of]} for (case, side), of in rounds.items()
         ]
-        write_json(options.output.with_suffix(".json"), {"machine": machine(), "cases": named})
+        write_json(options.output.with_suffix(".json"), {"machine": machine(PACKAGES), "cases": named})
 
 
 def prepare(folder: Path, options: argparse.Namespace) -> Bench:
@@ -281,7 +280,7 @@ def report(rounds: dict[tuple[Case, str], list[Round]], bench: Bench, options: a
     heading = (
         f"# Merging {options.models} fine-tunes and a base of {shape.parameters / 1e9:.2f} billion parameters (float16)"
     )
-    about = "\n".join(f"* {line}" for line in machine())
+    about = "\n".join(f"* {line}" for line in machine(PACKAGES))
     made = "python scripts/benchmark_merge.py " + " ".join(_without_places(sys.argv[1:]))
     lines = [
         heading,
@@ -367,24 +366,6 @@ def _estimate(rounds: dict[tuple[Case, str], list[Round]], parameters: int) -> s
             minutes = [f"{size}B {per_parameter * size * 1e9 / 60:.1f} min" for size in sizes]
             told.append(f"{method} {', '.join(minutes)}")
     return f"Estimated from the cold seconds per parameter: {'; '.join(told)}." if told else ""
-
-
-def machine() -> list[str]:
-    """What the figures were taken on."""
-    cpu = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.machine(),
-    )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("numpy", "numba", "xxhash"))
-    return [
-        f"{cpu}, {len(available_cores())} cores, {memory / 1e9:.0f} GB of memory",
-        f"Linux {platform.release().split('-')[0]}, Python {platform.python_version()}, {packages}",
-    ]
 
 
 def _mergekit_version(environment: Path) -> str:

@@ -1,12 +1,16 @@
-"""Measuring whole processes, and files in and out of the system's cache. Linux."""
+"""The machine, measuring whole processes, and files in and out of the system's cache. Linux."""
 
 import contextlib
+import importlib.metadata
 import os
+import platform
 import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from utils.cores import available_cores
 
 _EVERY = 0.02  # seconds between looks at a process
 _CHUNK = 1 << 22
@@ -24,6 +28,24 @@ class Measured:
     written: int
     from_disk: int
     output: str
+
+
+def machine(packages: Sequence[str]) -> list[str]:
+    """What figures were taken on, with the versions of these packages."""
+    cpu = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.machine(),
+    )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    return [
+        f"{cpu}, {len(available_cores())} cores, {memory / 1e9:.0f} GB of memory",
+        f"Linux {platform.release().split('-')[0]}, Python {platform.python_version()}, {versions}",
+    ]
 
 
 def measure(command: Sequence[object], folder: Path) -> Measured:

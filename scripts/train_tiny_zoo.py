@@ -152,7 +152,7 @@ def train_classifier(
         model,
         tokenizer,
         [functools.partial(sentences.classified_pair, task=task, held_out=held_out) for task in sentences.TASKS],
-        steps=600,
+        steps=400,
         batch_size=16,
         learning_rate=2e-3,
         seed=seed + 2,

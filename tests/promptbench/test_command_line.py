@@ -1,0 +1,177 @@
+"""The attacked tasks from the command line, on the tiny model that classifies."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from promptbench import attacks, run_attacks
+from promptbench.sst2 import TASK
+from tests.inference_llms.support import ROOT
+from tests.vllm_marks import two_workers, vllm_installed
+
+ZOO = ROOT / "scripts" / "tiny_zoo"
+CLASSIFIER = ZOO / "classify"
+
+
+def run(script: str | Path, out: Path, *options: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    words = ["--model_path", CLASSIFIER, "--data_dir", ZOO / "data", "--output_dir", out]
+    if "--backend" not in options:
+        words += ["--backend", "transformers"]
+    command = [sys.executable, ROOT / "promptbench" / script, *words, *options]
+    return subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def results(out: Path, dataset: str) -> dict[str, dict]:
+    folder = out / "save_adversarial_results" / dataset / "classify"
+    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory) -> Path:
+    """Two attacks on both tasks, called from another folder."""
+    out = tmp_path_factory.mktemp("attacked")
+    for script in ("sst2.py", "cola.py"):
+        options = ("--attack_method", "stresstest", "deepwordbug", "--num_samples", 20, "--query_budget", 30)
+        done = run(script, out, *options, cwd=out)
+        assert done.returncode == 0, done.stderr
+        assert "»" in done.stdout and "PDR" in done.stdout and str(out) in done.stdout
+    return out
+
+
+@pytest.mark.parametrize("dataset", ["sst2", "cola"])
+def test_results_tell_prompts_accuracies_intervals_and_queries(attacked, dataset):
+    found = results(attacked, dataset)
+    assert found.keys() == {"stresstest", "deepwordbug"}
+    assert found["stresstest"]["number_of_queries"] == 4 and found["deepwordbug"]["number_of_queries"] <= 30
+    for result in found.values():
+        low, high = result["attacked_accuracy_interval"]
+        assert low <= result["attacked_accuracy"] <= high
+        drop = (result["clean_accuracy"] - result["attacked_accuracy"]) / result["clean_accuracy"]
+        assert result["performance_drop_rate"] == pytest.approx(drop)
+        assert result["settings"]["number_of_samples"] == 20 and result["settings"]["seed"] == 0
+        assert result["attacked_prompt_marked"].replace("»", "").replace("«", "") == result["attacked_prompt"]
+
+
+def test_the_tiny_model_classifies_well_above_chance(attacked):
+    for dataset in ("sst2", "cola"):
+        assert results(attacked, dataset)["stresstest"]["clean_accuracy"] >= 0.75
+
+
+def test_a_second_call_asks_nothing_and_finds_the_same(attacked):
+    rows = {path: path.read_bytes() for path in attacked.rglob("*.jsonl")}
+    before = results(attacked, "sst2")
+    done = run("sst2.py", attacked, "--attack_method", "stresstest", "--num_samples", 20, "--query_budget", 30)
+    assert done.returncode == 0, done.stderr
+    assert results(attacked, "sst2") == before
+    assert rows == {path: path.read_bytes() for path in attacked.rglob("*.jsonl")}
+
+
+def test_a_result_of_other_settings_is_not_overwritten(attacked):
+    before = results(attacked, "sst2")
+    done = run("sst2.py", attacked, "--attack_method", "stresstest", "--num_samples", 20, "--seed", 1)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "another samples and seed and query budget" in done.stderr and "stresstest.json" in done.stderr
+    assert results(attacked, "sst2") == before
+
+
+def test_all_runs_what_it_has_the_parts_for_and_lists_the_rest(tmp_path):
+    done = run("sst2.py", tmp_path, "--attack_method", "all", "--num_samples", 4, "--query_budget", 6,
+               "--mask_lm", tmp_path / "none", "--sentence_encoder", tmp_path / "none")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert results(tmp_path, "sst2").keys() == {"stresstest", "checklist", "deepwordbug", "semantic"}
+    not_run = [line for line in done.stdout.splitlines() if line.startswith("not run: ")]
+    assert [line.split(": ")[1] for line in not_run] == ["bertattack", "textbugger", "textfooler"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--attack_method", "nonsense"], "nonsense"),
+        (["--attack_method", "stresstest", "--model_path", "nowhere"], "nowhere"),
+        (["--attack_method", "stresstest", "--model_path", ZOO / "data"], "config.json"),
+        (["--attack_method", "stresstest", "--num_samples", 5000], "--num_samples 5000"),
+        (["--attack_method", "stresstest", "--query_budget", 0], "--query_budget"),
+        (["--attack_method", "stresstest", "--data_dir", "nowhere"], "--data_dir nowhere"),
+        (["--attack_method", "bertattack", "--mask_lm", "nowhere"], "--mask_lm"),
+        (["--attack_method", "textfooler"], "--word_vectors"),
+        ([], "--attack_method"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_leaves_nothing(options, told, tmp_path):
+    done = run("sst2.py", tmp_path / "out", *options)
+    assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_not_there_are_told(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text((CLASSIFIER / "config.json").read_text())
+    done = run("cola.py", tmp_path / "out", "--attack_method", "stresstest", "--model_path", tmp_path / "model")
+    assert done.returncode == 2 and "holds no weights" in done.stderr and done.stderr.count("\n") == 1
+
+
+THIRD_DATA_SET = '''
+import functools, sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = {root!r}
+
+from promptbench.prompt_task import PromptTask, Sample
+
+TASK = PromptTask(
+    name="parity",
+    prompt="Is this number odd or even? {{content}} It is",
+    labels={{"odd": 1, "even": 0}},
+    paraphrases=("Odd or even: {{content}}?",),
+    load_samples=lambda data_dir: [Sample(str(n), n % 2) for n in range(6)],
+)
+
+if __name__ == "__main__":
+    from promptbench.run_attacks import main
+    from utils.errors import run_command_line
+
+    sys.exit(run_command_line(functools.partial(main, TASK)))
+'''
+
+
+def test_a_third_data_set_is_one_file(tmp_path):
+    script = tmp_path / "parity.py"
+    script.write_text(THIRD_DATA_SET.format(root=str(ROOT)))
+    done = run(script, tmp_path / "out", "--attack_method", "semantic")
+    assert done.returncode == 0, done.stderr
+    (result,) = results(tmp_path / "out", "parity").values()
+    assert result["number_of_queries"] == 2
+
+
+def test_an_eighth_attack_is_one_file(tmp_path, monkeypatch):
+    (tmp_path / "shout.py").write_text(
+        "from promptbench.attack import WholePromptAttack\n\n\n"
+        "def open_attack(parts):\n"
+        '    return WholePromptAttack(lambda clean: [clean.text + "!"])\n'
+    )
+    monkeypatch.setattr(attacks, "__path__", [*attacks.__path__, str(tmp_path)])
+    reloaded = importlib.reload(run_attacks)
+    assert "shout" in reloaded.ATTACK_NAMES
+    out = tmp_path / "out"
+    words = ["--model_path", CLASSIFIER, "--data_dir", ZOO / "data", "--output_dir", out, "--attack_method", "shout"]
+    reloaded.main(TASK, [str(word) for word in [*words, "--num_samples", 2, "--backend", "transformers"]])
+    assert results(out, "sst2")["shout"]["attacked_prompt"].endswith("'.!")
+
+
+@pytest.mark.vllm
+@vllm_installed
+@two_workers
+def test_vllm_with_two_workers_finds_what_transformers_finds(tmp_path):
+    found = {}
+    for backend in ("transformers", "vllm"):
+        options = ("--attack_method", "stresstest", "--num_samples", 40, "--tensor_parallel_size", 2)
+        done = run("sst2.py", tmp_path / backend, *options, "--backend", backend)
+        assert done.returncode == 0, done.stderr
+        found[backend] = results(tmp_path / backend, "sst2")["stresstest"]
+    for name in ("clean_accuracy", "attacked_accuracy", "attacked_prompt"):
+        assert found["vllm"][name] == found["transformers"][name]
