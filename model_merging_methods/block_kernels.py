@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
 
+from model_merging_methods.compiler import intrinsic, njit, types
 from model_merging_methods.stored_dtypes import BF16, F16, F32, F64
 
 CHUNK = 1024  # values
