@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # How far attacks on the prompts of sst2 and cola lower each pair's accuracy, without M3 and with it.
-# The published figure does not say which method, attack or set its bars are of: here is one method (searches are long),
-# each attack, each set.
+# The published figure does not say which method, attack or set its bars are of: here it is averaging, each attack, each set.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/shared.sh"
 table=adversarial

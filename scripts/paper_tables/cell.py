@@ -6,14 +6,17 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from inference_llms.tasks import TASKS_OF_ROLE
 from utils.errors import UserError
 from utils.json_files import read_json_object
 from utils.whole_files import write_json
 
 MAIN_JOB = "merge_llms_instruct_math_code.py"
+ATTACKS = "promptbench/"  # how the scripts of attacks begin
 MERGED = "MERGED"  # stands in a cell's words for the folder of its merge
 STATES = "paper_cells"  # below the results' folder
 
@@ -41,6 +44,29 @@ class Cell:
         shown = [word for word in text.replace(MAIN_JOB, "").split() if word != MERGED]
         slug = re.sub(r"[^\w.]+", "_", " ".join(word.removeprefix("--") for word in shown)).strip("_")
         return f"{slug[:120]}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks, or attacked sets, that it asks."""
+        if self.script.startswith(ATTACKS):
+            return [Path(self.script).stem]
+        if "--evaluate_task" in self.words:
+            return [self.words[self.words.index("--evaluate_task") + 1]]
+        if "--tasks" in self.merge:
+            named = self.merge[self.merge.index("--tasks") + 1 :]
+            return list(takewhile(lambda word: not word.startswith("--"), named))
+        return [task for role, tasks in TASKS_OF_ROLE.items() if f"--merge_{role}" in self.merge for task in tasks]
+
+    @property
+    def attacks(self) -> list[str]:
+        """The attacks on the set's prompt; none of a cell that attacks nothing."""
+        return list(self.words[self.words.index("--attack_method") + 1 :]) if self.script.startswith(ATTACKS) else []
+
+
+def cell_of_text(text: str) -> Cell:
+    """The cell that a state tells of as its merge, `--`, and its words."""
+    words = shlex.split(text)
+    return Cell((), tuple(words[: words.index("--")]), tuple(words[words.index("--") + 1 :]))
 
 
 def read_cells(path: Path) -> list[Cell]:

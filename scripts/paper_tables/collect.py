@@ -1,16 +1,16 @@
 """Every score below a results' folder, whatever produced it, with what made it; and what is missing, and why."""
 
 import json
-import shlex
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from merge_llms_instruct_math_code import build_parser, chosen_roles, merge_parameters
 from model_merging_methods.merge_parameters import Mask, Mixup
 from model_merging_methods.merge_record import RECORD_FILE
-from scripts.paper_tables.cell import MAIN_JOB, all_states
+from scripts.paper_tables.cell import MAIN_JOB, all_states, cell_of_text
 from scripts.paper_tables.evaluate import NOTES
 from scripts.paper_tables.evaluator_results import Judged, read_alpaca_eval, read_livebench, read_programs
 from scripts.paper_tables.jobs import DONE
@@ -22,7 +22,6 @@ from utils.intervals import drop_rate_interval
 from utils.json_files import read_json_object
 
 MISSING, UNREADABLE, CONFLICT = "missing", "unreadable", "two results"
-TASKS_OF_ROLE = {"instruct": ("alpaca_eval",), "math": ("gsm8k", "MATH"), "code": ("human_eval", "mbpp")}
 
 
 class Found:
@@ -45,7 +44,7 @@ class Found:
         for state in self.states:
             if state.get("root") is None or Path(state["root"]).resolve() != root.resolve():
                 continue
-            of_cell = shlex.split(state["cell"].partition(" -- ")[2])
+            of_cell = cell_of_text(state["cell"]).words
             if (state["tasks_name"], state["name"]) == (tasks, name) and {script, *words} <= set(of_cell):
                 return state
         return {}
@@ -225,31 +224,21 @@ def _missing_scores(found: Found, scores: Iterable[Score]) -> Iterator[Score]:
     for state in found.states:
         if state.get("root") is None:
             continue
-        words = shlex.split(state["cell"])
+        cell = cell_of_text(state["cell"])
         root = Path(state["root"])
         about = _about_merge(root, state["tasks_name"], state["name"])
         if not about["fingerprint"]:
-            about |= _about_words(words)
+            about |= _about_words(cell.merge)
         about |= _commands(state, root, state["tasks_name"], state["name"], "")
         status = state["status"]
         if status == DONE:
             reason = "the cell ran, and this result is not there any more; run its script again"
         else:
             reason = state.get("reason") or {"running": "interrupted, or running now"}.get(status, "not run yet")
-        for task, attack in _tasks_of_cell(words):
+        for task, attack in [(task, attack) for task in cell.tasks for attack in cell.attacks or [""]]:
             score = _without_value(about, DATA_SETS[task][0], attack, MISSING, f"{status}: {reason}")
             if (score.line, score.draw) not in there:
                 yield score
-
-
-def _tasks_of_cell(words: list[str]) -> list[tuple[str, str]]:
-    """The tasks, and attacks, whose results a cell leaves."""
-    script = words[words.index("--") + 1]
-    if script == MAIN_JOB:
-        return [(task, "") for role, tasks in TASKS_OF_ROLE.items() if f"--merge_{role}" in words for task in tasks]
-    if "--evaluate_task" in words:
-        return [(words[words.index("--evaluate_task") + 1], "")]
-    return [(Path(script).stem, attack) for attack in words[words.index("--attack_method") + 1 :]]
 
 
 def _about_merge(root: Path, tasks: str, name: str) -> dict[str, Any]:
@@ -315,14 +304,9 @@ def _about_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _about_words(words: list[str]) -> dict[str, Any]:
+def _about_words(merge: Sequence[str]) -> dict[str, Any]:
     """The same of a merge that was never made, from the words of its cell."""
-    from dataclasses import asdict
-
-    from merge_llms_instruct_math_code import build_parser, chosen_roles, merge_parameters
-
-    merge = words[: words.index("--")]
-    options = build_parser().parse_args(merge)
+    options = build_parser().parse_args(list(merge))
     parameters = merge_parameters(options, chosen_roles(options))
     return _about_parameters(asdict(parameters))
 

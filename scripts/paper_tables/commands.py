@@ -8,7 +8,7 @@ from pathlib import Path
 from merge_llms_instruct_math_code import build_parser, chosen_roles, merge_parameters
 from model_merging_methods.merge_parameters import run_name
 from model_merging_methods.merge_record import RECORD_FILE, tasks_name
-from scripts.paper_tables.cell import MAIN_JOB, MERGED, Cell
+from scripts.paper_tables.cell import ATTACKS, MAIN_JOB, MERGED, Cell
 from utils.output_places import OutputPlaces
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -16,7 +16,6 @@ TINY = "tiny"
 TINY_ZOO = Path("scripts/tiny_zoo")
 # Of the tiny models none but `classify` answers the prompts that are attacked: there it takes the first model's place,
 # and its merges a folder of their own.
-ATTACKS = "promptbench/"
 CLASSIFIER_RESULTS = "tiny_classifier"
 TINY_EXAMPLES = 30
 TINY_ATTACK = ("--num_samples", "20", "--query_budget", "40")
@@ -41,7 +40,7 @@ class Setting:
 
 def why_missing(cell: Cell, setting: Setting) -> str | None:
     """Why a cell cannot be had with these models, if it cannot."""
-    return TINY_HAS_NO_BERT if setting.is_tiny and "bertattack" in cell.words else None
+    return TINY_HAS_NO_BERT if setting.is_tiny and "bertattack" in cell.attacks else None
 
 
 def output_dir(cell: Cell, setting: Setting) -> Path:
@@ -74,7 +73,7 @@ def cell_commands(cell: Cell, setting: Setting) -> list[list[str]]:
     merge = [MAIN_JOB, *cell.merge, *_model_words(cell, setting)]
     root = str(output_dir(cell, setting))
     if cell.script == MAIN_JOB:
-        return [[*merge, *_run_words(setting), *_examples(setting), "--output_dir", root]]
+        return [[*merge, *_run_words(setting), *_examples(cell, setting), "--output_dir", root]]
     words = [str(merged_model(cell, setting)) if word == MERGED else word for word in cell.words]
     fewer = TINY_ATTACK if setting.is_tiny and cell.script.startswith(ATTACKS) else ()
     return [
@@ -94,10 +93,8 @@ def commands_to_run(cell: Cell, setting: Setting) -> list[list[str]]:
 def result_files(cell: Cell, setting: Setting) -> list[Path]:
     """The files that a finished cell has left: scores, or the results of attacks."""
     places = merge_places(cell, setting)
-    if cell.script.startswith(ATTACKS):
-        start = cell.words.index("--attack_method") + 1
-        return [places.adversarial_result(Path(cell.script).stem, attack) for attack in cell.words[start:]]
-    return [places.scores()]
+    results = [places.adversarial_result(cell.tasks[0], attack) for attack in cell.attacks]
+    return results or [places.scores()]
 
 
 def shell_words(words: Sequence[str]) -> list[str]:
@@ -140,5 +137,6 @@ def _run_words(setting: Setting) -> list[str]:
     return words
 
 
-def _examples(setting: Setting) -> list[str]:
-    return ["--end_index", str(TINY_EXAMPLES)] if setting.is_tiny else []
+def _examples(cell: Cell, setting: Setting) -> list[str]:
+    """Of the tiny models fewer examples, unless the cell says how many itself."""
+    return ["--end_index", str(TINY_EXAMPLES)] if setting.is_tiny and "--end_index" not in cell.merge else []

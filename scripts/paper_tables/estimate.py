@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
 
-from scripts.paper_tables.cell import MAIN_JOB, Cell, all_states
+from scripts.paper_tables.cell import MAIN_JOB, Cell, all_states, cell_of_text
 from scripts.paper_tables.commands import (
     ROOT,
     TINY_EXAMPLES,
@@ -42,7 +42,6 @@ PROMPTS_AND_TOKENS = {
     "sst2": (872 * 40, 3),
     "cola": (516 * 40, 3),
 }
-TASKS_OF_ROLE = {"instruct": ("alpaca_eval",), "math": ("gsm8k", "MATH"), "code": ("human_eval", "mbpp")}
 GPU_GB_PER_SECOND = {
     "H200": 4800,
     "H100": 3350,
@@ -129,9 +128,7 @@ def measured_seconds(setting: Setting) -> dict[tuple, float]:
     found: dict[tuple, list[float]] = {}
     for state in all_states(setting.results_dir):
         if state.get("status") == DONE and "seconds" in state:
-            merge, _, words = state["cell"].partition(" -- ")
-            cell = Cell((), tuple(shlex.split(merge)), tuple(shlex.split(words)))
-            found.setdefault(_kind(cell), []).append(state["seconds"])
+            found.setdefault(_kind(cell_of_text(state["cell"])), []).append(state["seconds"])
     return {kind: mean(seconds) for kind, seconds in found.items()}
 
 
@@ -143,13 +140,7 @@ def _kind(cell: Cell) -> tuple:
 
 def work_of_cell(cell: Cell, setting: Setting) -> list[tuple[int, int]]:
     """The prompts and the new tokens of each task of a cell."""
-    if cell.script == MAIN_JOB:
-        tasks = [task for role, tasks in TASKS_OF_ROLE.items() if f"--merge_{role}" in cell.merge for task in tasks]
-    elif "--evaluate_task" in cell.words:
-        tasks = [cell.words[cell.words.index("--evaluate_task") + 1]]
-    else:
-        tasks = [cell.script.removeprefix("promptbench/").removesuffix(".py")]
-    work = [PROMPTS_AND_TOKENS[task] for task in tasks]
+    work = [PROMPTS_AND_TOKENS[task] for task in cell.tasks]
     return [(min(prompts, TINY_EXAMPLES), min(tokens, 60)) for prompts, tokens in work] if setting.is_tiny else work
 
 

@@ -6,6 +6,7 @@ import queue
 import shlex
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -73,6 +74,7 @@ def run_jobs(
         for cell in job:
             if not is_done(cell, setting):
                 _keep(cell, setting, PLANNED)
+    stopped = threading.Event()
     free: queue.Queue[dict[str, str]] = queue.Queue()
     for slot in slots:
         free.put(slot)
@@ -80,7 +82,7 @@ def run_jobs(
     def run(job: Sequence[Cell]) -> list[Outcome]:
         slot = free.get()
         try:
-            return run_job(job, setting, slot, delete_merged_models)
+            return run_job(job, setting, slot, delete_merged_models, stopped)
         finally:
             free.put(slot)
 
@@ -88,13 +90,22 @@ def run_jobs(
     try:
         return [outcome for outcomes in pool.map(run, jobs) for outcome in outcomes]
     finally:
+        stopped.set()
         pool.shutdown(cancel_futures=True)
 
 
-def run_job(job: Sequence[Cell], setting: Setting, slot: dict[str, str], delete_merged_models: bool) -> list[Outcome]:
-    """Run one merge's cells in turn."""
+def run_job(
+    job: Sequence[Cell],
+    setting: Setting,
+    slot: dict[str, str],
+    delete_merged_models: bool,
+    stopped: threading.Event,
+) -> list[Outcome]:
+    """Run one merge's cells in turn, until `stopped` is set."""
     outcomes = []
     for cell in job:
+        if stopped.is_set():
+            return outcomes
         if is_done(cell, setting):
             continue
         outcome = run_cell(cell, setting, slot)
