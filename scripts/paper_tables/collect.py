@@ -156,9 +156,11 @@ def _judge(task: str, record: Mapping[str, Any], data_dir: Path | None) -> tuple
     if task in RIGHT:
         accuracy = float(record["accuracy"])
         try:
-            verdicts = read_verdicts(task, raw, data_dir, accuracy)
+            verdicts = read_verdicts(task, raw, data_dir)
         except (UserError, OSError) as error:
             return Judged("accuracy", accuracy, record["examples"]), [], f"no paired comparison: {error}"
+        if abs(sum(verdicts.values()) - accuracy * len(verdicts)) > 1e-6:
+            raise UserError(f"{raw}: its completions do not have the accuracy on record; run the command again")
         values = tuple(float(right) for right in verdicts.values())
         return Judged("accuracy", accuracy, record["examples"], values), list(verdicts), ""
     if task == "alpaca_eval":

@@ -25,9 +25,9 @@ from scripts.paper_tables.machine import Machine
 from utils.model_folders import FINETUNED_MODELS, PRETRAINED_MODEL
 
 PAPER_MODEL_BYTES = 26_000_000_000  # 13 billion parameters in float16
-# Seconds per GB of a merged model, on two cores, whichever is longer of what was measured (README).
-MERGE_SECONDS_PER_GB = {"average_merging": 9.0, "task_arithmetic": 7.0, "ties_merging": 19.0}
-MASKED_MERGE_SECONDS_PER_GB = {"average_merging": 9.0, "task_arithmetic": 9.0, "ties_merging": 39.0}
+# Seconds per GB of a merged model, on two cores, from files that are not cached (benchmarks/merge_1.1b.md).
+MERGE_SECONDS_PER_GB = {"average_merging": 2.3, "task_arithmetic": 2.7, "ties_merging": 5.8}
+MASKED_MERGE_SECONDS_PER_GB = {"average_merging": 3.7, "task_arithmetic": 4.2, "ties_merging": 6.6}
 # Prompts of a task, and new tokens of an answer of usual length.
 PROMPTS_AND_TOKENS = {
     "alpaca_eval": (805, 400),

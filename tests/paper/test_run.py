@@ -161,13 +161,25 @@ def test_two_results_for_one_cell_are_named_and_neither_is_taken(results, capsys
         shutil.copytree(results / folder, results / "again" / folder)
     scores = results / "again" / "save_scores" / f"{NAME}.json"
     of_tasks = json.loads(scores.read_text())
-    of_tasks["gsm8k"]["accuracy"] += 0.5
+    raw = results / "again" / "save_raw_generations" / NAME / "gsm8k.jsonl"
+    rows = [{**row, "completion": "The answer is: -12345"} for row in read_json_lines(raw)]
+    raw.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    of_tasks["gsm8k"] |= {"accuracy": 0.0, "raw_generations": str(raw)}
     scores.write_text(json.dumps({"gsm8k": of_tasks["gsm8k"]}))
     (results / "again" / "save_scores" / "instruct_code").glob("*mixup*").__next__().unlink()
     told = tables_again(results, capsys)
     assert "two results" in told and str(scores) in told
     rows = scores_of(results, dataset="GSM8K", mixup="False")
     assert [(row["status"], row["value"]) for row in rows] == [("two results", "")] * 2
+
+
+def test_a_score_that_is_not_that_of_its_completions_is_named_and_not_taken(results, capsys):
+    scores = results / "save_scores" / f"{NAME}.json"
+    of_tasks = json.loads(scores.read_text())
+    of_tasks["gsm8k"]["accuracy"] = 0.123
+    scores.write_text(json.dumps(of_tasks))
+    assert "do not have the accuracy on record" in tables_again(results, capsys)
+    assert [row["value"] for row in scores_of(results, dataset="GSM8K", mixup="False")] == [""]
 
 
 def test_an_evaluator_that_fails_is_named_and_its_cell_marked(results, capsys):
