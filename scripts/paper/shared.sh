@@ -29,6 +29,7 @@ run_cells() {
     if [ -n "${PAPER_CELLS:-}" ]; then
         return # all.sh runs the cells of all tables together
     fi
+    trap 'rm -f "$cells_file"' EXIT
     cd "$scripts_paper/../.."
     local python=${PYTHON:-.venv/bin/python}
     if [ ! -x "$python" ]; then

@@ -12,7 +12,13 @@ from model_merging_methods.merge_parameters import Mask, Mixup
 from model_merging_methods.merge_record import RECORD_FILE
 from scripts.paper_tables.cell import MAIN_JOB, all_states, cell_of_text
 from scripts.paper_tables.evaluate import NOTES
-from scripts.paper_tables.evaluator_results import Judged, read_alpaca_eval, read_livebench, read_programs
+from scripts.paper_tables.evaluator_results import (
+    Judged,
+    command_to_type,
+    read_alpaca_eval,
+    read_livebench,
+    read_programs,
+)
 from scripts.paper_tables.jobs import DONE
 from scripts.paper_tables.names import DATA_SETS, METHODS, models_name
 from scripts.paper_tables.score import OK, Score, percent_interval, share_interval
@@ -123,8 +129,10 @@ def _task_score(
     except (UserError, KeyError, TypeError, IndexError, OSError) as error:
         return _without_value(about, dataset, "", UNREADABLE, str(error))
     if judged is None:
-        file = record["files"][0] if record.get("files") else ""
-        note = found.notes.get(file, "") or f"not judged yet; the command: {record.get('evaluator_command')}"
+        files = [Path(file) for file in record["files"]]
+        command = command_to_type(task, files, record["evaluator_command"])
+        about["evaluator_command"] = command
+        note = found.notes.get(record["files"][0], "not judged yet: its command stands in scores.csv")
         return _without_value(about, dataset, "", MISSING, note)
     if judged.examples != record.get("examples"):
         note = f"{judged.examples} of {record.get('examples')} answers were judged"

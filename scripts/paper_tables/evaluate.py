@@ -19,6 +19,7 @@ from scripts.paper_tables.commands import ROOT, TINY_ZOO, Setting
 from scripts.paper_tables.evaluator_results import (
     agreement_file,
     alpaca_eval_folder,
+    command_to_type,
     harness_metrics_file,
     livebench_judgments,
     program_results_file,
@@ -74,7 +75,7 @@ def evaluate(setting: Setting, allow_code_execution: bool) -> None:
         log.info("not judged, %d files: %s", sum(note == reason for note in notes.values()), reason)
     for item in waiting:
         if str(item.files[0]) in notes:
-            log.info("    %s", item.command)
+            log.info("    %s", command_to_type(item.task, item.files, item.command))
 
 
 def files_to_judge(results_dir: Path) -> Iterator[ToJudge]:
@@ -114,7 +115,7 @@ def _judge_alpaca_eval(items: Iterable[ToJudge], setting: Setting) -> dict[str, 
     for item in items:
         words = [*shlex.split(item.command)[1:], "--output_path", str(alpaca_eval_folder(item.files[0]))]
         if judge is None:
-            notes[str(item.files[0])] = f"alpaca_eval is not installed; with --output_path {words[-1]} it is picked up"
+            notes[str(item.files[0])] = "alpaca_eval is not installed"
             continue
         done = subprocess.run([judge, *words], capture_output=True, text=True, check=False)
         if done.returncode:

@@ -1,6 +1,7 @@
 """Where evaluators leave their results, and how they are read: answer by answer where they say so."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,23 @@ def harness_metrics_file(programs: Path) -> Path:
 def livebench_judgments(answers: Path) -> Path:
     """LiveBench's judgments of the answers in <task>/model_answer/<model id>.jsonl, in LiveBench's own place."""
     return answers.parent.parent / "model_judgment" / "ground_truth_judgment.jsonl"
+
+
+def command_to_type(task: str, files: Sequence[Path], command: str) -> str:
+    """The evaluator's `command`, with where its result is looked for."""
+    if task == "alpaca_eval":
+        return f"{command} --output_path {shlex.quote(str(alpaca_eval_folder(files[0])))}"
+    if task == "mbpp":
+        return f"{command} --metric_output_path {shlex.quote(str(harness_metrics_file(files[0])))}"
+    if task == "human_eval":
+        return command
+    copies = [
+        shlex.join(["mkdir", "-p", str(place.parent)])
+        + f" && cp {shlex.quote(f'data/live_bench/{task}/{place.parents[1].name}/model_judgment/{place.name}')} "
+        + shlex.quote(str(place))
+        for place in map(livebench_judgments, files)
+    ]
+    return " && ".join([command, *copies])
 
 
 def read_alpaca_eval(answers: Path) -> Judged | None:

@@ -41,8 +41,8 @@ def table(tmp_path_factory) -> Path:
 def first_run(table):
     """The results of four cells, one of which cannot run, and what the run said."""
     results = table.parent / "results"
-    done = run_script(table, "--models", "tiny", "--results_dir", results, "--allow_code_execution")
-    return results, done
+    options = ["--results_dir", results, "--allow_code_execution", "--delete_merged_models"]
+    return results, run_script(table, "--models", "tiny", *options)
 
 
 @pytest.fixture
@@ -75,6 +75,12 @@ def test_a_failed_cell_stops_no_other_and_is_told_at_the_end(first_run):
     assert {row["status"] for row in read_scores(results)} == {"ok"}
     for name in ("performance.png", "performance.svg", "robustness.png"):
         assert (results / "figures" / name).stat().st_size > 1000
+
+
+def test_weights_go_when_all_is_asked_of_them_and_records_stay(first_run):
+    results, _ = first_run
+    assert not list(results.rglob("*.safetensors"))
+    assert len(list((results / "merge_records").rglob("*.json"))) == 2
 
 
 def test_each_score_tells_its_command_its_merge_record_and_its_interval(first_run):
@@ -215,8 +221,10 @@ def test_a_judges_win_rate_is_picked_up_where_the_command_leaves_it(results, cap
     answers.with_name(f"{answers.name}_agreement.json").unlink()
     tables_again(results, capsys)
     (row,) = scores_of(results, dataset="AlpacaEval", mixup="False")
-    assert row["status"] == "missing" and "alpaca_eval --model_outputs" in row["note"]
-    judged = answers.with_name(f"{answers.name}_alpaca_eval") / "chatgpt_fn" / "annotations.json"
+    assert row["status"] == "missing"
+    words = shlex.split(row["evaluator_command"])
+    assert words[:3] == ["alpaca_eval", "--model_outputs", str(answers)] and words[-2] == "--output_path"
+    judged = Path(words[-1]) / "chatgpt_fn" / "annotations.json"
     judged.parent.mkdir(parents=True)
     rows = [
         {"instruction": row["instruction"], "output_2": row["output"], "preference": preference}
