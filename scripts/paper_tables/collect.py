@@ -1,16 +1,14 @@
 """Every score below a results' folder, whatever produced it, with what made it; and what is missing, and why."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from merge_llms_instruct_math_code import build_parser, chosen_roles, merge_parameters
-from model_merging_methods.merge_parameters import Mask, Mixup
-from model_merging_methods.merge_record import RECORD_FILE
 from scripts.paper_tables.cell import MAIN_JOB, all_states, cell_of_text
+from scripts.paper_tables.commands import ROOT
 from scripts.paper_tables.evaluate import NOTES
 from scripts.paper_tables.evaluator_results import (
     Judged,
@@ -20,12 +18,14 @@ from scripts.paper_tables.evaluator_results import (
     read_programs,
 )
 from scripts.paper_tables.jobs import DONE
-from scripts.paper_tables.names import DATA_SETS, METHODS, models_name
+from scripts.paper_tables.merge_facts import about_merge, about_words, logged_command
+from scripts.paper_tables.names import DATA_SETS, METHODS
 from scripts.paper_tables.score import OK, Score, percent_interval, share_interval
 from scripts.paper_tables.verdicts import RIGHT, answered_ids, read_verdicts
 from utils.errors import UserError
 from utils.intervals import drop_rate_interval
 from utils.json_files import read_json_object
+from utils.output_places import SINGLE_MODEL
 
 MISSING, UNREADABLE, CONFLICT = "missing", "unreadable", "two results"
 
@@ -38,7 +38,12 @@ class Found:
 
     @cached_property
     def states(self) -> list[dict[str, Any]]:
-        return all_states(self.results_dir)
+        """With folders that do not depend on where this is called."""
+        states = all_states(self.results_dir)
+        return [
+            {**state, **{name: str(ROOT / state[name]) for name in ("root", "data_dir") if state.get(name)}}
+            for state in states
+        ]
 
     @cached_property
     def notes(self) -> dict[str, str]:
@@ -98,7 +103,7 @@ def _task_scores(found: Found) -> Iterator[Score]:
         root = path.parents[len(path.parts) - path.parts.index("save_scores") - 1]
         tasks, *name = path.relative_to(root / "save_scores").parts
         name = "/".join(name).removesuffix(".json")  # it holds dots of its own
-        about = _about_merge(root, tasks, name)
+        about = about_merge(root, tasks, name)
         try:
             of_tasks = json.loads(path.read_text(encoding="utf-8"))
             if not all(isinstance(score, dict) for score in of_tasks.values()):
@@ -193,8 +198,8 @@ def _attack_scores(found: Found) -> Iterator[Score]:
         by_model[root, f"{tasks}_{name.replace('/', '_')}"] = (tasks, name)
     for path in sorted(found.results_dir.rglob("save_adversarial_results/*/*/*.json")):
         root, dataset, attack = path.parents[3], path.parents[1].name, path.stem
-        tasks, name = by_model.get((root, path.parent.name), ("single_model", path.parent.name))
-        about = {**_about_merge(root, tasks, name), "result_file": str(path), "evaluator_command": ""}
+        tasks, name = by_model.get((root, path.parent.name), (SINGLE_MODEL, path.parent.name))
+        about = {**about_merge(root, tasks, name), "result_file": str(path), "evaluator_command": ""}
         state = found.state_of(root, tasks, name, f"promptbench/{dataset}.py", (attack,))
         about |= _commands(state, root, tasks, name, f"promptbench/{dataset}.py")
         shown = DATA_SETS.get(dataset, (dataset, 0))[0]
@@ -236,9 +241,9 @@ def _missing_scores(found: Found, scores: Iterable[Score]) -> Iterator[Score]:
             continue
         cell = cell_of_text(state["cell"])
         root = Path(state["root"])
-        about = _about_merge(root, state["tasks_name"], state["name"])
+        about = about_merge(root, state["tasks_name"], state["name"])
         if not about["fingerprint"]:
-            about |= _about_words(cell.merge)
+            about |= about_words(cell.merge)
         about |= _commands(state, root, state["tasks_name"], state["name"], "")
         status = state["status"]
         if status == DONE:
@@ -251,93 +256,13 @@ def _missing_scores(found: Found, scores: Iterable[Score]) -> Iterator[Score]:
                 yield score
 
 
-def _about_merge(root: Path, tasks: str, name: str) -> dict[str, Any]:
-    """What the record of a merge says of it; little where there is no record."""
-    record_path = root / "merge_records" / tasks / f"{name}.json"
-    if not record_path.is_file():
-        record_path = next((root / "save_merge_models" / tasks).glob(f"*/{name}/{RECORD_FILE}"), record_path)
-    about: dict[str, Any] = {
-        "models": models_name(tasks) if tasks != "single_model" else name,
-        "method": "",
-        "variant": "" if tasks == "single_model" else name,
-        "mixup": False,
-        "dare": False,
-        "alpha": None,
-        "seed": None,
-        "ratios": "",
-        "merge_record": "",
-        "fingerprint": "",
-    }
-    if not record_path.is_file():
-        return about
-    try:
-        record = read_json_object(record_path, "")
-        return {**about, **_about_parameters(record["parameters"]), **_record_fields(record_path, record)}
-    except (UserError, KeyError, TypeError):
-        return about
-
-
-def _record_fields(path: Path, record: Mapping[str, Any]) -> dict[str, str]:
-    return {"merge_record": str(path), "fingerprint": record["fingerprint"]}
-
-
-def _about_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """A merge's parameters as the paper's tables tell them apart, the rest as its variant."""
-    mask, mixup = parameters["mask"], parameters["mixup"]
-    mask = None if mask is None else Mask(**mask)
-    mixup = None if mixup is None else Mixup(tuple(mixup["weights"]), mixup["alpha"])
-    dare = mask is not None and mask == Mask(mask.weight_mask_rate, True)
-    drawn = (mixup is not None and mixup.is_drawn) or (mask is not None and mask.mask_strategy == "random")
-    variant = []
-    if parameters["scaling_coefficient"] != 1.0:
-        variant.append(f"s = {parameters['scaling_coefficient']}")
-    if parameters["param_value_mask_rate"] != 0.5:
-        variant.append(f"r = {parameters['param_value_mask_rate']}")
-    if dare and mask.weight_mask_rate != Mask().weight_mask_rate:
-        variant.append(f"p = {mask.weight_mask_rate}")
-    if mask is not None and not dare:
-        variant.append(f"mask {mask.mask_strategy} {mask.weight_format} {mask.weight_mask_rate}")
-    if mixup is not None and mixup.alpha is None:
-        variant.append("λ given")
-    if parameters["dtype"] is not None:
-        variant.append(parameters["dtype"])
-    if parameters["exclude_param_names_regex"]:
-        variant.append(f"without {' '.join(parameters['exclude_param_names_regex'])}")
-    return {
-        "method": METHODS.get(parameters["method"], parameters["method"]),
-        "variant": ", ".join(variant),
-        "mixup": mixup is not None,
-        "dare": dare,
-        "alpha": None if mixup is None else mixup.alpha,
-        "seed": parameters["seed"] if drawn else None,
-        "ratios": "" if mixup is None else " ".join(str(weight) for weight in mixup.weights),
-    }
-
-
-def _about_words(merge: Sequence[str]) -> dict[str, Any]:
-    """The same of a merge that was never made, from the words of its cell."""
-    options = build_parser().parse_args(list(merge))
-    parameters = merge_parameters(options, chosen_roles(options))
-    return _about_parameters(asdict(parameters))
-
-
 def _commands(state: Mapping[str, Any], root: Path, tasks: str, name: str, script: str) -> dict[str, str]:
     """The commands that made a result: a cell's on record, or what a merge typed by hand left in its log."""
     commands = state.get("commands") or []
     if commands:
         return {"command": commands[-1], "merge_command": commands[0]}
-    logged = _logged_command(root, tasks, name)
+    logged = logged_command(root, tasks, name)
     return {"command": logged if script == MAIN_JOB else "", "merge_command": logged}
-
-
-def _logged_command(root: Path, tasks: str, name: str) -> str:
-    """The command of a merge's last log; empty where there is none."""
-    logs = sorted((root / "save_merge_llm_logs" / tasks / name).glob("*.log"))
-    for line in logs[-1].read_text(encoding="utf-8").splitlines() if logs else ():
-        _, mark, command = line.partition("command: ")
-        if mark:
-            return command
-    return ""
 
 
 def _without_value(about: Mapping[str, Any], dataset: str, attack: str, status: str, note: str, **more: Any) -> Score:

@@ -38,6 +38,11 @@ class Setting:
         return self.models == TINY
 
 
+def data_dir_of(setting: Setting) -> Path | None:
+    """Where the sets' files are looked for, from the project's root; the tiny models have sets of their own."""
+    return TINY_ZOO / "data" if setting.is_tiny and setting.data_dir is None else setting.data_dir
+
+
 def why_missing(cell: Cell, setting: Setting) -> str | None:
     """Why a cell cannot be had with these models, if it cannot."""
     return TINY_HAS_NO_BERT if setting.is_tiny and "bertattack" in cell.attacks else None
@@ -128,7 +133,7 @@ def _model_words(cell: Cell, setting: Setting) -> list[str]:
 
 def _run_words(setting: Setting) -> list[str]:
     words = []
-    data_dir = TINY_ZOO / "data" if setting.is_tiny and setting.data_dir is None else setting.data_dir
+    data_dir = data_dir_of(setting)
     if data_dir is not None:
         words += ["--data_dir", str(data_dir)]
     words += ["--backend", setting.backend]

@@ -191,10 +191,14 @@ def test_a_score_that_is_not_that_of_its_completions_is_named_and_not_taken(resu
 def test_an_evaluator_that_fails_is_named_and_its_cell_marked(results, capsys):
     programs = results / "save_gen_codes_results/instruct_code/human_eval/average_merging.jsonl"
     programs.write_text(programs.read_text()[:-40])
+    for path in results.rglob("human_eval/*_results.jsonl"):
+        path.unlink()
     evaluate(Setting(results, "tiny", None, "transformers", None), allow_code_execution=True)
     assert "not whole" in tables_again(results, capsys)
     (row,) = scores_of(results, dataset="HumanEval", mixup="False")
-    assert (row["status"], row["value"]) == ("unreadable", "")
+    assert (row["status"], row["value"]) == ("missing", "") and "not whole" in row["note"]
+    (row,) = scores_of(results, dataset="HumanEval", mixup="True")
+    assert row["status"] == "ok"
 
 
 def test_programs_that_changed_since_they_were_judged_have_no_score(results, capsys):
