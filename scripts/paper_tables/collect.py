@@ -1,6 +1,7 @@
 """Every score below a results' folder, whatever produced it, with what made it; and what is missing, and why."""
 
 import json
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -38,12 +39,7 @@ class Found:
 
     @cached_property
     def states(self) -> list[dict[str, Any]]:
-        """With folders that do not depend on where this is called."""
-        states = all_states(self.results_dir)
-        return [
-            {**state, **{name: str(ROOT / state[name]) for name in ("root", "data_dir") if state.get(name)}}
-            for state in states
-        ]
+        return all_states(self.results_dir)
 
     @cached_property
     def notes(self) -> dict[str, str]:
@@ -53,7 +49,7 @@ class Found:
     def state_of(self, root: Path, tasks: str, name: str, script: str, words: Iterable[str]) -> dict[str, Any]:
         """The cell on record that ran `script`, with all of `words`, on a merge; empty where there is none."""
         for state in self.states:
-            if state.get("root") is None or Path(state["root"]).resolve() != root.resolve():
+            if state.get("root") is None or (ROOT / state["root"]).resolve() != root.resolve():
                 continue
             of_cell = cell_of_text(state["cell"]).words
             if (state["tasks_name"], state["name"]) == (tasks, name) and {script, *words} <= set(of_cell):
@@ -80,7 +76,7 @@ def mark_conflicts(scores: Iterable[Score]) -> list[Score]:
     copies that agree the first stays."""
     by_place: dict[tuple, list[Score]] = {}
     for score in scores:
-        by_place.setdefault((*score.line, score.draw, score.metric), []).append(score)
+        by_place.setdefault((*score.line, score.draw), []).append(score)
     kept = []
     for rivals in by_place.values():
         values = {(rival.value, rival.examples) for rival in rivals if rival.status == OK}
@@ -129,8 +125,7 @@ def _task_score(
         note = f"{about['result_file']} holds results of other weights than {about['merge_record']} tells of"
         return _without_value(about, dataset, "", UNREADABLE, note)
     try:
-        data_dir = Path(state["data_dir"]) if state.get("data_dir") else None
-        judged, ids, note = _judge(task, record, data_dir)
+        judged, ids, note = _judge(task, record, about["command"])
     except (UserError, KeyError, TypeError, IndexError, OSError) as error:
         return _without_value(about, dataset, "", UNREADABLE, str(error))
     if judged is None:
@@ -162,14 +157,16 @@ def _task_score(
     )
 
 
-def _judge(task: str, record: Mapping[str, Any], data_dir: Path | None) -> tuple[Judged | None, list[int | str], str]:
-    """What is known of a task's answers, the ids of the examples, and a remark."""
+def _judge(task: str, record: Mapping[str, Any], command: str) -> tuple[Judged | None, list[int | str], str]:
+    """What is known of a task's answers, which `command` asked for; the ids of the examples, and a remark."""
     files = [Path(file) for file in record.get("files", ())]
     raw = Path(record["raw_generations"])
     if task in RIGHT:
         accuracy = float(record["accuracy"])
         try:
-            verdicts = read_verdicts(task, raw, data_dir)
+            if not command:
+                raise UserError("the command is not on record, and with it where the data set is")
+            verdicts = read_verdicts(task, raw, _data_dir(command))
         except (UserError, OSError) as error:
             return Judged("accuracy", accuracy, record["examples"]), [], f"no paired comparison: {error}"
         if abs(sum(verdicts.values()) - accuracy * len(verdicts)) > 1e-6:
@@ -216,6 +213,9 @@ def _attack_score(report: Mapping[str, Any], about: Mapping[str, Any], dataset: 
         f"accuracy {100 * report['clean_accuracy']:.1f} clean, {100 * report['attacked_accuracy']:.1f} attacked"
     )
     about = {**about, "backend": report["settings"]["backend"], "examples": examples}
+    if about["fingerprint"] not in ("", report["settings"]["weights_fingerprint"]):
+        note = f"{about['result_file']} is of other weights than {about['merge_record']} tells of"
+        return _without_value(about, dataset, attack, UNREADABLE, note)
     if report["performance_drop_rate"] is None:
         note = f"undefined, for the clean accuracy is 0; {accuracies}"
         return _without_value(about, dataset, attack, MISSING, note, metric="PDR")
@@ -240,7 +240,7 @@ def _missing_scores(found: Found, scores: Iterable[Score]) -> Iterator[Score]:
         if state.get("root") is None:
             continue
         cell = cell_of_text(state["cell"])
-        root = Path(state["root"])
+        root = ROOT / state["root"]
         about = about_merge(root, state["tasks_name"], state["name"])
         if not about["fingerprint"]:
             about |= about_words(cell.merge)
@@ -263,6 +263,12 @@ def _commands(state: Mapping[str, Any], root: Path, tasks: str, name: str, scrip
         return {"command": commands[-1], "merge_command": commands[0]}
     logged = logged_command(root, tasks, name)
     return {"command": logged if script == MAIN_JOB else "", "merge_command": logged}
+
+
+def _data_dir(command: str) -> Path | None:
+    """Where a command, typed at the project's root, looked for the sets' files first."""
+    words = shlex.split(command)
+    return ROOT / words[words.index("--data_dir") + 1] if "--data_dir" in words else None
 
 
 def _without_value(about: Mapping[str, Any], dataset: str, attack: str, status: str, note: str, **more: Any) -> Score:

@@ -182,13 +182,8 @@ def _keep(cell: Cell, setting: Setting, status: str, **about) -> None:
         root=str(output_dir(cell, setting)),
         tasks_name=places.tasks,
         name=places.name,
-        data_dir=_data_dir(commands[-1]),
         **about,
     )
-
-
-def _data_dir(words: Sequence[str]) -> str | None:
-    return words[words.index("--data_dir") + 1] if "--data_dir" in words else None
 
 
 def _keep_merge_record(cell: Cell, setting: Setting) -> None:
