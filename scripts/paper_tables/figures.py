@@ -3,7 +3,8 @@
 Okabe and Ito's colours, which the colour-blind can tell apart, with hatches and marks that can be told apart in print.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
@@ -39,58 +40,71 @@ def figures(scores: Sequence[Score]) -> dict[str, Figure]:
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
+@dataclass(frozen=True)
+class Bars:
+    """Bars that stand together: their label, and for each kind of bar its summary and the published value."""
+
+    label: str
+    summaries: dict[str, Summary | None]
+    published: dict[str, float]
+
+
 def performance_figure(lines: Lines) -> Figure | None:
     """A panel for each group of models; bars of each method on each set, without M3 and with it."""
-    groups = [group for group in GROUPS if any(line[0] == group and line[6] in TASKS for line in lines)]
-    if not groups:
-        return None
-    figure = Figure(figsize=(11, 2.9 * len(groups) + 0.6), layout="constrained")
-    panels = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
-    for axes, models in zip(panels, groups, strict=True):
-        bars = [
-            (f"{dataset}\n{method}", _pair(lines, models, method, dataset))
+    panels = {
+        models: [
+            bars
             for dataset in TASKS
             for method in METHODS.values()
-            if any(_pair(lines, models, method, dataset).values())
+            if (bars := _bars(lines, models, method, dataset, label=_stacked(dataset, method)))
         ]
+        for models in GROUPS
+    }
+    panels = {models: bars for models, bars in panels.items() if bars}
+    if not panels:
+        return None
+    figure = Figure(figsize=(11, 3 * len(panels) + 0.6), layout="constrained")
+    places = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for axes, (models, bars) in zip(places, panels.items(), strict=True):
         _draw_bars(axes, bars, (WITHOUT, WITH))
         axes.set_ylim(0, 105)
+        axes.set_ylabel("score (%)")
         axes.set_title(models, loc="left")
-    _finish(figure, panels[0], "score (%)", panels)
+    _add_legend(figure, places)
     return figure
 
 
 def robustness_figure(lines: Lines) -> Figure | None:
-    """Left: LiveBench, each set with its pair. Right: performance drop rates under attack."""
+    """Above: LiveBench, each set with its pair. Below: performance drop rates under attack."""
     of_livebench = [
-        (f"{dataset.removeprefix('LiveBench-')}\n{models}\n{method}", _pair(lines, models, method, dataset))
+        bars
         for dataset in LIVEBENCH
         for models in GROUPS
         for method in METHODS.values()
-        if any(_pair(lines, models, method, dataset).values())
+        if (bars := _bars(lines, models, method, dataset, label=f"{dataset}\n{models}, {method}"))
     ]
-    attacks = list(dict.fromkeys(line[-1] for line in lines if line[-1]))
     of_attacks = [
-        (f"{models}\n{dataset}\n{attack}", _pair(lines, models, method, dataset, attack))
+        bars
         for models in GROUPS
         for method in METHODS.values()
         for dataset in ATTACKED
-        for attack in attacks
-        if any(
-            summary and summary.value is not None for summary in _pair(lines, models, method, dataset, attack).values()
-        )
+        for attack in dict.fromkeys(line[-1] for line in lines if line[-1])
+        if (bars := _bars(lines, models, method, dataset, attack, label=f"{dataset}\n{attack}\n{models}"))
     ]
-    kinds = [(bars, told) for bars, told in ((of_livebench, "LiveBench (%)"), (of_attacks, "PDR (%)")) if bars]
-    if not kinds:
+    panels = {
+        "Out of distribution: higher is better": ("score (%)", of_livebench),
+        "Attacked prompts: lower is better": ("performance drop rate (%)", of_attacks),
+    }
+    panels = {title: panel for title, panel in panels.items() if panel[1]}
+    if not panels:
         return None
-    figure = Figure(figsize=(11, 4.2 * len(kinds)), layout="constrained")
-    panels = figure.subplots(len(kinds), 1, squeeze=False)[:, 0]
-    for axes, (bars, told) in zip(panels, kinds, strict=True):
+    figure = Figure(figsize=(14, 4 * len(panels)), layout="constrained")
+    places = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for axes, (title, (told, bars)) in zip(places, panels.items(), strict=True):
         _draw_bars(axes, bars, (WITHOUT, WITH))
         axes.set_ylabel(told)
-        higher = "higher is better" if bars is of_livebench else "performance drop rate, lower is better"
-        axes.set_title(("Out of distribution: " if bars is of_livebench else "Attacked prompts: ") + higher, loc="left")
-    _finish(figure, panels[0], None, panels)
+        axes.set_title(title, loc="left")
+    _add_legend(figure, places)
     return figure
 
 
@@ -118,7 +132,7 @@ def dare_figure(lines: Lines) -> Figure | None:
                 _draw_trend(axes, drawn, dataset, number)
             for place, (mixup, dare, _) in enumerate(steps):
                 known = published_value(models, method, mixup, dare, dataset)
-                if known is not None and known.metric in _metrics(drawn):
+                if known is not None and known.metric in _metrics(summary for _, summary in drawn):
                     axes.plot(place, known.value, "*", color=COLOURS[number], markersize=11, markeredgecolor="black")
         axes.set_xticks(range(len(steps)), [name for _, _, name in steps])
         axes.set_title(f"{models}, {method}", loc="left")
@@ -165,11 +179,26 @@ def alpha_figure(lines: Lines) -> Figure | None:
     return figure
 
 
-def _pair(lines: Lines, models: str, method: str, dataset: str, attack: str = "") -> dict[str, Summary | None]:
-    return {
+def _bars(lines: Lines, models: str, method: str, dataset: str, attack: str = "", *, label: str) -> Bars | None:
+    """The bars without M3 and with it; None where neither was asked for."""
+    summaries = {
         name: _line(lines, models, method, mixup, False, dataset, attack)
         for name, mixup in ((WITHOUT, False), (WITH, True))
     }
+    if not any(summaries.values()):
+        return None
+    published = {}
+    for name, mixup in ((WITHOUT, False), (WITH, True)):
+        # LiveBench's published bars do not say their method.
+        known = published_value(models, "" if dataset in LIVEBENCH else method, mixup, False, dataset)
+        ours = _metrics([summaries[name]])
+        if known is not None and (not ours or known.metric in ours or dataset in LIVEBENCH):
+            published[name] = known.value
+    return Bars(label, summaries, published)
+
+
+def _stacked(dataset: str, method: str) -> str:
+    return "\n".join([dataset, *method.split()])
 
 
 def _line(
@@ -178,37 +207,36 @@ def _line(
     return lines.get((models, method, "", mixup, dare, PAPER_ALPHA if mixup else None, dataset, attack))
 
 
-def _draw_bars(axes, bars: Sequence[tuple[str, dict[str, Summary | None]]], names: Sequence[str]) -> None:
+def _draw_bars(axes, bars: Sequence[Bars], names: Sequence[str]) -> None:
     """Bars with their 95% intervals; each draw as a point; published values as stars; a cross where there is none."""
     width = 0.8 / len(names)
-    for place, (_, summaries) in enumerate(bars):
+    for place, of_place in enumerate(bars):
         for number, name in enumerate(names):
             middle = place + (number - (len(names) - 1) / 2) * width
-            summary = summaries.get(name)
+            summary = of_place.summaries.get(name)
             if summary is None or summary.value is None:
                 axes.plot(middle, 0, marker="x", color="black", markersize=5, clip_on=False, zorder=5)
-                continue
-            axes.bar(middle, summary.value, width, edgecolor="black", linewidth=0.6, label=name, **STYLES[name])
-            if summary.low is not None:
-                span = [[max(summary.value - summary.low, 0)], [max(summary.high - summary.value, 0)]]
-                axes.errorbar(middle, summary.value, span, color="black", linewidth=1, capsize=2)
-            there = [score for score in summary.scores if score.status == OK]
-            if len(there) > 1:
-                spots = {"marker": "o", "markersize": 3, "markerfacecolor": "white", "markeredgecolor": "black"}
-                axes.plot(
-                    [middle] * len(there), [score.value for score in there], linestyle="", label="a draw", **spots
-                )
-            first = there[0]
-            known = published_value(first.models, first.method, first.mixup, first.dare, first.dataset)
-            if known is not None and known.metric == first.metric:
-                axes.plot(
-                    middle, known.value, "*", color="white", markeredgecolor="black", markersize=11, label=PUBLISHED
-                )
-    axes.set_xticks(range(len(bars)), [name for name, _ in bars], fontsize=8)
+            else:
+                _draw_bar(axes, middle, width, summary, name)
+            known = of_place.published.get(name)
+            if known is not None:
+                axes.plot(middle, known, "*", color="white", markeredgecolor="black", markersize=11, label=PUBLISHED)
+    axes.set_xticks(range(len(bars)), [of_place.label for of_place in bars], fontsize=8)
     axes.margins(x=0.01)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
+
+
+def _draw_bar(axes, middle: float, width: float, summary: Summary, name: str) -> None:
+    axes.bar(middle, summary.value, width, edgecolor="black", linewidth=0.6, label=name, **STYLES[name])
+    if summary.low is not None:
+        span = [[max(summary.value - summary.low, 0)], [max(summary.high - summary.value, 0)]]
+        axes.errorbar(middle, summary.value, span, color="black", linewidth=1, capsize=2)
+    values = [score.value for score in summary.scores if score.status == OK]
+    if len(values) > 1:
+        look = {"marker": "o", "markersize": 3, "markerfacecolor": "white", "markeredgecolor": "black"}
+        axes.plot([middle] * len(values), values, linestyle="", label="a draw", **look)
 
 
 def _draw_trend(axes, drawn: Sequence[tuple[float, Summary]], label: str, number: int) -> None:
@@ -220,17 +248,16 @@ def _draw_trend(axes, drawn: Sequence[tuple[float, Summary]], label: str, number
         axes.plot([place] * len(values), values, linestyle="", markersize=4, alpha=0.45, **look)
 
 
-def _metrics(drawn: Sequence[tuple[float, Summary]]) -> set[str]:
-    return {score.metric for _, summary in drawn for score in summary.scores if score.status == OK}
+def _metrics(summaries: Iterable[Summary | None]) -> set[str]:
+    return {score.metric for summary in summaries if summary for score in summary.scores if score.status == OK}
 
 
-def _finish(figure: Figure, axes, ylabel: str | None, panels) -> None:
-    """One legend for all panels, and what a cross means."""
+def _add_legend(figure: Figure, panels) -> None:
+    """One legend for all panels, and what stands for what."""
     handles = {}
     for panel in panels:
-        if ylabel:
-            panel.set_ylabel(ylabel)
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    figure.legend(handles.values(), handles.keys(), loc="outside upper right", ncols=len(handles) or 1, frameon=False)
+    order = [name for name in (WITHOUT, WITH, "a draw", PUBLISHED) if name in handles]
+    figure.legend([handles[name] for name in order], order, loc="outside upper right", ncols=4, frameon=False)
     figure.supxlabel("bars: value, or mean of the draws, with 95% interval; ×: no result", fontsize=8)
