@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import model_info
-from transformers.utils import logging
 
+from inference_llms.model_loading import quiet_transformers
 from promptbench.missing_part import MissingPart
 from utils.errors import UserError
 
@@ -14,17 +14,15 @@ from utils.errors import UserError
 @contextmanager
 def part_of_attack(option: str, path_or_hub_id: str, public_model: str) -> Iterator[bool]:
     """Turn what a package raises on a model that is not there into MissingPart, and on a folder that it cannot load
-    into UserError. What packages would say beside that is kept back.
+    into UserError, and keep transformers quiet beside that.
 
     Gives whether to look on this machine alone: for a folder, and where the hub does not answer, which packages find
     out after a minute of trying. `public_model`: the hub id of one that will do.
     """
     is_folder = Path(path_or_hub_id).is_dir()
-    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
     try:
-        yield is_folder or not _on_hub(path_or_hub_id)
+        with quiet_transformers():
+            yield is_folder or not _on_hub(path_or_hub_id)
     except UserError:
         raise
     except Exception as error:
@@ -39,10 +37,6 @@ def part_of_attack(option: str, path_or_hub_id: str, public_model: str) -> Itera
             f"--{option} {path_or_hub_id}: cannot be loaded ({type(error).__name__}: {reason}); copy or download it "
             "again, or give another"
         ) from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if had_bars:
-            logging.enable_progress_bar()
 
 
 def _on_hub(hub_id: str) -> bool:
