@@ -183,7 +183,7 @@ def test_a_model_that_ignores_the_prompt_has_a_drop_rate_of_0_under_every_attack
     assert {"bertattack", "textbugger", "textfooler"} < set(ATTACK_NAMES)
     for name in ATTACK_NAMES:
         attack = __import__(f"{attacks.__name__}.{name}", fromlist=["open_attack"]).open_attack(parts)
-        result = search(attack, PROMPT, TASK.protected_words, lambda prompts: [0.75] * len(prompts))
+        result = search(attack, PROMPT, TASK.protected_words, lambda prompts: [0.75] * len(prompts), 60)
         assert result.performance_drop_rate == 0, name
         assert result.number_of_queries > 1, name
 
