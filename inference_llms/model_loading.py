@@ -16,17 +16,27 @@ JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokeni
 
 
 @contextmanager
-def refusals_in_one_line(model_folder: Path, package: str) -> Iterator[None]:
-    """Turn what `package` raises on a model that it cannot load into a UserError with the reason.
-
-    What transformers would say beside that, on several lines of stderr, is kept back.
-    """
+def quiet_transformers() -> Iterator[None]:
+    """Keep back what transformers says of a model that it loads, on several lines of stderr."""
     verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     try:
-        _check_json_files(model_folder)
         yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def refusals_in_one_line(model_folder: Path, package: str) -> Iterator[None]:
+    """Turn what `package` raises on a model that it cannot load into a UserError with the reason, and keep
+    transformers quiet beside that."""
+    try:
+        _check_json_files(model_folder)
+        with quiet_transformers():
+            yield
     except UserError:
         raise
     except pickle.UnpicklingError as error:
@@ -41,10 +51,6 @@ def refusals_in_one_line(model_folder: Path, package: str) -> Iterator[None]:
             f"{model_folder}: {package} cannot load this model ({type(error).__name__}: {reason}); "
             "copy or download it again, or choose another --backend"
         ) from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if had_bars:
-            logging.enable_progress_bar()
 
 
 def load_config(model_folder: Path) -> PreTrainedConfig:

@@ -6,11 +6,14 @@ import shlex
 
 import pytest
 
+import ood_robust_inference
 from merge_llms_instruct_math_code import build_parser, main
+from promptbench import run_attacks, sst2
 from tests.inference_llms.support import ROOT
 from utils.model_folders import FINETUNED_MODELS, PRETRAINED_MODEL
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "adversarial_prompts.md").read_text(encoding="utf-8")
 ZOO = ROOT / "scripts" / "tiny_zoo"
 LINES = re.findall(r"^    python merge_llms_instruct_math_code\.py (--merge.*)$", README, re.MULTILINE)
 
@@ -37,9 +40,10 @@ def test_a_command_line_of_the_paper_runs_as_it_stands(line, models_dir, tmp_pat
 
 
 def test_every_option_that_the_readme_names_exists():
-    known = {word for action in build_parser()._actions for word in action.option_strings}
+    parsers = (build_parser(), ood_robust_inference.build_parser(), run_attacks.build_parser(sst2.TASK))
+    known = {word for parser in parsers for action in parser._actions for word in action.option_strings}
     # Of `python -m inference_llms`, scripts/setup_env.sh, the diagnosis, the benchmark.
     known |= {"--load_model_path", "--vllm", "--models", "--parameters", "--vs"}
     evaluators = re.compile(r"`(alpaca_eval|evaluate_functional_correctness|accelerate launch)[^`]*`")
-    named = set(re.findall(r"--[a-z_]+", evaluators.sub("", README)))
+    named = set(re.findall(r"--[a-z_]+", evaluators.sub("", README + PAGE)))
     assert named <= known, named - known
