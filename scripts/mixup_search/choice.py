@@ -5,6 +5,7 @@ are compared where they have answered the same examples: the largest number of t
 task.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -39,7 +40,7 @@ def comparable_scores(results: Sequence[Result], part: Part, draws: Sequence[str
     none while no draw has a result in every task.
 
     `sizes`: how many examples each task has in this part. A draw that has gone further in some tasks alone counts by
-    what it has in all: the number is the largest in the task that is least far.
+    what it has in all.
     """
     numbers: dict[str, dict[str, dict[int, Result]]] = {}
     for result in results:
@@ -56,8 +57,8 @@ def comparable_scores(results: Sequence[Result], part: Part, draws: Sequence[str
         return {task: reached[task][examples] for task, examples in pairs if examples in reached.get(task, {})}
 
     def worth(level: tuple[int, ...]) -> tuple[float, int, tuple[int, ...]]:
-        least = min(examples / size for examples, size in zip(level, sizes.values(), strict=True))
-        return least, sum(len(at(level, name)) == len(level) for name in complete), level
+        unfinished = [examples for examples, size in zip(level, sizes.values(), strict=True) if examples < size]
+        return min(unfinished, default=math.inf), sum(len(at(level, name)) == len(level) for name in complete), level
 
     level = max(levels, key=worth)
     found = {name: at(level, name) for name in numbers}
