@@ -8,6 +8,7 @@ task.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
@@ -80,14 +81,14 @@ def gains(scores: Scores, finetuned: Mapping[str, str]) -> dict[str, dict[str, f
 
 
 def mean_gain(gains_by_task: Mapping[str, float]) -> float:
-    return sum(gains_by_task.values()) / len(gains_by_task)
+    """The mean over the tasks, rounded so far that gains which are equal but for their last bits are equal."""
+    return round(sum(gains_by_task.values()) / len(gains_by_task), 12)
 
 
 def best(gains_by_candidate: Mapping[str, Mapping[str, float]], draws: Sequence[str]) -> str | None:
     """The draw with the largest mean gain, the first of equal ones; None where no draw has one."""
     found = [name for name in draws if name in gains_by_candidate]
-    # Rounded, for gains that are equal may differ in their last bits.
-    return max(found, key=lambda name: round(mean_gain(gains_by_candidate[name]), 12), default=None)
+    return max(found, key=lambda name: mean_gain(gains_by_candidate[name]), default=None)
 
 
 def pareto_front(scores: Mapping[str, Sequence[float]]) -> list[str]:
@@ -131,8 +132,8 @@ def paired_difference(
         number = len(differences)
         counts = np.array([differences.count(value) for value in (-1, 0, 1)])
         drawn = generator.multinomial(number, counts / number, size=_RESAMPLES)
-        means.append(sum(differences) / number)
+        means.append(Fraction(sum(differences), number))  # exact, for the sign of the mean is told
         resampled += (drawn[:, 2] - drawn[:, 0]) / number / len(pairs)
         examples += number
     low, high = np.quantile(resampled, (0.025, 0.975))
-    return Difference(sum(means) / len(means), float(low), float(high), examples)
+    return Difference(float(sum(means) / len(means)), float(low), float(high), examples)

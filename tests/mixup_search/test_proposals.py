@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from merge_llms_instruct_math_code import build_parser, merge_parameters
 from model_merging_methods.merge_parameters import Mask, MergeParameters
 from scripts.mixup_search.proposals import DRAW_BY, Proposals, even_ratios, ratios_at, shares_of
-from scripts.mixup_search.search_space import SearchSpace, Values
+from scripts.mixup_search.search_space import Values
+from tests.mixup_search.small_search import space_of
 from utils.errors import UserError
 
 TIES = MergeParameters("ties_merging", mask=Mask(), seed=3)
@@ -22,13 +23,7 @@ FREE = {
 
 
 def proposals(draw_by: str, num_draws: int = 12, number_of_models: int = 2, seed: int = 3, **options: Values):
-    fixed = {
-        "alpha": Values((0.5,)),
-        "scaling_coefficient": Values((1.0,)),
-        "weight_mask_rate": Values((0.2,)),
-        "param_value_mask_rate": Values((0.5,)),
-    }
-    space = SearchSpace(number_of_models, TIES, **(fixed | options))
+    space = space_of(TIES, number_of_models, **options)
     space.check()
     found = Proposals(space, draw_by, num_draws, seed)
     found.check()

@@ -7,18 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
-from scripts.mixup_search.search_space import SearchSpace, Values, parse_values, references
+from scripts.mixup_search.search_space import Values, parse_values, references
+from tests.mixup_search.small_search import space_of
 from utils.errors import UserError
-
-
-def fixed_space(base: MergeParameters, number_of_models: int = 2, **options: Values) -> SearchSpace:
-    fixed = {
-        "alpha": Values((0.5,)),
-        "scaling_coefficient": Values((1.0,)),
-        "weight_mask_rate": Values((0.2,)),
-        "param_value_mask_rate": Values((0.5,)),
-    }
-    return SearchSpace(number_of_models, base, **(fixed | options))
 
 
 def test_numbers_and_a_range_are_understood_as_typed():
@@ -67,14 +58,14 @@ def test_a_searched_option_that_changes_nothing_is_refused():
     averaging, range_ = MergeParameters("average_merging"), Values((0.1, 0.9), is_range=True)
     for name in ("scaling_coefficient", "weight_mask_rate", "param_value_mask_rate"):
         with pytest.raises(UserError, match=f"--{name}"):
-            fixed_space(averaging, **{name: range_}).check()
-    fixed_space(MergeParameters("ties_merging"), param_value_mask_rate=range_, scaling_coefficient=range_).check()
-    fixed_space(MergeParameters("average_merging", mask=Mask()), weight_mask_rate=range_).check()
+            space_of(averaging, **{name: range_}).check()
+    space_of(MergeParameters("ties_merging"), param_value_mask_rate=range_, scaling_coefficient=range_).check()
+    space_of(MergeParameters("average_merging", mask=Mask()), weight_mask_rate=range_).check()
 
 
 def test_averaging_is_compared_with_equal_ratios_and_each_fine_tune():
     dare = MergeParameters("average_merging", mask=Mask(use_weight_rescale=True), seed=7, dtype="bfloat16")
-    equal, instruct, math_alone = references(fixed_space(dare), ["instruct", "math"])
+    equal, instruct, math_alone = references(space_of(dare), ["instruct", "math"])
     assert (equal.name, instruct.name, math_alone.name) == ("equal ratios", "instruct alone", "math alone")
     assert equal.parameters == MergeParameters(
         "average_merging", mask=Mask(use_weight_rescale=True), mixup=Mixup((0.5, 0.5)), seed=7, dtype="bfloat16"
@@ -84,7 +75,7 @@ def test_averaging_is_compared_with_equal_ratios_and_each_fine_tune():
 
 
 def test_task_arithmetic_is_compared_with_its_plain_sum_too():
-    space = fixed_space(
+    space = space_of(
         MergeParameters("task_arithmetic", scaling_coefficient=3.0),
         number_of_models=3,
         scaling_coefficient=Values((0.5, 1.5), is_range=True),
@@ -97,7 +88,7 @@ def test_task_arithmetic_is_compared_with_its_plain_sum_too():
 
 
 def test_a_seed_that_nothing_is_drawn_from_is_zero_as_in_the_main_job():
-    unmasked = fixed_space(MergeParameters("ties_merging", seed=5)).merge((0.25, 0.75))
+    unmasked = space_of(MergeParameters("ties_merging", seed=5)).merge((0.25, 0.75))
     assert unmasked == MergeParameters("ties_merging", mixup=Mixup((0.25, 0.75)), seed=0)
-    masked = fixed_space(MergeParameters("ties_merging", mask=Mask(), seed=5)).merge((0.25, 0.75))
+    masked = space_of(MergeParameters("ties_merging", mask=Mask(), seed=5)).merge((0.25, 0.75))
     assert masked.seed == 5
