@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from utils.errors import UserError
@@ -80,6 +81,15 @@ def load_model(model_folder: Path, **options: Any) -> PreTrainedModel:
             f"{model_folder}: tensor {name} has the shape {' x '.join(map(str, stored))}, and config.json asks for "
             f"{' x '.join(map(str, needed))}; copy or download the model again"
         )
+    return model
+
+
+def model_without_weights(model_folder: Path, config: PreTrainedConfig, dtype: str, device: str) -> PreTrainedModel:
+    """A model of the config's shape, with arbitrary weights and the folder's generation config."""
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
+    if (model_folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(model_folder)
     return model
 
 
