@@ -47,10 +47,13 @@ class VllmLiveEngine(VllmEngine):
         self._llm.reset_prefix_cache()
 
     def take_tokenizer(self, folder: Path) -> None:
+        from vllm.tokenizers import get_tokenizer
+
         self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        # vLLM makes text of tokens in this process, with a tokenizer that it has in two places.
-        self._llm.llm_engine.renderer.tokenizer = self._tokenizer
-        self._llm.llm_engine.output_processor.tokenizer = self._tokenizer
+        # vLLM makes text of tokens in this process, by a tokenizer of its own kind that it has in two places.
+        own = get_tokenizer(str(folder), trust_remote_code=False)
+        self._llm.llm_engine.renderer.tokenizer = own
+        self._llm.llm_engine.output_processor.tokenizer = own
 
     def checksum(self) -> str:
         of_workers = self._llm.collective_rpc("checksum_of_weights")

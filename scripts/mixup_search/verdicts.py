@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from inference_llms import MATH, alpaca_eval, gsm8k, human_eval, mbpp
+from inference_llms import MATH, gsm8k, human_eval, mbpp
 from inference_llms.math_normalisation import is_equivalent
 from inference_llms.task import Example
 from scripts.program_scores import mbpp_problem, programs_pass
