@@ -110,12 +110,17 @@ def open_engine(backend: str, model_folder: Path, tensor_parallel_size: int, pip
     from inference_llms.transformers_engine import TransformersEngine
 
     engine = TransformersEngine(model_folder)
+    say_what_transformers_leaves_out(tensor_parallel_size, pipeline_parallel_size)
+    return engine
+
+
+def say_what_transformers_leaves_out(tensor_parallel_size: int, pipeline_parallel_size: int) -> None:
+    """Tell once that these have no use, where they ask for something."""
     if tensor_parallel_size > 1 or pipeline_parallel_size > 1:
         _say_once(
             "the transformers backend runs in one process: --tensor_parallel_size and "
             "--pipeline_parallel_size have no use there"
         )
-    return engine
 
 
 def gpu_count() -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from inference_llms.engine import Engine, check_engine_request, resolve_backend
+from inference_llms.engine import Engine, check_engine_request, resolve_backend, say_what_transformers_leaves_out
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,4 +50,5 @@ def open_live_engine(
         return VllmLiveEngine(folder, tensor_parallel_size, pipeline_parallel_size, executor)
     from inference_llms.transformers_live_engine import TransformersLiveEngine
 
+    say_what_transformers_leaves_out(tensor_parallel_size, pipeline_parallel_size)
     return TransformersLiveEngine(folder)

@@ -58,25 +58,27 @@ class CandidateMerges:
     What does not depend on interpolation ratios and the scaling coefficient, the thresholds of trimming and of masks
     by magnitude and the majority sign, is found once; trimmed, elected and masked values are made anew from it in the
     pass that merges, which costs less than to read them back from memory.
-    Raises UserError for models that cannot be merged or, unless `allow_unrelated`, are not related.
     """
 
-    def __init__(self, pretrained: Path, finetuned: Mapping[str, Path], allow_unrelated: bool = False):
+    def __init__(self, pretrained: Path, finetuned: Mapping[str, Path]):
         self._pretrained = pretrained
         self._finetuned = tuple(finetuned.items())
         self._found: dict[MergeParameters, Coefficients] = {}
-        self._allow_unrelated = allow_unrelated
+
+    def check(self, parameters: MergeParameters, allow_unrelated: bool) -> None:
+        """Raise UserError for models that cannot be merged like this or, unless `allow_unrelated`, are not related."""
+        parameters.check(len(self._finetuned))
+        merge = self._merge(parameters)
+        check_exclusions(merge)
+        if not allow_unrelated:
+            check_related(merge)
 
     def weights(self, parameters: MergeParameters) -> CandidateWeights:
         """The weights of one merge. Raises UserError for parameters that make no sense."""
         parameters.check(len(self._finetuned))
         without_ratio = replace(parameters, mixup=None, scaling_coefficient=1.0)
         if without_ratio not in self._found:
-            merge = self._merge(without_ratio)
-            check_exclusions(merge)
-            if not self._found and not self._allow_unrelated:
-                check_related(merge)
-            self._found[without_ratio] = merge.coefficients()
+            self._found[without_ratio] = self._merge(without_ratio).coefficients()
         coefficients = replace(
             self._found[without_ratio],
             weights=parameters.mixup.weights if parameters.mixup else None,

@@ -42,9 +42,7 @@ def answer(job: Job, live: LiveMerges, role_of_task: Mapping[str, str]) -> Itera
         title = f"{job.candidate.name}, {name}"
         completed: list[tuple[Example, str, float]] = []
         began, left = time.monotonic(), len(examples)
-        for example, text in live.complete(
-            job.candidate.parameters, role_of_task[name], TASKS[name], examples, title
-        ):
+        for example, text in live.complete(job.candidate.parameters, role_of_task[name], TASKS[name], examples, title):
             completed.append((example, text, time.time()))
             left -= 1
             now = time.monotonic()

@@ -23,7 +23,6 @@ class Models:
 
     pretrained: Path
     finetuned: Mapping[str, Path]
-    allow_unrelated: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,13 @@ class Seconds:
     replacing: float = 0.0
     completing: float = 0.0
     replacements: int = 0
+
+    def told(self) -> str:
+        each = self.replacing / self.replacements
+        return (
+            f"engine start {self.start:.1f} s, {self.replacements} replacements of its weights {each:.2f} s each, "
+            f"completions {self.completing:.1f} s"
+        )
 
 
 class LiveMerges:
@@ -95,7 +101,7 @@ class LiveMerges:
         models, options = self._models, self._options
         with refusals_in_one_line(models.pretrained, "transformers"):
             check_weights(models.pretrained, load_config(models.pretrained))
-        self._merges = CandidateMerges(models.pretrained, models.finetuned, models.allow_unrelated)
+        self._merges = CandidateMerges(models.pretrained, models.finetuned)
         self._merges.weights(parameters)  # what is wrong with the models is told before the engine starts
         root = Path(self._opened.enter_context(TemporaryDirectory(prefix="search_mixup_")))
         self._folders = {role: root / role for role in models.finetuned}

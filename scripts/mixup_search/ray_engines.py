@@ -1,7 +1,7 @@
 """The engines of a Ray cluster: one actor each, on whichever machine has room for it."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ from scripts.mixup_search.answering import Answered, Job, answer
 from scripts.mixup_search.live_merges import EngineOptions, LiveMerges, Models
 from utils.errors import UserError
 
-LOCAL = "local"
 _ROOT = Path(__file__).resolve().parents[2]
 _LOOK_UP_EVERY = 20.0  # seconds
 _MOST_TRIES = 3
@@ -38,25 +37,25 @@ class RayEngines:
         environment = {"env_vars": {"PYTHONPATH": str(_ROOT)}}
         try:
             ray.init(
-                address=None if address == LOCAL else address,
+                address=address,
                 runtime_env=environment,
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level="ERROR",
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"--ray {address}: no cluster answers there ({reason}); start one, or take --ray local") from error
+            raise UserError(
+                f"--ray {address}: no cluster answers there ({_short(error)}); start one, or take --ray local"
+            ) from error
         self._idle = [self._new_actor() for _ in range(number)]
 
     def run(self, jobs: Iterator[Job]) -> Iterator[Answered | None]:
         ray = self._ray
         running: dict[Any, tuple[Any, Job]] = {}
-        again: list[Job] = []
-        tries: dict[str, int] = {}
+        lost: list[Job] = []
+        times_lost: Counter[str] = Counter()
         while True:
-            while self._idle and (job := next(chain(iter(again[:1]), jobs), None)) is not None:
-                again = [other for other in again if other is not job]
+            while self._idle and (job := lost.pop() if lost else next(jobs, None)) is not None:
                 actor = self._idle.pop()
                 running[actor.answer.remote(job)] = (actor, job)
             if not running:
@@ -71,12 +70,14 @@ class RayEngines:
             except ray.exceptions.RayTaskError as error:
                 raise error.cause if isinstance(error.cause, UserError) else error from None
             except ray.exceptions.RayError as error:
-                tries[job.candidate.name] = tries.get(job.candidate.name, 1) + 1
-                if tries[job.candidate.name] > _MOST_TRIES:
-                    reason = " ".join(str(error).split())[:200]
-                    raise UserError(f"--ray: {_MOST_TRIES} actors were lost over {job.candidate.name} ({reason})") from error
+                times_lost[job.candidate.name] += 1
+                if times_lost[job.candidate.name] == _MOST_TRIES:
+                    raise UserError(
+                        f"--ray: {_MOST_TRIES} actors were lost over {job.candidate.name} ({_short(error)}); see Ray's "
+                        "logs, and type the command again"
+                    ) from error
                 self._idle.append(self._new_actor())
-                again.append(job)
+                lost.append(job)
                 continue
             self._idle.append(actor)
             yield from answered
@@ -101,3 +102,7 @@ def _needs(options: EngineOptions) -> dict[str, float]:
     """What an actor reserves: the GPUs or, where there are none, the cores of its workers."""
     workers = options.tensor_parallel_size * options.pipeline_parallel_size if options.backend == "vllm" else 1
     return {"num_gpus": workers, "num_cpus": 0} if gpu_count() > 0 else {"num_cpus": workers}
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

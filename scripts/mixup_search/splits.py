@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from inference_llms.task import Example, Task
@@ -28,9 +28,7 @@ def split_task(
     Raises UserError where there are not as many, or where none is left to test.
     """
     test_set = task.load_examples(data_dir)
-    source = test_set
-    if validation_dir is not None:
-        source = [replace(example, id=f"validation {example.id}") for example in task.load_examples(validation_dir)]
+    source = test_set if validation_dir is None else task.load_examples(validation_dir)
     left = len(source) - (validation_dir is None)
     if num_validation > left:
         raise UserError(
@@ -39,8 +37,8 @@ def split_task(
         )
     drawn = random.Random(f"{seed} validation {task.name}").sample(range(len(source)), num_validation)
     validation = [source[position] for position in drawn]
-    chosen = {example.id for example in validation}
-    rest = [example for example in test_set if example.id not in chosen]
+    chosen = set(drawn) if validation_dir is None else set()
+    rest = [example for position, example in enumerate(test_set) if position not in chosen]
     if num_test is not None and num_test < len(rest):
         kept = sorted(random.Random(f"{seed} test {task.name}").sample(range(len(rest)), num_test))
         rest = [rest[position] for position in kept]

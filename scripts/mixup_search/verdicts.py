@@ -1,6 +1,6 @@
 """Which completions are right: by the paper's strict reading, by running programs, or by the reference answer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from inference_llms import MATH, gsm8k, human_eval, mbpp
 from inference_llms.math_normalisation import is_equivalent
@@ -54,9 +54,9 @@ VERDICTS: dict[str, Verdicts] = {
 }
 
 
-def check_verdicts(tasks: Sequence[str], examples: dict[str, Sequence[Example]], allow_code_execution: bool) -> None:
+def check_verdicts(examples: Mapping[str, Sequence[Example]], allow_code_execution: bool) -> None:
     """Raise UserError where a task's programs may not be run, or where its set has no answers to go by."""
-    for name in tasks:
+    for name in examples:
         if name in RUN_PROGRAMS and not allow_code_execution:
             raise UserError(
                 f"--tasks {name}: a search runs the programs that the models write; say that it may with "

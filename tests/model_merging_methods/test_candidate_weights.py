@@ -12,6 +12,7 @@ from model_merging_methods.merge_engine import Merge
 from model_merging_methods.merge_models import MergeWork, merge_models
 from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
 from model_merging_methods.merge_record import MergeRequest
+from tests.model_merging_methods.small_models import save_model
 from utils.errors import UserError
 
 ZOO = Path(__file__).parents[2] / "scripts" / "tiny_zoo"
@@ -68,6 +69,16 @@ def test_the_files_beside_the_weights_are_those_that_a_merge_saves(tmp_path):
         assert (tmp_path / "files" / name).read_bytes() == (tmp_path / "merged" / name).read_bytes()
 
 
-def test_unrelated_models_and_senseless_parameters_are_refused():
+def test_unrelated_models_and_senseless_parameters_are_refused(tmp_path):
+    merges = CandidateMerges(ZOO / "base", MODELS)
+    merges.check(MergeParameters("ties_merging"), allow_unrelated=False)
     with pytest.raises(UserError, match="--mixup_lambda"):
-        CandidateMerges(ZOO / "base", MODELS).weights(MergeParameters("average_merging", mixup=Mixup((1.0, 0.0, 0.0))))
+        merges.check(MergeParameters("average_merging", mixup=Mixup((1.0, 0.0, 0.0))), allow_unrelated=False)
+    with pytest.raises(UserError, match="--exclude_param_names_regex"):
+        merges.check(MergeParameters("average_merging", exclude_param_names_regex=("no such",)), allow_unrelated=False)
+    base = save_model(tmp_path / "base", seed=0)
+    others = {"instruct": save_model(tmp_path / "own", 1, base=base), "math": save_model(tmp_path / "other", seed=2)}
+    unrelated = CandidateMerges(base, others)
+    unrelated.check(MergeParameters("task_arithmetic"), allow_unrelated=True)
+    with pytest.raises(UserError, match="--allow_unrelated"):
+        unrelated.check(MergeParameters("task_arithmetic"), allow_unrelated=False)
