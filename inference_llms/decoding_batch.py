@@ -107,8 +107,10 @@ class DecodingBatch:
         self._model = model
         self._cache: Cache | None = None
         self._mask: Tensor | None = None
-        # A sliding window counts columns: padding behind the shared beginning would shorten it.
-        self._may_share = getattr(model.config.get_text_config(), "sliding_window", None) is None
+        # Windows and chunks of attention count columns: padding behind the shared beginning would shift them.
+        config = model.config.get_text_config()
+        kinds = ("sliding_window", "attention_chunk_size")
+        self._may_share = all(getattr(config, kind, None) is None for kind in kinds)
 
     def admit(self, rows: list[Row]) -> Tensor:
         """Add rows, run their prompts, and return the logits (row, token) of their first new token.

@@ -43,7 +43,7 @@ def open_live_engine(
 
     As `engine.open_engine` but for that. `executor`: what starts vLLM's workers, mp or ray; None: vLLM chooses.
     """
-    check_engine_request(backend, tensor_parallel_size, pipeline_parallel_size)
+    check_engine_request(backend, tensor_parallel_size, pipeline_parallel_size, executor)
     if resolve_backend(backend) == "vllm":
         from inference_llms.vllm_live_engine import VllmLiveEngine
 

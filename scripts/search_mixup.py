@@ -12,6 +12,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,8 +20,9 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from inference_llms.command_line import add_tasks_option, check_engine, check_tasks_option, positive_number
-from inference_llms.engine import resolve_backend
+from inference_llms import alpaca_eval
+from inference_llms.command_line import add_tasks_option, check_tasks_option, positive_number
+from inference_llms.engine import check_engine_request, resolve_backend
 from inference_llms.model_folder import model_fingerprint
 from inference_llms.tasks import TASKS, TASKS_OF_ROLE
 from merge_llms_instruct_math_code import (
@@ -47,6 +49,7 @@ from utils.command_line import OneLineParser
 from utils.errors import UserError, run_command_line
 from utils.output_places import OutputPlaces
 from utils.run_log import logged_run
+from utils.whole_files import locked_folder
 
 log = logging.getLogger(__name__)
 
@@ -115,28 +118,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with logged_run():
         words = sys.argv[1:] if arguments is None else arguments
         log.info("command: %s", shlex.join(["python", "scripts/search_mixup.py", *words]))
+        if options.results is not None and (options.report or options.export is not None):
+            tell(options.results, options)
+            return
         roles = chosen_roles(options)
         space = search_space(options, roles)
         proposals = Proposals(space, options.draw_by, options.num_draws, options.seed or 0)
         proposals.check()
         results = options.results or default_results(options, roles, proposals)
         if options.report or options.export is not None:
-            with SearchStore.open_existing(results) as store:
-                if options.export is not None:
-                    store.export_csv(options.export)
-                    log.info("exported: %s", options.export)
-                if options.report:
-                    show(store, results)
+            tell(results, options)
             return
         run(options, roles, proposals, results)
 
 
 def run(options: argparse.Namespace, roles: Sequence[str], proposals: Proposals, results: Path) -> None:
     """All that can be checked first; then the search, as far as the results file does not hold it yet."""
-    check_engine(options)
+    check_engines(options)
     check_rungs(options)
-    if options.ray_engines is not None and options.ray is None:
-        raise UserError("--ray_engines has no use without --ray; add that or leave it out")
     request = request_of_folders(options, roles, proposals.space.base)
     tasks = options.tasks or [task for role in roles for task in TASKS_OF_ROLE[role]]
     of_role = {task: role_of_task(task, roles) for task in tasks}
@@ -178,20 +177,49 @@ def run(options: argparse.Namespace, roles: Sequence[str], proposals: Proposals,
 
     merges = CandidateMerges(request.pretrained.absolute(), absolute(request.finetuned))
     merges.check(proposals.space.base, options.allow_unrelated)
-    with SearchStore(results, identity) as store:
-        engines = open_engines(options, request, of_role)
-        try:
-            search.run(store, engines)
-        finally:
-            engines.close()
+    if alpaca_eval.TASK.name in tasks:
+        log.info("alpaca_eval has no judge here: an answer is right if it is the set's reference answer")
+    with closing(open_engines(options, request, of_role)) as engines, SearchStore(results, identity) as store:
+        search.run(store, engines)
         if isinstance(engines, OwnEngine) and engines.live.seconds.replacements:
             log.info(engines.live.seconds.told())
         show(store, results)
 
 
+def tell(results: Path, options: argparse.Namespace) -> None:
+    """What a results file holds so far: exported, reported, or both."""
+    with SearchStore.open_existing(results) as store:
+        if options.export is not None:
+            store.export_csv(options.export)
+            log.info("exported: %s", options.export)
+        if options.report:
+            show(store, results)
+
+
+def check_engines(options: argparse.Namespace) -> None:
+    """Raise UserError for engines that this machine, or none, can give."""
+    executor = options.distributed_executor_backend
+    if options.ray_engines is not None and options.ray is None:
+        raise UserError("--ray_engines has no use without --ray; add that or leave it out")
+    if executor is not None and resolve_backend(options.backend) != "vllm":
+        raise UserError("--distributed_executor_backend has no use without vLLM; add --backend vllm or leave it out")
+    if executor == "ray" and options.ray is not None:
+        raise UserError(
+            "--ray gives each engine a machine, --distributed_executor_backend ray spreads one over several; give one "
+            "of the two"
+        )
+    if options.ray is None:  # a cluster tells itself what it has
+        sizes = (options.tensor_parallel_size, options.pipeline_parallel_size)
+        check_engine_request(options.backend, *sizes, executor)
+
+
 def search_space(options: argparse.Namespace, roles: Sequence[str]) -> SearchSpace:
     """What the options range over, around the merge that they name. Raises UserError for what makes no sense."""
+    if options.alpha is not None and options.draw_by != "mixup":
+        raise UserError(f"--alpha has no use with --draw_by {options.draw_by}, which draws no Beta; leave it out")
     values = {name: parse_values(name, getattr(options, name) or [str(DEFAULTS[name])]) for name in OPTIONS}
+    if min(values["alpha"].numbers) <= 0:
+        raise UserError(f"--alpha {' '.join(options.alpha)}: 0 or less always draws the first model alone; give more")
     plain = copy.copy(options)
     plain.mixup, plain.mixup_lambda = True, None
     for name in OPTIONS:
@@ -239,9 +267,9 @@ def absolute(folders: Mapping[str, Path]) -> dict[str, Path]:
 
 
 def digest_of_examples(parts: TaskParts) -> str:
-    """Of what is asked, in its order."""
-    asked = [[[example.id, example.prompt] for example in part] for part in (parts.validation, parts.test)]
-    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+    """Of what is asked and what is right, in its order."""
+    asked = [[[example.id, example.prompt, example.row] for example in part] for part in (parts.validation, parts.test)]
+    return hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest()[:16]
 
 
 def fingerprint(folder: Path) -> str:
@@ -257,7 +285,9 @@ def fingerprint(folder: Path) -> str:
 def show(store: SearchStore, results: Path) -> None:
     """The report, as files and on the screen."""
     folder = results.with_name(f"{results.name.removesuffix('.sqlite')}_report")
-    write_report(store, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked_folder(folder, waits=True):  # another process of the search may end just now
+        write_report(store, folder)
     for line in report_lines(store):
         log.info(line)
     log.info("results: %s", results)

@@ -25,7 +25,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Answered:
-    """Some answers of a job, all to one task; `seconds`: what they took. `is_last`: the job has no more."""
+    """Some answers of a job, all to one task; `seconds`: what completing them took. `is_last`: the job has no more."""
 
     job: Job
     task: str
@@ -41,15 +41,16 @@ def answer(job: Job, live: LiveMerges, role_of_task: Mapping[str, str]) -> Itera
         examples = job.examples[name]
         title = f"{job.candidate.name}, {name}"
         completed: list[tuple[Example, str, float]] = []
+        live.take(job.candidate.parameters, role_of_task[name])
         began, left = time.monotonic(), len(examples)
-        for example, text in live.complete(job.candidate.parameters, role_of_task[name], TASKS[name], examples, title):
+        for example, text in live.complete(TASKS[name], examples, title):
             completed.append((example, text, time.time()))
             left -= 1
-            now = time.monotonic()
-            if left == 0 or now - began > _EVERY:
+            seconds = time.monotonic() - began
+            if left == 0 or seconds > _EVERY:
                 is_last = left == 0 and name == names[-1]
-                yield Answered(job, name, _judge(name, completed), now - began, is_last)
-                completed, began = [], now
+                yield Answered(job, name, _judge(name, completed), seconds, is_last)
+                completed, began = [], time.monotonic()
 
 
 def _judge(task: str, completed: Sequence[tuple[Example, str, float]]) -> list[Answer]:

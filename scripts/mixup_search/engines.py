@@ -10,8 +10,8 @@ from scripts.mixup_search.live_merges import EngineOptions, LiveMerges, Models
 class Engines(Protocol):
     number: int
 
-    def run(self, jobs: Iterator[Job]) -> Iterator[Answered | None]:
-        """Answer jobs, taken one by one as there is an engine for them. None now and then means that all are busy."""
+    def run(self, jobs: Iterator[Job]) -> Iterator[Answered]:
+        """Answer jobs, taken one by one as there is an engine for them."""
         ...
 
     def close(self) -> None: ...
@@ -26,7 +26,7 @@ class OwnEngine:
         self.live = LiveMerges(models, options)
         self._role_of_task = role_of_task
 
-    def run(self, jobs: Iterator[Job]) -> Iterator[Answered | None]:
+    def run(self, jobs: Iterator[Job]) -> Iterator[Answered]:
         for job in jobs:
             yield from answer(job, self.live, self._role_of_task)
 

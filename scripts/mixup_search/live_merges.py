@@ -62,12 +62,11 @@ class LiveMerges:
         self._opened = ExitStack()
         self._engine: LiveEngine | None = None
         self._in_engine: MergeParameters | None = None
+        self._role_in_engine: str | None = None
         self.seconds = Seconds()
 
-    def complete(
-        self, parameters: MergeParameters, role: str, task: Task, examples: Sequence[Example], title: str
-    ) -> Iterator[tuple[Example, str]]:
-        """All examples at once, by this merge and with the tokenizer of `role`; each as soon as it is there.
+    def take(self, parameters: MergeParameters, role: str) -> None:
+        """Have this merge in the engine, with the tokenizer of `role`.
 
         Raises UserError for models that cannot be merged, or not run.
         """
@@ -79,18 +78,23 @@ class LiveMerges:
             self._in_engine = parameters
             self.seconds.replacing += time.monotonic() - started
             self.seconds.replacements += 1
-        engine.take_tokenizer(self._folders[role])
+        if self._role_in_engine != role:
+            engine.take_tokenizer(self._folders[role])
+            self._role_in_engine = role
+
+    def complete(self, task: Task, examples: Sequence[Example], title: str) -> Iterator[tuple[Example, str]]:
+        """All examples at once, by the merge in the engine; each as soon as it is there."""
         started = time.monotonic()
         prompts = [example.prompt for example in examples]
         with tqdm(total=len(prompts), desc=title, unit=" prompts", disable=None, leave=False) as progress:
-            for position, completion in engine.generate(prompts, task.sampling):
+            for position, completion in self._engine.generate(prompts, task.sampling):
                 progress.update()
                 yield examples[position], completion
         self.seconds.completing += time.monotonic() - started
 
     def close(self) -> None:
         self._opened.close()
-        self._engine = self._in_engine = None
+        self._engine = self._in_engine = self._role_in_engine = None
 
     def _start(self, parameters: MergeParameters) -> LiveEngine:
         # Both bring in much that a search without a missing answer does without.

@@ -34,6 +34,10 @@ class Search:
 
     def run(self, store: SearchStore, engines: Engines) -> None:
         """Ask all that `store` does not hold yet. Several processes may do so at once."""
+        with store.renewing():
+            self._run(store, engines)
+
+    def _run(self, store: SearchStore, engines: Engines) -> None:
         compared = references(self.proposals.space, self.roles)
         for candidate in compared:
             store.add_candidate(candidate)
@@ -95,9 +99,6 @@ class Search:
         while waiting:
             seconds: Counter[tuple[str, str]] = Counter()
             for answered in engines.run(self._jobs(waiting, part, size, store)):
-                store.renew()
-                if answered is None:
-                    continue
                 name = answered.job.candidate.name
                 store.add_answers(name, answered.task, part, answered.answers)
                 seconds[name, answered.task] += answered.seconds

@@ -5,16 +5,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from inference_llms import MATH, alpaca_eval, gsm8k, human_eval, mbpp
 from inference_llms.task import Example, Task
 from utils.errors import UserError
+
+FILES = {module.TASK.name: module.DATA_SET.files for module in (alpaca_eval, gsm8k, MATH, human_eval, mbpp)}
 
 
 @dataclass(frozen=True)
 class TaskParts:
-    """A task's two parts; no example is in both. `validation` is in random order, so that its first examples are a
+    """A task's two parts; no prompt is in both. `validation` is in random order, so that its first examples are a
     sample of it."""
 
-    task: Task
     validation: Sequence[Example]
     test: Sequence[Example]
 
@@ -27,6 +29,8 @@ def split_task(
 
     Raises UserError where there are not as many, or where none is left to test.
     """
+    if validation_dir is not None and not any((validation_dir / name).is_file() for name in FILES[task.name]):
+        raise UserError(f"--validation_dir {validation_dir} holds no {FILES[task.name][0]}; put it there")
     test_set = task.load_examples(data_dir)
     source = test_set if validation_dir is None else task.load_examples(validation_dir)
     left = len(source) - (validation_dir is None)
@@ -37,12 +41,14 @@ def split_task(
         )
     drawn = random.Random(f"{seed} validation {task.name}").sample(range(len(source)), num_validation)
     validation = [source[position] for position in drawn]
-    chosen = set(drawn) if validation_dir is None else set()
-    rest = [example for position, example in enumerate(test_set) if position not in chosen]
+    chosen = {example.prompt for example in validation}  # a set may ask the same twice
+    rest = [example for example in test_set if example.prompt not in chosen]
+    if not rest:
+        raise UserError(f"--num_validation {num_validation}: leaves no example of {task.name} to test; give fewer")
     if num_test is not None and num_test < len(rest):
         kept = sorted(random.Random(f"{seed} test {task.name}").sample(range(len(rest)), num_test))
         rest = [rest[position] for position in kept]
-    return TaskParts(task, validation, rest)
+    return TaskParts(validation, rest)
 
 
 def split_sentence(num_validation: int, validation_dir: Path | None, num_test: int | None, seed: int) -> str:

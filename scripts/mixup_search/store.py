@@ -26,6 +26,7 @@ from utils.whole_files import write_whole
 FORMAT = 1
 _APPLICATION_ID = 0x4D335352  # tells this kind of SQLite file from others
 _BUSY_TIMEOUT = 120  # seconds that a write waits for those of other processes
+_RENEWED_EVERY = 60  # seconds
 
 _PARAMETERS = ("method", "scaling_coefficient", "param_value_mask_rate", "seed", "dtype")
 _MASK_PARAMETERS = tuple(field.name for field in fields(Mask))
@@ -213,6 +214,25 @@ class SearchStore:
         """Renew all claims of this process: to be called every minute or so, from any thread."""
         with self._writing() as connection:
             connection.execute("UPDATE claims SET renewed = ? WHERE holder = ?", (time.time(), this_process()))
+
+    @contextmanager
+    def renewing(self) -> Iterator[None]:
+        """Renew this process's claims while the block lasts, however long an engine is silent; then give back all."""
+        ended = threading.Event()
+
+        def renew() -> None:
+            while not ended.wait(_RENEWED_EVERY):
+                self.renew()
+
+        thread = threading.Thread(target=renew, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            with self._writing() as connection:
+                connection.execute("DELETE FROM claims WHERE holder = ?", (this_process(),))
 
     def release(self, candidate: str, part: Part) -> None:
         """Give back a claim, if this process has it."""
