@@ -33,7 +33,7 @@ A merge of fine-tunes of one pretrained model, every parameter of it:
 
 {models}
 
-Made as {_METHODS[request.parameters.method]}{_extras(request.parameters)}.
+Made as {_METHODS.get(request.parameters.method, request.parameters.method)}{_extras(request.parameters)}.
 The tokenizer is the {tokenizer_from} model's, config and generation config are the pretrained model's.
 
 | parameter | value |

@@ -67,6 +67,10 @@ class PromptAccuracy:
         """Of the samples, how many were answered rightly with a prompt that was asked."""
         return int(np.count_nonzero(self._labels_with(prompt) == self._gold))
 
+    def right(self, prompt: str) -> list[bool]:
+        """Of each sample, whether it was answered rightly with a prompt that was asked."""
+        return (self._labels_with(prompt) == self._gold).tolist()
+
     def close(self) -> None:
         """Free the engine."""
         self._opened.close()

@@ -11,7 +11,7 @@ from utils.intervals import wilson_interval
 
 def attack_report(name: str, result: SearchResult, accuracy: PromptAccuracy) -> dict[str, Any]:
     """A search's result as JSON: prompts, accuracies with 95% intervals (Wilson), the performance drop rate (None where
-    the clean accuracy is 0), queries, and the whole search."""
+    the clean accuracy is 0), which samples were answered rightly, queries, and the whole search."""
 
     def interval(prompt: str) -> list[float]:
         return list(wilson_interval(accuracy.number_right(prompt), accuracy.number_of_samples))
@@ -26,6 +26,8 @@ def attack_report(name: str, result: SearchResult, accuracy: PromptAccuracy) -> 
         "clean_accuracy_interval": interval(result.clean_prompt),
         "attacked_accuracy": result.final_accuracy,
         "attacked_accuracy_interval": interval(result.final_prompt),
+        "clean_right": accuracy.right(result.clean_prompt),
+        "attacked_right": accuracy.right(result.final_prompt),
         "performance_drop_rate": result.performance_drop_rate,
         "number_of_queries": result.number_of_queries,
         "ranking": [asdict(word) for word in result.ranking],

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from inference_llms import human_eval, mbpp
@@ -41,8 +41,15 @@ def mbpp_problem(row: dict) -> dict:
     }
 
 
-def programs_pass(pairs: Sequence[tuple[dict, str]]) -> list[bool]:
-    """For each (problem in HumanEval's form, program) pair, whether the program passes the problem's tests."""
+def run_evaluator(words: Sequence[str]) -> None:
+    subprocess.run(words, check=True, capture_output=True)
+
+
+def programs_pass(
+    pairs: Sequence[tuple[dict, str]], run: Callable[[Sequence[str]], object] = run_evaluator
+) -> list[bool]:
+    """For each (problem in HumanEval's form, program) pair, whether the program passes the problem's tests. `run` is
+    given the evaluator's command."""
     problems = {problem["task_id"]: problem for problem, _ in pairs}
     # Merges of the same models write the same programs over and over: each is run once.
     distinct = dict.fromkeys((problem["task_id"], program) for problem, program in pairs)
@@ -51,8 +58,7 @@ def programs_pass(pairs: Sequence[tuple[dict, str]]) -> list[bool]:
         _write_json_lines(samples, ({"task_id": name, "completion": program} for name, program in distinct))
         _write_json_lines(problem_file, problems.values())
         evaluator = Path(sys.executable).with_name("evaluate_functional_correctness")
-        command = [evaluator, samples, f"--problem_file={problem_file}", "--n_workers=2"]
-        subprocess.run(command, check=True, capture_output=True)
+        run([str(evaluator), str(samples), f"--problem_file={problem_file}", "--n_workers=2"])
         results = _json_lines(Path(f"{samples}_results.jsonl"))
     passed = {(row["task_id"], row["completion"]): row["passed"] for row in results}
     return [passed[problem["task_id"], program] for problem, program in pairs]

@@ -1,0 +1,123 @@
+"""A cell of a table as data: which merge, what is asked of it, and what became of that."""
+
+import hashlib
+import json
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from inference_llms.tasks import TASKS_OF_ROLE
+from utils.errors import UserError
+from utils.json_files import read_json_object
+from utils.whole_files import write_json
+
+MAIN_JOB = "merge_llms_instruct_math_code.py"
+ATTACKS = "promptbench/"  # how the scripts of attacks begin
+MERGED = "MERGED"  # stands in a cell's words for the folder of its merge
+STATES = "paper_cells"  # below the results' folder
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A command of an entry script whose results stand in `tables`.
+
+    `merge`: the main job's options that make the model. `words`: the script and its options, `MERGED` for that model's
+    folder; the main job itself, where the cell is its tasks.
+    """
+
+    tables: tuple[str, ...]
+    merge: tuple[str, ...]
+    words: tuple[str, ...]
+
+    @property
+    def script(self) -> str:
+        return self.words[0]
+
+    @property
+    def name(self) -> str:
+        """Readable, and another for another cell."""
+        text = shlex.join([*self.merge, *self.words])
+        shown = [word for word in text.replace(MAIN_JOB, "").split() if word != MERGED]
+        slug = re.sub(r"[^\w.]+", "_", " ".join(word.removeprefix("--") for word in shown)).strip("_")
+        return f"{slug[:120]}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks, or attacked sets, that it asks."""
+        if self.script.startswith(ATTACKS):
+            return [Path(self.script).stem]
+        if "--evaluate_task" in self.words:
+            return [self.words[self.words.index("--evaluate_task") + 1]]
+        if "--tasks" in self.merge:
+            named = self.merge[self.merge.index("--tasks") + 1 :]
+            return list(takewhile(lambda word: not word.startswith("--"), named))
+        return [task for role, tasks in TASKS_OF_ROLE.items() if f"--merge_{role}" in self.merge for task in tasks]
+
+    @property
+    def attacks(self) -> list[str]:
+        """The attacks on the set's prompt; none of a cell that attacks nothing."""
+        return list(self.words[self.words.index("--attack_method") + 1 :]) if self.script.startswith(ATTACKS) else []
+
+
+def cell_of_text(text: str) -> Cell:
+    """The cell that a state tells of as its merge, `--`, and its words."""
+    words = shlex.split(text)
+    return Cell((), tuple(words[: words.index("--")]), tuple(words[words.index("--") + 1 :]))
+
+
+def read_cells(path: Path) -> list[Cell]:
+    """The cells that the tables' shell scripts listed: a line each, of table, merge and words, parted by tabs
+    and quoted for the shell. A cell that several tables share stands there once, with all of them."""
+    cells: dict[tuple, Cell] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        parts = line.split("\t")
+        if len(parts) != 3:
+            raise UserError(f"{path} line {number}: no cell; list them with the functions of scripts/paper/shared.sh")
+        table, merge, words = parts
+        cell = Cell((table,), tuple(shlex.split(merge)), tuple(shlex.split(words)))
+        if cell.script == MAIN_JOB:
+            cell = replace(cell, merge=cell.words[1:], words=(MAIN_JOB,))
+        known = cells.get((cell.merge, cell.words))
+        if known is not None:
+            cell = replace(known, tables=tuple(dict.fromkeys((*known.tables, table))))
+        cells[cell.merge, cell.words] = cell
+    return list(cells.values())
+
+
+def state_path(results_dir: Path, cell: Cell) -> Path:
+    return results_dir / STATES / f"{cell.name}.json"
+
+
+def read_state(results_dir: Path, cell: Cell) -> dict[str, Any]:
+    """What is on record of a cell; empty where nothing is."""
+    path = state_path(results_dir, cell)
+    return read_json_object(path, "remove it, and its cell is run again") if path.is_file() else {}
+
+
+def write_state(results_dir: Path, cell: Cell, commands: Iterable[Sequence[str]], **about: Any) -> None:
+    """Put a cell on record: its commands as they stand in a shell at the project's root, and what is known `about` it
+    (`status`: planned, running, done, failed or missing; `reason`, `seconds`, `results`)."""
+    state = {
+        "tables": list(cell.tables),
+        "commands": [shlex.join(words) for words in commands],
+        "cell": shlex.join([*cell.merge, "--", *cell.words]),
+        **about,
+    }
+    write_json(state_path(results_dir, cell), state)
+
+
+def all_states(results_dir: Path) -> list[dict[str, Any]]:
+    """Every cell on record, those of a broken file with their reason."""
+    states = []
+    for path in sorted((results_dir / STATES).glob("*.json")):
+        try:
+            states.append(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            states.append(
+                {"tables": [], "commands": [], "cell": path.stem, "status": "unreadable", "reason": str(error)}
+            )
+    return states

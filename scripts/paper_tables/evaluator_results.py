@@ -1,0 +1,164 @@
+"""Where evaluators leave their results, and how they are read: answer by answer where they say so."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What an evaluator found: `score` as a share of `examples`, by `metric`. `values`: of each example, 0 to 1 and in
+    the order of the file that was judged; None where the evaluator does not tell."""
+
+    metric: str
+    score: float
+    examples: int
+    values: tuple[float, ...] | None = None
+
+
+def judged_values(metric: str, values: Sequence[float]) -> Judged:
+    return Judged(metric, sum(values) / len(values), len(values), tuple(float(value) for value in values))
+
+
+def agreement_file(answers: Path) -> Path:
+    """How many of the tiny models' answers agree exactly with the reference outputs."""
+    return answers.with_name(f"{answers.name}_agreement.json")
+
+
+def alpaca_eval_folder(answers: Path) -> Path:
+    """What alpaca_eval is told to write to."""
+    return answers.with_name(f"{answers.name}_alpaca_eval")
+
+
+def program_results_file(programs: Path) -> Path:
+    """What `evaluate_functional_correctness` writes beside its samples; for mbpp rows of the same form."""
+    return programs.with_name(f"{programs.name}_results.jsonl")
+
+
+def harness_metrics_file(programs: Path) -> Path:
+    """What bigcode-evaluation-harness is told to write."""
+    return programs.with_name(f"{programs.name}_harness.json")
+
+
+def livebench_judgments(answers: Path) -> Path:
+    """LiveBench's judgments of the answers in <task>/model_answer/<model id>.jsonl, in LiveBench's own place."""
+    return answers.parent.parent / "model_judgment" / "ground_truth_judgment.jsonl"
+
+
+def command_to_type(task: str, files: Sequence[Path], command: str) -> str:
+    """The evaluator's `command`, with where its result is looked for."""
+    if task == "alpaca_eval":
+        return f"{command} --output_path {shlex.quote(str(alpaca_eval_folder(files[0])))}"
+    if task == "mbpp":
+        return f"{command} --metric_output_path {shlex.quote(str(harness_metrics_file(files[0])))}"
+    if task == "human_eval":
+        return command
+    copies = [
+        shlex.join(["mkdir", "-p", str(place.parent)])
+        + f" && cp {shlex.quote(f'data/live_bench/{task}/{place.parents[1].name}/model_judgment/{place.name}')} "
+        + shlex.quote(str(place))
+        for place in map(livebench_judgments, files)
+    ]
+    return " && ".join([command, *copies])
+
+
+def read_alpaca_eval(answers: Path) -> Judged | None:
+    """Agreement or a judge's win rate; None where neither is there."""
+    rows = _json(answers)
+    if agreement_file(answers).is_file():
+        found = _json(agreement_file(answers))
+        if found["outputs"] != [row["output"] for row in rows]:
+            raise UserError(f"{agreement_file(answers)} is of other answers than {answers.name} now holds")
+        return judged_values("agreement", found["agrees"])
+    annotations = _newest(alpaca_eval_folder(answers), "annotations.json")
+    if annotations is None:
+        return None
+    verdicts = {row["instruction"]: row for row in _json(annotations)}
+    preferences = []
+    for row in rows:
+        verdict = verdicts.get(row["instruction"])
+        if verdict is None or verdict.get("output_2") != row["output"]:
+            raise UserError(f"{annotations} lacks an answer's judgment, or is of other answers than {answers.name}")
+        preferences.append(_share_of_preference(verdict["preference"], annotations))
+    return judged_values("win_rate", preferences)
+
+
+def read_programs(task: str, programs: Path) -> Judged | None:
+    """The programs that passed; None where no evaluator has judged them."""
+    results = program_results_file(programs)
+    if results.is_file():
+        rows = _json_lines(results)
+        if [row["completion"] for row in rows] != [program for _, program in programs_of_file(task, programs)]:
+            raise UserError(f"{results} is half-written, or of other programs than {programs.name} now holds")
+        return judged_values("pass@1", [row["passed"] for row in rows])
+    metrics = harness_metrics_file(programs)
+    if task == "mbpp" and metrics.is_file():
+        if metrics.stat().st_mtime < programs.stat().st_mtime:
+            raise UserError(f"{metrics} is older than {programs.name}; remove it, and the harness is asked again")
+        return Judged("pass@1", _json(metrics)["mbpp"]["pass@1"], len(programs_of_file(task, programs)))
+    return None
+
+
+def programs_of_file(task: str, programs: Path) -> list[tuple[int | str, str]]:
+    """The programs of a file that a run wrote: of human_eval by task id, of mbpp by position in the set."""
+    if task == "human_eval":
+        return [(row["task_id"], row["completion"]) for row in _json_lines(programs)]
+    return [(position, of_task[0]) for position, of_task in enumerate(_json(programs)) if of_task]
+
+
+def read_livebench(answers: Sequence[Path]) -> Judged | None:
+    """LiveBench's scores of the questions that were answered; None where it has judged none of these files."""
+    values: list[float] = []
+    for path in answers:
+        judgments = livebench_judgments(path)
+        if not judgments.is_file():
+            continue
+        rows = _json_lines(path)
+        scores = {
+            row["question_id"]: float(row["score"])
+            for row in _json_lines(judgments)
+            if row["model"].lower() == rows[0]["model_id"].lower()  # LiveBench lower-cases ids
+            # A judgment is never older than the answer it is of.
+            and row["tstamp"] >= max(answer["tstamp"] for answer in rows)
+        }
+        missing = [row["question_id"] for row in rows if row["question_id"] not in scores]
+        if scores and missing:
+            raise UserError(f"{judgments} lacks {len(missing)} of the {len(rows)} answers in {path.name}")
+        values += [scores[row["question_id"]] for row in rows if scores]
+    if not values:
+        return None
+    if len(values) != sum(len(_json_lines(path)) for path in answers):
+        raise UserError(f"LiveBench has judged only {len(values)} of the answers of {answers[0].name}")
+    return judged_values("livebench", values)
+
+
+def _share_of_preference(preference: Any, path: Path) -> float:
+    """1 for a win of ours, 0 for a loss, between them for a weighted preference or a draw."""
+    if preference == 0:  # a draw, as older versions write it
+        return 0.5
+    if not isinstance(preference, int | float) or not 1 <= preference <= 2:
+        raise UserError(f"{path}: a preference is {preference!r}; the judge did not answer, ask it again")
+    return preference - 1
+
+
+def _newest(folder: Path, name: str) -> Path | None:
+    return max(folder.rglob(name), key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is not whole ({error}); remove it") from error
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is not whole ({error}); remove it") from error

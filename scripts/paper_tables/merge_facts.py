@@ -1,0 +1,94 @@
+"""What the record of a merge, its words or its log tell of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from merge_llms_instruct_math_code import build_parser, chosen_roles, merge_parameters
+from model_merging_methods.merge_parameters import Mask, Mixup
+from model_merging_methods.merge_record import RECORD_FILE
+from scripts.paper_tables.names import METHODS, models_name
+from utils.errors import UserError
+from utils.json_files import read_json_object
+from utils.output_places import SINGLE_MODEL
+
+
+def about_merge(root: Path, tasks: str, name: str) -> dict[str, Any]:
+    """What the record of a merge says of it; little where there is no record."""
+    record_path = root / "merge_records" / tasks / f"{name}.json"
+    if not record_path.is_file():
+        record_path = next((root / "save_merge_models" / tasks).glob(f"*/{name}/{RECORD_FILE}"), record_path)
+    about: dict[str, Any] = {
+        "models": models_name(tasks) if tasks != SINGLE_MODEL else name,
+        "method": "",
+        "variant": "" if tasks == SINGLE_MODEL else name,
+        "mixup": False,
+        "dare": False,
+        "alpha": None,
+        "seed": None,
+        "ratios": "",
+        "merge_record": "",
+        "fingerprint": "",
+    }
+    if not record_path.is_file():
+        return about
+    try:
+        record = read_json_object(record_path, "")
+        return {**about, **_about_parameters(record["parameters"]), **_record_fields(record_path, record)}
+    except (UserError, KeyError, TypeError):
+        return about
+
+
+def _record_fields(path: Path, record: Mapping[str, Any]) -> dict[str, str]:
+    return {"merge_record": str(path), "fingerprint": record["fingerprint"]}
+
+
+def _about_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """A merge's parameters as the paper's tables tell them apart, the rest as its variant."""
+    mask, mixup = parameters["mask"], parameters["mixup"]
+    mask = None if mask is None else Mask(**mask)
+    mixup = None if mixup is None else Mixup(tuple(mixup["weights"]), mixup["alpha"])
+    dare = mask is not None and mask == Mask(mask.weight_mask_rate, True)
+    drawn = (mixup is not None and mixup.is_drawn) or (mask is not None and mask.mask_strategy == "random")
+    variant = []
+    if parameters["scaling_coefficient"] != 1.0:
+        variant.append(f"s = {parameters['scaling_coefficient']}")
+    if parameters["param_value_mask_rate"] != 0.5:
+        variant.append(f"r = {parameters['param_value_mask_rate']}")
+    if dare and mask.weight_mask_rate != Mask().weight_mask_rate:
+        variant.append(f"p = {mask.weight_mask_rate}")
+    if mask is not None and not dare:
+        variant.append(f"mask {mask.mask_strategy} {mask.weight_format} {mask.weight_mask_rate}")
+    if mixup is not None and mixup.alpha is None:
+        variant.append("λ given")
+    if parameters["dtype"] is not None:
+        variant.append(parameters["dtype"])
+    if parameters["exclude_param_names_regex"]:
+        variant.append(f"without {' '.join(parameters['exclude_param_names_regex'])}")
+    return {
+        "method": METHODS.get(parameters["method"], parameters["method"]),
+        "variant": ", ".join(variant),
+        "mixup": mixup is not None,
+        "dare": dare,
+        "alpha": None if mixup is None else mixup.alpha,
+        "seed": parameters["seed"] if drawn else None,
+        "ratios": "" if mixup is None else " ".join(str(weight) for weight in mixup.weights),
+    }
+
+
+def about_words(merge: Sequence[str]) -> dict[str, Any]:
+    """The same of a merge that was never made, from the words of its cell."""
+    options = build_parser().parse_args(list(merge))
+    parameters = merge_parameters(options, chosen_roles(options))
+    return _about_parameters(asdict(parameters))
+
+
+def logged_command(root: Path, tasks: str, name: str) -> str:
+    """The command of a merge's last log; empty where there is none."""
+    logs = sorted((root / "save_merge_llm_logs" / tasks / name).glob("*.log"))
+    for line in logs[-1].read_text(encoding="utf-8").splitlines() if logs else ():
+        _, mark, command = line.partition("command: ")
+        if mark:
+            return command
+    return ""

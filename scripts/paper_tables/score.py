@@ -1,0 +1,89 @@
+"""A score with all that tells where it comes from: a row of the tidy CSV."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from utils.intervals import mean_interval, wilson_interval
+
+OK = "ok"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One result, or the lack of one, of one merge on one data set.
+
+    `value`, `low` and `high` (95%) in per cent; None where `status` is not ok, and then `note` says why. `variant`:
+    what the merge has beside the paper's parameters.
+    `alpha`, `seed`, `ratios`: of M3; `seed` of DARE too. `attack`: of an
+    attacked prompt. `values` of each example by id, 0 to 1: for comparisons, not in the CSV.
+    """
+
+    models: str
+    method: str
+    variant: str
+    mixup: bool
+    dare: bool
+    alpha: float | None
+    seed: int | None
+    ratios: str
+    dataset: str
+    attack: str
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+    examples: int | None
+    status: str
+    note: str
+    backend: str
+    command: str
+    evaluator_command: str
+    merge_command: str
+    merge_record: str
+    fingerprint: str
+    result_file: str
+    values: tuple[tuple[int | str, float], ...] | None = None
+
+    @property
+    def line(self) -> tuple:
+        """What the score is of, seeds apart: scores of one line are draws of one thing."""
+        return (self.models, self.method, self.variant, self.mixup, self.dare, self.alpha, self.dataset, self.attack)
+
+    @property
+    def draw(self) -> tuple:
+        return (self.seed, self.ratios)
+
+
+def percent_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95% interval of a mean in per cent: Wilson's where each value is right or wrong, else by bootstrap."""
+    if all(value in (0, 1) for value in values):
+        low, high = wilson_interval(int(sum(values)), len(values))
+    else:
+        low, high = mean_interval(values)
+    return 100 * low, 100 * high
+
+
+def share_interval(share: float, examples: int) -> tuple[float, float]:
+    """Wilson's 95% interval in per cent of a share whose single answers are not known."""
+    low, high = wilson_interval(share * examples, examples)
+    return 100 * low, 100 * high
+
+
+COLUMNS = [field.name for field in fields(Score) if field.name != "values"]
+
+
+def scores_csv(scores: Sequence[Score]) -> str:
+    """The tidy table: a row for each score."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for score in scores:
+        writer.writerow([_shown(getattr(score, column)) for column in COLUMNS])
+    return text.getvalue()
+
+
+def _shown(value: object) -> object:
+    """Without the noise of the last digits of a float."""
+    return round(value, 6) if isinstance(value, float) else value

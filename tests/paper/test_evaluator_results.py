@@ -1,0 +1,85 @@
+"""What evaluators leave is read in their forms, and not where it is of other answers, or of some only."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from scripts.paper_tables.evaluator_results import (
+    command_to_type,
+    harness_metrics_file,
+    livebench_judgments,
+    read_livebench,
+    read_programs,
+)
+from tests.inference_llms.support import write_rows
+from utils.errors import UserError
+
+
+@pytest.fixture
+def answers(tmp_path) -> list[Path]:
+    """Answers to two tasks of a category, in LiveBench's places."""
+    files = []
+    for task in ("LCB_generation", "coding_completion"):
+        path = tmp_path / "coding" / task / "model_answer" / "math_code_TIES.jsonl"
+        rows = [{"question_id": f"{task}{n}", "model_id": "math_code_TIES", "tstamp": 100.0 + n} for n in (1, 2)]
+        write_rows(path, rows)
+        files.append(path)
+    return files
+
+
+def judge(path: Path, scores: list[float], time: float = 200.0, model: str = "math_code_ties") -> None:
+    task = path.parents[1].name
+    rows = [
+        {"question_id": f"{task}{n}", "task": task, "model": model, "score": score, "turn": 1, "tstamp": time}
+        for n, score in enumerate(scores, 1)
+    ]
+    write_rows(livebench_judgments(path), rows)
+
+
+def test_livebenchs_judgments_are_read_task_by_task(answers):
+    assert read_livebench(answers) is None
+    judge(answers[0], [1, 0])
+    judge(answers[1], [0.5, 1])
+    found = read_livebench(answers)
+    assert (found.score, found.examples, found.values) == (0.625, 4, (1.0, 0.0, 0.5, 1.0))
+
+
+@pytest.mark.parametrize("second", [[1], None])
+def test_judgments_of_some_answers_are_no_score(answers, second):
+    judge(answers[0], [1, 0])
+    if second is not None:
+        judge(answers[1], second)
+    with pytest.raises(UserError, match=r"lacks 1 of the 2|judged only 2"):
+        read_livebench(answers)
+
+
+@pytest.mark.parametrize("about", [{"time": 50.0}, {"model": "another"}])
+def test_judgments_of_other_answers_are_not_taken(answers, about):
+    for path in answers:
+        judge(path, [1, 1], **about)
+    assert read_livebench(answers) is None
+
+
+def test_a_harness_that_tells_only_the_sum_gives_that(tmp_path):
+    programs = tmp_path / "average_merging.jsonl"
+    programs.write_text(json.dumps([["print(1)"], ["print(2)"], []]))
+    assert read_programs("mbpp", programs) is None
+    metrics = harness_metrics_file(programs)
+    metrics.write_text(json.dumps({"mbpp": {"pass@1": 0.5}, "config": {}}))
+    found = read_programs("mbpp", programs)
+    assert (found.score, found.examples, found.values) == (0.5, 2, None)
+    os.utime(programs, (metrics.stat().st_mtime + 10,) * 2)
+    with pytest.raises(UserError, match="is older than"):
+        read_programs("mbpp", programs)
+
+
+def test_the_command_for_a_missing_evaluator_puts_its_result_where_it_is_looked_for(answers, tmp_path):
+    told = command_to_type("coding", answers, "judge")
+    assert told.startswith("judge && ")
+    assert all(str(livebench_judgments(path)) in told for path in answers)
+    programs = tmp_path / "a b.jsonl"
+    assert f"--metric_output_path '{harness_metrics_file(programs)}'" in command_to_type(
+        "mbpp", [programs], "accelerate"
+    )

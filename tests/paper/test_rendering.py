@@ -1,0 +1,65 @@
+"""The three forms of a table hold the same, and nothing in a text breaks them."""
+
+from html.parser import HTMLParser
+
+from scripts.paper_tables.rendering import html_page, latex, markdown, without_repeats
+from scripts.paper_tables.tables import Table
+
+TABLE = Table(
+    "performance",
+    "Merges & more",
+    ["models", "method", "GSM8K"],
+    2,
+    [
+        (("LM & Math",), ("TIES_2",), ("14.6 [13.0, 16.3]", "sd 1.0, best 15.0")),
+        (("LM & Math",), ("average",), ("– [1]",)),
+        (("LM & Code",), ("average",), ("<none>",)),
+    ],
+    ["missing: 50% of a|b, {here} ^ and $there"],
+    ["Per cent."],
+)
+
+
+class Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("br", "meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_markdown_has_a_line_for_each_row_of_as_many_cells():
+    lines = [line for line in markdown([TABLE]).splitlines() if line.startswith("|")]
+    assert len(lines) == 5
+    assert {line.replace("\\|", "").count("|") for line in lines} == {4}
+
+
+def test_every_value_stands_in_each_form():
+    for text in (markdown([TABLE]), latex(TABLE), html_page([TABLE], [])):
+        for value in ("14.6 [13.0, 16.3]", "sd 1.0, best 15.0", "GSM8K", "Per cent."):
+            assert value in text
+
+
+def test_html_is_well_formed_and_escapes_what_it_must():
+    page = html_page([TABLE], ["../figures/a.svg"])
+    tags = Tags()
+    tags.feed(page)
+    assert tags.open == []
+    assert "&lt;none&gt;" in page and "LM &amp; Math" in page and 'src="../figures/a.svg"' in page
+
+
+def test_latex_has_nothing_that_it_would_take_for_a_command():
+    text = latex(TABLE)
+    assert r"LM \& Math" in text and r"TIES\_2" in text and r"50\% of a$|$b" in text and r"\$there" in text
+    rows = [line for line in text.splitlines() if line.endswith(r" \\")]
+    assert len(rows) == 4 and all(row.replace(r"\&", "").count("&") == 2 for row in rows)
+    assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
+
+
+def test_a_label_stands_once_for_the_rows_that_share_it():
+    assert [row[0] for row in without_repeats(TABLE)] == [("LM & Math",), ("",), ("LM & Code",)]
