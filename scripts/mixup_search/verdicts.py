@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from inference_llms import MATH, gsm8k, human_eval, mbpp
 from inference_llms.math_normalisation import is_equivalent
 from inference_llms.task import Example
+from scripts.paper_tables.guard import guarded_words, run_guarded
+from scripts.paper_tables.judge_programs import SECONDS_PER_PROGRAM, START_SECONDS
 from scripts.program_scores import mbpp_problem, programs_pass
 from utils.errors import UserError
 
@@ -31,18 +33,19 @@ def has_gold_expression(examples: Sequence[Example], completions: Sequence[str])
 
 
 def passes_human_eval(examples: Sequence[Example], completions: Sequence[str]) -> list[bool]:
-    return programs_pass(
-        [(example.row, human_eval.extract_program(text)) for example, text in zip(examples, completions, strict=True)]
-    )
+    programs = [human_eval.extract_program(text) for text in completions]
+    return _pass([(example.row, program) for example, program in zip(examples, programs, strict=True)])
 
 
 def passes_mbpp(examples: Sequence[Example], completions: Sequence[str]) -> list[bool]:
-    return programs_pass(
-        [
-            (mbpp_problem(example.row), mbpp.extract_program(text))
-            for example, text in zip(examples, completions, strict=True)
-        ]
-    )
+    programs = [mbpp.extract_program(text) for text in completions]
+    return _pass([(mbpp_problem(example.row), program) for example, program in zip(examples, programs, strict=True)])
+
+
+def _pass(pairs: Sequence[tuple[dict, str]]) -> list[bool]:
+    """Whether programs pass, run without network and under limits on memory, files and time."""
+    seconds = START_SECONDS + SECONDS_PER_PROGRAM * len(pairs)
+    return programs_pass(pairs, lambda words: run_guarded(words, seconds))
 
 
 VERDICTS: dict[str, Verdicts] = {
@@ -55,7 +58,9 @@ VERDICTS: dict[str, Verdicts] = {
 
 
 def check_verdicts(examples: Mapping[str, Sequence[Example]], allow_code_execution: bool) -> None:
-    """Raise UserError where a task's programs may not be run, or where its set has no answers to go by."""
+    """Raise UserError where a task's programs may not or cannot be run, or where its set has no answers to go by."""
+    if allow_code_execution and any(name in RUN_PROGRAMS for name in examples):
+        guarded_words([])
     for name in examples:
         if name in RUN_PROGRAMS and not allow_code_execution:
             raise UserError(

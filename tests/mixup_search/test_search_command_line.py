@@ -161,6 +161,13 @@ def test_an_optimiser_draws_by_what_it_has_seen(tmp_path):
     assert len(ratios) == 3 and len(set(ratios.values())) == 3
 
 
+def test_programs_are_run_where_the_user_allows_it(tmp_path):
+    """The model for code is not merged here: programs are wrong, but judged."""
+    options = ("--tasks", "human_eval", "--allow_code_execution", "--num_draws", 1, "--num_validation", 2)
+    search_mixup.main(command(tmp_path, *options, "--num_test", 2)[2:])
+    assert {row[3] for row in rows(tmp_path)} == {"human_eval"}
+
+
 def ray_actors(process: subprocess.Popen) -> list[psutil.Process]:
     return [
         child
