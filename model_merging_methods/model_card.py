@@ -16,9 +16,9 @@ _METHODS = {
 
 def model_card(request: MergeRequest, tokenizer_from: str) -> str:
     """The README.md of a merged model folder. It holds no times, so that the same merge gives the same card."""
-    models = "\n".join(f"* {role}: `{_model_name(folder)}`" for role, folder in request.inputs.items())
+    models = "\n".join(f"* {role}: `{model_name(folder)}`" for role, folder in request.inputs.items())
     facts = "\n".join(f"| {name} | {value} |" for name, value in _facts(request.parameters, request.finetuned))
-    names = "\n".join(f"- {_model_name(folder)}" for folder in request.inputs.values())
+    names = "\n".join(f"- {model_name(folder)}" for folder in request.inputs.values())
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -45,7 +45,7 @@ The tokenizer is the {tokenizer_from} model's, config and generation config are 
 """
 
 
-def _model_name(folder: Path) -> str:
+def model_name(folder: Path) -> str:
     """The folder's own name; of a download in the hub's cache, the model's id."""
     folder = folder.resolve()
     if folder.parent.name == "snapshots":

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from scripts.paper_tables.names import METHODS, PAPER_ALPHA
 from scripts.paper_tables.published import published_value
@@ -89,7 +90,11 @@ def robustness_figure(lines: Lines) -> Figure | None:
         for method in METHODS.values()
         for dataset in ATTACKED
         for attack in dict.fromkeys(line[-1] for line in lines if line[-1])
-        if (bars := _bars(lines, models, method, dataset, attack, label=f"{dataset}\n{attack}\n{models}"))
+        if (
+            bars := _bars(
+                lines, models, method, dataset, attack, label="\n".join([dataset, attack, models.replace("& ", "&\n")])
+            )
+        )
     ]
     panels = {
         "Out of distribution: higher is better": ("score (%)", of_livebench),
@@ -133,12 +138,16 @@ def dare_figure(lines: Lines) -> Figure | None:
             for place, (mixup, dare, _) in enumerate(steps):
                 known = published_value(models, method, mixup, dare, dataset)
                 if known is not None and known.metric in _metrics(summary for _, summary in drawn):
-                    axes.plot(place, known.value, "*", color=COLOURS[number], markersize=11, markeredgecolor="black")
+                    look = {"color": "white", "markeredgecolor": COLOURS[number], "markersize": 12}
+                    axes.plot(place, known.value, "*", **look)
         axes.set_xticks(range(len(steps)), [name for _, _, name in steps])
         axes.set_title(f"{models}, {method}", loc="left")
         axes.grid(axis="y", alpha=0.3)
-    panels[0].set_ylabel("score (%), mean and range of draws")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(TASKS), frameon=False)
+        axes.set_ylim(-4, 105)
+    panels[0].set_ylabel("score (%), mean and each draw")
+    handles, names = panels[0].get_legend_handles_labels()
+    star = Line2D([], [], linestyle="", marker="*", color="white", markeredgecolor="black", markersize=12)
+    figure.legend([*handles, star], [*names, PUBLISHED], loc="outside lower center", ncols=6, frameon=False)
     return figure
 
 

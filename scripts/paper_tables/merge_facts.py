@@ -7,7 +7,8 @@ from typing import Any
 
 from merge_llms_instruct_math_code import build_parser, chosen_roles, merge_parameters
 from model_merging_methods.merge_parameters import Mask, Mixup
-from model_merging_methods.merge_record import RECORD_FILE
+from model_merging_methods.merge_record import PRETRAINED, RECORD_FILE
+from model_merging_methods.model_card import model_name
 from scripts.paper_tables.names import METHODS, models_name
 from utils.errors import UserError
 from utils.json_files import read_json_object
@@ -21,6 +22,7 @@ def about_merge(root: Path, tasks: str, name: str) -> dict[str, Any]:
         record_path = next((root / "save_merge_models" / tasks).glob(f"*/{name}/{RECORD_FILE}"), record_path)
     about: dict[str, Any] = {
         "models": models_name(tasks) if tasks != SINGLE_MODEL else name,
+        "inputs": "",
         "method": "",
         "variant": "" if tasks == SINGLE_MODEL else name,
         "mixup": False,
@@ -41,7 +43,12 @@ def about_merge(root: Path, tasks: str, name: str) -> dict[str, Any]:
 
 
 def _record_fields(path: Path, record: Mapping[str, Any]) -> dict[str, str]:
-    return {"merge_record": str(path), "fingerprint": record["fingerprint"]}
+    folders = {entry["role"]: Path(entry["folder"]) for entry in record["inputs"] if entry["role"] != PRETRAINED}
+    return {
+        "merge_record": str(path),
+        "fingerprint": record["fingerprint"],
+        "inputs": " + ".join(map(model_name, folders.values())),
+    }
 
 
 def _about_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,13 +14,14 @@ OK = "ok"
 class Score:
     """One result, or the lack of one, of one merge on one data set.
 
-    `value`, `low` and `high` (95%) in per cent; None where `status` is not ok, and then `note` says why. `variant`:
-    what the merge has beside the paper's parameters.
-    `alpha`, `seed`, `ratios`: of M3; `seed` of DARE too. `attack`: of an
-    attacked prompt. `values` of each example by id, 0 to 1: for comparisons, not in the CSV.
+    `value`, `low` and `high` (95%) in per cent; None where `status` is not ok, and then `note` says why. `inputs`: the
+    names of the models that were merged. `variant`: what the merge has beside the paper's parameters. `alpha`, `seed`,
+    `ratios`: of M3; `seed` of DARE too. `attack`: of an attacked prompt. `values` of each example by id, 0 to 1: for
+    comparisons, not in the CSV.
     """
 
     models: str
+    inputs: str
     method: str
     variant: str
     mixup: bool

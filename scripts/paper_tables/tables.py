@@ -19,6 +19,11 @@ EXPLANATION = (
     "several draws the mean, their standard deviation, and the best; other draws stray as sd tells. M3 − without: the "
     "mean over the draws less the merge without M3, with the paired bootstrap's 95% interval over the examples."
 )
+PUBLISHED_VALUES = (
+    "The published values are of 13B models over the whole sets; a difference from them is taken only where ours is "
+    "over as many examples and by the same metric."
+)
+AGREEMENT = "AlpacaEval without a judge: the share of answers that agree exactly with the reference."
 
 
 @dataclass
@@ -199,12 +204,12 @@ def _published_line(summary: Summary, published) -> tuple[str, ...]:
         return ()
     if summary.value is None or summary.examples != whole_set(scores[0].dataset):
         return (f"published {published.value:.1f}",)
-    return (f"published {published.value:.1f} ({summary.value - published.value:+.1f})",)
+    return (f"published {published.value:.1f} ({signed(summary.value - published.value)})",)
 
 
 def _gain_cell(without: Summary | None, with_mixup: Summary | None) -> tuple[str, ...]:
     found = None if without is None or with_mixup is None else gain(without, with_mixup)
-    return (NOTHING,) if found is None else (f"{found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}]",)
+    return (NOTHING,) if found is None else (f"{signed(found.value)} [{signed(found.low)}, {signed(found.high)}]",)
 
 
 def _add_published(table: Table, dataset: str, shown: str) -> None:
@@ -221,32 +226,32 @@ def with_interval(value: float, low: float | None, high: float | None) -> str:
     return f"{value:.1f}" if low is None or high is None else f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
+def signed(value: float) -> str:
+    """A difference with its sign; nothing but 0 has none."""
+    text = f"{value:+.1f}".replace("-", "−")
+    return text[1:] if float(text[1:]) == 0 else text
+
+
 def _method(method: str, variant: str) -> str:
     return f"{method}, {variant}" if variant else method
 
 
 def _finished(table: Table, lines: Lines) -> Table:
-    """With the notes that are on all of it."""
+    """With the remarks that are on all of it: what figures mean, which models were merged, how many examples."""
     if not table.rows:
         return table
     sets = {"ood": LIVEBENCH, "adversarial": ATTACKED}.get(table.name, TASKS)
-    sizes: dict[str, set[int]] = {}
-    agreement = False
-    for line, summary in lines.items():
-        if line[6] in sets:
-            for score in summary.scores:
-                if score.status == OK:
-                    sizes.setdefault(line[6], set()).add(score.examples)
-                    agreement = agreement or score.metric == "agreement"
-    told = ", ".join(f"{name} {' or '.join(map(str, sorted(number)))}" for name, number in sizes.items() if number)
+    scores = [score for line, summary in lines.items() if line[6] in sets for score in summary.scores]
+    there = [score for score in scores if score.status == OK]
     table.remarks.append(EXPLANATION)
+    merged = {group: sorted({score.inputs for score in scores if score.models == group} - {""}) for group in GROUPS}
+    names = "; ".join(f"{group}: {' or '.join(inputs)}" for group, inputs in merged.items() if inputs)
+    if names:
+        table.remarks.append(f"Merged models: {names}.")
+    sizes = {name: sorted({score.examples for score in there if score.dataset == name}) for name in sets}
+    told = ", ".join(f"{name} {' or '.join(map(str, numbers))}" for name, numbers in sizes.items() if numbers)
     if told:
-        table.remarks.append(
-            f"Examples: {told}. The published values are of 13B models over the whole sets; a difference from them is "
-            "taken only where ours is over as many examples and by the same metric."
-        )
-    if agreement:
-        table.remarks.append(
-            "AlpacaEval without a judge: the share of answers that agree exactly with the reference output."
-        )
+        table.remarks.append(f"Examples: {told}. {PUBLISHED_VALUES}")
+    if any(score.metric == "agreement" for score in there):
+        table.remarks.append(AGREEMENT)
     return table

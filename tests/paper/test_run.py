@@ -90,6 +90,7 @@ def test_each_score_tells_its_command_its_merge_record_and_its_interval(first_ru
     for row in scores:
         record = json.loads(Path(row["merge_record"]).read_text())
         assert record["fingerprint"] == row["fingerprint"]
+        assert row["inputs"] == "instruct + code"
         assert shlex.split(row["command"])[0] == "python" and shlex.split(row["merge_command"])[0] == "python"
         assert float(row["low"]) <= float(row["value"]) <= float(row["high"])
     drawn = [row for row in scores if row["mixup"] == "True"]

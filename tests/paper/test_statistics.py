@@ -10,6 +10,7 @@ from scripts.paper_tables.tables import paper_tables
 
 PLAIN = Score(
     models="LM & Math",
+    inputs="instruct + math",
     method="TIES",
     variant="",
     mixup=False,
