@@ -67,35 +67,15 @@ DEFAULTS = {
 def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(description=__doc__, allow_abbrev=False)
 
-    models = parser.add_argument_group("models")
-    for role, name in FINETUNED_MODELS.items():
-        models.add_argument(f"--merge_{role}", action="store_true", help=f"merge the {role} model ({name})")
-    models.add_argument("--models_dir", type=Path, help="where models lie under the paper's names")
-    for role in (PRETRAINED, *FINETUNED_MODELS):
-        models.add_argument(f"--{role}_model", metavar="PATH_OR_HUB_ID", help=f"another {role} model")
+    models = add_model_options(parser)
     models.add_argument("--from_record", type=Path, metavar="FILE", help="make the merge of a merge_record.json again")
 
-    merging = parser.add_argument_group("merging")
-    merging.add_argument(
-        "--merging_method_name",
-        type=_underscored,
-        choices=METHOD_NAMES,
-        help=_default("merging_method_name", "hyphens are taken too"),
-    )
+    merging = add_method_options(parser)
     merging.add_argument("--scaling_coefficient", type=float, help=_default("scaling_coefficient"))
     merging.add_argument(
         "--param_value_mask_rate", type=float, help=_default("param_value_mask_rate", "trim rate of TIES")
     )
-    merging.add_argument(
-        "--mask_apply_method",
-        type=_underscored,
-        choices=tuple(MERGING_METHODS),
-        help=_default("mask_apply_method", "what merges the masked models"),
-    )
     merging.add_argument("--weight_mask_rate", type=float, help=_default("weight_mask_rate", "drop rate of the mask"))
-    merging.add_argument("--use_weight_rescale", action="store_true", help="divide what the mask leaves by 1 - rate")
-    merging.add_argument("--weight_format", choices=WEIGHT_FORMATS, help=_default("weight_format", "what is masked"))
-    merging.add_argument("--mask_strategy", choices=MASK_STRATEGIES, help=_default("mask_strategy"))
     merging.add_argument("--mixup", action="store_true", help="M3: interpolate at a ratio ~ Beta(alpha, alpha)")
     merging.add_argument("--alpha", type=float, help=_default("alpha"))
     merging.add_argument(
@@ -105,6 +85,45 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="X",
         help="M3 at this ratio (of the first model; or one for each, summing to 1)",
     )
+    merging.add_argument("--device", choices=DEVICES, help="what does the arithmetic (default: cpu)")
+
+    running = parser.add_argument_group("running")
+    running.add_argument("--merge_only", action="store_true", help="stop after saving the merged model")
+    running.add_argument("--delete_merged_model", action="store_true", help="delete the merged model once it is scored")
+    add_tasks_option(running)
+    add_inference_options(running)
+    return parser
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add the options that say which models are merged; returns their group."""
+    models = parser.add_argument_group("models")
+    for role, name in FINETUNED_MODELS.items():
+        models.add_argument(f"--merge_{role}", action="store_true", help=f"merge the {role} model ({name})")
+    models.add_argument("--models_dir", type=Path, help="where models lie under the paper's names")
+    for role in (PRETRAINED, *FINETUNED_MODELS):
+        models.add_argument(f"--{role}_model", metavar="PATH_OR_HUB_ID", help=f"another {role} model")
+    return models
+
+
+def add_method_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add the options that shape a merge, but for its numbers; returns their group."""
+    merging = parser.add_argument_group("merging")
+    merging.add_argument(
+        "--merging_method_name",
+        type=_underscored,
+        choices=METHOD_NAMES,
+        help=_default("merging_method_name", "hyphens are taken too"),
+    )
+    merging.add_argument(
+        "--mask_apply_method",
+        type=_underscored,
+        choices=tuple(MERGING_METHODS),
+        help=_default("mask_apply_method", "what merges the masked models"),
+    )
+    merging.add_argument("--use_weight_rescale", action="store_true", help="divide what the mask leaves by 1 - rate")
+    merging.add_argument("--weight_format", choices=WEIGHT_FORMATS, help=_default("weight_format", "what is masked"))
+    merging.add_argument("--mask_strategy", choices=MASK_STRATEGIES, help=_default("mask_strategy"))
     merging.add_argument("--seed", type=whole_number, help=_default("seed", "of the drawn ratio and of random masks"))
     merging.add_argument("--dtype", choices=DTYPE_NAMES, help="of the saved weights (default: the pretrained model's)")
     merging.add_argument(
@@ -113,17 +132,10 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="REGEX",
         help="leave parameters in whose names one of these is found as the pretrained model has them",
     )
-    merging.add_argument("--device", choices=DEVICES, help="what does the arithmetic (default: cpu)")
     merging.add_argument(
         "--allow_unrelated", action="store_true", help="merge even models that seem to have different backbones"
     )
-
-    running = parser.add_argument_group("running")
-    running.add_argument("--merge_only", action="store_true", help="stop after saving the merged model")
-    running.add_argument("--delete_merged_model", action="store_true", help="delete the merged model once it is scored")
-    add_tasks_option(running)
-    add_inference_options(running)
-    return parser
+    return merging
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -55,8 +55,14 @@ def resolve_backend(backend: str) -> str:
     return "vllm" if _vllm_is_installed() and gpu_count() > 0 else "transformers"
 
 
-def check_engine_request(backend: str, tensor_parallel_size: int, pipeline_parallel_size: int) -> None:
-    """Raise UserError where this machine cannot give the engine asked for. Quick: loads no engine."""
+def check_engine_request(
+    backend: str, tensor_parallel_size: int, pipeline_parallel_size: int, executor: str | None = None
+) -> None:
+    """Raise UserError where this machine cannot give the engine asked for. Quick: loads no engine.
+
+    `executor`: what starts vLLM's workers; with ray they may be on other machines, whose GPUs and cores nobody counts
+    here.
+    """
     if tensor_parallel_size < 1 or pipeline_parallel_size < 1:
         raise UserError("--tensor_parallel_size and --pipeline_parallel_size must be 1 or more")
     if resolve_backend(backend) != "vllm":
@@ -66,6 +72,8 @@ def check_engine_request(backend: str, tensor_parallel_size: int, pipeline_paral
             "--backend vllm: vLLM is not installed; run `bash scripts/setup_env.sh --vllm`, "
             "or choose --backend transformers"
         )
+    if executor == "ray":
+        return
     workers = tensor_parallel_size * pipeline_parallel_size
     gpus = gpu_count()
     if gpus > 0 and workers > gpus:
@@ -110,12 +118,17 @@ def open_engine(backend: str, model_folder: Path, tensor_parallel_size: int, pip
     from inference_llms.transformers_engine import TransformersEngine
 
     engine = TransformersEngine(model_folder)
+    say_what_transformers_leaves_out(tensor_parallel_size, pipeline_parallel_size)
+    return engine
+
+
+def say_what_transformers_leaves_out(tensor_parallel_size: int, pipeline_parallel_size: int) -> None:
+    """Tell once that these have no use, where they ask for something."""
     if tensor_parallel_size > 1 or pipeline_parallel_size > 1:
         _say_once(
             "the transformers backend runs in one process: --tensor_parallel_size and "
             "--pipeline_parallel_size have no use there"
         )
-    return engine
 
 
 def gpu_count() -> int:

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from utils.errors import UserError
@@ -16,17 +17,27 @@ JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokeni
 
 
 @contextmanager
-def refusals_in_one_line(model_folder: Path, package: str) -> Iterator[None]:
-    """Turn what `package` raises on a model that it cannot load into a UserError with the reason.
-
-    What transformers would say beside that, on several lines of stderr, is kept back.
-    """
+def quiet_transformers() -> Iterator[None]:
+    """Keep back what transformers says of a model that it loads, on several lines of stderr."""
     verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     try:
-        _check_json_files(model_folder)
         yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def refusals_in_one_line(model_folder: Path, package: str) -> Iterator[None]:
+    """Turn what `package` raises on a model that it cannot load into a UserError with the reason, and keep
+    transformers quiet beside that."""
+    try:
+        _check_json_files(model_folder)
+        with quiet_transformers():
+            yield
     except UserError:
         raise
     except pickle.UnpicklingError as error:
@@ -41,10 +52,6 @@ def refusals_in_one_line(model_folder: Path, package: str) -> Iterator[None]:
             f"{model_folder}: {package} cannot load this model ({type(error).__name__}: {reason}); "
             "copy or download it again, or choose another --backend"
         ) from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if had_bars:
-            logging.enable_progress_bar()
 
 
 def load_config(model_folder: Path) -> PreTrainedConfig:
@@ -74,6 +81,15 @@ def load_model(model_folder: Path, **options: Any) -> PreTrainedModel:
             f"{model_folder}: tensor {name} has the shape {' x '.join(map(str, stored))}, and config.json asks for "
             f"{' x '.join(map(str, needed))}; copy or download the model again"
         )
+    return model
+
+
+def model_without_weights(model_folder: Path, config: PreTrainedConfig, dtype: str, device: str) -> PreTrainedModel:
+    """A model of the config's shape, with arbitrary weights and the folder's generation config."""
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
+    if (model_folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(model_folder)
     return model
 
 

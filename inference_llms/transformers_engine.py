@@ -16,7 +16,7 @@ from inference_llms.engine import (
     context_length,
     tokens_of_prompts,
 )
-from inference_llms.model_loading import load_config, load_model, refusals_in_one_line
+from inference_llms.model_loading import load_config, load_model, model_without_weights, refusals_in_one_line
 from utils.errors import UserError
 
 MOST_ROWS = 256
@@ -38,24 +38,25 @@ class TransformersEngine:
     temperature depends on the prompt's position in the call as well.
     """
 
-    def __init__(self, model_folder: Path):
-        """Load the model. Raises UserError for a folder that transformers cannot load."""
+    def __init__(self, model_folder: Path, has_weights: bool = True):
+        """Load the model, or one of its shape with arbitrary weights where the folder has none. Raises UserError for a
+        folder that transformers cannot load."""
         on_gpu = torch.cuda.device_count() > 0
         with refusals_in_one_line(model_folder, "transformers"):
             config = load_config(model_folder)
             dtype = checkpoint_dtype(config)
+            dtype = "float32" if not on_gpu else "float16" if dtype == "float32" else dtype
             self._tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=False)
-            model = load_model(
-                model_folder,
-                dtype="float32" if not on_gpu else "float16" if dtype == "float32" else dtype,
+            if has_weights:
                 # On GPUs, accelerate spreads a model that is too large for one over all.
-                device_map="auto" if on_gpu else None,
-            )
+                model = load_model(model_folder, dtype=dtype, device_map="auto" if on_gpu else None)
+            else:
+                model = model_without_weights(model_folder, config, dtype, "cuda" if on_gpu else "cpu")
         self._folder = model_folder
         self._model: PreTrainedModel | None = model.eval()
         self._threads = 1 if model.num_parameters() < PARAMETERS_WORTH_THREADS else torch.get_num_threads()
         self._context = context_length(config)
-        self._end_tokens = _end_tokens(self._tokenizer, model)
+        self._end_tokens = end_tokens(self._tokenizer, model)
 
     def generate(self, prompts: Sequence[str], sampling: Sampling) -> Iterator[tuple[int, str]]:
         """Complete all `prompts`, yielding (position in `prompts`, completion) as each is done.
@@ -148,7 +149,7 @@ def _decode(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
     return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def _end_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> set[int]:
+def end_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> set[int]:
     stated = model.generation_config.eos_token_id
     return {tokenizer.eos_token_id, *(stated if isinstance(stated, list) else [stated])} - {None}
 

@@ -34,15 +34,24 @@ class VllmEngine:
     Others keep their dtype.
     """
 
-    def __init__(self, model_folder: Path, tensor_parallel_size: int, pipeline_parallel_size: int):
-        """Start vLLM's processes and load the model. Raises UserError for a model that vLLM refuses."""
+    def __init__(
+        self,
+        model_folder: Path,
+        tensor_parallel_size: int,
+        pipeline_parallel_size: int,
+        has_weights: bool = True,
+        **options: Any,
+    ):
+        """Start vLLM's processes, with further `options` of theirs, and load the model, or one of its shape with
+        arbitrary weights where the folder has none. Raises UserError for a model that vLLM refuses."""
         on_gpu = gpu_count() > 0
         with refusals_in_one_line(model_folder, "vLLM"):
             config = load_config(model_folder)
             self._tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=False)
             _check_heads(config, model_folder, tensor_parallel_size)
             # vLLM joins gate_proj and up_proj into one tensor, and takes it for loaded when one of them is there.
-            check_weights(model_folder, config)
+            if has_weights:
+                check_weights(model_folder, config)
             dtype = _dtype_in_vllm(checkpoint_dtype(config), on_gpu)
             environment = {**_QUIET, "VLLM_LOGGING_LEVEL": "WARNING"}
             if not on_gpu:
@@ -61,6 +70,8 @@ class VllmEngine:
                     enforce_eager=not on_gpu,
                     disable_log_stats=True,
                     use_tqdm_on_load=False,
+                    load_format="auto" if has_weights else "dummy",
+                    **options,
                 )
         self._context = min(context_length(config), self._llm.llm_engine.model_config.max_model_len)
 

@@ -5,7 +5,7 @@ are handled by several threads in no particular order; whatever is counted is an
 point numbers are kept by block and added in the blocks' order, so that results depend on neither.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
 
@@ -16,7 +16,7 @@ from model_merging_methods.block_arithmetic import open_arithmetic
 from model_merging_methods.block_kernels import StoredBlock, Sums, Undecided, encode
 from model_merging_methods.block_passes import Block, for_every_block
 from model_merging_methods.checkpoint_folder import not_finite_error
-from model_merging_methods.checkpoint_writer import CheckpointWriter, Shard
+from model_merging_methods.checkpoint_writer import CheckpointWriter, Shard, TensorForm
 from model_merging_methods.fingerprints import DIGEST_SIZE, STRETCH, stretch_digest, tensor_digest
 from model_merging_methods.magnitude_thresholds import MagnitudeSample, ThresholdSearch
 from model_merging_methods.merge_parameters import MergeParameters, mask_key
@@ -66,10 +66,11 @@ class Merge:
         self.merged_names = [
             name for name, form in models.forms.items() if is_floating(form.dtype) and not parameters.excludes(name)
         ]
+        self._merged = frozenset(self.merged_names)
         self._arithmetic = open_arithmetic(device, parameters, len(roles))
         self._threads = threads or len(available_cores())
         self._block_size = block_size
-        self._mask_thresholds: dict[str, list[float | None]] = {}
+        self._mask_thresholds: Mapping[str, Sequence[float | None]] = {}
 
     @property
     def number_of_parameters(self) -> int:
@@ -79,10 +80,11 @@ class Merge:
     def coefficients(self) -> Coefficients:
         """All that has to be known of the whole models before the first block can be merged."""
         parameters = self.parameters
-        self._find_mask_thresholds()
+        self._mask_thresholds = self._find_mask_thresholds()
         coefficients = Coefficients(
             weights=parameters.mixup.weights if parameters.mixup else None,
             scaling_coefficient=parameters.scaling_coefficient,
+            mask_thresholds=self._mask_thresholds,
         )
         if not MERGING_METHODS[parameters.method].trims:
             return coefficients
@@ -103,11 +105,12 @@ class Merge:
 
     def write(self, writer: CheckpointWriter, coefficients: Coefficients, finished: ShardFinished) -> None:
         """Merge all that `writer` has to write. `finished` is called by the thread that wrote a shard's last block."""
+        self._mask_thresholds = coefficients.mask_thresholds
         # Last blocks first: of models larger than the memory, these are what an earlier pass left in it.
         shards = list(reversed(writer.shards))
         blocks = [block for shard in shards for block in reversed(self._blocks(shard.names))]
         in_work = {name: work for shard in shards for work in [_ShardInWork(shard, self)] for name in shard.names}
-        merged, lock = set(self.merged_names), Lock()
+        lock = Lock()
         for work in {id(work): work for work in in_work.values()}.values():
             if work.is_done:  # it holds nothing but tensors without values
                 finished(work.shard, work.reports())
@@ -119,12 +122,8 @@ class Merge:
             def merge_or_copy(block: Block) -> None:
                 shard, form = in_work[block.name], writer.forms[block.name]
                 written = output[: (block.stop - block.start) * ITEM_SIZES[form.dtype]]
-                if block.name in merged:
-                    stored = self._read(block, room, shard)
-                    code = self._arithmetic.merge(
-                        coefficients, stored, FLOATING_CODES[form.dtype], written, shard.sums(block)
-                    )
-                    self._check_finite(code, block.name, form.dtype)
+                if block.name in self._merged:
+                    self._merge(block, self._read(block, room, shard), coefficients, form, written, shard.sums(block))
                 else:
                     self._copy(block, form.dtype, written)
                 writer.write(block.name, block.start, written)
@@ -138,14 +137,49 @@ class Merge:
 
         for_every_block(blocks, new_worker, self._threads, self._read_ahead, "merging")
 
-    def _find_mask_thresholds(self) -> None:
+    def merge_into_memory(
+        self, output: Mapping[str, np.ndarray], forms: Mapping[str, TensorForm], coefficients: Coefficients
+    ) -> None:
+        """Merge some parameters into `output`: for each name its bytes (uint8), in the dtype of its form."""
+        self._mask_thresholds = coefficients.mask_thresholds
+
+        def new_worker() -> Callable[[Block], None]:
+            room = self._new_room()
+            sums = Sums.of(np.zeros(Sums.width(len(self.roles))), len(self.roles))
+
+            def merge_or_copy(block: Block) -> None:
+                form = forms[block.name]
+                size = ITEM_SIZES[form.dtype]
+                written = output[block.name][block.start * size : block.stop * size]
+                if block.name in self._merged:
+                    self._merge(block, self._read(block, room), coefficients, form, written, sums)
+                else:
+                    self._copy(block, form.dtype, written)
+
+            return merge_or_copy
+
+        for_every_block(self._blocks(output), new_worker, self._threads, self._read_ahead)
+
+    def _merge(
+        self,
+        block: Block,
+        stored: StoredBlock,
+        coefficients: Coefficients,
+        form: TensorForm,
+        output: np.ndarray,
+        sums: Sums,
+    ) -> None:
+        code = self._arithmetic.merge(coefficients, stored, FLOATING_CODES[form.dtype], output, sums)
+        self._check_finite(code, block.name, form.dtype)
+
+    def _find_mask_thresholds(self) -> dict[str, list[float | None]]:
         """For masks by magnitude: for each parameter and model the int(numel · p)-th smallest |x|."""
         mask = self.parameters.mask
         if mask is None or mask.mask_strategy != "magnitude":
-            return
-        for name in self.merged_names:
-            rank = int(self.models.forms[name].numel * mask.weight_mask_rate)
-            self._mask_thresholds[name] = self._search([name], rank, mask.weight_mask_rate, False, name).thresholds
+            return {}
+        rate = mask.weight_mask_rate
+        ranks = {name: int(self.models.forms[name].numel * rate) for name in self.merged_names}
+        return {name: self._search([name], rank, rate, False, name).thresholds for name, rank in ranks.items()}
 
     def _find_trim_thresholds(self) -> ThresholdSearch:
         """For each model the k-th smallest |δ| over all its parameters, k = int(n · r), and the majority sign."""

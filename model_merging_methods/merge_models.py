@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model_merging_methods.aligned_models import AlignedModels, tokenizer_folder
+from model_merging_methods.aligned_models import AlignedModels
 from model_merging_methods.block_arithmetic import choose_device
 from model_merging_methods.checkpoint_folder import INDEX_FILE
 from model_merging_methods.checkpoint_writer import (
@@ -26,8 +25,9 @@ from model_merging_methods.checkpoint_writer import (
     plan_shards,
     write_index,
 )
+from model_merging_methods.merge_checks import check_exclusions, check_related, comparison
 from model_merging_methods.merge_engine import BLOCK_SIZE, Merge, TensorReport
-from model_merging_methods.merge_parameters import MergeParameters, run_name
+from model_merging_methods.merge_parameters import run_name
 from model_merging_methods.merge_progress import MergeProgress
 from model_merging_methods.merge_record import (
     RECORD_FILE,
@@ -42,11 +42,8 @@ from model_merging_methods.merge_record import (
     open_models,
     read_record,
 )
-from model_merging_methods.merging_methods import MERGING_METHODS
 from model_merging_methods.model_card import model_card
-from model_merging_methods.model_comparison import ModelComparison, check_related
-from model_merging_methods.stored_dtypes import SHORT_NAMES, is_floating
-from model_merging_methods.vocabulary import write_tokenizer
+from model_merging_methods.model_files import output_forms, write_configs, write_merged_tokenizer
 from utils.errors import UserError
 from utils.whole_files import empty_folder, remove_replaced, whole_folder, write_json
 
@@ -109,7 +106,7 @@ def merge_models(
                 else:
                     empty_folder(folder)
                     record = _link_into(folder, finished)
-                write_tokenizer(_tokenizer_source(request, models, role), folder, models.vocabulary.tokens)
+                write_merged_tokenizer(request, models, role, folder)
                 (folder / "README.md").write_text(model_card(request, role), encoding="utf-8")
                 write_json(folder / RECORD_FILE, {**record, "tokenizer_from": role})
             finished = target
@@ -153,8 +150,8 @@ def _merge_into(
     started, clock = datetime.now(timezone.utc), time.monotonic()
     roles, parameters = list(request.finetuned), request.parameters
     merge = Merge(models, roles, parameters, work.device, work.threads, work.block_size)
-    _check_exclusions(merge)
-    forms = _output_forms(models, parameters)
+    check_exclusions(merge)
+    forms = output_forms(models, parameters)
     shards = plan_shards(forms, work.largest_shard)
     progress = MergeProgress(folder, _identity(request, shards, work), shards, work.block_size)
     left = [shard for shard in shards if shard.file not in progress.reports]
@@ -162,8 +159,8 @@ def _merge_into(
         log.info("going on: %d of %d weight files were whole already", len(shards) - len(left), len(shards))
     _check_room(folder, sum(forms[name].bytes for shard in left for name in shard.names))
     if not work.allow_unrelated and made_from is None:  # those of a record passed, or were allowed to
-        _check_related(merge)
-    _write_configs(models, parameters, folder)
+        check_related(merge)
+    write_configs(models, parameters, folder)
     write_index(folder, shards, forms)
     if progress.coefficients is None:
         progress.keep_coefficients(merge.coefficients())
@@ -175,8 +172,8 @@ def _merge_into(
         model.check_unchanged()
     if made_from is not None:
         check_against_record(made_from, inputs)
-    comparison = _comparison(merge, {name: np.array(reports[name].sums) for name in merge.merged_names})
-    for line in comparison.screen_lines():
+    found_of_models = comparison(merge, {name: np.array(reports[name].sums) for name in merge.merged_names})
+    for line in found_of_models.screen_lines():
         log.info("%s", line)
     progress.remove()
     found = {
@@ -185,7 +182,7 @@ def _merge_into(
         "majority_sign": progress.coefficients.majority_sign,
         "vocabulary_rows": models.vocabulary.rows,
         "added_tokens": _added_tokens(models),
-        "models": comparison.to_record(),
+        "models": found_of_models.to_record(),
     }
     times = {
         "started": started.isoformat(timespec="seconds"),
@@ -241,37 +238,6 @@ def _digests_of_inputs(reports: Mapping[str, TensorReport], models: int) -> list
     ]
 
 
-def _comparison(merge: Merge, sums: Mapping[str, np.ndarray], merged: bool = True) -> ModelComparison:
-    """What sums over the models tell; `merged`: whether they were masked and trimmed when these were taken."""
-    parameters = merge.parameters
-    return ModelComparison(
-        merge.roles,
-        sums,
-        parameters.reads_pretrained,
-        masks=merged and parameters.mask is not None,
-        trims=merged and MERGING_METHODS[parameters.method].trims,
-    )
-
-
-def _check_related(merge: Merge) -> None:
-    """Raise UserError unless the models' matrices, by a sample, are those of fine-tunes of one backbone: norms and
-    biases are much the same in all models."""
-    sums = merge.compare_sample()
-    matrices = {name: row for name, row in sums.items() if len(merge.models.forms[name].shape) > 1}
-    configs = [model.config for model in merge.models.models]
-    sample = _comparison(merge, matrices or sums, merged=False)
-    check_related(sample, dict(zip(merge.roles, configs[1:], strict=True)), configs[0])
-
-
-def _check_exclusions(merge: Merge) -> None:
-    """Raise UserError for a pattern that matches nothing, and where nothing is left to merge."""
-    for pattern in merge.parameters.exclude_param_names_regex:
-        if not any(re.search(pattern, name) for name in merge.models.forms):
-            raise UserError(f"--exclude_param_names_regex {pattern}: matches no parameter's name; leave it out")
-    if not merge.merged_names:
-        raise UserError("--exclude_param_names_regex: matches every parameter, so nothing is left to merge")
-
-
 def _link_into(folder: Path, finished: Path) -> dict:
     """Put the weights and configs of the `finished` folder of another role into `folder`; returns its record."""
     for path in finished.iterdir():
@@ -286,12 +252,7 @@ def _check_tokenizers(request: MergeRequest, models: AlignedModels, roles: Itera
     """Raise UserError for a tokenizer that cannot take the merged ids, before the long work."""
     for role in roles:
         with tempfile.TemporaryDirectory() as folder:
-            write_tokenizer(_tokenizer_source(request, models, role), Path(folder), models.vocabulary.tokens)
-
-
-def _tokenizer_source(request: MergeRequest, models: AlignedModels, role: str) -> Path:
-    pretrained, *finetuned = models.models
-    return tokenizer_folder(finetuned[list(request.finetuned).index(role)], pretrained)
+            write_merged_tokenizer(request, models, role, Path(folder))
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -299,32 +260,6 @@ def _link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:  # a file system without hard links
         shutil.copyfile(source, target)
-
-
-def _write_configs(models: AlignedModels, parameters: MergeParameters, folder: Path) -> None:
-    """The pretrained model's config and generation config, with the merged rows and the saved dtype."""
-    pretrained = models.models[0]
-    config = dict(pretrained.config)
-    if models.vocabulary.rows:
-        if "vocab_size" in (config.get("text_config") or ()):
-            config["text_config"] = {**config["text_config"], "vocab_size": models.vocabulary.rows}
-        else:
-            config["vocab_size"] = models.vocabulary.rows
-    if parameters.dtype is not None:
-        for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]:
-            config[key] = parameters.dtype
-    write_json(folder / "config.json", config)
-    if (pretrained.folder / "generation_config.json").exists():
-        shutil.copyfile(pretrained.folder / "generation_config.json", folder / "generation_config.json")
-
-
-def _output_forms(models: AlignedModels, parameters: MergeParameters) -> dict[str, TensorForm]:
-    if parameters.dtype is None:
-        return models.forms
-    dtype = SHORT_NAMES[parameters.dtype]
-    return {
-        name: TensorForm(dtype, form.shape) if is_floating(form.dtype) else form for name, form in models.forms.items()
-    }
 
 
 def _added_tokens(models: AlignedModels) -> dict[str, int]:

@@ -2,7 +2,9 @@
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from model_merging_methods.merging_methods import MERGING_METHODS
 from utils.errors import UserError
@@ -92,6 +94,22 @@ class MergeParameters:
                 re.compile(pattern)
             except re.error as error:
                 raise UserError(f"--exclude_param_names_regex {pattern}: is no regular expression ({error})") from None
+
+
+def parameters_from_fields(fields: Mapping[str, Any]) -> MergeParameters:
+    """The parameters whose `dataclasses.asdict`, to JSON and back, is `fields`.
+
+    Raises KeyError, TypeError or AttributeError where it is not.
+    """
+    mask, mixup = fields["mask"], fields["mixup"]
+    return MergeParameters(
+        **{
+            **fields,
+            "mask": None if mask is None else Mask(**mask),
+            "mixup": None if mixup is None else Mixup(tuple(mixup["weights"]), mixup["alpha"]),
+            "exclude_param_names_regex": tuple(fields["exclude_param_names_regex"]),
+        }
+    )
 
 
 def mask_key(seed: int, model: str, tensor_name: str) -> int:

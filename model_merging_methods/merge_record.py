@@ -16,7 +16,7 @@ from model_merging_methods.checkpoint_folder import (
     weight_files,
 )
 from model_merging_methods.fingerprints import small_file_fingerprint, weight_file_fingerprints
-from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
+from model_merging_methods.merge_parameters import MergeParameters, parameters_from_fields
 from model_merging_methods.stored_dtypes import is_floating
 from utils.errors import UserError
 from utils.json_files import read_json_object
@@ -158,20 +158,15 @@ def request_from_record(path: Path, moved: Mapping[str, Path]) -> MergeRequest:
     """The merge that a record describes; `moved` gives the folders that now lie elsewhere, by role."""
     record = read_record(path)
     try:
-        fields = dict(record["parameters"])
-        if fields["mask"] is not None:
-            fields["mask"] = Mask(**fields["mask"])
-        if fields["mixup"] is not None:
-            fields["mixup"] = Mixup(tuple(fields["mixup"]["weights"]), fields["mixup"]["alpha"])
-        fields["exclude_param_names_regex"] = tuple(fields["exclude_param_names_regex"])
+        parameters = parameters_from_fields(record["parameters"])
         folders = {entry["role"]: Path(entry["folder"]) for entry in record["inputs"]}
         unknown = moved.keys() - folders.keys()
         if unknown:
             raise UserError(f"{path}: this merge has no {sorted(unknown)[0]} model; leave that option out")
         folders.update(moved)
         pretrained = folders.pop(PRETRAINED)
-        request = MergeRequest(pretrained, folders, MergeParameters(**fields))
-        request.parameters.check(len(folders))
+        request = MergeRequest(pretrained, folders, parameters)
+        parameters.check(len(folders))
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: is not a complete merge record ({error}); give an unchanged one") from None
     return request

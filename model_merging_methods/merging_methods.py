@@ -14,8 +14,8 @@ Sources: task arithmetic (Ilharco et al. 2023), TIES-Merging (Yadav et al. 2023)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # torch takes seconds to import, which merges on the CPU do without
@@ -30,12 +30,14 @@ class Coefficients:
     scaling_coefficient: s.
     trim_thresholds: for TIES, t1 … tK, each the k-th smallest |δi| over all parameters of model i.
     majority_sign: for TIES, the sign (+1, −1 or 0) of the sum of the elected signs over all positions.
+    mask_thresholds: for masks by magnitude, for each parameter and model the largest magnitude that is dropped.
     """
 
     weights: tuple[float, ...] | None = None
     scaling_coefficient: float = 1.0
     trim_thresholds: tuple[float, ...] = ()
     majority_sign: int = 0
+    mask_thresholds: Mapping[str, Sequence[float | None]] = field(default_factory=dict, hash=False)
 
 
 def weighted_sum(terms: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

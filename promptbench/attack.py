@@ -29,6 +29,18 @@ def anything_goes(clean: PromptWords, current: PromptWords, candidates: Sequence
     return [True] * len(candidates)
 
 
+def both(first: Constraint, second: Constraint) -> Constraint:
+    """The constraint that two hold; the second judges only what the first lets through."""
+
+    def holds(clean: PromptWords, current: PromptWords, candidates: Sequence[PromptWords]) -> Sequence[bool]:
+        held = first(clean, current, candidates)
+        left = [candidate for candidate, holds_first in zip(candidates, held, strict=True) if holds_first]
+        verdicts = iter(second(clean, current, left))
+        return [holds_first and next(verdicts) for holds_first in held]
+
+    return holds
+
+
 @dataclass(frozen=True)
 class WordAttack:
     """Changes one word after another, the most important first.

@@ -1,7 +1,8 @@
-"""What an attack needs and the user's machine lacks."""
+"""What an attack needs and is not there."""
 
 from utils.errors import UserError
 
 
 class MissingPart(UserError):
-    """A model or file that an attack needs is not there; the line names it, its option and where to get it."""
+    """A model, a file or a task's paraphrases that an attack needs are not there; the line names them, the option if
+    there is one, and where to get them."""

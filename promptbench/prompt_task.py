@@ -23,7 +23,6 @@ class PromptTask:
 
     `prompt` holds `{content}` once. `labels`: the words that answer it, with the number that each means.
     `paraphrases`: further prompts of the same meaning. `load_samples(data_dir)` gives the whole set in its order.
-    Raises UserError for a prompt that has no place for the text, or several.
     """
 
     name: str
@@ -32,7 +31,8 @@ class PromptTask:
     paraphrases: tuple[str, ...]
     load_samples: Callable[[Path | None], Sequence[Sample]]
 
-    def __post_init__(self) -> None:
+    def check_prompts(self) -> None:
+        """Raise UserError for a prompt that has no place for the text, or several."""
         for prompt in (self.prompt, *self.paraphrases):
             if prompt.count(PLACEHOLDER) != 1:
                 raise UserError(f"{self.name}: a prompt must hold {PLACEHOLDER} once, and this does not: {prompt!r}")

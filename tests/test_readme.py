@@ -6,11 +6,15 @@ import shlex
 
 import pytest
 
+import ood_robust_inference
 from merge_llms_instruct_math_code import build_parser, main
+from promptbench import run_attacks, sst2
+from scripts import search_mixup
 from tests.inference_llms.support import ROOT
 from utils.model_folders import FINETUNED_MODELS, PRETRAINED_MODEL
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [(ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("adversarial_prompts", "search_mixup")]
 ZOO = ROOT / "scripts" / "tiny_zoo"
 LINES = re.findall(r"^    python merge_llms_instruct_math_code\.py (--merge.*)$", README, re.MULTILINE)
 
@@ -37,9 +41,11 @@ def test_a_command_line_of_the_paper_runs_as_it_stands(line, models_dir, tmp_pat
 
 
 def test_every_option_that_the_readme_names_exists():
-    known = {word for action in build_parser()._actions for word in action.option_strings}
+    builders = (build_parser, ood_robust_inference.build_parser, search_mixup.build_parser)
+    parsers = [*(build() for build in builders), run_attacks.build_parser(sst2.TASK)]
+    known = {word for parser in parsers for action in parser._actions for word in action.option_strings}
     # Of `python -m inference_llms`, scripts/setup_env.sh, the diagnosis, the benchmark.
     known |= {"--load_model_path", "--vllm", "--models", "--parameters", "--vs"}
     evaluators = re.compile(r"`(alpaca_eval|evaluate_functional_correctness|accelerate launch)[^`]*`")
-    named = set(re.findall(r"--[a-z_]+", evaluators.sub("", README)))
+    named = set(re.findall(r"--[a-z_]+", evaluators.sub("", README + "".join(PAGES))))
     assert named <= known, named - known

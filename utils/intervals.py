@@ -18,7 +18,8 @@ def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
     share = successes / trials
     centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
     half = _Z_OF_95_PERCENT * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2)) / (1 + z2 / trials)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At the ends of [0, 1] rounding would leave the share itself outside.
+    return max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))
 
 
 def mean_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:

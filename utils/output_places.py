@@ -69,6 +69,10 @@ class OutputPlaces:
         """What attacks on a prompt asked, and the answers, a JSON row each."""
         return self.root / "save_raw_generations" / "promptbench" / dataset / self.model / f"{run}.jsonl"
 
+    def mixup_search(self) -> Path:
+        """The results of a search for interpolation ratios."""
+        return self.root / "save_mixup_searches" / self.tasks / f"{self.name}.sqlite"
+
     @property
     def model(self) -> str:
         """The run's names in one word, which no two merges share."""

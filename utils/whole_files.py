@@ -54,7 +54,7 @@ def whole_folder(final: Path, replace: bool = False) -> Iterator[Path]:
     unfinished = unfinished_name(final)
     made_parents = [parent for parent in unfinished.parents if not parent.exists()]
     unfinished.mkdir(parents=True, exist_ok=True)
-    with _locked(unfinished):
+    with locked_folder(unfinished):
         try:
             yield unfinished
             for path in unfinished.iterdir():
@@ -102,11 +102,12 @@ def empty_folder(folder: Path, keep: Iterable[str] = ()) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; a kill lets go of it."""
+def locked_folder(folder: Path, waits: bool = False) -> Iterator[None]:
+    """Hold `folder` for this process; a kill lets go of it. Where another process holds it, raises UserError unless
+    this one `waits`."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
         yield
     except BlockingIOError:
         raise UserError(f"{folder}: another process is at work there; wait until it has ended") from None

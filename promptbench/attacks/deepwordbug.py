@@ -5,28 +5,11 @@ from random import Random
 
 from promptbench.attack import AttackParts, WordAttack
 from promptbench.edit_distance import within_edit_distance
+from promptbench.letter_edits import delete_letter, insert_letter, substitute_letter, swap_letters
 from promptbench.prompt_words import PromptWords
 from promptbench.random_draws import draws_for
 
 MAX_EDIT_DISTANCE = 30
-
-
-def swap_letters(word: str, place: int) -> str:
-    """The word with the letters at `place` and after it exchanged."""
-    return word[:place] + word[place + 1] + word[place] + word[place + 2 :]
-
-
-def substitute_letter(word: str, place: int, letter: str) -> str:
-    return word[:place] + letter + word[place + 1 :]
-
-
-def delete_letter(word: str, place: int) -> str:
-    return word[:place] + word[place + 1 :]
-
-
-def insert_letter(word: str, place: int, letter: str) -> str:
-    """The word with a letter more, before the one at `place`."""
-    return word[:place] + letter + word[place:]
 
 
 def mistype(word: str, draws: Random) -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from inference_llms import transformers_engine
+from inference_llms import decoding_batch, transformers_engine
 from inference_llms.engine import Sampling, open_engine
 from inference_llms.transformers_engine import cut_at_stop
 from tests.inference_llms.tiny_llama import BEGIN, CONTEXT, CUT, END, PROMPTS, write_tiny_llama
@@ -188,3 +188,24 @@ def test_remote_code_is_refused(tmp_path, folder):
     with pytest.raises(UserError, match="remote"):
         open_engine("transformers", remote, 1, 1)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("tokens_at_once", [1, 7, 40])
+def test_prompts_run_in_pieces_and_with_a_shared_beginning_come_out_the_same(engine, monkeypatch, tokens_at_once):
+    prompts = [PROMPTS[0] + prompt for prompt in PROMPTS[:6]] + [PROMPTS[0]]
+    alone = [complete(engine, [prompt], max_tokens=20)[0] for prompt in prompts]
+    assert complete(engine, prompts, max_tokens=20) == alone
+    monkeypatch.setattr(decoding_batch, "TOKENS_AT_ONCE", tokens_at_once)
+    assert complete(engine, prompts, max_tokens=20) == alone
+
+
+def test_what_all_prompts_begin_with_is_run_once(engine):
+    tokens = []
+    counting = engine._model.register_forward_hook(
+        lambda model, given, named, output: tokens.append(named["input_ids"].numel()), with_kwargs=True
+    )
+    prompts = [PROMPTS[0] + ending for ending in ("a", "b", "c", "d")]
+    complete(engine, prompts, max_tokens=1)
+    counting.remove()
+    lengths = [len(ids) for ids in engine._tokenizer(prompts)["input_ids"]]
+    assert sum(tokens) < sum(lengths) / 2

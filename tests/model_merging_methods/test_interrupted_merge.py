@@ -30,11 +30,12 @@ import sys
 from pathlib import Path
 sys.path[:0] = [{root!r}, {tests!r}]
 from test_interrupted_merge import WORK, asked
+from model_merging_methods.merge_parameters import Mask, MergeParameters
 from model_merging_methods.merge_models import merge_models
 from utils.errors import run_command_line
 print("begins", flush=True)
 models, target = map(Path, sys.argv[1:])
-sys.exit(run_command_line(lambda: merge_models(asked(models), {{"math": target}}, work=WORK)))
+sys.exit(run_command_line(lambda: merge_models(asked(models, {parameters}), {{"math": target}}, work=WORK)))
 """
 
 
@@ -65,9 +66,9 @@ def undisturbed(models, tmp_path_factory) -> dict[str, bytes]:
     return weights(target)
 
 
-def start(models: Path, target: Path) -> subprocess.Popen:
+def start(models: Path, target: Path, parameters: MergeParameters = PARAMETERS) -> subprocess.Popen:
     """The merge in a process of its own, just as it begins."""
-    script = COMMAND.format(root=str(ROOT), tests=str(Path(__file__).parent))
+    script = COMMAND.format(root=str(ROOT), tests=str(Path(__file__).parent), parameters=parameters)
     process = subprocess.Popen(
         [sys.executable, "-c", script, models, target], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -110,10 +111,10 @@ def test_killed_at_twenty_random_moments_a_rerun_ends_with_the_same_bytes(models
     assert [path.name for path in tmp_path.iterdir()] == ["whole"]
 
 
-def interrupt(models: Path, target: Path, by: signal.Signals) -> str:
+def interrupt(models: Path, target: Path, by: signal.Signals, parameters: MergeParameters = PARAMETERS) -> str:
     """Start a merge, and stop it with a signal when some of its shards are whole; returns what it wrote to stderr."""
     for _ in range(10):
-        process = start(models, target)
+        process = start(models, target, parameters)
         while len(whole_shards(target)) < 3 and process.poll() is None:
             time.sleep(0.001)
         process.send_signal(by)
@@ -142,6 +143,14 @@ def test_a_shard_that_was_damaged_since_is_made_anew(models, undisturbed, interr
     merge(models, interrupted)
     assert weights(interrupted) == undisturbed
     assert [name for name, own in whole.items() if identity(interrupted / name) != own] == [file.name]
+
+
+def test_masks_by_magnitude_fall_on_what_a_killed_merge_had_left(models, tmp_path):
+    parameters = MergeParameters("average_merging", mask=Mask(0.3, mask_strategy="magnitude"))
+    merge(models, tmp_path / "undisturbed", parameters)
+    interrupt(models, tmp_path / "merged", signal.SIGKILL, parameters)
+    merge(models, tmp_path / "merged", parameters)
+    assert weights(tmp_path / "merged") == weights(tmp_path / "undisturbed")
 
 
 def test_another_merge_takes_nothing_of_an_interrupted_one(models, interrupted, tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 
 from promptbench.glue import load_validation_set
-from promptbench.prompt_task import PromptTask, Sample
+from promptbench.prompt_task import Sample
 from tests.inference_llms.support import DATA, needs_data
 from utils.errors import UserError
 
@@ -42,11 +42,3 @@ def test_a_malformed_file_is_told_with_its_line(content, told, tmp_path):
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         load_validation_set("sst2", tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize("prompt", ["Classify the text.", "{content} and {content}"])
-def test_a_prompt_must_hold_the_text_once(prompt):
-    with pytest.raises(UserError, match=r"\{content\}"):
-        PromptTask("mine", prompt, {"yes": 1}, (), lambda data_dir: [])
-    with pytest.raises(UserError, match=r"\{content\}"):
-        PromptTask("mine", "Text: {content}.", {"yes": 1}, (prompt,), lambda data_dir: [])

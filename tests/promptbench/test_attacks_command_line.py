@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from promptbench import attacks, run_attacks
+from promptbench.prompt_words import PromptWords
 from promptbench.sst2 import TASK
 from tests.inference_llms.support import ROOT
+from tests.promptbench.attack_parts import ENCODER, word_piece_tokenizer, write_mask_lm, write_vectors
 from tests.vllm_marks import two_workers, vllm_installed
 
 ZOO = ROOT / "scripts" / "tiny_zoo"
@@ -83,8 +85,50 @@ def test_all_runs_what_it_has_the_parts_for_and_lists_the_rest(tmp_path):
                "--mask_lm", tmp_path / "none", "--sentence_encoder", tmp_path / "none")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert results(tmp_path, "sst2").keys() == {"stresstest", "checklist", "deepwordbug", "semantic"}
-    not_run = [line for line in done.stdout.splitlines() if line.startswith("not run: ")]
-    assert [line.split(": ")[1] for line in not_run] == ["bertattack", "textbugger", "textfooler"]
+    not_run = [line.split(": ", 2)[1:] for line in done.stdout.splitlines() if line.startswith("not run: ")]
+    assert [name for name, _ in not_run] == ["bertattack", "textbugger", "textfooler"]
+    assert [why.split()[0] for _, why in not_run] == ["--mask_lm", "--word_vectors", "--word_vectors"]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> list[object]:
+    """The options for all parts of attacks, which near every word of the tasks' prompts know two words."""
+    folder = tmp_path_factory.mktemp("parts")
+    words = [word for word in PromptWords.of(TASK.prompt.lower()).words if word.isalpha()]
+    pieces = list(dict.fromkeys([*words, "decide", "find"]))
+    mask_lm = write_mask_lm(folder / "mask_lm", word_piece_tokenizer(pieces), {w: ["decide", "find"] for w in words})
+    vectors = {word: [number == i for i in range(len(pieces))] for number, word in enumerate(pieces)}
+    near = {"decide": vectors["determine"], "find": vectors["respond"], "answer": vectors["respond"]}
+    numbers = {word: [float(number) for number in vector] for word, vector in {**vectors, **near}.items()}
+    vector_file = write_vectors(folder / "vectors.txt", numbers)
+    return ["--mask_lm", mask_lm, "--sentence_encoder", ENCODER, "--word_vectors", vector_file]
+
+
+@pytest.fixture(scope="module")
+def under_all(parts, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("all")
+    done = run("sst2.py", out, "--attack_method", "all", "--num_samples", 4, "--query_budget", 25, *parts)
+    assert done.returncode == 0, done.stderr
+    assert "not run" not in done.stdout
+    return out
+
+
+def test_all_runs_every_attack_where_all_parts_are_there(under_all, parts):
+    found = results(under_all, "sst2")
+    assert set(found) == set(run_attacks.ATTACK_NAMES) and len(found) == 7
+    assert all([step["candidates"] for step in result["steps"] if step["candidates"]] for result in found.values())
+    settings = {name: found[name]["settings"] for name in found}
+    assert settings["bertattack"]["mask_lm"] == str(parts[1]) and "word_vectors" not in settings["bertattack"]
+    assert settings["textfooler"]["word_vectors"] == str(parts[5]) and "mask_lm" not in settings["textfooler"]
+
+
+def test_textfoolers_result_is_not_overwritten_by_one_with_other_vectors(under_all, parts, tmp_path):
+    before = results(under_all, "sst2")
+    other = write_vectors(tmp_path / "other.txt", {"determine": [1, 0], "decide": [1, 0]})
+    options = ["--num_samples", 4, "--query_budget", 25, *parts[:-1], other]
+    done = run("sst2.py", under_all, "--attack_method", "textfooler", *options)
+    assert done.returncode == 2 and "another word vectors" in done.stderr
+    assert results(under_all, "sst2") == before
 
 
 @pytest.mark.parametrize(
@@ -98,6 +142,8 @@ def test_all_runs_what_it_has_the_parts_for_and_lists_the_rest(tmp_path):
         (["--attack_method", "stresstest", "--data_dir", "nowhere"], "--data_dir nowhere"),
         (["--attack_method", "bertattack", "--mask_lm", "nowhere"], "--mask_lm"),
         (["--attack_method", "textfooler"], "--word_vectors"),
+        (["--attack_method", "all", "--word_vectors", ROOT / "README.md"], "README.md line 1"),
+        (["--attack_method", "all", "--mask_lm", CLASSIFIER], "--mask_lm"),
         ([], "--attack_method"),
     ],
 )
@@ -146,6 +192,30 @@ def test_a_third_data_set_is_one_file(tmp_path):
     assert done.returncode == 0, done.stderr
     (result,) = results(tmp_path / "out", "parity").values()
     assert result["number_of_queries"] == 2
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("Is this number odd or even? {{content}} It is", "Is this number odd or even?"),
+        ("Odd or even: {{content}}?", "{{content}} and {{content}}"),
+    ],
+)
+def test_a_prompt_and_a_paraphrase_must_hold_the_text_once(right, wrong, tmp_path):
+    script = tmp_path / "parity.py"
+    script.write_text(THIRD_DATA_SET.replace(right, wrong).format(root=str(ROOT)))
+    done = run(script, tmp_path / "out", "--attack_method", "stresstest")
+    assert done.returncode == 2 and "{content} once" in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_task_without_paraphrases_leaves_the_semantic_attack_out_of_all(tmp_path):
+    script = tmp_path / "parity.py"
+    script.write_text(THIRD_DATA_SET.replace('("Odd or even: {{content}}?",)', "()").format(root=str(ROOT)))
+    options = ("--query_budget", 2, "--mask_lm", "no/ne", "--sentence_encoder", "no/ne")
+    done = run(script, tmp_path / "out", "--attack_method", "all", *options)
+    assert done.returncode == 0, done.stderr
+    assert "not run: semantic: the task parity has no paraphrases" in done.stdout
 
 
 def test_an_eighth_attack_is_one_file(tmp_path, monkeypatch):

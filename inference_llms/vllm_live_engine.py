@@ -1,0 +1,60 @@
+"""vLLM with weights that are replaced while it runs."""
+
+import hashlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from inference_llms.live_engine import Weights
+from inference_llms.vllm_engine import VllmEngine
+from utils.errors import UserError
+
+_WORKER_EXTENSION = "inference_llms.vllm_weights.ReplaceableWeights"
+
+
+class VllmLiveEngine(VllmEngine):
+    """As `VllmEngine`, for `live_engine.LiveEngine`. Each worker computes the weights and keeps its own slice, so that
+    no process holds the whole model and nothing but their description crosses between machines."""
+
+    def __init__(
+        self,
+        model_folder: Path,
+        tensor_parallel_size: int,
+        pipeline_parallel_size: int,
+        executor: str | None = None,
+    ):
+        options: dict[str, Any] = {} if executor is None else {"distributed_executor_backend": executor}
+        super().__init__(
+            model_folder,
+            tensor_parallel_size,
+            pipeline_parallel_size,
+            has_weights=any(model_folder.glob("*.safetensors")),
+            worker_extension_cls=_WORKER_EXTENSION,
+            **options,
+        )
+        self._folder = model_folder
+
+    def replace_weights(self, weights: Weights) -> None:
+        try:
+            self._llm.collective_rpc("replace_weights", args=(pickle.dumps(weights),))
+        except Exception as error:  # of vLLM's own kind, with the worker's in its text
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"{self._folder}: vLLM cannot take these weights ({reason}); choose --backend transformers"
+            ) from error
+        self._llm.reset_prefix_cache()
+
+    def take_tokenizer(self, folder: Path) -> None:
+        from vllm.tokenizers import get_tokenizer
+
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        # vLLM makes text of tokens in this process, by a tokenizer of its own kind that it has in two places.
+        own = get_tokenizer(str(folder), trust_remote_code=False)
+        self._llm.llm_engine.renderer.tokenizer = own
+        self._llm.llm_engine.output_processor.tokenizer = own
+
+    def checksum(self) -> str:
+        of_workers = self._llm.collective_rpc("checksum_of_weights")
+        return hashlib.sha256("\n".join(of_workers).encode()).hexdigest()

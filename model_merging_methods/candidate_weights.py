@@ -1,0 +1,112 @@
+"""Many merges of the same models, one after another, whose weights go into a running engine instead of into files."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from model_merging_methods.aligned_models import AlignedModels
+from model_merging_methods.checkpoint_writer import TensorForm, plan_shards
+from model_merging_methods.merge_checks import check_exclusions, check_related
+from model_merging_methods.merge_engine import Merge
+from model_merging_methods.merge_parameters import MergeParameters
+from model_merging_methods.merge_record import MergeRequest, open_models
+from model_merging_methods.merging_methods import Coefficients
+from model_merging_methods.model_files import output_forms, write_configs, write_merged_tokenizer
+from model_merging_methods.stored_dtypes import LONG_NAMES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_AT_ONCE = 256_000_000  # bytes of merged weights in memory, or one tensor
+
+
+@dataclass(frozen=True)
+class CandidateWeights:
+    """The weights that a merge would save, computed from the checkpoints each time they are iterated.
+
+    Small enough to be sent to other processes, which compute the same bytes where they see the same files. A process
+    keeps the checkpoints of the last models open.
+    """
+
+    pretrained: Path
+    finetuned: tuple[tuple[str, Path], ...]
+    parameters: MergeParameters
+    coefficients: Coefficients
+
+    def __iter__(self) -> Iterator[tuple[str, "Tensor"]]:
+        """(name, tensor) for every tensor of the merged checkpoint, in its order and dtype."""
+        import torch
+
+        models = _open_once(self.pretrained, self.finetuned)
+        merge = Merge(models, [role for role, _ in self.finetuned], self.parameters)
+        forms = output_forms(models, self.parameters)
+        for shard in plan_shards(forms, _AT_ONCE):
+            output = {name: np.empty(forms[name].bytes, np.uint8) for name in shard.names}
+            merge.merge_into_memory(output, forms, self.coefficients)
+            for name in shard.names:
+                yield name, torch.from_numpy(output[name]).view(_torch_dtype(forms[name])).view(forms[name].shape)
+
+
+class CandidateMerges:
+    """Merges of a pretrained model's fine-tunes, by role, that differ in their parameters.
+
+    What does not depend on interpolation ratios and the scaling coefficient, the thresholds of trimming and of masks
+    by magnitude and the majority sign, is found once; trimmed, elected and masked values are made anew from it in the
+    pass that merges, which costs less than to read them back from memory.
+    """
+
+    def __init__(self, pretrained: Path, finetuned: Mapping[str, Path]):
+        self._pretrained = pretrained
+        self._finetuned = tuple(finetuned.items())
+        self._found: dict[MergeParameters, Coefficients] = {}
+
+    def check(self, parameters: MergeParameters, allow_unrelated: bool) -> None:
+        """Raise UserError for models that cannot be merged like this or, unless `allow_unrelated`, are not related."""
+        parameters.check(len(self._finetuned))
+        merge = self._merge(parameters)
+        check_exclusions(merge)
+        if not allow_unrelated:
+            check_related(merge)
+
+    def weights(self, parameters: MergeParameters) -> CandidateWeights:
+        """The weights of one merge. Raises UserError for parameters that make no sense."""
+        parameters.check(len(self._finetuned))
+        without_ratio = replace(parameters, mixup=None, scaling_coefficient=1.0)
+        if without_ratio not in self._found:
+            self._found[without_ratio] = self._merge(without_ratio).coefficients()
+        coefficients = replace(
+            self._found[without_ratio],
+            weights=parameters.mixup.weights if parameters.mixup else None,
+            scaling_coefficient=parameters.scaling_coefficient,
+        )
+        return CandidateWeights(self._pretrained, self._finetuned, parameters, coefficients)
+
+    def write_model_files(self, folder: Path, role: str, parameters: MergeParameters) -> None:
+        """Put a merge's configs and the tokenizer of `role` into a folder, without weights."""
+        models = _open_once(self._pretrained, self._finetuned)
+        write_configs(models, parameters, folder)
+        request = MergeRequest(self._pretrained, dict(self._finetuned), parameters)
+        write_merged_tokenizer(request, models, role, folder)
+
+    def _merge(self, parameters: MergeParameters) -> Merge:
+        models = _open_once(self._pretrained, self._finetuned)
+        return Merge(models, [role for role, _ in self._finetuned], parameters)
+
+
+@lru_cache(maxsize=1)
+def _open_once(pretrained: Path, finetuned: tuple[tuple[str, Path], ...]) -> AlignedModels:
+    """The models, open for as long as the process lives."""
+    request = MergeRequest(pretrained, dict(finetuned), MergeParameters("average_merging"))
+    folders = open_models(request, ExitStack())
+    return AlignedModels(folders[0], folders[1:])
+
+
+def _torch_dtype(form: TensorForm):
+    import torch
+
+    return getattr(torch, LONG_NAMES[form.dtype])

@@ -1,0 +1,16 @@
+"""BERT-Attack (Li et al. 2020): words that a masked language model would put in a word's place."""
+
+from promptbench.attack import AttackParts, WordAttack
+from promptbench.masked_words import MaskedLanguageModel
+from promptbench.sentence_similarity import open_sentence_encoder, similar_to_clean
+
+PARTS = ("mask_lm", "sentence_encoder")
+NUMBER = 48
+LEAST_COSINE = 0.8
+
+
+def open_attack(parts: AttackParts) -> WordAttack:
+    """Raises MissingPart without the models, UserError for a folder that cannot be loaded."""
+    model = MaskedLanguageModel(parts.mask_lm, NUMBER)
+    encoder = open_sentence_encoder(parts.sentence_encoder)
+    return WordAttack(rank_by="unk", substitutes=model.substitutes, holds=similar_to_clean(encoder, LEAST_COSINE))

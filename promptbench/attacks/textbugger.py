@@ -1,0 +1,40 @@
+"""TextBugger (Li et al. 2019): a slip inside a word, a letter that looks like another, a word of like meaning."""
+
+from random import Random
+
+from promptbench.attack import AttackParts, WordAttack
+from promptbench.homoglyphs import with_homoglyphs
+from promptbench.letter_edits import delete_letter, insert_letter, swap_letters
+from promptbench.prompt_words import PromptWords
+from promptbench.random_draws import draws_for
+from promptbench.sentence_similarity import cosine_at_angular_similarity, open_sentence_encoder, similar_to_clean
+from promptbench.word_vectors import open_word_vectors
+
+PARTS = ("sentence_encoder", "word_vectors")
+NEAREST_WORDS = 5
+LEAST_COSINE = cosine_at_angular_similarity(0.8)
+
+
+def slip(word: str, draws: Random) -> list[str]:
+    """A space before an inner letter, an inner letter left out, two inner letters exchanged, each at a place of its own
+    drawn evenly. The first letter and the last are no inner ones; what gives the word back is left out."""
+    inner = range(1, len(word) - 1)
+    slips = []
+    if inner:
+        slips += [insert_letter(word, draws.choice(inner), " "), delete_letter(word, draws.choice(inner))]
+    if len(inner) > 1:
+        slips.append(swap_letters(word, draws.choice(inner[:-1])))
+    return [each for each in slips if each != word]
+
+
+def open_attack(parts: AttackParts) -> WordAttack:
+    """Raises MissingPart without word vectors and encoder, UserError for a malformed one."""
+    vectors = open_word_vectors(parts.word_vectors)
+    encoder = open_sentence_encoder(parts.sentence_encoder)
+
+    def substitutes(prompt: PromptWords, index: int) -> list[str]:
+        word = prompt.words[index]
+        slips = slip(word, draws_for(parts.seed, "textbugger", prompt.text, index))
+        return [*slips, *with_homoglyphs(word), *vectors.nearest(word, NEAREST_WORDS)]
+
+    return WordAttack(rank_by="delete", substitutes=substitutes, holds=similar_to_clean(encoder, LEAST_COSINE))

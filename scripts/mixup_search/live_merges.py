@@ -1,0 +1,124 @@
+"""Completions of one merge after another, all from one engine that is never restarted."""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tqdm import tqdm
+
+from inference_llms.live_engine import LiveEngine, open_live_engine
+from inference_llms.task import Example, Task
+from model_merging_methods.merge_parameters import MergeParameters
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Models:
+    """The folders of a pretrained model and of its fine-tunes by role, in model order."""
+
+    pretrained: Path
+    finetuned: Mapping[str, Path]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """The engine to start: vllm or transformers. `executor`: what starts vLLM's workers, mp or ray; None: as vLLM
+    chooses."""
+
+    backend: str
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    executor: str | None = None
+
+
+@dataclass
+class Seconds:
+    """What was spent on starting the engine, on putting weights into it, and on completions."""
+
+    start: float = 0.0
+    replacing: float = 0.0
+    completing: float = 0.0
+    replacements: int = 0
+
+    def told(self) -> str:
+        each = self.replacing / self.replacements
+        return (
+            f"engine start {self.start:.1f} s, {self.replacements} replacements of its weights {each:.2f} s each, "
+            f"completions {self.completing:.1f} s"
+        )
+
+
+class LiveMerges:
+    """The engine starts with the first completion that is asked for; `close` ends it."""
+
+    def __init__(self, models: Models, options: EngineOptions):
+        self._models = models
+        self._options = options
+        self._opened = ExitStack()
+        self._engine: LiveEngine | None = None
+        self._in_engine: MergeParameters | None = None
+        self._role_in_engine: str | None = None
+        self.seconds = Seconds()
+
+    def take(self, parameters: MergeParameters, role: str) -> None:
+        """Have this merge in the engine, with the tokenizer of `role`.
+
+        Raises UserError for models that cannot be merged, or not run.
+        """
+        engine = self._engine or self._start(parameters)
+        if self._in_engine != parameters:
+            started = time.monotonic()
+            self._in_engine = None
+            engine.replace_weights(self._merges.weights(parameters))
+            self._in_engine = parameters
+            self.seconds.replacing += time.monotonic() - started
+            self.seconds.replacements += 1
+        if self._role_in_engine != role:
+            engine.take_tokenizer(self._folders[role])
+            self._role_in_engine = role
+
+    def complete(self, task: Task, examples: Sequence[Example], title: str) -> Iterator[tuple[Example, str]]:
+        """All examples at once, by the merge in the engine; each as soon as it is there."""
+        started = time.monotonic()
+        prompts = [example.prompt for example in examples]
+        with tqdm(total=len(prompts), desc=title, unit=" prompts", disable=None, leave=False) as progress:
+            for position, completion in self._engine.generate(prompts, task.sampling):
+                progress.update()
+                yield examples[position], completion
+        self.seconds.completing += time.monotonic() - started
+
+    def close(self) -> None:
+        self._opened.close()
+        self._engine = self._in_engine = self._role_in_engine = None
+
+    def _start(self, parameters: MergeParameters) -> LiveEngine:
+        # Both bring in much that a search without a missing answer does without.
+        from inference_llms.model_loading import check_weights, load_config, refusals_in_one_line
+        from model_merging_methods.candidate_weights import CandidateMerges
+
+        started = time.monotonic()
+        models, options = self._models, self._options
+        with refusals_in_one_line(models.pretrained, "transformers"):
+            check_weights(models.pretrained, load_config(models.pretrained))
+        self._merges = CandidateMerges(models.pretrained, models.finetuned)
+        self._merges.weights(parameters)  # what is wrong with the models is told before the engine starts
+        root = Path(self._opened.enter_context(TemporaryDirectory(prefix="search_mixup_")))
+        self._folders = {role: root / role for role in models.finetuned}
+        for role, folder in self._folders.items():
+            folder.mkdir()
+            self._merges.write_model_files(folder, role, parameters)
+        self._engine = open_live_engine(
+            options.backend,
+            next(iter(self._folders.values())),
+            options.tensor_parallel_size,
+            options.pipeline_parallel_size,
+            options.executor,
+        )
+        self._opened.callback(self._engine.close)
+        self.seconds.start = time.monotonic() - started
+        return self._engine

@@ -1,0 +1,76 @@
+"""Which completions are right: by the paper's strict reading, by running programs, or by the reference answer."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from inference_llms import MATH, gsm8k, human_eval, mbpp
+from inference_llms.math_normalisation import is_equivalent
+from inference_llms.task import Example
+from scripts.paper_tables.guard import guarded_words, run_guarded
+from scripts.paper_tables.judge_programs import SECONDS_PER_PROGRAM, START_SECONDS
+from scripts.program_scores import mbpp_problem, programs_pass
+from utils.errors import UserError
+
+Verdicts = Callable[[Sequence[Example], Sequence[str]], list[bool]]
+RUN_PROGRAMS = ("human_eval", "mbpp")
+
+
+def agrees_with_reference(examples: Sequence[Example], completions: Sequence[str]) -> list[bool]:
+    """Whether an answer is the reference one: AlpacaEval has a judge, which a search has not."""
+    return [text.strip() == example.row["output"].strip() for example, text in zip(examples, completions, strict=True)]
+
+
+def has_gold_number(examples: Sequence[Example], completions: Sequence[str]) -> list[bool]:
+    return [
+        gsm8k.extract_number(text) == example.row["gold"] for example, text in zip(examples, completions, strict=True)
+    ]
+
+
+def has_gold_expression(examples: Sequence[Example], completions: Sequence[str]) -> list[bool]:
+    return [
+        is_equivalent(MATH.extract_answer(text), MATH.last_boxed(example.row["output"]))
+        for example, text in zip(examples, completions, strict=True)
+    ]
+
+
+def passes_human_eval(examples: Sequence[Example], completions: Sequence[str]) -> list[bool]:
+    programs = [human_eval.extract_program(text) for text in completions]
+    return _pass([(example.row, program) for example, program in zip(examples, programs, strict=True)])
+
+
+def passes_mbpp(examples: Sequence[Example], completions: Sequence[str]) -> list[bool]:
+    programs = [mbpp.extract_program(text) for text in completions]
+    return _pass([(mbpp_problem(example.row), program) for example, program in zip(examples, programs, strict=True)])
+
+
+def _pass(pairs: Sequence[tuple[dict, str]]) -> list[bool]:
+    """Whether programs pass, run without network and under limits on memory, files and time."""
+    seconds = START_SECONDS + SECONDS_PER_PROGRAM * len(pairs)
+    return programs_pass(pairs, lambda words: run_guarded(words, seconds))
+
+
+VERDICTS: dict[str, Verdicts] = {
+    "alpaca_eval": agrees_with_reference,
+    "gsm8k": has_gold_number,
+    "MATH": has_gold_expression,
+    "human_eval": passes_human_eval,
+    "mbpp": passes_mbpp,
+}
+
+
+def check_verdicts(examples: Mapping[str, Sequence[Example]], allow_code_execution: bool) -> None:
+    """Raise UserError where a task's programs may not or cannot be run, or where its set has no answers to go by."""
+    if allow_code_execution and any(name in RUN_PROGRAMS for name in examples):
+        guarded_words([])
+    for name in examples:
+        if name in RUN_PROGRAMS and not allow_code_execution:
+            raise UserError(
+                f"--tasks {name}: a search runs the programs that the models write; say that it may with "
+                "--allow_code_execution, or leave the task out"
+            )
+        if name == "alpaca_eval":
+            for example in examples[name]:
+                if not isinstance(example.row.get("output"), str):
+                    raise UserError(
+                        "--tasks alpaca_eval: the set has no reference answers (field 'output') to go by; leave the "
+                        "task out"
+                    )

@@ -1,0 +1,88 @@
+"""A results file as a search leaves it, with answers drawn from chances that depend on the ratios."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from model_merging_methods.merge_parameters import MergeParameters
+from scripts.mixup_search.candidate import TEST, VALIDATION, Answer, Candidate, Part, Result
+from scripts.mixup_search.proposals import Proposals
+from scripts.mixup_search.search_space import SearchSpace, Values, references
+from scripts.mixup_search.store import SearchStore
+
+TWO_TASKS = {"gsm8k": "math", "alpaca_eval": "instruct"}
+
+
+def space_of(base: MergeParameters, number_of_models: int = 2, **options: Values) -> SearchSpace:
+    """A space in which these options alone have other than their default values."""
+    fixed = {
+        "alpha": Values((0.5,)),
+        "scaling_coefficient": Values((1.0,)),
+        "weight_mask_rate": Values((0.2,)),
+        "param_value_mask_rate": Values((0.5,)),
+    }
+    return SearchSpace(number_of_models, base, **(fixed | options))
+
+
+class SmallSearch:
+    """A search whose candidates are scored where a test says so."""
+
+    def __init__(
+        self,
+        path: Path,
+        base: MergeParameters,
+        role_of_task: Mapping[str, str] = TWO_TASKS,
+        roles: Sequence[str] = ("instruct", "math"),
+        draw_by: str = "mixup",
+        num_draws: int = 8,
+        **options: Values,
+    ):
+        self.roles, self.tasks = list(roles), list(role_of_task)
+        self.role_of_task = role_of_task
+        space = space_of(base, len(roles), **options)
+        self.proposals = Proposals(space, draw_by, num_draws, seed=0)
+        identity = {
+            "roles": self.roles,
+            "tasks": self.tasks,
+            "models": {"pretrained": "zoo/base model", "instruct": None, "math": "zoo/math", "code": None},
+            "role_of_task": dict(role_of_task),
+            "draw_by": draw_by,
+            "num_draws": num_draws,
+            "seed": 0,
+            "rungs": [10, 40],
+            "validation": dict.fromkeys(self.tasks, 40),
+            "test": dict.fromkeys(self.tasks, 60),
+            "split": "40 examples of <each> task's training split, drawn with seed 0, validate.",
+            "space": asdict(space),
+            "backend": "transformers",
+        }
+        self.store = SearchStore(path, identity)
+        self.references = references(space, roles)
+        self.draws = [self.proposals.propose(number) for number in range(self.proposals.total)]
+
+    def score(self, candidate: Candidate, examples: int, part: Part = VALIDATION, tasks: Sequence[str] = ()) -> None:
+        """Store a candidate with its answers to the first examples of a part."""
+        self.store.add_candidate(candidate)
+        for task in tasks or self.tasks:
+            ratios = candidate.parameters.mixup.weights if candidate.parameters.mixup else (1.0,) * len(self.roles)
+            chance = 0.2 + 0.6 * ratios[self.roles.index(self.role_of_task[task])] ** 0.5
+            luck = np.random.default_rng([len(task), len(part)]).random(60)  # an example is as hard for all candidates
+            right = [bool(value) for value in luck[:examples] < chance]
+            answers = [Answer(i, "text", value, 0.0) for i, value in enumerate(right)]
+            self.store.add_answers(candidate.name, task, part, answers)
+            self.store.add_result(Result(candidate.name, task, part, examples, sum(right), 1.0, 0.0))
+
+    def validate(self) -> "SmallSearch":
+        """Score all candidates on few examples, and the references and the first half of the draws on all."""
+        for candidate in (*self.references, *self.draws):
+            self.score(candidate, 10)
+        for candidate in (*self.references, *self.draws[: len(self.draws) // 2]):
+            self.score(candidate, 40)
+        return self
+
+    def test(self, *candidates: Candidate) -> "SmallSearch":
+        for candidate in candidates:
+            self.score(candidate, 60, TEST)
+        return self

@@ -1,0 +1,96 @@
+"""Merges put into a running engine answer as the merges that the main job saves, and hold the same bits."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from inference_llms import alpaca_eval, gsm8k
+from inference_llms.engine import Engine, open_engine
+from inference_llms.live_engine import LiveEngine, open_live_engine
+from inference_llms.task import Task
+from model_merging_methods.candidate_weights import CandidateMerges
+from model_merging_methods.merge_models import merge_models
+from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
+from model_merging_methods.merge_record import MergeRequest
+from tests.vllm_marks import two_workers, vllm_installed
+
+ZOO = Path(__file__).parents[2] / "scripts" / "tiny_zoo"
+MODELS = {"instruct": ZOO / "instruct", "math": ZOO / "math"}
+TASK_OF_ROLE = {"instruct": alpaca_eval.TASK, "math": gsm8k.TASK}
+AVERAGE = MergeParameters("average_merging", mixup=Mixup((0.4, 0.6)))
+TIES = MergeParameters("ties_merging", mask=Mask(0.2, use_weight_rescale=True), mixup=Mixup((0.8, 0.2)))
+
+
+def answers(engine: Engine, task: Task) -> dict[int, str]:
+    prompts = [example.prompt for example in task.load_examples(ZOO / "data")[:12]]
+    return dict(engine.generate(prompts, task.sampling))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> dict[MergeParameters, dict[str, Path]]:
+    """The folders that the main job saves of two merges, by role."""
+    root, folders = tmp_path_factory.mktemp("saved"), {}
+    for parameters in (AVERAGE, TIES):
+        folders[parameters] = {role: root / parameters.method / role for role in MODELS}
+        merge_models(MergeRequest(ZOO / "base", MODELS, parameters), folders[parameters])
+    return folders
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory) -> dict[str, Path]:
+    """Folders without weights, by role."""
+    folders = {role: tmp_path_factory.mktemp(role) for role in MODELS}
+    for role, folder in folders.items():
+        CandidateMerges(ZOO / "base", MODELS).write_model_files(folder, role, AVERAGE)
+    return folders
+
+
+BACKENDS = [
+    "transformers",
+    pytest.param("vllm", marks=[pytest.mark.vllm, vllm_installed, two_workers]),
+]
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def live(request, tokenizers) -> Iterator[tuple[str, LiveEngine]]:
+    engine = open_live_engine(request.param, tokenizers["instruct"], 2 if request.param == "vllm" else 1, 1)
+    yield request.param, engine
+    engine.close()
+
+
+def test_merges_answer_as_when_they_are_saved_and_hold_the_same_bits(live, saved, tokenizers):
+    backend, engine = live
+    merges = CandidateMerges(ZOO / "base", MODELS)
+    given = {}
+    for parameters in (AVERAGE, TIES, AVERAGE):
+        engine.replace_weights(merges.weights(parameters))
+        checksum = engine.checksum()
+        answered = {}
+        for role, task in TASK_OF_ROLE.items():
+            engine.take_tokenizer(tokenizers[role])
+            answered[role] = answers(engine, task)
+        assert given.setdefault(parameters, (checksum, answered)) == (checksum, answered)
+    assert given[AVERAGE][0] != given[TIES][0]
+
+    started = open_live_engine(backend, saved[TIES]["math"], 2 if backend == "vllm" else 1, 1)
+    try:
+        assert started.checksum() == given[TIES][0]
+        assert answers(started, gsm8k.TASK) == given[TIES][1]["math"]
+    finally:
+        started.close()
+
+
+@pytest.mark.parametrize("live", ["transformers"], indirect=True)
+@pytest.mark.parametrize(("weights", "role"), [((1.0, 0.0), "instruct"), ((0.0, 1.0), "math")])
+def test_an_average_at_ratio_one_answers_as_the_model_alone(live, tokenizers, weights, role):
+    _, engine = live
+    merges = CandidateMerges(ZOO / "base", MODELS)
+    engine.replace_weights(merges.weights(MergeParameters("average_merging", mixup=Mixup(weights))))
+    engine.take_tokenizer(tokenizers[role])
+    alone = open_engine("transformers", MODELS[role], 1, 1)
+    try:
+        for task in TASK_OF_ROLE.values():
+            assert answers(engine, task) == answers(alone, task)
+    finally:
+        alone.close()
