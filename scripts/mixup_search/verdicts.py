@@ -1,12 +1,13 @@
 """Which completions are right: by the paper's strict reading, by running programs, or by the reference answer."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
-from inference_llms import MATH, gsm8k, human_eval, mbpp
-from inference_llms.math_normalisation import is_equivalent
+from inference_llms import human_eval, mbpp
 from inference_llms.task import Example
 from scripts.paper_tables.guard import guarded_words, run_guarded
 from scripts.paper_tables.judge_programs import SECONDS_PER_PROGRAM, START_SECONDS
+from scripts.paper_tables.verdicts import RIGHT
 from scripts.program_scores import mbpp_problem, programs_pass
 from utils.errors import UserError
 
@@ -19,17 +20,9 @@ def agrees_with_reference(examples: Sequence[Example], completions: Sequence[str
     return [text.strip() == example.row["output"].strip() for example, text in zip(examples, completions, strict=True)]
 
 
-def has_gold_number(examples: Sequence[Example], completions: Sequence[str]) -> list[bool]:
-    return [
-        gsm8k.extract_number(text) == example.row["gold"] for example, text in zip(examples, completions, strict=True)
-    ]
-
-
-def has_gold_expression(examples: Sequence[Example], completions: Sequence[str]) -> list[bool]:
-    return [
-        is_equivalent(MATH.extract_answer(text), MATH.last_boxed(example.row["output"]))
-        for example, text in zip(examples, completions, strict=True)
-    ]
+def by_row(task: str, examples: Sequence[Example], completions: Sequence[str]) -> list[bool]:
+    """By the rule for one answer that the paper's tables go by."""
+    return [RIGHT[task](text, example.row) for example, text in zip(examples, completions, strict=True)]
 
 
 def passes_human_eval(examples: Sequence[Example], completions: Sequence[str]) -> list[bool]:
@@ -50,8 +43,8 @@ def _pass(pairs: Sequence[tuple[dict, str]]) -> list[bool]:
 
 VERDICTS: dict[str, Verdicts] = {
     "alpaca_eval": agrees_with_reference,
-    "gsm8k": has_gold_number,
-    "MATH": has_gold_expression,
+    "gsm8k": partial(by_row, "gsm8k"),
+    "MATH": partial(by_row, "MATH"),
     "human_eval": passes_human_eval,
     "mbpp": passes_mbpp,
 }
