@@ -19,8 +19,10 @@ class SentenceEncoder:
         with part_of_attack("sentence_encoder", path_or_hub_id, AttackParts.sentence_encoder) as here:
             from sentence_transformers import SentenceTransformer  # seconds to import
 
-            # The GPUs' memory is the engine's.
-            self._model = SentenceTransformer(path_or_hub_id, device="cpu", local_files_only=here)
+            # The GPUs' memory is the engine's; float32, as cosines must not hang on the precision of the file.
+            self._model = SentenceTransformer(
+                path_or_hub_id, device="cpu", local_files_only=here, model_kwargs={"dtype": "float32"}
+            )
         self._directions: dict[str, np.ndarray] = {}
 
     def cosines(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:

@@ -4,11 +4,11 @@
 
 makes Llama-architecture models of about a million parameters: `base`, and `instruct`, `math` and `code`,
 each fine-tuned from it in one domain, and `classify`, fine-tuned on the prompts that promptbench attacks; `math`
-gains a `[PAD]` token, as WizardMath does. `data` gets the test sets under the names that `--data_dir` looks for. All
-text is synthetic, made from the templates in tiny_zoo_corpus.py and tiny_zoo_sentences.py, which were written for this
-project and are under its MIT licence. No test question is ever asked in training. A model that is there already is
-left as it is. Ends with a table of every model's scores and of merges over λ; `--evaluate_only` prints the table
-for models that are there already.
+gains a `[PAD]` token, as WizardMath does. `masked`, a BERT, guesses words of those prompts, for bertattack. `data` gets
+the test sets under the names that `--data_dir` looks for. All text is synthetic, made from the templates in
+tiny_zoo_corpus.py, tiny_zoo_sentences.py and tiny_zoo_masked.py, which were written for this project and are under its
+MIT licence. No test question is ever asked in training. A model that is there already is left as it is. Ends with a
+table of the models' scores and of merges over λ; `--evaluate_only` prints the table for models that are there already.
 """
 
 import argparse
@@ -24,12 +24,13 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertForMaskedLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from inference_llms import MATH, alpaca_eval, gsm8k, human_eval, mbpp
 from scripts import tiny_zoo_corpus as corpus
+from scripts import tiny_zoo_masked as masked
 from scripts import tiny_zoo_scores as scores
 from scripts import tiny_zoo_sentences as sentences
 from scripts import tiny_zoo_training as training
@@ -40,6 +41,7 @@ from utils.whole_files import write_json, write_whole
 DOMAINS = tuple(corpus.TASKS_OF_DOMAIN)
 TASKS = tuple(corpus.DOMAIN_OF_TASK)
 CLASSIFIER = "classify"
+MASKED = "masked"
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 DATA_FILES = {module.TASK.name: module.DATA_SET.files[0] for module in (alpaca_eval, gsm8k, MATH, human_eval, mbpp)}
 
@@ -66,7 +68,7 @@ def write_data(folder: Path, examples: dict[str, list[corpus.Example]]) -> None:
             write_whole(folder / DATA_FILES[task], "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def save(model: LlamaForCausalLM | BertForMaskedLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write a Hugging Face folder with float16 weights."""
     copy.deepcopy(model).to(torch.float16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -76,7 +78,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 
 
 def zoo_tokenizer(held_out: frozenset[str], seed: int) -> PreTrainedTokenizerFast:
-    """The tokenizer of all four models, trained on 20,000 examples of the base's own text."""
+    """The tokenizer of the Llama models, trained on 20,000 examples of the base's own text."""
     rng = random.Random(f"tokenizer {seed}")
     pairs = [corpus.pretraining_pair(rng, rng.choice(DOMAINS), held_out) for _ in range(20_000)]
     fixed_parts = [part for task in (alpaca_eval, gsm8k, human_eval) for part in re.split(r"\{\w+\}", task.PROMPT)]
@@ -100,6 +102,8 @@ def train_zoo(output: Path, seed: int) -> None:
             fine_tune(*load(output / "base"), domain, held_out, seed, output / domain)
     if not is_there(output / CLASSIFIER):
         train_classifier(*load(output / "base"), sentences.held_out_texts(held_out_samples), seed, output / CLASSIFIER)
+    if not is_there(output / MASKED):
+        train_masked(output / MASKED, seed)
 
 
 def train_base(folder: Path, held_out: frozenset[str], seed: int) -> None:
@@ -158,6 +162,14 @@ def train_classifier(
         seed=seed + 2,
         name=CLASSIFIER,
     )
+    save(model, tokenizer, folder)
+
+
+def train_masked(folder: Path, seed: int) -> None:
+    """Train the masked language model, and write it to `folder`."""
+    tokenizer = masked.train_tokenizer(seed)
+    model = masked.new_model(tokenizer, seed)
+    masked.train(model, tokenizer, steps=1500, seed=seed)
     save(model, tokenizer, folder)
 
 

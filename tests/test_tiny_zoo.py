@@ -8,7 +8,10 @@ import pytest
 from safetensors import safe_open
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from promptbench.masked_words import MaskedLanguageModel
+from promptbench.prompt_words import PromptWords
 from scripts import tiny_zoo_corpus as corpus
+from scripts import tiny_zoo_masked as masked
 from scripts import tiny_zoo_scores as scores
 from scripts import tiny_zoo_sentences as sentences
 from scripts import train_tiny_zoo as trainer
@@ -139,6 +142,16 @@ def test_same_seed_gives_the_same_text_and_another_seed_another():
 
     assert text(3) == text(3) != text(4)
     assert corpus.held_out_examples(3, 20) == corpus.held_out_examples(3, 20) != corpus.held_out_examples(4, 20)
+
+
+@pytest.mark.parametrize("task", sentences.TASKS.values(), ids=lambda task: task.name)
+def test_bertattack_finds_words_of_like_use_for_a_prompts_words(task):
+    masked_model = MaskedLanguageModel(str(ZOO / trainer.MASKED), number=12)
+    prompt = PromptWords.of(task.prompt)
+    known = {word: set(group) for group in masked.WORDS.values() for word in group}
+    asked = [i for i, word in enumerate(prompt.words) if word.lower() in known]
+    of_like_use = [i for i in asked if known[prompt.words[i].lower()] & set(masked_model.substitutes(prompt, i)[:3])]
+    assert len(asked) >= 9 and len(of_like_use) >= 0.8 * len(asked)
 
 
 @pytest.mark.parametrize("task", sentences.TASKS)

@@ -100,7 +100,7 @@ def read_state(results_dir: Path, cell: Cell) -> dict[str, Any]:
 
 def write_state(results_dir: Path, cell: Cell, commands: Iterable[Sequence[str]], **about: Any) -> None:
     """Put a cell on record: its commands as they stand in a shell at the project's root, and what is known `about` it
-    (`status`: planned, running, done, failed or missing; `reason`, `seconds`, `results`)."""
+    (`status`: planned, running, done or failed; `reason`, `seconds`, `results`)."""
     state = {
         "tables": list(cell.tables),
         "commands": [shlex.join(words) for words in commands],

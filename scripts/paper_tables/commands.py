@@ -19,7 +19,7 @@ TINY_ZOO = Path("scripts/tiny_zoo")
 CLASSIFIER_RESULTS = "tiny_classifier"
 TINY_EXAMPLES = 30
 TINY_ATTACK = ("--num_samples", "20", "--query_budget", "40")
-TINY_HAS_NO_BERT = "bertattack needs a masked language model and a sentence encoder; the tiny zoo has none"
+TINY_BERT = str(TINY_ZOO / "masked")
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,6 @@ class Setting:
 def data_dir_of(setting: Setting) -> Path | None:
     """Where the sets' files are looked for, from the project's root; the tiny models have sets of their own."""
     return TINY_ZOO / "data" if setting.is_tiny and setting.data_dir is None else setting.data_dir
-
-
-def why_missing(cell: Cell, setting: Setting) -> str | None:
-    """Why a cell cannot be had with these models, if it cannot."""
-    return TINY_HAS_NO_BERT if setting.is_tiny and "bertattack" in cell.attacks else None
 
 
 def output_dir(cell: Cell, setting: Setting) -> Path:
@@ -80,10 +75,9 @@ def cell_commands(cell: Cell, setting: Setting) -> list[list[str]]:
     if cell.script == MAIN_JOB:
         return [[*merge, *_run_words(setting), *_examples(cell, setting), "--output_dir", root]]
     words = [str(merged_model(cell, setting)) if word == MERGED else word for word in cell.words]
-    fewer = TINY_ATTACK if setting.is_tiny and cell.script.startswith(ATTACKS) else ()
     return [
         [*merge, "--merge_only", "--output_dir", root],
-        [*words, *_run_words(setting), *fewer, "--output_dir", root],
+        [*words, *_run_words(setting), *_tiny_attack(cell, setting), "--output_dir", root],
     ]
 
 
@@ -140,6 +134,14 @@ def _run_words(setting: Setting) -> list[str]:
     if setting.tensor_parallel_size is not None:
         words += ["--tensor_parallel_size", str(setting.tensor_parallel_size)]
     return words
+
+
+def _tiny_attack(cell: Cell, setting: Setting) -> list[str]:
+    """Of the tiny models fewer samples and prompts, and a tiny model for bertattack to work with."""
+    if not (setting.is_tiny and cell.script.startswith(ATTACKS)):
+        return []
+    bert = ["--mask_lm", TINY_BERT, "--sentence_encoder", TINY_BERT] if "bertattack" in cell.attacks else []
+    return [*TINY_ATTACK, *bert]
 
 
 def _examples(cell: Cell, setting: Setting) -> list[str]:

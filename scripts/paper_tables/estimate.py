@@ -18,7 +18,6 @@ from scripts.paper_tables.commands import (
     Setting,
     cell_commands,
     shell_words,
-    why_missing,
 )
 from scripts.paper_tables.jobs import DONE, is_done
 from scripts.paper_tables.machine import Machine
@@ -80,9 +79,8 @@ def print_plan(
     for job in jobs:
         made = False
         for cell in job:
-            done, missing = is_done(cell, setting), why_missing(cell, setting)
-            if done or missing is not None:
-                print(f"# {'done' if done else 'not run: ' + str(missing)}: {cell.name}")
+            if is_done(cell, setting):
+                print(f"# done: {cell.name}")
                 continue
             of_cell = estimate_cell(cell, setting, machine, known, merged=made)
             commands = cell_commands(cell, setting)

@@ -27,19 +27,18 @@ from scripts.paper_tables.commands import (
     output_dir,
     result_files,
     shell_words,
-    why_missing,
 )
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
 # What a cell may come to.
-PLANNED, RUNNING, DONE, FAILED, MISSING = "planned", "running", "done", "failed", "missing"
+PLANNED, RUNNING, DONE, FAILED = "planned", "running", "done", "failed"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a cell, and why where it is neither done nor skipped."""
+    """What became of a cell, and why where it failed."""
 
     cell: Cell
     status: str
@@ -119,10 +118,6 @@ def run_job(
 
 def run_cell(cell: Cell, setting: Setting, slot: dict[str, str]) -> Outcome:
     """Run a cell's commands, up to the first that fails; their output goes to a log beside its state."""
-    reason = why_missing(cell, setting)
-    if reason is not None:
-        _keep(cell, setting, MISSING, reason=reason)
-        return Outcome(cell, MISSING, reason)
     _keep(cell, setting, RUNNING)
     started = time.time()
     with open(log_path(cell, setting), "w", encoding="utf-8") as output:

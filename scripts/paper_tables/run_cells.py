@@ -11,7 +11,7 @@ from scripts.paper_tables.cell import Cell, read_cells
 from scripts.paper_tables.commands import TINY, Setting
 from scripts.paper_tables.estimate import print_plan
 from scripts.paper_tables.evaluate import evaluate
-from scripts.paper_tables.jobs import FAILED, MISSING, Outcome, check_cells, jobs_of_cells, run_jobs
+from scripts.paper_tables.jobs import FAILED, Outcome, check_cells, jobs_of_cells, run_jobs
 from scripts.paper_tables.machine import find_machine, job_slots
 from scripts.paper_tables.slurm import write_job_array
 from scripts.plot_figures import plot_figures
@@ -96,15 +96,14 @@ def setting_of_options(options: argparse.Namespace) -> Setting:
 
 def report(cells: Sequence[Cell], outcomes: Sequence[Outcome]) -> None:
     log.info("%d cells: %d run now, the others done before", len(cells), len(outcomes))
-    for status in (MISSING, FAILED):
-        reasons: dict[str, list[str]] = {}
-        for outcome in outcomes:
-            if outcome.status == status:
-                reasons.setdefault(outcome.reason or "", []).append(outcome.cell.name)
-        for reason, names in reasons.items():
-            log.info("%s, %d cells: %s", status, len(names), reason)
-            for name in names if status == FAILED else ():
-                log.info("    %s", name)
+    reasons: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        if outcome.status == FAILED:
+            reasons.setdefault(outcome.reason or "", []).append(outcome.cell.name)
+    for reason, names in reasons.items():
+        log.info("%s, %d cells: %s", FAILED, len(names), reason)
+        for name in names:
+            log.info("    %s", name)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def test_a_dry_run_prints_every_command_and_what_it_would_take_and_leaves_nothin
     assert sum("merge_llms_instruct_math_code.py" in line for line in commands) > 78
     assert sum("ood_robust_inference.py" in line for line in commands) == 12
     assert re.search(r"time +\d", done.stdout) and "GPU-hours" in done.stdout and re.search(r"disk +\d", done.stdout)
-    assert "bertattack needs a masked language model" in done.stdout
+    assert sum("--attack_method bertattack" in line and "--mask_lm scripts/tiny_zoo" in line for line in commands) == 24
     assert not (tmp_path / "results").exists()
 
 
