@@ -1,5 +1,6 @@
 """MATH: competition problems; the expression after the last "The answer is: " counts."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,17 +74,22 @@ def load_examples(data_dir: Path | None) -> list[Example]:
     ]
 
 
+def is_right(completion: str, row: Mapping[str, Any]) -> bool:
+    return is_equivalent(extract_answer(completion), last_boxed(row["output"]))
+
+
+def is_leniently_right(completion: str, row: Mapping[str, Any]) -> bool:
+    return is_equivalent(extract_leniently(completion), without_full_stop(last_boxed(row["output"])))
+
+
 def finish(answers: Answers, places: OutputPlaces) -> Outcome:
-    golds = [last_boxed(example.row["output"]) for example in answers.examples]
-    strict = [extract_answer(completion) for completion in answers.completions]
-    lenient = [extract_leniently(completion) for completion in answers.completions]
-    lenient_golds = [without_full_stop(gold) for gold in golds]
+    pairs = [(text, example.row) for text, example in zip(answers.completions, answers.examples, strict=True)]
     return Outcome(
         metrics={
-            "accuracy": share([is_equivalent(*pair) for pair in zip(strict, golds, strict=True)]),
-            "lenient_accuracy": share([is_equivalent(*pair) for pair in zip(lenient, lenient_golds, strict=True)]),
+            "accuracy": share([is_right(*pair) for pair in pairs]),
+            "lenient_accuracy": share([is_leniently_right(*pair) for pair in pairs]),
         }
     )
 
 
-TASK = Task("MATH", SAMPLING, load_examples, finish)
+TASK = Task("MATH", SAMPLING, load_examples, finish, is_right=is_right)

@@ -2,7 +2,9 @@
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fraction import Fraction
 from fraction.Fraction import FractionException
@@ -86,16 +88,22 @@ def load_examples(data_dir: Path | None) -> list[Example]:
     ]
 
 
+def is_right(completion: str, row: Mapping[str, Any]) -> bool:
+    return extract_number(completion) == row["gold"]
+
+
+def is_leniently_right(completion: str, row: Mapping[str, Any]) -> bool:
+    return extract_last_number(completion) == row["gold"]
+
+
 def finish(answers: Answers, places: OutputPlaces) -> Outcome:
-    golds = [example.row["gold"] for example in answers.examples]
-    strict = [extract_number(completion) for completion in answers.completions]
-    lenient = [extract_last_number(completion) for completion in answers.completions]
+    pairs = [(text, example.row) for text, example in zip(answers.completions, answers.examples, strict=True)]
     return Outcome(
         metrics={
-            "accuracy": share([number == gold for number, gold in zip(strict, golds, strict=True)]),
-            "lenient_accuracy": share([number == gold for number, gold in zip(lenient, golds, strict=True)]),
+            "accuracy": share([is_right(*pair) for pair in pairs]),
+            "lenient_accuracy": share([is_leniently_right(*pair) for pair in pairs]),
         }
     )
 
 
-TASK = Task("gsm8k", SAMPLING, load_examples, finish)
+TASK = Task("gsm8k", SAMPLING, load_examples, finish, is_right=is_right)

@@ -1,8 +1,10 @@
 """LiveBench, typos (of the category language): mend the misspellings of a text; scored here."""
 
 import re
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from inference_llms.engine import Sampling
 from inference_llms.livebench import check_own_answers, load_questions, write_answers
@@ -29,6 +31,10 @@ def is_correct(completion: str, ground_truth: str) -> bool:
     """Whether the ground truth occurs in the last line that is not empty."""
     lines = [line for line in completion.strip().split("\n") if line]
     return bool(lines) and ground_truth in lines[-1]
+
+
+def is_right(completion: str, row: Mapping[str, Any]) -> bool:
+    return is_correct(completion, row["ground_truth"])
 
 
 def is_correct_for_livebench(completion: str, ground_truth: str) -> bool:
@@ -77,4 +83,5 @@ def task(release: str | None, model_id: str) -> Task:
         partial(load_examples, release),
         partial(finish, model_id),
         partial(check_own_answers, NAME, CATEGORY, model_id),
+        is_right,
     )

@@ -47,13 +47,15 @@ class Task:
     """One benchmark. `load_examples(data_dir)` gives the whole set in its order; `finish(answers, places)`
     extracts, scores, and writes the evaluator's files. `check(times, places)`, called before anything is generated
     with the times of the completions that are there, by id, raises UserError where `finish` would replace the files
-    of another run."""
+    of another run. `is_right(completion, row)`: whether one completion is right, of a task where that can be told from
+    the example's row."""
 
     name: str
     sampling: Sampling
     load_examples: Callable[[Path | None], list[Example]]
     finish: Callable[[Answers, OutputPlaces], Outcome]
     check: Callable[[Mapping[int | str, float], OutputPlaces], None] = lambda times, places: None
+    is_right: Callable[[str, Mapping[str, Any]], bool] | None = None
 
 
 def share(verdicts: Sequence[bool]) -> float:

@@ -8,7 +8,7 @@ from inference_llms.task import Example
 from inference_llms.tasks import TASKS
 from scripts.mixup_search.candidate import Answer, Candidate, Part
 from scripts.mixup_search.live_merges import LiveMerges
-from scripts.mixup_search.verdicts import VERDICTS
+from scripts.mixup_search.verdicts import verdicts_of_task
 
 # Answers are given on at least so often, seconds apart, so that little of them is lost with the process.
 _EVERY = 20.0
@@ -55,7 +55,7 @@ def answer(job: Job, live: LiveMerges, role_of_task: Mapping[str, str]) -> Itera
 
 def _judge(task: str, completed: Sequence[tuple[Example, str, float]]) -> list[Answer]:
     examples, texts, times = zip(*completed, strict=True)
-    verdicts = VERDICTS[task](examples, texts)
+    verdicts = verdicts_of_task(task)(examples, texts)
     return [
         Answer(example.id, text, bool(right), when)
         for example, text, right, when in zip(examples, texts, verdicts, times, strict=True)

@@ -5,9 +5,9 @@ from functools import partial
 
 from inference_llms import human_eval, mbpp
 from inference_llms.task import Example
+from inference_llms.tasks import TASKS
 from scripts.paper_tables.guard import guarded_words, run_guarded
 from scripts.paper_tables.judge_programs import SECONDS_PER_PROGRAM, START_SECONDS
-from scripts.paper_tables.verdicts import RIGHT
 from scripts.program_scores import mbpp_problem, programs_pass
 from utils.errors import UserError
 
@@ -21,8 +21,9 @@ def agrees_with_reference(examples: Sequence[Example], completions: Sequence[str
 
 
 def by_row(task: str, examples: Sequence[Example], completions: Sequence[str]) -> list[bool]:
-    """By the rule for one answer that the paper's tables go by."""
-    return [RIGHT[task](text, example.row) for example, text in zip(examples, completions, strict=True)]
+    """By the task's own rule for one answer, which its accuracy goes by."""
+    is_right = TASKS[task].is_right
+    return [is_right(text, example.row) for example, text in zip(examples, completions, strict=True)]
 
 
 def passes_human_eval(examples: Sequence[Example], completions: Sequence[str]) -> list[bool]:
@@ -43,11 +44,14 @@ def _pass(pairs: Sequence[tuple[dict, str]]) -> list[bool]:
 
 VERDICTS: dict[str, Verdicts] = {
     "alpaca_eval": agrees_with_reference,
-    "gsm8k": partial(by_row, "gsm8k"),
-    "MATH": partial(by_row, "MATH"),
     "human_eval": passes_human_eval,
     "mbpp": passes_mbpp,
 }
+
+
+def verdicts_of_task(task: str) -> Verdicts:
+    """How a task's completions are judged; of a task of one's own by its `is_right`."""
+    return VERDICTS[task] if task in VERDICTS else partial(by_row, task)
 
 
 def check_verdicts(examples: Mapping[str, Sequence[Example]], allow_code_execution: bool) -> None:
@@ -55,6 +59,8 @@ def check_verdicts(examples: Mapping[str, Sequence[Example]], allow_code_executi
     if allow_code_execution and any(name in RUN_PROGRAMS for name in examples):
         guarded_words([])
     for name in examples:
+        if name not in VERDICTS and TASKS[name].is_right is None:
+            raise UserError(f"--tasks {name}: nothing tells a right answer from a wrong one; give its Task an is_right")
         if name in RUN_PROGRAMS and not allow_code_execution:
             raise UserError(
                 f"--tasks {name}: a search runs the programs that the models write; say that it may with "

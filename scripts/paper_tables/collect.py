@@ -22,7 +22,7 @@ from scripts.paper_tables.jobs import DONE
 from scripts.paper_tables.merge_facts import about_merge, about_words, logged_command
 from scripts.paper_tables.names import DATA_SETS, METHODS
 from scripts.paper_tables.score import OK, Score, percent_interval, share_interval
-from scripts.paper_tables.verdicts import RIGHT, answered_ids, read_verdicts
+from scripts.paper_tables.verdicts import answered_ids, read_verdicts, rule_for_one_answer
 from utils.errors import UserError
 from utils.intervals import drop_rate_interval
 from utils.json_files import read_json_object
@@ -161,7 +161,7 @@ def _judge(task: str, record: Mapping[str, Any], command: str) -> tuple[Judged |
     """What is known of a task's answers, which `command` asked for; the ids of the examples, and a remark."""
     files = [Path(file) for file in record.get("files", ())]
     raw = Path(record["raw_generations"])
-    if task in RIGHT:
+    if rule_for_one_answer(task) is not None:
         accuracy = float(record["accuracy"])
         try:
             if not command:

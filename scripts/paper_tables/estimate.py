@@ -41,6 +41,7 @@ PROMPTS_AND_TOKENS = {
     "sst2": (872 * 40, 3),
     "cola": (516 * 40, 3),
 }
+PROMPTS_AND_TOKENS_OF_ANOTHER = (1000, 300)  # a task of one's own
 GPU_GB_PER_SECOND = {
     "H200": 4800,
     "H100": 3350,
@@ -138,7 +139,7 @@ def _kind(cell: Cell) -> tuple:
 
 def work_of_cell(cell: Cell, setting: Setting) -> list[tuple[int, int]]:
     """The prompts and the new tokens of each task of a cell."""
-    work = [PROMPTS_AND_TOKENS[task] for task in cell.tasks]
+    work = [PROMPTS_AND_TOKENS.get(task, PROMPTS_AND_TOKENS_OF_ANOTHER) for task in cell.tasks]
     return [(min(prompts, TINY_EXAMPLES), min(tokens, 60)) for prompts, tokens in work] if setting.is_tiny else work
 
 

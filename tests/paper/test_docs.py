@@ -8,6 +8,7 @@ import types
 import pytest
 import torch
 
+import merge_llms_instruct_math_code
 from inference_llms import tasks
 from inference_llms.task import Answers
 from model_merging_methods import merging_methods
@@ -18,8 +19,11 @@ from model_merging_methods.merging_methods import MERGING_METHODS, Coefficients,
 from promptbench import sst2
 from promptbench.attack import AttackParts
 from promptbench.search import search
+from scripts.make_tables import main as make_tables
 from scripts.paper_tables.run_cells import build_parser
+from scripts.plot_figures import main as plot_figures
 from tests.inference_llms.support import ROOT
+from tests.paper.support import read_scores
 from utils.output_places import OutputPlaces
 
 DOCS = ROOT / "docs"
@@ -62,6 +66,21 @@ def test_the_task_loads_its_set_and_scores_answers(tmp_path):
     assert "Two and two?" in examples[0].prompt and task.name not in tasks.TASKS
     answers = Answers(examples, ["The answer is: 4.", "The answer is: 3"], [0.0, 0.0], examples, "model")
     assert task.finish(answers, OutputPlaces(tmp_path, "single_model", "model")).metrics == {"accuracy": 0.5}
+
+
+def test_a_task_of_ones_own_has_its_row_in_the_tables(monkeypatch, tmp_path):
+    monkeypatch.setitem(tasks.TASKS, "svamp", example("add_a_task.md").TASK)
+    rows = [{"question_concat": f"{i} and one?", "Answer": str(i + 1)} for i in range(4)]
+    (tmp_path / "svamp_test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    merge = "--merge_math --merge_code --merging_method_name average_merging --tasks svamp"
+    models = " ".join(f"--{role}_model {ZOO / role}" for role in ("math", "code"))
+    words = f"{merge} {models} --pretrained_model {ZOO / 'base'} --data_dir {tmp_path} --output_dir {tmp_path}"
+    merge_llms_instruct_math_code.main([*words.split(), "--backend", "transformers"])
+    make_tables([str(tmp_path)])
+    plot_figures([str(tmp_path)])
+    (row,) = read_scores(tmp_path)
+    assert (row["dataset"], row["metric"], row["status"], row["examples"]) == ("svamp", "accuracy", "ok", "4")
+    assert float(row["low"]) <= float(row["value"]) <= float(row["high"])
 
 
 def test_the_attack_finds_the_word_that_must_not_be_shouted():
