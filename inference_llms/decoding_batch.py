@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
+
+from utils.transformers_classes import Cache, PreTrainedModel
 
 # Ended rows are dropped once they are this share of the batch: dropping copies the whole cache.
 ENDED_SHARE = 0.25

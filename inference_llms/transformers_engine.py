@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from inference_llms.decoding_batch import ENDED_SHARE, DecodingBatch, Row, next_tokens
 from inference_llms.engine import (
@@ -18,6 +17,7 @@ from inference_llms.engine import (
 )
 from inference_llms.model_loading import load_config, load_model, model_without_weights, refusals_in_one_line
 from utils.errors import UserError
+from utils.transformers_classes import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 MOST_ROWS = 256
 CACHE_BYTES_ON_CPU = 2 * 2**30

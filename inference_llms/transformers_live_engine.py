@@ -4,11 +4,11 @@ import hashlib
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 
 from inference_llms.live_engine import Weights
 from inference_llms.transformers_engine import TransformersEngine, end_tokens
 from utils.errors import UserError
+from utils.transformers_classes import AutoTokenizer
 
 
 class TransformersLiveEngine(TransformersEngine):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedConfig
 
 from inference_llms.engine import (
     Sampling,
@@ -22,6 +21,7 @@ from inference_llms.engine import (
 from inference_llms.model_loading import check_weights, load_config, refusals_in_one_line
 from utils.cores import available_cores
 from utils.errors import UserError
+from utils.transformers_classes import AutoTokenizer, PreTrainedConfig
 
 SECONDS_TO_SHUT_DOWN = 60
 

@@ -5,11 +5,10 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from inference_llms.live_engine import Weights
 from inference_llms.vllm_engine import VllmEngine
 from utils.errors import UserError
+from utils.transformers_classes import AutoTokenizer
 
 _WORKER_EXTENSION = "inference_llms.vllm_weights.ReplaceableWeights"
 

@@ -172,7 +172,7 @@ def _model_tokens(content: dict) -> dict[str, int]:
 
 
 def _load_tokenizer(folder: Path):
-    from transformers import AutoTokenizer
+    from utils.transformers_classes import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
