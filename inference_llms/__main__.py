@@ -1,6 +1,7 @@
 """Run the tasks on any model folder: python -m inference_llms --load_model_path DIR --tasks gsm8k ..."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from inference_llms.command_line import (
@@ -17,26 +18,26 @@ from utils.command_line import OneLineParser
 from utils.errors import UserError, run_command_line
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = OneLineParser(prog="python -m inference_llms", description=__doc__, allow_abbrev=False)
     parser.add_argument("--load_model_path", type=Path, required=True, help="a Hugging Face model folder")
     add_tasks_option(parser)
     add_inference_options(parser)
-    arguments = parser.parse_args()
-    check_inference_options(arguments)
-    check_tasks_option(arguments)
-    if arguments.tasks is None:
+    options = parser.parse_args(arguments)
+    check_inference_options(options)
+    check_tasks_option(options)
+    if options.tasks is None:
         raise UserError("--tasks is missing; name one or more of them, see --help")
 
-    folder = arguments.load_model_path
-    places = output_places(folder, arguments.output_dir)
-    if arguments.backend == "replay":
-        source = ReplaySource(str(folder), arguments.replay_from)
+    folder = options.load_model_path
+    places = output_places(folder, options.output_dir)
+    if options.backend == "replay":
+        source = ReplaySource(str(folder), options.replay_from)
     else:
-        check_engine(arguments)
-        source = model_source(arguments, folder)
-    examples = load_task_examples(arguments.tasks, arguments.data_dir, arguments.start_index, arguments.end_index)
-    scores = run_tasks([ModelTasks(examples, source)], places, arguments.overwrite)
+        check_engine(options)
+        source = model_source(options, folder)
+    examples = load_task_examples(options.tasks, options.data_dir, options.start_index, options.end_index)
+    scores = run_tasks([ModelTasks(examples, source)], places, options.overwrite)
     print("\n".join(score_lines(scores)))
     print(f"scores: {places.scores()}")
 

@@ -13,9 +13,9 @@ import pytest
 from inference_llms import gsm8k
 from merge_llms_instruct_math_code import main
 from scripts.program_scores import pass_rate
+from tests.commands import run_here
 from tests.inference_llms.support import ROOT, read_json_lines, write_rows
 from tests.vllm_marks import two_workers, vllm_installed
-from utils.errors import run_command_line
 
 ZOO = ROOT / "scripts" / "tiny_zoo"
 
@@ -29,8 +29,12 @@ def command(out: Path, *roles: str, backend: str = "transformers", more: str = "
     return [str(word) for word in words]
 
 
+def run_main(words: list[str]) -> subprocess.CompletedProcess:
+    return run_here(main, words[2:])
+
+
 def finish(words: list[str]) -> str:
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_main(words)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -93,25 +97,14 @@ def test_killed_while_it_generates_the_same_command_finishes(tmp_path):
 AVERAGE = "--merging_method_name average_merging --end_index 5 "
 
 
-@pytest.fixture
-def run_here(capsys):
-    """The main script in this process, which has loaded its packages; gives its status and stderr."""
-
-    def run(words: list[str]) -> tuple[int, str]:
-        capsys.readouterr()
-        status = run_command_line(lambda: main(words[2:]))
-        return status, capsys.readouterr().err
-
-    return run
+def refused(done: subprocess.CompletedProcess, told: str) -> None:
+    error = done.stderr
+    assert done.returncode == 2 and error.startswith("error: ") and error.count("\n") == 1 and told in error, error
 
 
-def refused(status: int, error: str, told: str) -> None:
-    assert status == 2 and error.startswith("error: ") and error.count("\n") == 1 and told in error, error
-
-
-def test_runs_of_single_tasks_add_up_and_the_model_goes_once_it_is_scored(tmp_path, run_here):
+def test_runs_of_single_tasks_add_up_and_the_model_goes_once_it_is_scored(tmp_path):
     for more in ("--tasks MATH", "--tasks alpaca_eval gsm8k --delete_merged_model"):
-        assert run_here(command(tmp_path, "instruct", "math", more=AVERAGE + more))[0] == 0
+        finish(command(tmp_path, "instruct", "math", more=AVERAGE + more))
     of_task = scores(tmp_path, "instruct_math", "average_merging")
     assert [(task, score["examples"]) for task, score in of_task.items()] == [
         ("alpaca_eval", 5),
@@ -122,23 +115,23 @@ def test_runs_of_single_tasks_add_up_and_the_model_goes_once_it_is_scored(tmp_pa
     assert not list(tmp_path.glob("save_merge_models/instruct_math/*/average_merging"))
 
 
-def test_another_merge_of_the_same_name_never_adds_to_the_scores_unless_it_replaces_them(tmp_path, run_here):
+def test_another_merge_of_the_same_name_never_adds_to_the_scores_unless_it_replaces_them(tmp_path):
     more = AVERAGE + "--delete_merged_model --tasks "
-    assert run_here(command(tmp_path, "instruct", "math", more=more + "gsm8k"))[0] == 0
+    finish(command(tmp_path, "instruct", "math", more=more + "gsm8k"))
     before = scores(tmp_path, "instruct_math", "average_merging")
     another = more + f"MATH --math_model {ZOO / 'code'}"
-    refused(*run_here(command(tmp_path, "instruct", "math", more=another)), "results of another model (gsm8k)")
+    refused(run_main(command(tmp_path, "instruct", "math", more=another)), "results of another model (gsm8k)")
     assert scores(tmp_path, "instruct_math", "average_merging") == before
-    assert run_here(command(tmp_path, "instruct", "math", more=another + " --overwrite"))[0] == 0
+    finish(command(tmp_path, "instruct", "math", more=another + " --overwrite"))
     assert list(scores(tmp_path, "instruct_math", "average_merging")) == ["MATH"]
 
 
-def test_completions_of_both_models_tasks_are_replayed_without_any_model(tmp_path, run_here):
+def test_completions_of_both_models_tasks_are_replayed_without_any_model(tmp_path):
     out, given = tmp_path / "out", tmp_path / "replay"
     write_rows(given / "alpaca_eval.jsonl", [{"id": n, "completion": "Hello"} for n in range(5)])
     more = AVERAGE + f"--tasks alpaca_eval gsm8k --replay_from {given}"
     replay = command(out, "instruct", "math", backend="replay", more=more)
-    refused(*run_here(replay), "gsm8k.jsonl does not exist")
+    refused(run_main(replay), "gsm8k.jsonl does not exist")
     assert not out.exists()
 
     golds = [example.row["gold"] for example in gsm8k.load_examples(ZOO / "data")[:5]]
@@ -148,9 +141,9 @@ def test_completions_of_both_models_tasks_are_replayed_without_any_model(tmp_pat
             row["completion"] = ""
         write_rows(given / "gsm8k.jsonl", rows)
         if golds_right == 5:
-            refused(*run_here(replay), "results of another run")
+            refused(run_main(replay), "results of another run")
             replay.append("--overwrite")
-        assert run_here(replay)[0] == 0
+        finish(replay)
         of_task = scores(out, "instruct_math", "average_merging")
         assert list(of_task) == ["alpaca_eval", "gsm8k"] and of_task["gsm8k"]["accuracy"] == golds_right / 5
 
@@ -161,8 +154,10 @@ def test_completions_of_both_models_tasks_are_replayed_without_any_model(tmp_pat
 def test_both_models_tasks_run_one_engine_after_the_other(tmp_path):
     """Two tensor-parallel workers for instruct's task, freed, and two for math's; scores as elsewhere."""
     more = "--merging_method_name ties-merging --tasks alpaca_eval gsm8k --end_index 20"
-    for backend in ("vllm", "transformers"):
-        finish(command(tmp_path / backend, "instruct", "math", backend=backend, more=more))
+    finish(command(tmp_path / "transformers", "instruct", "math", more=more))
+    typed = command(tmp_path / "vllm", "instruct", "math", backend="vllm", more=more)
+    done = subprocess.run(typed, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     by_vllm, by_transformers = (
         scores(tmp_path / backend, "instruct_math", "ties_merging") for backend in ("vllm", "transformers")
     )

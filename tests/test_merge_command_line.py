@@ -11,17 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from merge_llms_instruct_math_code import main
-from utils.errors import run_command_line
+from tests.commands import run_here
 
 
 @pytest.fixture
-def run(capsys):
+def run():
     """Run the main script; gives its exit status and stderr."""
 
     def run_main(*arguments: object) -> tuple[int, str]:
-        capsys.readouterr()
-        status = run_command_line(lambda: main([str(argument) for argument in arguments]))
-        return status, capsys.readouterr().err
+        done = run_here(main, arguments)
+        return done.returncode, done.stderr
 
     return run_main
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from inference_llms.command_line import check_inference_options
-from ood_robust_inference import build_parser
+from ood_robust_inference import build_parser, main
+from tests.commands import run_here
 from tests.inference_llms.support import ROOT, golden, needs_golden, read_json_lines, write_rows
 from tests.vllm_marks import two_workers, vllm_installed
 
@@ -32,6 +33,10 @@ def command(out: Path, *options: object) -> list[str]:
 
 def run(out: Path, *options: object) -> subprocess.CompletedProcess:
     return subprocess.run(command(out, *options), cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def run_ood(out: Path, *options: object) -> subprocess.CompletedProcess:
+    return run_here(main, command(out, *options)[2:])
 
 
 def answers(out: Path, task: str = "coding") -> dict[str, list[dict]]:
@@ -82,9 +87,9 @@ def test_a_killed_run_goes_on_and_keeps_the_ids_and_times_of_its_answers(coding,
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     kept = {row["id"]: row["time"] for row in read_json_lines(raw) if row}
-    assert run(tmp_path, *options).returncode == 0
+    assert run_ood(tmp_path, *options).returncode == 0
     first = answers(tmp_path)
-    assert run(tmp_path, "--evaluate_task", "coding").returncode == 0
+    assert run_ood(tmp_path, "--evaluate_task", "coding").returncode == 0
     second = answers(tmp_path)
     times = {question: stamp for rows in second.values() for question, (_, stamp) in ids(rows).items()}
     assert len(times) == 12 and kept.items() <= times.items()
@@ -100,7 +105,7 @@ def test_typos_is_scored_by_both_rules_on_replayed_completions(tmp_path):
     right[0] += "\nDone."
     rows = [{"id": q["question_id"], "completion": text} for q, text in zip(questions, right, strict=True)]
     write_rows(tmp_path / "replay/typos.jsonl", rows)
-    done = run(
+    done = run_ood(
         tmp_path,
         "--evaluate_task",
         "typos",
@@ -116,7 +121,7 @@ def test_typos_is_scored_by_both_rules_on_replayed_completions(tmp_path):
     scores = json.loads((tmp_path / "save_scores/single_model/code.json").read_text())["typos"]
     assert (scores["accuracy"], scores["livebench_accuracy"]) == (11 / 12, 1.0)
     assert [row["choices"][0]["turns"][0] for row in answers(tmp_path, "typos")["typos/model_answer/x.jsonl"]] == right
-    again = run(
+    again = run_ood(
         tmp_path,
         "--evaluate_task",
         "typos",
@@ -132,7 +137,7 @@ def test_typos_is_scored_by_both_rules_on_replayed_completions(tmp_path):
 
 def test_another_model_cannot_take_over_the_answers_of_a_model_id(coding):
     before = answers(coding)
-    done = run(coding, "--load_model_path", ZOO / "math", "--evaluate_task", "coding", "--model_id", "code")
+    done = run_ood(coding, "--load_model_path", ZOO / "math", "--evaluate_task", "coding", "--model_id", "code")
     assert done.returncode == 2 and "holds the answers of another model" in done.stderr and done.stderr.count("\n") == 1
     assert answers(coding) == before and not (coding / "save_raw_generations/single_model/math").exists()
 
@@ -144,7 +149,7 @@ def test_two_merges_never_share_a_model_id(tmp_path):
         (merged / file.name).symlink_to(file)
     record = {"tasks_name": "math_code", "name": "mask_merging/ties_merging/mask_0.2", "fingerprint": "f"}
     (merged / "merge_record.json").write_text(json.dumps(record))
-    done = run(tmp_path, "--load_model_path", merged, "--evaluate_task", "coding", "--end_index", 1)
+    done = run_ood(tmp_path, "--load_model_path", merged, "--evaluate_task", "coding", "--end_index", 1)
     assert done.returncode == 0, done.stderr
     assert list(answers(tmp_path)) == ["LCB_generation/model_answer/math_code_mask_merging_ties_merging_mask_0.2.jsonl"]
 
@@ -162,7 +167,7 @@ def test_two_merges_never_share_a_model_id(tmp_path):
     ],
 )
 def test_a_mistake_gets_one_line_and_leaves_nothing(options, told, tmp_path):
-    done = run(tmp_path / "out", *options)
+    done = run_ood(tmp_path / "out", *options)
     assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
 

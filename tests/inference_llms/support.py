@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from inference_llms.__main__ import main
+from tests.commands import run_here
+
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 GOLDEN = ROOT.parent / "shared" / "golden" / "inference"
@@ -41,10 +44,14 @@ def run_command(*options: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
+def run_command_here(*options: object) -> subprocess.CompletedProcess:
+    return run_here(main, options)
+
+
 def replay(tmp_path: Path, *options: object) -> dict:
     """Run from the command line on the rows in tmp_path/replay; the scores that the run wrote."""
     replay_options = ["--backend", "replay", "--replay_from", tmp_path / "replay"]
-    finished = run_command(
+    finished = run_command_here(
         "--load_model_path", "some/model", "--output_dir", tmp_path / "out", *replay_options, *options
     )
     assert finished.returncode == 0, finished.stderr

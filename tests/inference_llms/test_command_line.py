@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from inference_llms.model_folder import model_fingerprint, output_places, weight_files
-from tests.inference_llms.support import run_command, write_rows
+from tests.inference_llms.support import run_command_here, write_rows
 from utils.errors import UserError
 from utils.output_places import OutputPlaces
 
@@ -46,7 +46,7 @@ def save_weights(folder, values):
 )
 def test_a_mistake_is_one_line_on_stderr_with_status_2_and_leaves_nothing(tmp_path, options, complaint):
     out = tmp_path / "out"
-    finished = run_command("--load_model_path", "some/model", "--output_dir", out, *options)
+    finished = run_command_here("--load_model_path", "some/model", "--output_dir", out, *options)
     assert finished.returncode == 2
     assert finished.stderr.startswith("error: ") and finished.stderr.count("\n") == 1
     assert complaint in finished.stderr
@@ -102,7 +102,7 @@ def test_scores_are_printed_with_the_evaluators_command(tmp_path):
     write_rows(tmp_path / "data/alpaca_eval.json", [])
     (tmp_path / "data/alpaca_eval.json").write_text('[{"instruction": "Hi", "dataset": "d"}]')
     write_rows(tmp_path / "replay/alpaca_eval.jsonl", [{"id": 0, "completion": "Hello"}])
-    finished = run_command(
+    finished = run_command_here(
         *("--load_model_path", "some/model", "--tasks", "alpaca_eval", "--data_dir", tmp_path / "data"),
         *("--backend", "replay", "--replay_from", tmp_path / "replay", "--output_dir", tmp_path / "my out"),
     )

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from tests.inference_llms.support import ROOT, read_json_lines, run_command
+from tests.inference_llms.support import ROOT, read_json_lines, run_command, run_command_here
 
 ZOO = ROOT / "scripts" / "tiny_zoo"
 
@@ -17,7 +17,7 @@ def options(out):
 
 
 def test_the_same_command_finishes_a_killed_run_with_the_same_rows_and_scores(tmp_path):
-    undisturbed = run_command(*options(tmp_path / "undisturbed"))
+    undisturbed = run_command_here(*options(tmp_path / "undisturbed"))
     assert undisturbed.returncode == 0, undisturbed.stderr
 
     raw = "save_raw_generations/single_model/math/gsm8k.jsonl"

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from scripts import search_mixup
+from tests.commands import run_here
 from tests.inference_llms.support import ROOT
 from tests.vllm_marks import two_workers, vllm_installed
 
@@ -35,6 +36,12 @@ def command(out: Path, *options: object) -> list[str]:
 
 def search(out: Path, *options: object, expect: int = 0) -> subprocess.CompletedProcess:
     done = subprocess.run(command(out, *options), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == expect, done.stderr
+    return done
+
+
+def search_here(out: Path, *options: object, expect: int = 0) -> subprocess.CompletedProcess:
+    done = run_here(search_mixup.main, command(out, *options)[2:])
     assert done.returncode == expect, done.stderr
     return done
 
@@ -118,7 +125,7 @@ def test_a_draw_answers_as_the_main_job_at_its_seed_does(searched, tmp_path):
 
 def test_typed_again_it_asks_nothing(searched):
     before = rows(searched[0], "SELECT * FROM answers")
-    again = search(searched[0])
+    again = search_here(searched[0])
     assert "engine start" not in again.stdout
     assert rows(searched[0], "SELECT * FROM answers") == before
 
@@ -131,7 +138,7 @@ def test_killed_and_typed_again_it_loses_and_repeats_nothing(searched, tmp_path)
     process.send_signal(signal.SIGKILL)
     process.wait()
     stored = rows(tmp_path, "SELECT * FROM answers")
-    search(tmp_path)
+    search_here(tmp_path)
     assert rows(tmp_path, "SELECT * FROM answers")[: len(stored)] == stored
     assert rows(tmp_path) == rows(searched[0]) and rows(tmp_path, ANSWERS) == rows(searched[0], ANSWERS)
 
@@ -237,7 +244,7 @@ BAD = {
 
 @pytest.mark.parametrize(("options", "named"), BAD.values(), ids=BAD.keys())
 def test_what_makes_no_sense_is_told_in_one_line(options, named, tmp_path):
-    done = search(tmp_path / "out", *options, expect=2)
+    done = search_here(tmp_path / "out", *options, expect=2)
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ") and named in done.stderr
     assert not (tmp_path / "out").exists()
 
@@ -245,7 +252,7 @@ def test_what_makes_no_sense_is_told_in_one_line(options, named, tmp_path):
 def test_a_results_file_of_another_search_is_told_and_kept(searched, tmp_path):
     path = results_file(searched[0])
     before = path.read_bytes()
-    done = search(tmp_path, "--results", path, "--num_draws", 3, expect=2)
+    done = search_here(tmp_path, "--results", path, "--num_draws", 3, expect=2)
     assert done.stderr.count("\n") == 1 and "num_draws" in done.stderr and path.name in done.stderr
     assert path.read_bytes() == before
 
@@ -255,12 +262,12 @@ def test_a_results_file_that_cannot_be_written_is_told(searched, tmp_path):
     path = tmp_path / "results.sqlite"
     path.write_bytes(results_file(searched[0]).read_bytes())
     path.chmod(0o444)
-    done = search(tmp_path, "--results", path, expect=2)
+    done = search_here(tmp_path, "--results", path, expect=2)
     assert done.stderr.count("\n") == 1 and str(path) in done.stderr
 
 
 def test_results_are_exported_and_reported_without_a_model(searched, tmp_path):
-    search(searched[0], "--export", tmp_path / "results.csv")
+    search_here(searched[0], "--export", tmp_path / "results.csv")
     lines = (tmp_path / "results.csv").read_text().splitlines()
     assert len(lines) == 1 + len(rows(searched[0]))
     only = ["--results", results_file(searched[0]), "--report"]

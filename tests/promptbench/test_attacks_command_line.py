@@ -1,7 +1,9 @@
 """The attacked tasks from the command line, on the tiny model that classifies."""
 
+import functools
 import importlib
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from promptbench import attacks, run_attacks
 from promptbench.prompt_words import PromptWords
 from promptbench.sst2 import TASK
+from tests.commands import run_here
 from tests.inference_llms.support import ROOT
 from tests.promptbench.attack_parts import ENCODER, word_piece_tokenizer, write_mask_lm, write_vectors
 from tests.vllm_marks import two_workers, vllm_installed
@@ -19,12 +22,23 @@ ZOO = ROOT / "scripts" / "tiny_zoo"
 CLASSIFIER = ZOO / "classify"
 
 
-def run(script: str | Path, out: Path, *options: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    words = ["--model_path", CLASSIFIER, "--data_dir", ZOO / "data", "--output_dir", out]
+def words(out: Path, *options: object) -> list[object]:
+    common = ["--model_path", CLASSIFIER, "--data_dir", ZOO / "data", "--output_dir", out]
     if "--backend" not in options:
-        words += ["--backend", "transformers"]
-    command = [sys.executable, ROOT / "promptbench" / script, *words, *options]
+        common += ["--backend", "transformers"]
+    return [*common, *options]
+
+
+def run(script: str | Path, out: Path, *options: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    """A script as it is typed in the folder `cwd`."""
+    command = [sys.executable, ROOT / "promptbench" / script, *words(out, *options)]
     return subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def attack(script: str | Path, out: Path, *options: object) -> subprocess.CompletedProcess:
+    """The same in this process."""
+    task = runpy.run_path(str(ROOT / "promptbench" / script))["TASK"]
+    return run_here(functools.partial(run_attacks.main, task), words(out, *options))
 
 
 def results(out: Path, dataset: str) -> dict[str, dict]:
@@ -66,7 +80,7 @@ def test_the_tiny_model_classifies_well_above_chance(attacked):
 def test_a_second_call_asks_nothing_and_finds_the_same(attacked):
     rows = {path: path.read_bytes() for path in attacked.rglob("*.jsonl")}
     before = results(attacked, "sst2")
-    done = run("sst2.py", attacked, "--attack_method", "stresstest", "--num_samples", 20, "--query_budget", 30)
+    done = attack("sst2.py", attacked, "--attack_method", "stresstest", "--num_samples", 20, "--query_budget", 30)
     assert done.returncode == 0, done.stderr
     assert results(attacked, "sst2") == before
     assert rows == {path: path.read_bytes() for path in attacked.rglob("*.jsonl")}
@@ -74,14 +88,14 @@ def test_a_second_call_asks_nothing_and_finds_the_same(attacked):
 
 def test_a_result_of_other_settings_is_not_overwritten(attacked):
     before = results(attacked, "sst2")
-    done = run("sst2.py", attacked, "--attack_method", "stresstest", "--num_samples", 20, "--seed", 1)
+    done = attack("sst2.py", attacked, "--attack_method", "stresstest", "--num_samples", 20, "--seed", 1)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "another samples and seed and query budget" in done.stderr and "stresstest.json" in done.stderr
     assert results(attacked, "sst2") == before
 
 
 def test_all_runs_what_it_has_the_parts_for_and_lists_the_rest(tmp_path):
-    done = run("sst2.py", tmp_path, "--attack_method", "all", "--num_samples", 4, "--query_budget", 6,
+    done = attack("sst2.py", tmp_path, "--attack_method", "all", "--num_samples", 4, "--query_budget", 6,
                "--mask_lm", tmp_path / "none", "--sentence_encoder", tmp_path / "none")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert results(tmp_path, "sst2").keys() == {"stresstest", "checklist", "deepwordbug", "semantic"}
@@ -107,7 +121,7 @@ def parts(tmp_path_factory) -> list[object]:
 @pytest.fixture(scope="module")
 def under_all(parts, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("all")
-    done = run("sst2.py", out, "--attack_method", "all", "--num_samples", 4, "--query_budget", 25, *parts)
+    done = attack("sst2.py", out, "--attack_method", "all", "--num_samples", 4, "--query_budget", 25, *parts)
     assert done.returncode == 0, done.stderr
     assert "not run" not in done.stdout
     return out
@@ -126,7 +140,7 @@ def test_textfoolers_result_is_not_overwritten_by_one_with_other_vectors(under_a
     before = results(under_all, "sst2")
     other = write_vectors(tmp_path / "other.txt", {"determine": [1, 0], "decide": [1, 0]})
     options = ["--num_samples", 4, "--query_budget", 25, *parts[:-1], other]
-    done = run("sst2.py", under_all, "--attack_method", "textfooler", *options)
+    done = attack("sst2.py", under_all, "--attack_method", "textfooler", *options)
     assert done.returncode == 2 and "another word vectors" in done.stderr
     assert results(under_all, "sst2") == before
 
@@ -148,7 +162,7 @@ def test_textfoolers_result_is_not_overwritten_by_one_with_other_vectors(under_a
     ],
 )
 def test_a_mistake_gets_one_line_and_leaves_nothing(options, told, tmp_path):
-    done = run("sst2.py", tmp_path / "out", *options)
+    done = attack("sst2.py", tmp_path / "out", *options)
     assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
@@ -156,7 +170,7 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(options, told, tmp_path):
 def test_weights_that_are_not_there_are_told(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text((CLASSIFIER / "config.json").read_text())
-    done = run("cola.py", tmp_path / "out", "--attack_method", "stresstest", "--model_path", tmp_path / "model")
+    done = attack("cola.py", tmp_path / "out", "--attack_method", "stresstest", "--model_path", tmp_path / "model")
     assert done.returncode == 2 and "holds no weights" in done.stderr and done.stderr.count("\n") == 1
 
 
@@ -188,7 +202,7 @@ if __name__ == "__main__":
 def test_a_third_data_set_is_one_file(tmp_path):
     script = tmp_path / "parity.py"
     script.write_text(THIRD_DATA_SET.format(root=str(ROOT)))
-    done = run(script, tmp_path / "out", "--attack_method", "semantic")
+    done = attack(script, tmp_path / "out", "--attack_method", "semantic")
     assert done.returncode == 0, done.stderr
     (result,) = results(tmp_path / "out", "parity").values()
     assert result["number_of_queries"] == 2
@@ -204,7 +218,7 @@ def test_a_third_data_set_is_one_file(tmp_path):
 def test_a_prompt_and_a_paraphrase_must_hold_the_text_once(right, wrong, tmp_path):
     script = tmp_path / "parity.py"
     script.write_text(THIRD_DATA_SET.replace(right, wrong).format(root=str(ROOT)))
-    done = run(script, tmp_path / "out", "--attack_method", "stresstest")
+    done = attack(script, tmp_path / "out", "--attack_method", "stresstest")
     assert done.returncode == 2 and "{content} once" in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
@@ -213,7 +227,7 @@ def test_a_task_without_paraphrases_leaves_the_semantic_attack_out_of_all(tmp_pa
     script = tmp_path / "parity.py"
     script.write_text(THIRD_DATA_SET.replace('("Odd or even: {{content}}?",)', "()").format(root=str(ROOT)))
     options = ("--query_budget", 2, "--mask_lm", "no/ne", "--sentence_encoder", "no/ne")
-    done = run(script, tmp_path / "out", "--attack_method", "all", *options)
+    done = attack(script, tmp_path / "out", "--attack_method", "all", *options)
     assert done.returncode == 0, done.stderr
     assert "not run: semantic: the task parity has no paraphrases" in done.stdout
 
@@ -228,8 +242,7 @@ def test_an_eighth_attack_is_one_file(tmp_path, monkeypatch):
     reloaded = importlib.reload(run_attacks)
     assert "shout" in reloaded.ATTACK_NAMES
     out = tmp_path / "out"
-    words = ["--model_path", CLASSIFIER, "--data_dir", ZOO / "data", "--output_dir", out, "--attack_method", "shout"]
-    reloaded.main(TASK, [str(word) for word in [*words, "--num_samples", 2, "--backend", "transformers"]])
+    reloaded.main(TASK, [str(word) for word in words(out, "--attack_method", "shout", "--num_samples", 2)])
     assert results(out, "sst2")["shout"]["attacked_prompt"].endswith("'.!")
 
 
