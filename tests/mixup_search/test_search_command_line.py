@@ -60,7 +60,7 @@ def rows(out: Path, query: str = TABLE) -> list[tuple]:
 
 
 def wait_for_answers(out: Path, number: int, process: subprocess.Popen) -> None:
-    for _ in range(3000):
+    for _ in range(9000):
         if list(out.glob("save_mixup_searches/instruct_math/*.sqlite")):
             try:
                 if len(rows(out, "SELECT 1 FROM answers")) >= number:
