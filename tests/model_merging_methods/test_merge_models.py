@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from merges import DARE, MERGES, ROLES, request
 from safetensors.torch import load_file, save_file
 from small_models import save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -20,21 +21,6 @@ from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
 from model_merging_methods.merge_record import MergeRequest, request_from_record
 from utils.errors import UserError
 from utils.whole_files import whole_folder
-
-ROLES = ("instruct", "math", "code")
-DARE = Mask(0.3, use_weight_rescale=True)
-MERGES = {
-    "average": MergeParameters("average_merging"),
-    "average M3": MergeParameters("average_merging", mixup=Mixup((0.5, 0.2, 0.3))),
-    "task arithmetic": MergeParameters("task_arithmetic", scaling_coefficient=0.7),
-    "TIES": MergeParameters("ties_merging"),
-    "TIES M3": MergeParameters("ties_merging", mixup=Mixup((0.5, 0.2, 0.3))),
-    "DARE average": MergeParameters("average_merging", mask=DARE),
-    "DARE task arithmetic M3": MergeParameters("task_arithmetic", mask=DARE, mixup=Mixup((0.5, 0.2, 0.3))),
-    "DARE TIES": MergeParameters("ties_merging", mask=DARE),
-    "magnitude mask TIES": MergeParameters("ties_merging", mask=Mask(0.3, mask_strategy="magnitude")),
-    "random mask of weights": MergeParameters("average_merging", mask=Mask(0.3, weight_format="finetuned_weight")),
-}
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +32,6 @@ def models(tmp_path_factory) -> Path:
         added = ("[PAD]",) if role == "math" else ()
         save_model(root / role, seed, base=base, dtype=torch.float16, added_tokens=added)
     return root
-
-
-def request(models: Path, parameters: MergeParameters, roles=ROLES) -> MergeRequest:
-    return MergeRequest(models / "base", {role: models / role for role in roles}, parameters)
 
 
 def weights(folder: Path) -> dict[str, bytes]:
@@ -263,7 +245,7 @@ KILLED = """
 import os, pathlib, signal, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 from model_merging_methods import checkpoint_writer, merge_models
-from test_merge_models import MERGES, request
+from merges import MERGES, request
 steps = 0
 def counted(function):
     def step(*arguments, **options):
