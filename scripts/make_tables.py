@@ -8,36 +8,29 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.paper_tables.collect import collect_scores
+from scripts.paper_tables.figures import FIGURES, figures
 from scripts.paper_tables.rendering import html_page, latex, markdown
+from scripts.paper_tables.results_folder import with_scores
 from scripts.paper_tables.score import OK, Score, scores_csv
 from scripts.paper_tables.tables import paper_tables
-from utils.command_line import OneLineParser
 from utils.errors import run_command_line
-from utils.run_log import logged_run
 from utils.whole_files import write_whole
 
 log = logging.getLogger(__name__)
 
-FIGURES = ("performance", "robustness", "dare", "alpha")
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = OneLineParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("results_dir", type=Path, metavar="RESULTS_DIR")
-    results_dir = parser.parse_args(arguments).results_dir
-    with logged_run():
-        make_tables(results_dir)
+    with_scores(make_tables, __doc__, arguments)
 
 
-def make_tables(results_dir: Path) -> None:
+def make_tables(results_dir: Path, scores: Sequence[Score]) -> None:
     """Write tables/scores.csv, tables.md, tables.html and a .tex for each table; tell what is missing or in doubt."""
-    scores = collect_scores(results_dir)
     folder = results_dir / "tables"
     tables = paper_tables(scores)
+    pictures = {f"../figures/{name}.svg": FIGURES[name][1] for name in figures(scores)}
     write_whole(folder / "scores.csv", scores_csv(scores))
     write_whole(folder / "tables.md", markdown(tables))
-    write_whole(folder / "tables.html", html_page(tables, [f"../figures/{name}.svg" for name in FIGURES]))
+    write_whole(folder / "tables.html", html_page(tables, pictures))
     for table in tables:
         write_whole(folder / f"{table.name}.tex", latex(table))
     for line in doubts(scores):

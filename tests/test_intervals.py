@@ -1,5 +1,6 @@
 """Intervals: where the figure lies in them, and what pairing does to them."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,24 +30,68 @@ def test_a_mean_lies_in_its_interval(answers):
 @given(PAIRS)
 def test_a_difference_lies_in_its_interval_and_changes_sign_with_the_order(pairs):
     first, second = zip(*pairs, strict=True)
-    low, high = paired_difference_interval(first, second)
+    low, high = paired_difference_interval([([first], [second])])
     assert low <= (sum(first) - sum(second)) / len(pairs) <= high
-    assert paired_difference_interval(second, first) == pytest.approx((-high, -low))
+    # The samples are others: an end may lie a step away.
+    step = 1.01 / len(pairs)
+    assert paired_difference_interval([([second], [first])]) == pytest.approx((-high, -low), abs=step)
 
 
 def test_what_is_hard_for_both_does_not_widen_the_interval():
     first = [True] * 50 + [False] * 50
     second = [True] * 45 + [False] * 55
-    low, high = paired_difference_interval(first, second)
+    low, high = paired_difference_interval([([first], [second])])
     assert low >= 0 and high - low < 0.12
-    shuffled_low, shuffled_high = paired_difference_interval(first, second[::-1])
+    shuffled_low, shuffled_high = paired_difference_interval([([first], [second[::-1]])])
     assert shuffled_high - shuffled_low > 3 * (high - low)
 
 
-@pytest.mark.parametrize(("first", "second"), [([True], [True, False]), ([], [])])
+@pytest.mark.parametrize(
+    ("first", "second"), [([[True]], [[True, False]]), ([[]], [[]]), ([], [[True]]), ([[True], []], [[True]])]
+)
 def test_what_cannot_be_paired_is_an_error(first, second):
     with pytest.raises(ValueError, match="cannot be paired"):
-        paired_difference_interval(first, second)
+        paired_difference_interval([(first, second)])
+    with pytest.raises(ValueError, match="no drop rate"):
+        drop_rate_interval(first, second)
+
+
+@few
+@given(PAIRS, st.integers(2, 4), st.integers(1, 4))
+def test_draws_that_agree_on_every_example_tell_no_more_than_one(pairs, of_first, of_second):
+    first, second = zip(*pairs, strict=True)
+    one = paired_difference_interval([([first], [second])])
+    assert paired_difference_interval([([first] * of_first, [second] * of_second)]) == pytest.approx(one)
+    if any(first):
+        rates = drop_rate_interval([first], [second])
+        assert drop_rate_interval([first] * of_first, [second] * of_first) == pytest.approx(rates)
+
+
+@few
+@given(st.lists(st.booleans(), min_size=2, max_size=3), st.integers(1, 50))
+def test_draws_that_differ_have_an_interval_however_well_their_examples_agree(draws, examples):
+    """Each draw is right on all examples or on none: of up to three draws at least one sample in 27 is of one alone."""
+    found = [[right] * examples for right in draws]
+    assert paired_difference_interval([(found, [[True] * examples])]) == (min(draws) - 1, max(draws) - 1)
+    assert drop_rate_interval([[True] * examples] * len(draws), found) == (1 - max(draws), 1 - min(draws))
+
+
+def coverage(interval_of_draws) -> float:
+    """How often an interval holds the mean over all draws that could have been, of 12 draws on 40 examples."""
+    generator, held = np.random.default_rng(0), []
+    for _ in range(60):
+        ease, skill = generator.normal(size=40), generator.normal(size=(12, 1))
+        low, high = interval_of_draws((ease + skill > 0).tolist())
+        held.append(low <= 0.5 <= high)
+    return float(np.mean(held))
+
+
+def test_over_draws_and_examples_the_interval_holds_the_truth_and_over_examples_alone_it_does_not():
+    nothing = [[False] * 40]
+    assert coverage(lambda draws: paired_difference_interval([(draws, nothing)])) >= 0.88
+    assert coverage(lambda draws: paired_difference_interval([([np.mean(draws, axis=0)], nothing)])) < 0.75
+    right = [[True] * 40] * 12
+    assert coverage(lambda draws: drop_rate_interval(right, draws)) >= 0.88
 
 
 @few
@@ -55,7 +100,7 @@ def test_a_drop_rate_lies_in_its_interval(pairs):
     before, after = zip(*pairs, strict=True)
     if not any(before):
         with pytest.raises(ValueError, match="no drop rate"):
-            drop_rate_interval(before, after)
+            drop_rate_interval([before], [after])
         return
-    low, high = drop_rate_interval(before, after)
+    low, high = drop_rate_interval([before], [after])
     assert low - 1e-9 <= (sum(before) - sum(after)) / sum(before) <= high + 1e-9

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 
 _Z_OF_95_PERCENT = 1.959963984540054
-_DRAWS, _DRAWS_AT_ONCE = 10_000, 500
+_SAMPLES, _SAMPLES_AT_ONCE = 10_000, 500
+
+Draws = Sequence[Sequence[float]]  # of one thing, one draw or several: what each example was worth, in one order
 
 
 def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
@@ -25,40 +27,78 @@ def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
 def mean_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
     """The 95% interval of a mean by the percentile bootstrap (Efron 1979): of the means of 10,000 samples drawn with
     replacement. The same values and seed give the same interval."""
-    numbers = np.asarray(values, dtype=float)
+    rows = np.asarray(values, dtype=float)[None]
+    return _percentiles(_means_of_samples(rows, np.random.default_rng(seed)))
+
+
+def paired_difference_interval(tasks: Sequence[tuple[Draws, Draws]], seed: int = 0) -> tuple[float, float]:
+    """The 95% interval of mean(first) - mean(second), meant over tasks, by the paired bootstrap in two levels.
+
+    `tasks`: for each the first's draws and the second's, which answered the same examples in the same order. For a
+    sample, draws are drawn with replacement on either side, then examples: an example with all its answers, so that
+    what makes it hard for both sides does not widen the interval. Of a single draw on either side it is the paired
+    bootstrap over examples alone (Efron and Tibshirani 1993, percentiles). Few draws say little of the next one: of
+    three, a sample's variance over draws is 2/3 of the true one, and the interval too narrow.
+
+    Raises ValueError where a task's draws differ in length or are empty.
+    """
     generator = np.random.default_rng(seed)
-    means = [
-        generator.choice(numbers, (_DRAWS_AT_ONCE, numbers.size)).mean(axis=1) for _ in range(_DRAWS // _DRAWS_AT_ONCE)
+    differences = np.zeros(_SAMPLES)
+    for first, second in tasks:
+        if not first or not second or len({len(draw) for draw in (*first, *second)}) != 1 or not len(first[0]):
+            raise ValueError(f"{_lengths(first)} and {_lengths(second)} answers cannot be paired")
+        # Every draw of the first less every draw of the second.
+        rows = np.asarray(first, dtype=float)[:, None] - np.asarray(second, dtype=float)
+        means = _means_of_samples(rows.reshape(-1, rows.shape[-1]), generator).reshape(_SAMPLES, *rows.shape[:2])
+        weights = [_weights_of_draws(len(draws), generator) for draws in (first, second)]
+        differences += np.einsum("sfe,sf,se->s", means, *weights) / len(tasks)
+    return _percentiles(differences)
+
+
+def drop_rate_interval(before: Draws, after: Draws, seed: int = 0) -> tuple[float, float]:
+    """The 95% interval of (share(before) - share(after)) / share(before), meant over draws, by the paired bootstrap in
+    two levels as for a difference: `before` and `after` hold each draw's answers to the same examples.
+
+    Draws of a sample in which nothing before is right, where the rate is undefined, are left out of it.
+    Raises ValueError where the two differ in shape, or nothing before is right in a draw.
+    """
+    if not before or len(before) != len(after) or len({len(draw) for draw in (*before, *after)}) != 1:
+        raise ValueError(f"{_lengths(before)} and {_lengths(after)} answers have no drop rate")
+    if not all(any(draw) for draw in before):
+        raise ValueError("nothing was right before: there is no drop rate")
+    generator = np.random.default_rng(seed)
+    means = _means_of_samples(np.asarray([*before, *after], dtype=float), generator)
+    shares_before, shares_after = means[:, : len(before)], means[:, len(before) :]
+    defined = shares_before > 0
+    rates = 1 - np.divide(shares_after, shares_before, out=np.ones_like(shares_after), where=defined)
+    weights = _weights_of_draws(len(before), generator) * defined
+    total = weights.sum(axis=1)
+    return _percentiles((weights * rates).sum(axis=1)[total > 0] / total[total > 0])
+
+
+def _means_of_samples(rows: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """The means of the rows over samples of the columns with replacement, the same for all rows: samples × rows.
+
+    Columns that are alike are counted together: of answers that are right or wrong there are few kinds.
+    """
+    columns, counts = np.unique(rows, axis=1, return_counts=True)
+    number = rows.shape[1]
+    sums = [
+        generator.multinomial(number, counts / number, size=_SAMPLES_AT_ONCE) @ columns.T
+        for _ in range(_SAMPLES // _SAMPLES_AT_ONCE)
     ]
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
-    return float(low), float(high)
+    return np.concatenate(sums) / number
 
 
-def paired_difference_interval(first: Sequence[bool], second: Sequence[bool], seed: int = 0) -> tuple[float, float]:
-    """The 95% interval of share(first) - share(second) for answers to the same examples, in the same order.
-
-    By the percentile bootstrap over examples: an example is drawn with both its answers, so that what makes it hard for
-    both does not widen the interval. Raises ValueError where the two differ in length or are empty.
-    """
-    if len(first) != len(second) or not len(first):
-        raise ValueError(f"{len(first)} and {len(second)} answers cannot be paired")
-    return mean_interval(np.asarray(first, dtype=float) - np.asarray(second, dtype=float), seed)
+def _weights_of_draws(number: int, generator: np.random.Generator) -> np.ndarray:
+    """How much each draw counts in samples of the draws with replacement: samples × draws, each line's sum 1."""
+    return generator.multinomial(number, [1 / number] * number, size=_SAMPLES) / number
 
 
-def drop_rate_interval(before: Sequence[bool], after: Sequence[bool], seed: int = 0) -> tuple[float, float]:
-    """The 95% interval of (share(before) - share(after)) / share(before) for answers to the same examples, by the
-    paired bootstrap. Samples in which nothing before is right, where the rate is undefined, are left out.
+def _lengths(draws: Draws) -> str:
+    return ", ".join(str(len(draw)) for draw in draws) or "no"
 
-    Raises ValueError where the two differ in length or nothing before is right.
-    """
-    if len(before) != len(after) or not any(before):
-        raise ValueError(f"{len(before)} and {len(after)} answers have no drop rate")
-    pairs = np.stack([np.asarray(before, dtype=float), np.asarray(after, dtype=float)])
-    generator = np.random.default_rng(seed)
-    rates = []
-    for _ in range(_DRAWS // _DRAWS_AT_ONCE):
-        drawn = pairs[:, generator.integers(pairs.shape[1], size=(_DRAWS_AT_ONCE, pairs.shape[1]))].mean(axis=2)
-        defined = drawn[:, drawn[0] > 0]
-        rates.append(1 - defined[1] / defined[0])
-    low, high = np.quantile(np.concatenate(rates), [0.025, 0.975])
+
+def _percentiles(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, (0.025, 0.975))
     return float(low), float(high)

@@ -10,16 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-import numpy as np
-
 from scripts.mixup_search.candidate import Part, Result
+from utils.intervals import paired_difference_interval
 
 RULE = (
     "The chosen ratio is that of the draw with the largest mean gain on the validation part: the mean over the tasks "
     "of its score less the score of the fine-tune made for the task, over the same examples, among the draws that "
     "reached the largest number of them; of equal ones the first drawn. The test part plays no part in the choice."
 )
-_RESAMPLES = 10_000
 
 Scores = dict[str, dict[str, Result]]  # by candidate and task
 
@@ -120,20 +118,16 @@ def paired_difference(
     """The difference of two candidates' scores, meant over tasks; None where a task has no example that both answered.
 
     `pairs` holds for each task whether each example was answered rightly, by the first candidate and by the second. The
-    interval is the paired bootstrap's (Efron and Tibshirani 1993, percentiles): examples are drawn again, with both
-    candidates' answers, in each task by itself.
+    interval is the paired bootstrap's: examples are drawn again, with both candidates' answers, in each task by itself.
     """
-    generator = np.random.default_rng(seed)
-    means, resampled, examples = [], np.zeros(_RESAMPLES), 0
-    for first, second in pairs:
-        differences = [int(right) - int(second[example]) for example, right in first.items() if example in second]
-        if not differences:
-            return None
-        number = len(differences)
-        counts = np.array([differences.count(value) for value in (-1, 0, 1)])
-        drawn = generator.multinomial(number, counts / number, size=_RESAMPLES)
-        means.append(Fraction(sum(differences), number))  # exact, for the sign of the mean is told
-        resampled += (drawn[:, 2] - drawn[:, 0]) / number / len(pairs)
-        examples += number
-    low, high = np.quantile(resampled, (0.025, 0.975))
-    return Difference(float(sum(means) / len(means)), float(low), float(high), examples)
+    both = [[example for example in first if example in second] for first, second in pairs]
+    if not all(both):
+        return None
+    answers = [
+        tuple([[answered[example] for example in examples]] for answered in pair)
+        for pair, examples in zip(pairs, both, strict=True)
+    ]
+    # Exact, for the sign of the mean is told.
+    means = [Fraction(sum(first) - sum(second), len(first)) for ((first,), (second,)) in answers]
+    low, high = paired_difference_interval(answers, seed)
+    return Difference(float(sum(means) / len(means)), low, high, sum(map(len, both)))

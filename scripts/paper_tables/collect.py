@@ -88,7 +88,7 @@ def mark_conflicts(scores: Iterable[Score]) -> list[Score]:
     return kept
 
 
-_NO_VALUE: dict[str, Any] = {"value": None, "low": None, "high": None, "values": None}
+_NO_VALUE: dict[str, Any] = {"value": None, "low": None, "high": None, "values": None, "right": None}
 
 
 def _task_scores(found: Found) -> Iterator[Score]:
@@ -219,7 +219,8 @@ def _attack_score(report: Mapping[str, Any], about: Mapping[str, Any], dataset: 
     if report["performance_drop_rate"] is None:
         note = f"undefined, for the clean accuracy is 0; {accuracies}"
         return _without_value(about, dataset, attack, MISSING, note, metric="PDR")
-    low, high = drop_rate_interval(report["clean_right"], report["attacked_right"])
+    right = (tuple(report["clean_right"]), tuple(report["attacked_right"]))
+    low, high = drop_rate_interval(right[:1], right[1:])
     return Score(
         **about,
         dataset=dataset,
@@ -230,6 +231,7 @@ def _attack_score(report: Mapping[str, Any], about: Mapping[str, Any], dataset: 
         high=100 * high,
         status=OK,
         note=accuracies,
+        right=right,
     )
 
 

@@ -1,157 +1,125 @@
-"""The paper's figures: with and without M3, robustness, M3 and DARE, and the sweep over α.
-
-Okabe and Ito's colours, which the colour-blind can tell apart, with hatches and marks that can be told apart in print.
-"""
+"""The paper's figures: with and without M3, robustness, M3 and DARE, and the sweep over α."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from scripts.paper_tables.drawing import (
+    PUBLISHED,
+    WITH,
+    WITHOUT,
+    Bars,
+    add_legend,
+    draw_bars,
+    draw_trend,
+    finish_scores,
+    hollow,
+    look_of,
+)
 from scripts.paper_tables.names import METHODS, PAPER_ALPHA
 from scripts.paper_tables.published import published_value
 from scripts.paper_tables.score import OK, Score
 from scripts.paper_tables.summary import Summary, by_line, summarise
 from scripts.paper_tables.tables import ATTACKED, GROUPS, LIVEBENCH, TASKS, alphas_of
 
-WITHOUT, WITH, DARE, BOTH = "without M3", "with M3", "DARE", "DARE and M3"
-STYLES = {
-    WITHOUT: {"color": "#56B4E9", "hatch": ""},
-    WITH: {"color": "#E69F00", "hatch": "///"},
-    DARE: {"color": "#009E73", "hatch": "..."},
-    BOTH: {"color": "#CC79A7", "hatch": "xxx"},
-}
-MARKS = ("o", "s", "^", "D", "v")
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")
 Lines = dict[tuple, Summary]
-PUBLISHED = "published (13B)"
+Draw = Callable[[], Figure]
+KINDS = ((WITHOUT, False), (WITH, True))
+CAPTION = "Bars: the value, or the mean of the draws, with its 95% interval."
 
 
-def figures(scores: Sequence[Score]) -> dict[str, Figure]:
-    """The figures that there is something to draw of, by name."""
+def figures(scores: Sequence[Score]) -> dict[str, Draw]:
+    """By name what draws each figure that there is something to draw of."""
     lines = {line: summarise(of_line) for line, of_line in by_line(scores).items()}
-    makers: dict[str, Callable[[Lines], Figure | None]] = {
-        "performance": performance_figure,
-        "robustness": robustness_figure,
-        "dare": dare_figure,
-        "alpha": alpha_figure,
-    }
-    drawn = {name: make(lines) for name, make in makers.items()}
-    return {name: figure for name, figure in drawn.items() if figure is not None}
+    found = {name: plan(lines) for name, (plan, _) in FIGURES.items()}
+    return {name: draw for name, draw in found.items() if draw is not None}
 
 
-@dataclass(frozen=True)
-class Bars:
-    """Bars that stand together: their label, and for each kind of bar its summary and the published value."""
-
-    label: str
-    summaries: dict[str, Summary | None]
-    published: dict[str, float]
-
-
-def performance_figure(lines: Lines) -> Figure | None:
+def performance_figure(lines: Lines) -> Draw | None:
     """A panel for each group of models; bars of each method on each set, without M3 and with it."""
     panels = {
         models: [
             bars
             for dataset in TASKS
             for method in METHODS.values()
-            if (bars := _bars(lines, models, method, dataset, label=_stacked(dataset, method)))
+            if (bars := _bars(lines, models, method, dataset, label=method.replace(" ", "\n"), group=dataset))
         ]
         for models in GROUPS
     }
-    panels = {models: bars for models, bars in panels.items() if bars}
-    if not panels:
-        return None
-    figure = Figure(figsize=(11, 3 * len(panels) + 0.6), layout="constrained")
-    places = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
-    for axes, (models, bars) in zip(places, panels.items(), strict=True):
-        _draw_bars(axes, bars, (WITHOUT, WITH))
-        axes.set_ylim(0, 105)
-        axes.set_ylabel("score (%)")
-        axes.set_title(models, loc="left")
-    _add_legend(figure, places)
-    return figure
+    return _bars_to_draw({models: ("score (%)", bars) for models, bars in panels.items()}, 9)
 
 
-def robustness_figure(lines: Lines) -> Figure | None:
-    """Above: LiveBench, each set with its pair. Below: performance drop rates under attack."""
+def robustness_figure(lines: Lines) -> Draw | None:
+    """LiveBench, each set with its pair; and a panel for each pair of performance drop rates under attack."""
     of_livebench = [
         bars
         for dataset in LIVEBENCH
         for models in GROUPS
         for method in METHODS.values()
-        if (bars := _bars(lines, models, method, dataset, label=f"{dataset}\n{models}, {method}"))
+        if (bars := _bars(lines, models, method, dataset, label=f"{models}\n{method}", group=dataset))
     ]
-    of_attacks = [
-        bars
-        for models in GROUPS
-        for method in METHODS.values()
-        for dataset in ATTACKED
-        for attack in dict.fromkeys(line[-1] for line in lines if line[-1])
-        if (
-            bars := _bars(
-                lines, models, method, dataset, attack, label="\n".join([dataset, attack, models.replace("& ", "&\n")])
-            )
-        )
-    ]
-    panels = {
-        "Out of distribution: higher is better": ("score (%)", of_livebench),
-        "Attacked prompts: lower is better": ("performance drop rate (%)", of_attacks),
-    }
-    panels = {title: panel for title, panel in panels.items() if panel[1]}
-    if not panels:
-        return None
-    figure = Figure(figsize=(14, 4 * len(panels)), layout="constrained")
-    places = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
-    for axes, (title, (told, bars)) in zip(places, panels.items(), strict=True):
-        _draw_bars(axes, bars, (WITHOUT, WITH))
-        axes.set_ylabel(told)
-        axes.set_title(title, loc="left")
-    _add_legend(figure, places)
-    return figure
+    panels = {"Out of distribution, LiveBench: higher is better": ("score (%)", of_livebench)}
+    for models in GROUPS:
+        of_attacks = [
+            bars
+            for method in METHODS.values()
+            for dataset in ATTACKED
+            for attack in dict.fromkeys(line[-1] for line in lines if line[-1])
+            if (bars := _bars(lines, models, method, dataset, attack, label=attack, group=f"{dataset}, {method}"))
+        ]
+        # The published drop rates do not say their method, set and attack.
+        told = {name: published_value(models, "", mixup, False, "") for name, mixup in KINDS}
+        known = {name: published.value for name, published in told.items() if published is not None}
+        if of_attacks and known:
+            of_attacks.append(Bars("published", "set, attack\nnot said", {}, known))
+        panels[f"Attacked prompts, {models}: lower is better"] = ("performance\ndrop rate (%)", of_attacks)
+    return _bars_to_draw(panels, 7)
 
 
-def dare_figure(lines: Lines) -> Figure | None:
+def dare_figure(lines: Lines) -> Draw | None:
     """A panel for each method; for each set a line from neither over M3 and DARE to both."""
-    steps = ((False, False, "neither"), (True, False, "M3"), (False, True, "DARE"), (True, True, "both"))
     merges = [
         (models, method)
         for models in GROUPS
         for method in METHODS.values()
         if any(line[:2] == (models, method) and line[4] for line in lines)
     ]
-    if not merges:
-        return None
+    return partial(_draw_dare, lines, merges) if merges else None
+
+
+def _draw_dare(lines: Lines, merges: Sequence[tuple[str, str]]) -> Figure:
+    steps = ((False, False, "neither"), (True, False, "M3"), (False, True, "DARE"), (True, True, "both"))
     figure = Figure(figsize=(3.7 * len(merges), 3.8), layout="constrained")
     panels = figure.subplots(1, len(merges), squeeze=False, sharey=True)[0]
+    datasets = [dataset for dataset in TASKS if any(line[:2] in merges and line[6] == dataset for line in lines)]
     for axes, (models, method) in zip(panels, merges, strict=True):
-        for number, dataset in enumerate(TASKS):
+        for dataset in datasets:
+            look, aside = _look(dataset), _aside(dataset, datasets)
             drawn = [
-                (place, summary)
+                (place + aside, summary)
                 for place, (mixup, dare, _) in enumerate(steps)
                 if (summary := _line(lines, models, method, mixup, dare, dataset)) and summary.value is not None
             ]
             if drawn:
-                _draw_trend(axes, drawn, dataset, number)
+                draw_trend(axes, drawn, dataset, look)
             for place, (mixup, dare, _) in enumerate(steps):
                 known = published_value(models, method, mixup, dare, dataset)
                 if known is not None and known.metric in _metrics(summary for _, summary in drawn):
-                    look = {"color": "white", "markeredgecolor": COLOURS[number], "markersize": 12}
-                    axes.plot(place, known.value, "*", **look)
+                    axes.plot(place + aside, known.value, **hollow(look))
         axes.set_xticks(range(len(steps)), [name for _, _, name in steps])
+        axes.set_xlim(-0.5, len(steps) - 0.5)
         axes.set_title(f"{models}, {method}", loc="left")
-        axes.grid(axis="y", alpha=0.3)
-        axes.set_ylim(-4, 105)
-    panels[0].set_ylabel("score (%), mean and each draw")
-    handles, names = panels[0].get_legend_handles_labels()
-    star = Line2D([], [], linestyle="", marker="*", color="white", markeredgecolor="black", markersize=12)
-    figure.legend([*handles, star], [*names, PUBLISHED], loc="outside lower center", ncols=6, frameon=False)
+        finish_scores(axes)
+    panels[0].set_ylabel("score (%), mean and (pale) each draw")
+    more = {f"hollow: {PUBLISHED}": Line2D([], [], **hollow({"color": "black", "marker": "o"}))}
+    add_legend(figure, panels, "outside lower center", more, 6)
     return figure
 
 
-def alpha_figure(lines: Lines) -> Figure | None:
+def alpha_figure(lines: Lines) -> Draw | None:
     """A panel for each merge that was drawn at several α: the mean of each set over α, every draw as a point."""
     merges = [
         (models, method, alphas)
@@ -159,55 +127,102 @@ def alpha_figure(lines: Lines) -> Figure | None:
         for method in METHODS.values()
         if len(alphas := alphas_of(lines, models, method, "")) > 1
     ]
-    if not merges:
-        return None
-    figure = Figure(figsize=(6.4 * len(merges), 4.2), layout="constrained")
+    return partial(_draw_alpha, lines, merges) if merges else None
+
+
+def _draw_alpha(lines: Lines, merges: Sequence[tuple[str, str, list[float]]]) -> Figure:
+    figure = Figure(figsize=(6.8 * len(merges), 4.4), layout="constrained")
     panels = figure.subplots(1, len(merges), squeeze=False)[0]
+    swept = [merge[:2] for merge in merges]
+    datasets = [dataset for dataset in TASKS if any(line[:2] in swept and line[6] == dataset for line in lines)]
     for axes, (models, method, alphas) in zip(panels, merges, strict=True):
-        for number, dataset in enumerate(TASKS):
+        for dataset in datasets:
+            look, aside = _look(dataset), _aside(dataset, datasets)
             drawn = [
-                (alpha, summary)
+                (alpha * 1.4**aside, summary)
                 for alpha in alphas
                 if (summary := lines.get((models, method, "", True, False, alpha, dataset, "")))
                 and summary.value is not None
             ]
             if len(drawn) < 2:
                 continue
-            _draw_trend(axes, drawn, dataset, number)
+            draw_trend(axes, drawn, dataset, look)
             plain = _line(lines, models, method, False, False, dataset)
             if plain is not None and plain.value is not None:
-                axes.axhline(plain.value, color=COLOURS[number], linestyle=":", linewidth=1.2)
+                axes.axhline(plain.value, color=look["color"], linestyle=look["linestyle"], linewidth=0.9)
+                axes.plot(alphas[0] / 1.7 * 2**aside, plain.value, **hollow(look))
         axes.set_xscale("log")
         axes.set_xticks(alphas, [f"{alpha:g}" for alpha in alphas])
         axes.minorticks_off()
+        axes.set_xlim(alphas[0] / 2.4, alphas[-1] * 1.2)
         axes.set_xlabel("α of λ ~ Beta(α, α)")
         axes.set_title(f"{models}, {method}", loc="left")
-        axes.grid(axis="y", alpha=0.3)
-    panels[0].set_ylabel("score (%), mean and each draw;\ndotted: without M3")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(TASKS), frameon=False)
+        finish_scores(axes)
+    panels[0].set_ylabel("score (%), mean and (pale) each draw")
+    mark = {**hollow({"color": "black", "marker": "o"}), "linestyle": "solid", "linewidth": 0.9}
+    more = {"hollow: without M3": Line2D([], [], **mark)}
+    add_legend(figure, panels, "outside lower center", more, 4)
     return figure
 
 
-def _bars(lines: Lines, models: str, method: str, dataset: str, attack: str = "", *, label: str) -> Bars | None:
+# By name, how each is drawn, and what it shows, for those who cannot see it.
+FIGURES: dict[str, tuple[Callable[[Lines], Draw | None], str]] = {
+    "performance": (
+        performance_figure,
+        "Bars of the scores without M3 and with it, for each group of models, data set and merging method, with 95% "
+        "intervals, single draws and published values",
+    ),
+    "robustness": (
+        robustness_figure,
+        "Bars of LiveBench's scores and of the performance drop rates of attacked prompts, without M3 and with it, "
+        "with 95% intervals, single draws and published values",
+    ),
+    "dare": (
+        dare_figure,
+        "Lines of each data set's score from neither M3 nor DARE over either to both, a panel for each merging method, "
+        "with single draws and published values",
+    ),
+    "alpha": (
+        alpha_figure,
+        "Lines of each data set's score with M3 over α, with single draws, and the score without M3",
+    ),
+}
+
+
+def _bars_to_draw(panels: dict[str, tuple[str, list[Bars]]], least_width: float) -> Draw | None:
+    """What draws those panels that have bars. `panels`: by title, what the axis tells, and the bars."""
+    panels = {title: panel for title, panel in panels.items() if panel[1]}
+    return partial(_draw_panels, panels, least_width) if panels else None
+
+
+def _draw_panels(panels: dict[str, tuple[str, list[Bars]]], least_width: float) -> Figure:
+    """A panel below another."""
+    figure = Figure(figsize=(11, 2.8 * len(panels) + 0.8), layout="constrained")
+    places = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for axes, (title, (told, bars)) in zip(places, panels.items(), strict=True):
+        draw_bars(axes, bars, least_width)
+        axes.set_ylabel(told)
+        axes.set_title(title, loc="left")
+    add_legend(figure, places, "outside upper right", {}, 6)
+    figure.supxlabel(CAPTION, fontsize=8)
+    return figure
+
+
+def _bars(
+    lines: Lines, models: str, method: str, dataset: str, attack: str = "", *, label: str, group: str
+) -> Bars | None:
     """The bars without M3 and with it; None where neither was asked for."""
-    summaries = {
-        name: _line(lines, models, method, mixup, False, dataset, attack)
-        for name, mixup in ((WITHOUT, False), (WITH, True))
-    }
+    summaries = {name: _line(lines, models, method, mixup, False, dataset, attack) for name, mixup in KINDS}
     if not any(summaries.values()):
         return None
     published = {}
-    for name, mixup in ((WITHOUT, False), (WITH, True)):
+    for name, mixup in KINDS:
         # LiveBench's published bars do not say their method.
         known = published_value(models, "" if dataset in LIVEBENCH else method, mixup, False, dataset)
         ours = _metrics([summaries[name]])
         if known is not None and (not ours or known.metric in ours or dataset in LIVEBENCH):
             published[name] = known.value
-    return Bars(label, summaries, published)
-
-
-def _stacked(dataset: str, method: str) -> str:
-    return "\n".join([dataset, *method.split()])
+    return Bars(label, group, summaries, published)
 
 
 def _line(
@@ -216,57 +231,14 @@ def _line(
     return lines.get((models, method, "", mixup, dare, PAPER_ALPHA if mixup else None, dataset, attack))
 
 
-def _draw_bars(axes, bars: Sequence[Bars], names: Sequence[str]) -> None:
-    """Bars with their 95% intervals; each draw as a point; published values as stars; a cross where there is none."""
-    width = 0.8 / len(names)
-    for place, of_place in enumerate(bars):
-        for number, name in enumerate(names):
-            middle = place + (number - (len(names) - 1) / 2) * width
-            summary = of_place.summaries.get(name)
-            if summary is None or summary.value is None:
-                axes.plot(middle, 0, marker="x", color="black", markersize=5, clip_on=False, zorder=5)
-            else:
-                _draw_bar(axes, middle, width, summary, name)
-            known = of_place.published.get(name)
-            if known is not None:
-                axes.plot(middle, known, "*", color="white", markeredgecolor="black", markersize=11, label=PUBLISHED)
-    axes.set_xticks(range(len(bars)), [of_place.label for of_place in bars], fontsize=8)
-    axes.margins(x=0.01)
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.grid(axis="y", alpha=0.3)
-    axes.set_axisbelow(True)
+def _look(dataset: str) -> dict[str, Any]:
+    return look_of(TASKS.index(dataset))
 
 
-def _draw_bar(axes, middle: float, width: float, summary: Summary, name: str) -> None:
-    axes.bar(middle, summary.value, width, edgecolor="black", linewidth=0.6, label=name, **STYLES[name])
-    if summary.low is not None:
-        span = [[max(summary.value - summary.low, 0)], [max(summary.high - summary.value, 0)]]
-        axes.errorbar(middle, summary.value, span, color="black", linewidth=1, capsize=2)
-    values = [score.value for score in summary.scores if score.status == OK]
-    if len(values) > 1:
-        look = {"marker": "o", "markersize": 3, "markerfacecolor": "white", "markeredgecolor": "black"}
-        axes.plot([middle] * len(values), values, linestyle="", label="a draw", **look)
-
-
-def _draw_trend(axes, drawn: Sequence[tuple[float, Summary]], label: str, number: int) -> None:
-    """A line through the means, with every draw as a pale point."""
-    look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKS[number % len(MARKS)]}
-    axes.plot([place for place, _ in drawn], [summary.value for _, summary in drawn], label=label, **look)
-    for place, summary in drawn:
-        values = [score.value for score in summary.scores if score.status == OK]
-        axes.plot([place] * len(values), values, linestyle="", markersize=4, alpha=0.45, **look)
+def _aside(dataset: str, datasets: Sequence[str]) -> float:
+    """How far beside its place one of the data sets is drawn, that none covers another."""
+    return 0.16 * (datasets.index(dataset) - (len(datasets) - 1) / 2)
 
 
 def _metrics(summaries: Iterable[Summary | None]) -> set[str]:
     return {score.metric for summary in summaries if summary for score in summary.scores if score.status == OK}
-
-
-def _add_legend(figure: Figure, panels) -> None:
-    """One legend for all panels, and what stands for what."""
-    handles = {}
-    for panel in panels:
-        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    order = [name for name in (WITHOUT, WITH, "a draw", PUBLISHED) if name in handles]
-    figure.legend([handles[name] for name in order], order, loc="outside upper right", ncols=4, frameon=False)
-    figure.supxlabel("bars: value, or mean of the draws, with 95% interval; ×: no result", fontsize=8)

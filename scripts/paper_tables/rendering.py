@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from scripts.paper_tables.tables import Table
 
@@ -66,11 +66,12 @@ def latex(table: Table) -> str:
     return "\n".join([*lines, r"\end{table*}"]) + "\n"
 
 
-def html_page(tables: Sequence[Table], pictures: Sequence[str]) -> str:
-    """One page with every table, and `pictures` by their paths from the page."""
+def html_page(tables: Sequence[Table], pictures: Mapping[str, str]) -> str:
+    """One page with every table, and `pictures`: by their paths from the page, what they show."""
     parts = [f"<h2>{html.escape(table.title)}</h2>\n{_html_table(table)}" for table in tables]
     parts += [
-        f'<figure><img src="{html.escape(picture)}" alt="{html.escape(picture)}"></figure>' for picture in pictures
+        f'<figure><img src="{html.escape(path)}" alt="{html.escape(shown)}"></figure>'
+        for path, shown in pictures.items()
     ]
     body = "\n".join(parts)
     return (

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from scripts.make_tables import make_tables
 from scripts.paper_tables.cell import Cell, read_cells
+from scripts.paper_tables.collect import collect_scores
 from scripts.paper_tables.commands import TINY, Setting
 from scripts.paper_tables.estimate import print_plan
 from scripts.paper_tables.evaluate import evaluate
@@ -77,8 +78,9 @@ def run(options: argparse.Namespace) -> None:
     outcomes = run_jobs(jobs, setting, slots, options.delete_merged_models)
     if options.job is None:
         evaluate(setting, options.allow_code_execution)
-        make_tables(setting.results_dir)
-        plot_figures(setting.results_dir)
+        scores = collect_scores(setting.results_dir)
+        make_tables(setting.results_dir, scores)
+        plot_figures(setting.results_dir, scores)
     report(cells, outcomes)
     if any(outcome.status == FAILED for outcome in outcomes):
         raise UserError(f"some cells failed; their logs are in {setting.results_dir / 'paper_cells'}")

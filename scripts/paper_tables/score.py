@@ -16,8 +16,8 @@ class Score:
 
     `value`, `low` and `high` (95%) in per cent; None where `status` is not ok, and then `note` says why. `inputs`: the
     names of the models that were merged. `variant`: what the merge has beside the paper's parameters. `alpha`, `seed`,
-    `ratios`: of M3; `seed` of DARE too. `attack`: of an attacked prompt. `values` of each example by id, 0 to 1: for
-    comparisons, not in the CSV.
+    `ratios`: of M3; `seed` of DARE too. `attack`: of an attacked prompt. `values` of each example by id, 0 to 1, and
+    `right` before and after an attack, for each sample: for comparisons, not in the CSV.
     """
 
     models: str
@@ -46,6 +46,7 @@ class Score:
     fingerprint: str
     result_file: str
     values: tuple[tuple[int | str, float], ...] | None = None
+    right: tuple[tuple[bool, ...], tuple[bool, ...]] | None = None
 
     @property
     def line(self) -> tuple:
@@ -72,7 +73,7 @@ def share_interval(share: float, examples: int) -> tuple[float, float]:
     return 100 * low, 100 * high
 
 
-COLUMNS = [field.name for field in fields(Score) if field.name != "values"]
+COLUMNS = [field.name for field in fields(Score) if field.name not in ("values", "right")]
 
 
 def scores_csv(scores: Sequence[Score]) -> str:

@@ -5,16 +5,17 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 
 from scripts.paper_tables.score import OK, Score, share_interval
-from utils.intervals import mean_interval
+from utils.intervals import drop_rate_interval, paired_difference_interval
 
 
 @dataclass(frozen=True)
 class Summary:
     """The scores of one line.
 
-    `value`: the mean over the draws that have one. `low` and `high`: its 95% interval, as if these draws answered each
-    example alike, which is the widest that it can be; None for drop rates of several draws. `spread`: the standard
-    deviation over the draws, `best` the best of them; None for a single score. `examples` of each draw.
+    `value`: the mean over the draws that have one. `low` and `high`: its 95% interval; of an accuracy over examples, as
+    if these draws answered each alike, which is the widest that it can be; of a drop rate over draws and examples; None
+    where the draws were asked different numbers of examples. `spread`: the standard deviation over the draws, `best`
+    the best of them; None for a single score. `examples` of each draw.
     """
 
     scores: tuple[Score, ...]
@@ -36,7 +37,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Gain:
-    """What M3 adds, in points, with the 95% interval of the paired bootstrap over examples."""
+    """What M3 adds, in points, with the 95% interval of the paired bootstrap over draws and examples."""
 
     value: float
     low: float
@@ -54,32 +55,33 @@ def summarise(scores: Sequence[Score]) -> Summary:
         low, high = there[0].low, there[0].high
         return Summary(tuple(scores), values[0], low, high, None, None, examples)
     value = mean(values)
-    low, high = None, None
-    if examples is not None and there[0].metric != "PDR":
-        low, high = share_interval(value / 100, examples)
+    low, high = _interval_of_mean(there, value, examples)
     best = min(values) if there[0].metric == "PDR" else max(values)
     return Summary(tuple(scores), value, low, high, stdev(values), best, examples)
 
 
-def mean_by_example(scores: Iterable[Score]) -> dict[int | str, float] | None:
-    """The mean over draws of what each example was worth; None where a draw does not tell, or has other examples."""
-    tables = [dict(score.values) if score.values is not None else None for score in scores]
-    if None in tables or len({frozenset(table) for table in tables}) != 1:
-        return None
-    return {example: mean(table[example] for table in tables) for example in tables[0]}
+def _interval_of_mean(there: Sequence[Score], value: float, examples: int | None) -> tuple[float | None, float | None]:
+    if examples is None:
+        return None, None
+    if there[0].metric != "PDR":
+        return share_interval(value / 100, examples)
+    before, after = zip(*(score.right for score in there), strict=True)
+    low, high = drop_rate_interval(before, after)
+    return 100 * low, 100 * high
 
 
 def gain(without: Summary, with_mixup: Summary) -> Gain | None:
     """What M3's draws add on average; None unless both were asked the same examples and tell of each."""
-    pairs = [
-        mean_by_example(score for score in summary.scores if score.status == OK) if summary.draws else None
-        for summary in (without, with_mixup)
-    ]
-    if None in pairs or pairs[0].keys() != pairs[1].keys():
+    scores = [[score for score in summary.scores if score.status == OK] for summary in (with_mixup, without)]
+    if not all(scores) or any(score.values is None for score in (*scores[0], *scores[1])):
         return None
-    differences = [pairs[1][example] - pairs[0][example] for example in pairs[0]]
-    low, high = mean_interval(differences)
-    return Gain(100 * mean(differences), 100 * low, 100 * high)
+    tables = [[dict(score.values) for score in of_side] for of_side in scores]
+    examples = list(tables[0][0])
+    if any(table.keys() != tables[0][0].keys() for of_side in tables for table in of_side):
+        return None
+    first, second = ([[table[example] for example in examples] for table in of_side] for of_side in tables)
+    low, high = paired_difference_interval([(first, second)])
+    return Gain(100 * (mean(map(mean, first)) - mean(map(mean, second))), 100 * low, 100 * high)
 
 
 def by_line(scores: Iterable[Score]) -> dict[tuple, list[Score]]:

@@ -15,9 +15,11 @@ GROUPS = tuple(" & ".join(names) for names in (("LM", "Math"), ("LM", "Code"), (
 NOTHING = "–"
 
 EXPLANATION = (
-    "Per cent, with Wilson's 95% interval over the examples in brackets (of a drop rate: the paired bootstrap's). Of "
-    "several draws the mean, their standard deviation, and the best; other draws stray as sd tells. M3 − without: the "
-    "mean over the draws less the merge without M3, with the paired bootstrap's 95% interval over the examples."
+    "Per cent, with the 95% interval in brackets. Of several draws the mean, their standard deviation, and the best. "
+    "Of an accuracy the interval is Wilson's, over the examples; how far other draws stray sd tells. M3 − without: the "
+    "mean over the draws less the merge without M3. Of this, and of a drop rate, the interval is the paired "
+    "bootstrap's, over the draws and the examples; where there is one draw, over the examples alone. With few draws it "
+    "is still too narrow, and it has no width where nothing was seen to vary."
 )
 PUBLISHED_VALUES = (
     "The published values are of 13B models over the whole sets; a difference from them is taken only where ours is "

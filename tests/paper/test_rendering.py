@@ -40,17 +40,18 @@ def test_markdown_has_a_line_for_each_row_of_as_many_cells():
 
 
 def test_every_value_stands_in_each_form():
-    for text in (markdown([TABLE]), latex(TABLE), html_page([TABLE], [])):
+    for text in (markdown([TABLE]), latex(TABLE), html_page([TABLE], {})):
         for value in ("14.6 [13.0, 16.3]", "sd 1.0, best 15.0", "GSM8K", "Per cent."):
             assert value in text
 
 
 def test_html_is_well_formed_and_escapes_what_it_must():
-    page = html_page([TABLE], ["../figures/a.svg"])
+    page = html_page([TABLE], {"../figures/a.svg": 'Bars of "a" & <b>'})
     tags = Tags()
     tags.feed(page)
     assert tags.open == []
-    assert "&lt;none&gt;" in page and "LM &amp; Math" in page and 'src="../figures/a.svg"' in page
+    assert "&lt;none&gt;" in page and "LM &amp; Math" in page
+    assert 'src="../figures/a.svg" alt="Bars of &quot;a&quot; &amp; &lt;b&gt;"' in page
 
 
 def test_latex_has_nothing_that_it_would_take_for_a_command():

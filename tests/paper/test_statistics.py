@@ -1,12 +1,16 @@
 """Several draws in one figure, and what M3 adds to it."""
 
+import json
+import re
 from dataclasses import replace
 
 import pytest
 
-from scripts.paper_tables.score import OK, Score, percent_interval
+from scripts.paper_tables.collect import collect_scores
+from scripts.paper_tables.score import OK, Score, percent_interval, scores_csv
 from scripts.paper_tables.summary import gain, summarise
 from scripts.paper_tables.tables import paper_tables
+from utils.intervals import drop_rate_interval
 
 PLAIN = Score(
     models="LM & Math",
@@ -65,9 +69,54 @@ def test_draws_give_mean_spread_and_best_never_the_best_alone():
     assert m3[0].startswith("62.5 [") and m3[1] == "sd 53.0, best 100.0"
 
 
+def attacked(seed: int | None, before: list[bool], after: list[bool]) -> Score:
+    """A drop rate on CoLA; `seed` of M3, None without."""
+    low, high = drop_rate_interval([before], [after])
+    what = {"dataset": "CoLA", "attack": "stresstest", "metric": "PDR", "examples": len(before)}
+    drawn = {"mixup": True, "alpha": 0.5, "seed": seed} if seed is not None else {}
+    value = 100 * (1 - sum(after) / sum(before))
+    return replace(PLAIN, **what, **drawn, value=value, low=100 * low, high=100 * high, right=(before, after))
+
+
 def test_the_best_drop_rate_is_the_lowest():
-    scores = [replace(draw(seed, True, False), metric="PDR", value=10.0 * seed) for seed in (1, 2)]
-    assert summarise(scores).best == 10
+    scores = [attacked(1, [True] * 10, [True] * 9 + [False]), attacked(2, [True] * 10, [False] * 10)]
+    assert summarise(scores).best == pytest.approx(10)
+
+
+def test_the_drop_rate_of_several_draws_has_an_interval_over_draws_and_examples():
+    draws = [
+        attacked(1, [True] * 10, [True, False] * 5),
+        attacked(2, [True] * 9 + [False], [True] * 3 + [False] * 7),
+        attacked(3, [False, True] * 5, [False] * 10),
+    ]
+    summary = summarise(draws)
+    assert summary.value == pytest.approx((50 + 200 / 3 + 100) / 3)
+    assert 0 < summary.low < min(60, summary.value) and 85 < summary.high <= 100
+    (table,) = paper_tables([attacked(None, [True] * 10, [True, False] * 5), *draws])
+    with_mixup = table.rows[0][table.head.index("PDR with M3")]
+    assert re.match(r"72\.2 \[\d+\.\d, \d+\.\d\]$", with_mixup[0])
+
+
+def test_a_score_of_an_attack_keeps_the_answers_before_and_after(tmp_path):
+    report = {
+        "settings": {"number_of_samples": 4, "backend": "transformers", "weights_fingerprint": ""},
+        "clean_accuracy": 0.75,
+        "attacked_accuracy": 0.25,
+        "performance_drop_rate": 2 / 3,
+        "clean_right": [True, True, True, False],
+        "attacked_right": [False, True, False, False],
+    }
+    path = tmp_path / "save_adversarial_results" / "cola" / "model" / "stresstest.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(report))
+    (score,) = collect_scores(tmp_path)
+    assert score.right == ((True, True, True, False), (False, True, False, False))
+    assert "True" not in scores_csv([score]).splitlines()[1]
+
+
+def test_draws_of_an_attack_on_other_numbers_of_examples_have_no_interval_together():
+    summary = summarise([attacked(1, [True] * 4, [False] * 4), attacked(2, [True] * 5, [True] * 5)])
+    assert (summary.value, summary.low, summary.high) == (50, None, None)
 
 
 def test_a_draw_without_a_value_is_counted_and_told_not_guessed():
@@ -84,6 +133,31 @@ def test_the_gain_is_that_of_the_mean_draw_on_the_same_examples():
     found = gain(plain, drawn)
     assert found.value == pytest.approx(50)
     assert found.low <= 50 <= found.high
+
+
+def test_a_gain_tells_by_its_interval_that_its_draws_lie_far_apart():
+    plain = summarise([answered(PLAIN, *[True] * 30)])
+    draws = [draw(1, *[True] * 30), draw(2, *[True] * 30), draw(3, *[False] * 30)]
+    found = gain(plain, summarise(draws))
+    assert (found.value, found.low, found.high) == (pytest.approx(-100 / 3), -100, 0)
+    assert cells(*plain.scores, *draws)["M3 − without"] == ("−33.3 [−100.0, 0.0]",)
+
+
+def test_the_gain_of_a_single_draw_is_over_the_examples_and_the_remark_says_so():
+    plain = answered(PLAIN, *[True] * 20, *[False] * 20)
+    found = gain(summarise([plain]), summarise([draw(1, *[True] * 30, *[False] * 10)]))
+    assert found.value == pytest.approx(25) and 10 <= found.low < 25 < found.high <= 40
+    (table,) = paper_tables([plain])
+    assert any("where there is one draw, over the examples alone" in remark for remark in table.remarks)
+
+
+def test_the_draws_of_dare_widen_the_gain_too():
+    """DARE and M3 against DARE, drawn thrice each."""
+    steady = [replace(draw(seed, *[True, False] * 10), dare=True) for seed in (1, 2, 3)]
+    apart = [replace(answered(PLAIN, *[seed > 0] * 20), dare=True, seed=seed, ratios="") for seed in (0, 1, 2)]
+    found = gain(summarise(apart), summarise(steady))
+    assert (found.value, found.low) == (pytest.approx(50 - 200 / 3), pytest.approx(-50, abs=20))
+    assert found.high >= 25
 
 
 def test_there_is_no_gain_over_other_examples():
