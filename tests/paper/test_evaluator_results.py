@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from scripts.paper_tables.evaluator_results import (
     read_livebench,
     read_programs,
 )
-from tests.inference_llms.support import write_rows
+from tests.inference_llms.support import read_json_lines, write_rows
 from utils.errors import UserError
 
 
@@ -62,6 +63,15 @@ def test_judgments_of_other_answers_are_not_taken(answers, about):
     assert read_livebench(answers) is None
 
 
+def test_an_answer_with_a_line_separator_inside_is_one_answer(answers):
+    (path, other) = answers
+    rows = [{**row, "choices": [{"turns": ["one\u2028two\x85three"]}]} for row in read_json_lines(path)]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    judge(path, [1, 1])
+    judge(other, [1, 1])
+    assert read_livebench(answers).score == 1
+
+
 def test_a_harness_that_tells_only_the_sum_gives_that(tmp_path):
     programs = tmp_path / "average_merging.jsonl"
     programs.write_text(json.dumps([["print(1)"], ["print(2)"], []]))
@@ -76,9 +86,18 @@ def test_a_harness_that_tells_only_the_sum_gives_that(tmp_path):
 
 
 def test_the_command_for_a_missing_evaluator_puts_its_result_where_it_is_looked_for(answers, tmp_path):
-    told = command_to_type("coding", answers, "judge")
-    assert told.startswith("judge && ")
-    assert all(str(livebench_judgments(path)) in told for path in answers)
+    for path, score in zip(answers, (1, 0), strict=True):
+        judge(path, [score] * 2)
+        judged = livebench_judgments(path)
+        theirs = tmp_path / "LiveBench/data/live_bench" / judged.relative_to(tmp_path)
+        theirs.parent.mkdir(parents=True)
+        judged.rename(theirs)
+    judge(answers[0], [1], model="judged elsewhere")
+    told = command_to_type("coding", answers, "true")
+    subprocess.run(["sh", "-c", told], cwd=tmp_path / "LiveBench", check=True)
+    assert read_livebench(answers).values == (1, 1, 0, 0)
+    models = {row["model"] for row in read_json_lines(livebench_judgments(answers[0]))}
+    assert models == {"judged elsewhere", "math_code_ties"}
     programs = tmp_path / "a b.jsonl"
     assert f"--metric_output_path '{harness_metrics_file(programs)}'" in command_to_type(
         "mbpp", [programs], "accelerate"

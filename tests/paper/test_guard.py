@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from scripts.paper_tables.guard import MEMORY_BYTES, guarded_words, run_guarded
+from scripts.paper_tables import guard
+from scripts.paper_tables.guard import MEMORY_BYTES, TORCH_MEMORY_BYTES, guarded_words, run_guarded
 from utils.errors import UserError
 
 
@@ -33,6 +34,40 @@ def test_the_network_is_not_there():
 def test_memory_ends_at_the_limit():
     with pytest.raises(UserError, match="MemoryError"):
         run(f"bytearray({MEMORY_BYTES})")
+
+
+CHILDREN = """
+import subprocess, sys, time
+children = [subprocess.Popen([sys.executable, "-c", {program!r}], start_new_session=True) for _ in range({number})]
+print([child.wait() for child in children])
+"""
+
+
+def test_memory_of_several_processes_ends_at_their_common_limit(monkeypatch):
+    monkeypatch.setattr(guard, "TOTAL_MEMORY_BYTES", 1 << 30)
+    program = CHILDREN.format(program="import time; held = b'x' * (400 << 20); time.sleep(30)", number=3)
+    with pytest.raises(UserError, match=r"its processes held .* GiB together \(the limit is 1\) and were ended"):
+        run(program)
+
+
+def test_memory_that_processes_share_is_counted_once(monkeypatch):
+    monkeypatch.setattr(guard, "TOTAL_MEMORY_BYTES", 1 << 30)
+    forked = "import os, time; held = b'x' * (400 << 20); [os.fork() for _ in range(2)]; time.sleep(2); print('whole')"
+    assert run(forked).split() == ["whole"] * 4
+
+
+def test_processes_without_end_are_ended(monkeypatch):
+    monkeypatch.setattr(guard, "PROCESSES", 20)
+    with pytest.raises(UserError, match=r"started \d+ processes \(the limit is 20\) and was ended"):
+        run(CHILDREN.format(program="import time; time.sleep(30)", number=30))
+    assert run(CHILDREN.format(program="", number=10)) == f"{[0] * 10}\n"
+
+
+def test_an_evaluator_that_maps_much_memory_can_be_given_it():
+    program = "import mmap; mmap.mmap(-1, 5 << 30)"
+    with pytest.raises(UserError, match="Cannot allocate memory"):
+        run(program)
+    run_guarded([sys.executable, "-c", program], 60, memory_bytes=TORCH_MEMORY_BYTES)
 
 
 def test_what_takes_too_long_is_ended_with_all_that_it_started(tmp_path):

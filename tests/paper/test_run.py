@@ -13,7 +13,7 @@ from scripts.make_tables import main as make_tables
 from scripts.paper_tables.commands import Setting
 from scripts.paper_tables.evaluate import evaluate
 from scripts.plot_figures import main as plot_figures
-from tests.inference_llms.support import ROOT, pass_at_1, read_json_lines
+from tests.inference_llms.support import ROOT, pass_at_1, read_json_lines, write_rows
 from tests.paper.support import SCRIPTS, read_scores, run_script
 
 TABLE = """
@@ -139,10 +139,51 @@ def test_files_are_in_the_forms_of_the_evaluators(first_run):
         assert row["model_id"] == model_answers.stem
 
 
-def test_the_evaluator_itself_gives_the_value_in_the_table(first_run):
+@pytest.mark.parametrize("dataset", ["HumanEval", "MBPP"])
+def test_the_evaluator_itself_gives_the_value_in_the_table(first_run, dataset):
     results, _ = first_run
-    (row,) = scores_of(results, dataset="HumanEval", mixup="False")
+    (row,) = scores_of(results, dataset=dataset, mixup="False")
     assert 100 * pass_at_1(row["evaluator_command"]) == pytest.approx(float(row["value"]))
+
+
+def test_a_score_names_no_evaluator_that_did_not_score(first_run):
+    results, _ = first_run
+    (row,) = scores_of(results, dataset="AlpacaEval", mixup="False")
+    assert (row["metric"], row["evaluator_command"]) == ("agreement", "")
+    (row,) = scores_of(results, dataset="MBPP", mixup="False")
+    assert "accelerate" not in row["evaluator_command"]
+
+
+def test_results_are_judged_by_the_set_that_the_run_asked(results, tmp_path, capsys):
+    before = {row["dataset"]: row["value"] for row in scores_of(results, mixup="False")}
+    for path in [*results.rglob("mbpp/*_results.jsonl"), *results.rglob("*_agreement.json")]:
+        path.unlink()
+    other = tmp_path / "other"
+    rows = read_json_lines(ROOT / "scripts/tiny_zoo/data/mbpp.test.jsonl")
+    write_rows(other / "mbpp.test.jsonl", [{**row, "test_list": ["assert False"]} for row in rows])
+    instructions = json.loads((ROOT / "scripts/tiny_zoo/data/alpaca_eval.json").read_text())
+    (other / "alpaca_eval.json").write_text(json.dumps([{**row, "output": "another"} for row in instructions]))
+    evaluate(Setting(results, "tiny", other, "transformers", None), allow_code_execution=True)
+    tables_again(results, capsys)
+    assert before["MBPP"] != "0.0"
+    assert {row["dataset"]: row["value"] for row in scores_of(results, mixup="False")} == before
+
+
+def test_the_reference_of_a_run_with_data_of_its_own_is_that(results, tmp_path, capsys):
+    answers = results / "save_gen_instruct_responses_results/instruct_code/alpaca_eval/average_merging.json"
+    answers.with_name(f"{answers.name}_agreement.json").unlink()
+    rows = [{**row, "output": row["output"].strip()} for row in json.loads(answers.read_text())]
+    own = tmp_path / "own" / "alpaca_eval.json"
+    own.parent.mkdir()
+    own.write_text(json.dumps(rows))
+    scores = results / "save_scores" / f"{NAME}.json"
+    of_tasks = json.loads(scores.read_text())
+    of_tasks["alpaca_eval"]["data_dir"] = str(own.parent)
+    scores.write_text(json.dumps(of_tasks))
+    evaluate(Setting(results, "tiny", own.parent, "transformers", None), allow_code_execution=False)
+    tables_again(results, capsys)
+    (row,) = scores_of(results, dataset="AlpacaEval", mixup="False")
+    assert float(row["value"]) == 100
 
 
 def test_a_missing_result_is_named_and_its_cell_marked(results, capsys):
