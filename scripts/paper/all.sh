@@ -3,14 +3,8 @@
 #   bash scripts/paper/all.sh --models tiny            the whole of it on the tiny models, on a laptop
 #   bash scripts/paper/all.sh --models DIR --dry_run   what it would take on this machine
 set -euo pipefail
-here=$(dirname "${BASH_SOURCE[0]}")
-PAPER_CELLS=$(mktemp)
-export PAPER_CELLS
+source "$(dirname "${BASH_SOURCE[0]}")/shared.sh"
 for table in performance dare ood adversarial alpha; do
-    bash "$here/$table.sh"
+    PAPER_CELLS=$cells_file bash "$scripts_paper/$table.sh"
 done
-listed=$PAPER_CELLS
-unset PAPER_CELLS
-source "$here/shared.sh"
-cells_file=$listed
 run_cells "$@"

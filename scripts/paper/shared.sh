@@ -10,7 +10,12 @@ THREE="--merge_instruct --merge_math --merge_code"
 METHODS=("average_merging" "task_arithmetic" "ties_merging")
 
 scripts_paper=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-cells_file=${PAPER_CELLS:-$(mktemp)}
+if [ -n "${PAPER_CELLS:-}" ]; then
+    cells_file=$PAPER_CELLS
+else
+    cells_file=$(mktemp)
+    trap 'rm -f "$cells_file"' EXIT
+fi
 
 # cell SCRIPT OPTIONS...: a call of an entry script. Same call, same cell: tables share it.
 cell() {
@@ -29,11 +34,14 @@ run_cells() {
     if [ -n "${PAPER_CELLS:-}" ]; then
         return # all.sh runs the cells of all tables together
     fi
-    trap 'rm -f "$cells_file"' EXIT
-    cd "$scripts_paper/../.."
-    local python=${PYTHON:-.venv/bin/python}
-    if [ ! -x "$python" ]; then
-        python=$(command -v python3)
+    local typed_in=$PWD python=.venv/bin/python
+    if [ -n "${PYTHON:-}" ]; then
+        python=$(type -P "$PYTHON") || { echo "error: PYTHON=$PYTHON: no such program" >&2 && exit 2; }
+        [[ $python = /* ]] || python=$typed_in/$python
     fi
-    "$python" -m scripts.paper_tables.run_cells --cells "$cells_file" "$@"
+    cd "$scripts_paper/../.."
+    if [ ! -x "$python" ]; then
+        python=$(type -P python3)
+    fi
+    "$python" -m scripts.paper_tables.run_cells --cells "$cells_file" --typed_in "$typed_in" "$@"
 }

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -17,6 +17,7 @@ from utils.whole_files import write_json
 
 MAIN_JOB = "merge_llms_instruct_math_code.py"
 ATTACKS = "promptbench/"  # how the scripts of attacks begin
+LIVEBENCH = "ood_robust_inference.py"
 MERGED = "MERGED"  # stands in a cell's words for the folder of its merge
 STATES = "paper_cells"  # below the results' folder
 
@@ -50,17 +51,29 @@ class Cell:
         """The tasks, or attacked sets, that it asks."""
         if self.script.startswith(ATTACKS):
             return [Path(self.script).stem]
-        if "--evaluate_task" in self.words:
-            return [self.words[self.words.index("--evaluate_task") + 1]]
+        if self.script == LIVEBENCH:
+            return _values("--evaluate_task", self.words)
         if "--tasks" in self.merge:
-            named = self.merge[self.merge.index("--tasks") + 1 :]
-            return list(takewhile(lambda word: not word.startswith("--"), named))
+            return _values("--tasks", self.merge)
         return [task for role, tasks in TASKS_OF_ROLE.items() if f"--merge_{role}" in self.merge for task in tasks]
 
     @property
     def attacks(self) -> list[str]:
         """The attacks on the set's prompt; none of a cell that attacks nothing."""
-        return list(self.words[self.words.index("--attack_method") + 1 :]) if self.script.startswith(ATTACKS) else []
+        return _values("--attack_method", self.words) if self.script.startswith(ATTACKS) else []
+
+    def check(self) -> None:
+        """Raise UserError where the words do not tell what the results will be of."""
+        if self.script.startswith(ATTACKS) and (not self.attacks or "all" in self.attacks):
+            raise UserError("--attack_method: name each attack, for each has a row in the tables; `all` names none")
+        if self.script == LIVEBENCH and len(self.tasks) != 1:
+            raise UserError("--evaluate_task: name the task, for the tables go by it")
+
+
+def _values(option: str, words: Sequence[str]) -> list[str]:
+    """The words behind an option, up to the next one; none where it is not there."""
+    behind = words[words.index(option) + 1 :] if option in words else ()
+    return list(takewhile(lambda word: not word.startswith("--"), behind))
 
 
 def cell_of_text(text: str) -> Cell:
@@ -98,12 +111,12 @@ def read_state(results_dir: Path, cell: Cell) -> dict[str, Any]:
     return read_json_object(path, "remove it, and its cell is run again") if path.is_file() else {}
 
 
-def write_state(results_dir: Path, cell: Cell, commands: Iterable[Sequence[str]], **about: Any) -> None:
-    """Put a cell on record: its commands as they stand in a shell at the project's root, and what is known `about` it
+def write_state(results_dir: Path, cell: Cell, commands: Sequence[str], **about: Any) -> None:
+    """Put a cell on record: its `commands` as they stand in a shell at the project's root, and what is known `about` it
     (`status`: planned, running, done or failed; `reason`, `seconds`, `results`)."""
     state = {
         "tables": list(cell.tables),
-        "commands": [shlex.join(words) for words in commands],
+        "commands": list(commands),
         "cell": shlex.join([*cell.merge, "--", *cell.words]),
         **about,
     }

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from merge_llms_instruct_math_code import build_parser, chosen_roles, merge_parameters
+from merge_llms_instruct_math_code import build_parser, chosen_roles, merge_parameters, request_of_folders
 from model_merging_methods.merge_parameters import run_name
-from model_merging_methods.merge_record import RECORD_FILE, tasks_name
+from model_merging_methods.merge_record import RECORD_FILE, is_same_merge, read_record, tasks_name
 from scripts.paper_tables.cell import ATTACKS, MAIN_JOB, MERGED, Cell
+from utils.errors import UserError
+from utils.json_files import read_json_object
 from utils.output_places import OutputPlaces
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -81,12 +83,33 @@ def cell_commands(cell: Cell, setting: Setting) -> list[list[str]]:
     ]
 
 
-def commands_to_run(cell: Cell, setting: Setting) -> list[list[str]]:
-    """Of a cell's commands those that are needed: no merge of a model that is there."""
-    commands = cell_commands(cell, setting)
-    if len(commands) > 1 and (merged_model(cell, setting) / RECORD_FILE).is_file():
-        return commands[1:]
-    return commands
+def other_merge(cell: Cell, setting: Setting) -> str | None:
+    """Why the merge on record in a cell's place is not the one that its commands would make; None where it is, or none
+    is on record. The weights may be deleted by then."""
+    records = (merged_model(cell, setting) / RECORD_FILE, kept_record(merge_places(cell, setting)))
+    record = next((path for path in records if path.is_file()), None)
+    if record is None:
+        return None
+    try:
+        options = build_parser().parse_args([*cell.merge, *_model_words(cell, setting)])
+        roles = chosen_roles(options)
+        request = request_of_folders(options, roles, merge_parameters(options, roles))
+        if is_same_merge(read_record(record), request):
+            return None
+    except (UserError, OSError) as error:
+        return str(error)
+    return f"{setting.results_dir} holds this merge of other models; choose another --results_dir"
+
+
+def results_there(cell: Cell, setting: Setting) -> set[str]:
+    """Of a cell's attacks, or else of its tasks, those whose results are there."""
+    places = merge_places(cell, setting)
+    if cell.attacks:
+        return {attack for attack in cell.attacks if places.adversarial_result(cell.tasks[0], attack).is_file()}
+    try:
+        return set(cell.tasks) & read_json_object(places.scores(), "").keys()
+    except UserError:
+        return set()
 
 
 def result_files(cell: Cell, setting: Setting) -> list[Path]:

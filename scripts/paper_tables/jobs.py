@@ -3,8 +3,10 @@
 import logging
 import os
 import queue
+import re
 import shlex
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -12,6 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from model_merging_methods.merge_record import RECORD_FILE
 from scripts.paper_tables.cell import Cell, read_state, state_path, write_state
@@ -19,13 +22,14 @@ from scripts.paper_tables.commands import (
     ROOT,
     Setting,
     cell_commands,
-    commands_to_run,
     interpreter_words,
     kept_record,
     merge_places,
     merged_model,
+    other_merge,
     output_dir,
     result_files,
+    results_there,
     shell_words,
 )
 from utils.errors import UserError
@@ -34,6 +38,9 @@ log = logging.getLogger(__name__)
 
 # What a cell may come to.
 PLANNED, RUNNING, DONE, FAILED = "planned", "running", "done", "failed"
+ERROR = "error: "  # how the line begins in which a script tells what is wrong
+SIGNALS = {each.value: each.name for each in signal.Signals}
+LARGEST_ENDING = 1 << 16  # bytes of a log that are looked through for that line
 
 
 @dataclass(frozen=True)
@@ -55,12 +62,12 @@ def jobs_of_cells(cells: Sequence[Cell], setting: Setting) -> list[list[Cell]]:
 
 
 def is_done(cell: Cell, setting: Setting) -> bool:
-    """Whether a cell was run with these very commands and its results are still there."""
+    """Whether a cell was run with these very commands, on however many GPUs, and all its results are still there."""
     state = read_state(setting.results_dir, cell)
     return (
         state.get("status") == DONE
-        and state.get("commands") == [shlex.join(shell_words(words)) for words in cell_commands(cell, setting)]
-        and all(path.is_file() for path in result_files(cell, setting))
+        and _without_gpus(state["commands"]) == _without_gpus(_typed_commands(cell, setting))
+        and results_there(cell, setting) == set(cell.attacks or cell.tasks)
     )
 
 
@@ -102,12 +109,13 @@ def run_job(
 ) -> list[Outcome]:
     """Run one merge's cells in turn, until `stopped` is set."""
     outcomes = []
+    ran: set[tuple[str, ...]] = set()
     for cell in job:
         if stopped.is_set():
             return outcomes
         if is_done(cell, setting):
             continue
-        outcome = run_cell(cell, setting, slot)
+        outcome = run_cell(cell, setting, slot, ran)
         outcomes.append(outcome)
         told = "" if outcome.reason is None else f": {outcome.reason}"
         log.info("%s: %s%s", outcome.status, cell.name, told)
@@ -116,41 +124,54 @@ def run_job(
     return outcomes
 
 
-def run_cell(cell: Cell, setting: Setting, slot: dict[str, str]) -> Outcome:
-    """Run a cell's commands, up to the first that fails; their output goes to a log beside its state."""
+def run_cell(cell: Cell, setting: Setting, slot: dict[str, str], ran: set[tuple[str, ...]]) -> Outcome:
+    """Run a cell's commands, up to the first that fails; their output goes to a log beside its state.
+
+    What stands in `ran` was run for another cell of the same merge; what is run now is added to it. The merge is asked
+    for even where a model is there already: the main job knows whether it is the same."""
     _keep(cell, setting, RUNNING)
     started = time.time()
-    with open(log_path(cell, setting), "w", encoding="utf-8") as output:
-        for words in commands_to_run(cell, setting):
-            reason = run_command(words, slot, output)
-            _keep_merge_record(cell, setting)
+    commands = cell_commands(cell, setting)
+    reason = None if tuple(commands[0]) in ran else other_merge(cell, setting)
+    with open(log_path(cell, setting), "wb") as output:
+        for words in commands:
+            if reason is None and tuple(words) not in ran:
+                reason = run_command(words, slot, output)
+                _keep_merge_record(cell, setting)
             if reason is not None:
                 _keep(cell, setting, FAILED, reason=reason)
                 return Outcome(cell, FAILED, reason)
+            ran.add(tuple(words))
     results = [str(path) for path in result_files(cell, setting)]
     _keep(cell, setting, DONE, started=started, seconds=time.time() - started, results=results)
     return Outcome(cell, DONE)
 
 
-def run_command(words: Sequence[str], slot: dict[str, str], output) -> str | None:
-    """Run a command; returns what its last line says where it failed."""
-    output.write(f"$ {shlex.join(shell_words(words))}\n")
+def run_command(words: Sequence[str], slot: dict[str, str], output: BinaryIO) -> str | None:
+    """Run a command, whose words go to the file `output` as they come; returns why it failed, or None."""
+    output.write(f"$ {shlex.join(shell_words(words))}\n".encode())
     output.flush()
-    environment = {**os.environ, **slot}
+    start = output.tell()
+    # Unbuffered, so that lines stand in the log in the order in which they were written.
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **slot}
     done = subprocess.run(
-        interpreter_words(words),
-        cwd=ROOT,
-        env=environment,
-        stdout=output,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
+        interpreter_words(words), cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False
     )
-    output.write(done.stderr)
-    if done.returncode == 0:
-        return None
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    return lines[-1].removeprefix("error: ") if lines else f"ended with status {done.returncode} and no word"
+    return None if done.returncode == 0 else why_it_ended(done.returncode, Path(output.name), start)
+
+
+def why_it_ended(status: int, log_file: Path, start: int) -> str:
+    """In a line, why a command failed that ended with this `status` (negative: minus the signal that killed it) and
+    wrote to `log_file` from byte `start` on: the error that it told, else its last line."""
+    if status == -signal.SIGKILL:
+        return "killed by SIGKILL; out of memory?"
+    if status < 0:
+        return f"killed by {SIGNALS.get(-status, f'signal {-status}')}"
+    with open(log_file, "rb") as file:
+        file.seek(max(start, file.seek(0, os.SEEK_END) - LARGEST_ENDING))
+        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+    told = [line for line in lines if line.startswith(ERROR)] or [line for line in lines if line]
+    return told[-1].removeprefix(ERROR) if told else f"ended with status {status} and no word"
 
 
 def log_path(cell: Cell, setting: Setting) -> Path:
@@ -161,14 +182,27 @@ def check_cells(cells: Sequence[Cell], setting: Setting) -> None:
     """Raise UserError, before anything runs, for a cell whose words make no sense."""
     for cell in cells:
         try:
+            cell.check()
             cell_commands(cell, setting)
         except UserError as error:
             raise UserError(f"cell {cell.name}: {error}") from None
 
 
+def _typed_commands(cell: Cell, setting: Setting) -> list[str]:
+    return [shlex.join(shell_words(words)) for words in cell_commands(cell, setting)]
+
+
+def _without_gpus(commands: Sequence[str]) -> list[str]:
+    return [re.sub(r" --tensor_parallel_size \d+", "", command) for command in commands]
+
+
 def _keep(cell: Cell, setting: Setting, status: str, **about) -> None:
+    """Put on record what has become of a cell. Results that are there stay those of the commands that made them, until
+    others have taken their place."""
     places = merge_places(cell, setting)
-    commands = [shell_words(words) for words in cell_commands(cell, setting)]
+    commands = _typed_commands(cell, setting)
+    if status != DONE and results_there(cell, setting):
+        commands = read_state(setting.results_dir, cell).get("commands", [])
     write_state(
         setting.results_dir,
         cell,

@@ -2,18 +2,21 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from inference_llms.command_line import positive_number, whole_number
 from scripts.make_tables import make_tables
-from scripts.paper_tables.cell import Cell, read_cells
+from scripts.paper_tables.cell import read_cells
 from scripts.paper_tables.collect import collect_scores
-from scripts.paper_tables.commands import TINY, Setting
+from scripts.paper_tables.commands import ROOT, TINY, Setting
 from scripts.paper_tables.estimate import print_plan
 from scripts.paper_tables.evaluate import evaluate
-from scripts.paper_tables.jobs import FAILED, Outcome, check_cells, jobs_of_cells, run_jobs
-from scripts.paper_tables.machine import find_machine, job_slots
+from scripts.paper_tables.jobs import DONE, FAILED, Outcome, check_cells, jobs_of_cells, run_jobs
+from scripts.paper_tables.machine import GPUS_OF_A_MODEL, find_machine, job_slots, tensor_parallel_size
 from scripts.paper_tables.slurm import write_job_array
 from scripts.plot_figures import plot_figures
 from utils.command_line import OneLineParser
@@ -28,7 +31,8 @@ BACKENDS = ("auto", "vllm", "transformers")
 def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="bash scripts/paper/TABLE.sh", description=__doc__, allow_abbrev=False)
     parser.add_argument("--cells", type=Path, required=True, help=argparse.SUPPRESS)  # the shell script's
-    parser.add_argument("--job", type=int, help=argparse.SUPPRESS)  # a job array's
+    parser.add_argument("--typed_in", type=Path, default=ROOT, help=argparse.SUPPRESS)  # what paths count from
+    parser.add_argument("--job", type=whole_number, help=argparse.SUPPRESS)  # a job array's
     parser.add_argument(
         "--models",
         metavar="tiny|DIR",
@@ -38,7 +42,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--results_dir", type=Path, help="where all of it goes (default: paper_results[_tiny])")
     parser.add_argument("--data_dir", type=Path, help="folder looked in for the sets' files before `datasets`")
     parser.add_argument("--backend", choices=BACKENDS, help="what completes the prompts (default: auto)")
-    parser.add_argument("--tensor_parallel_size", type=int, help="vLLM: GPUs per layer; GPUs left over run more jobs")
+    parser.add_argument(
+        "--tensor_parallel_size",
+        type=positive_number,
+        help=f"vLLM: GPUs per layer; GPUs left over run more jobs (default: {GPUS_OF_A_MODEL}, or all if fewer)",
+    )
     parser.add_argument("--delete_merged_models", action="store_true", help="keep a merge's record, not its weights")
     parser.add_argument(
         "--allow_code_execution",
@@ -63,16 +71,23 @@ def run(options: argparse.Namespace) -> None:
     check_cells(cells, setting)
     jobs = jobs_of_cells(cells, setting)
     machine = find_machine(setting.results_dir)
-    slots = job_slots(machine, options.tensor_parallel_size, setting.is_tiny)
-    if options.dry_run:
-        print_plan(jobs, setting, machine, len(slots), options.delete_merged_models)
-        return
-    if options.slurm:
-        script = write_job_array(options, setting, len(jobs))
+    writes_array = options.slurm and not options.dry_run
+    # The machines of an array are others than the one that it is written on.
+    gpus = GPUS_OF_A_MODEL if writes_array else len(machine.gpus)
+    size = tensor_parallel_size(setting.tensor_parallel_size, setting.backend, gpus)
+    setting = replace(setting, tensor_parallel_size=size)
+    if writes_array:
+        script = write_job_array(options.cells, jobs, setting, options.delete_merged_models)
         log.info("sbatch %s", script)
         log.info("When its jobs have ended, type this command again without --slurm: evaluators, tables, figures.")
         return
+    slots = job_slots(machine, size, setting.is_tiny)
+    if options.dry_run:
+        print_plan(jobs, setting, machine, len(slots), options.delete_merged_models)
+        return
     if options.job is not None:
+        if options.job >= len(jobs):
+            raise UserError(f"--job {options.job}: {options.cells} holds {len(jobs)} merges, numbered from 0")
         jobs = [jobs[options.job]]
         slots = slots[:1]
     outcomes = run_jobs(jobs, setting, slots, options.delete_merged_models)
@@ -81,23 +96,39 @@ def run(options: argparse.Namespace) -> None:
         scores = collect_scores(setting.results_dir)
         make_tables(setting.results_dir, scores)
         plot_figures(setting.results_dir, scores)
-    report(cells, outcomes)
+    report(sum(map(len, jobs)), outcomes)
     if any(outcome.status == FAILED for outcome in outcomes):
         raise UserError(f"some cells failed; their logs are in {setting.results_dir / 'paper_cells'}")
 
 
 def setting_of_options(options: argparse.Namespace) -> Setting:
-    models = options.models
-    if models is not None and models != TINY and not Path(models).is_dir():
-        raise UserError(f"--models {models}: neither `{TINY}` nor a folder")
-    name = "paper_results_tiny" if models == TINY else "paper_results"
+    models, data_dir = options.models, options.data_dir
+    if models is not None and models != TINY:
+        models = str(from_root(Path(models), options.typed_in))
+        if not Path(models).is_dir():
+            raise UserError(f"--models {options.models}: neither `{TINY}` nor a folder")
+    if options.results_dir is None:
+        results_dir = Path("paper_results_tiny" if models == TINY else "paper_results")
+    else:
+        results_dir = from_root(options.results_dir, options.typed_in)
+    if data_dir is not None:
+        data_dir = from_root(data_dir, options.typed_in)
     backend = options.backend or ("transformers" if models == TINY else "auto")
-    results_dir = options.results_dir or Path(name)
-    return Setting(results_dir, models, options.data_dir, backend, options.tensor_parallel_size)
+    return Setting(results_dir, models, data_dir, backend, options.tensor_parallel_size)
 
 
-def report(cells: Sequence[Cell], outcomes: Sequence[Outcome]) -> None:
-    log.info("%d cells: %d run now, the others done before", len(cells), len(outcomes))
+def from_root(path: Path, typed_in: Path) -> Path:
+    """A path that was typed in a folder as it is typed at the project's root, where commands run."""
+    if path.is_absolute():
+        return path
+    place = Path(os.path.normpath(typed_in / path))
+    return place.relative_to(ROOT) if place.is_relative_to(ROOT) else place
+
+
+def report(number_of_cells: int, outcomes: Sequence[Outcome]) -> None:
+    done = sum(outcome.status == DONE for outcome in outcomes)
+    before = number_of_cells - len(outcomes)
+    log.info("%d cells: %d done now, %d before, %d failed", number_of_cells, done, before, len(outcomes) - done)
     reasons: dict[str, list[str]] = {}
     for outcome in outcomes:
         if outcome.status == FAILED:

@@ -117,7 +117,7 @@ def test_cells_already_done_are_skipped(first_run, table):
     results, _ = first_run
     before = {path: path.stat().st_mtime_ns for path in results.rglob("save_raw_generations/**/*.jsonl")}
     done = run_script(table, "--models", "tiny", "--results_dir", results, "--allow_code_execution")
-    assert "4 cells: 1 run now" in done.stdout
+    assert "4 cells: 0 done now, 3 before, 1 failed" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
