@@ -10,6 +10,7 @@ import pytest
 from merge_llms_instruct_math_code import main as main_job
 from scripts.make_tables import main as make_tables
 from scripts.paper_tables.cell import MAIN_JOB, STATES, Cell, write_state
+from scripts.paper_tables.commands import CLASSIFIER_RESULTS
 from tests.paper.results_by_hand import (
     ANSWERS,
     ATTACK,
@@ -167,3 +168,24 @@ def test_no_note_repeats_the_word_before_it(results, capsys):
     assert "HumanEval): not run yet" in said
     assert scores["MATH"]["note"].startswith("the cell ran, and its result is not there any more")
     assert not any(row["note"].startswith(row["status"]) for row in read_scores(results))
+
+
+def test_an_attacked_cell_is_found_below_the_folder_of_the_tiny_classifier(results):
+    (results / "classifier").rename(results / CLASSIFIER_RESULTS)
+    words = ("promptbench/sst2.py", "--model_path", "MERGED", "--attack_method", "stresstest", "deepwordbug")
+    about = {"root": f"where/it/was/{CLASSIFIER_RESULTS}", "tasks_name": "instruct_code", "name": "average_merging"}
+    write_state(
+        results,
+        Cell((), MERGE, words),
+        [["python", "merge.py"], ["python", *words]],
+        status="failed",
+        reason="no room",
+        **about,
+    )
+    make_tables([str(results)])
+    rows = {row["attack"]: row for row in read_scores(results) if row["dataset"] == "SST-2"}
+    assert {name: row["status"] for name, row in rows.items()} == {"stresstest": "ok", "deepwordbug": "missing"}
+    assert rows["deepwordbug"]["note"] == "failed: no room"
+    for row in rows.values():
+        assert Path(row["merge_record"]).is_relative_to(results / CLASSIFIER_RESULTS)
+        assert (row["merge_command"], row["command"].split()[1]) == ("python merge.py", "promptbench/sst2.py")
