@@ -1,23 +1,37 @@
 """Call the evaluators that are installed on the files that runs wrote; say which commands remain for the others."""
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from scripts.paper_tables.commands import Setting
-from scripts.paper_tables.evaluator_results import command_to_type, read_alpaca_eval, read_livebench, read_programs
+from scripts.paper_tables.evaluator_results import command_to_type
 from scripts.paper_tables.judge_answers import judge_answers
 from scripts.paper_tables.judge_livebench import CATEGORIES, RUNS_PROGRAMS, judge_livebench
 from scripts.paper_tables.judge_programs import judge_programs
-from scripts.paper_tables.to_judge import ASK_FIRST, ToJudge
+from scripts.paper_tables.stored_results import (
+    check_record,
+    own_evaluator_command,
+    own_files,
+    read_task_records,
+    scores_files,
+)
+from scripts.paper_tables.to_judge import (
+    ASK_FIRST,
+    BROKEN,
+    JUDGED_TASKS,
+    PROGRAM_TASKS,
+    ToJudge,
+    note_key,
+    read_judged,
+    reason_of,
+)
 from utils.errors import UserError
 from utils.whole_files import write_json
 
 log = logging.getLogger(__name__)
 
 NOTES = "paper_evaluators.json"  # below the results' folder: why a file was not judged
-PROGRAM_TASKS = ("human_eval", "mbpp")
 
 
 def evaluate(setting: Setting, allow_code_execution: bool) -> None:
@@ -29,9 +43,10 @@ def evaluate(setting: Setting, allow_code_execution: bool) -> None:
         items = [item for item in waiting if item.task == task]
         try:
             notes |= _judge(task, items, setting, allow_code_execution)
-        except (UserError, OSError, ValueError, KeyError) as error:
-            notes |= {item.key: str(error) for item in items}
-    write_json(setting.results_dir / NOTES, notes)
+        except BROKEN as error:
+            notes |= {item.key: reason_of(error) for item in items}
+    on_record = {note_key(setting.results_dir, Path(key)): reason for key, reason in notes.items()}
+    write_json(setting.results_dir / NOTES, on_record)
     for reason in dict.fromkeys(notes.values()):
         concerned = [item for item in waiting if notes.get(item.key) == reason]
         log.info("not judged, %d files: %s", len(concerned), reason)
@@ -48,26 +63,27 @@ def _judge(task: str, items: Sequence[ToJudge], setting: Setting, allow_code_exe
 
 
 def files_to_judge(results_dir: Path) -> Iterator[ToJudge]:
-    """Whatever a scores file below `results_dir` names an evaluator for."""
-    for path in sorted(results_dir.rglob("save_scores/**/*.json")):
+    """Whatever a scores file below `results_dir` names an evaluator for that is known here. What is not whole is left
+    out: it is told where scores are collected."""
+    for scores in scores_files(results_dir):
         try:
-            scores = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            continue  # told where scores are collected
-        for task, score in scores.items():
-            if score.get("evaluator_command") and score.get("files"):
-                data_dir = None if score.get("data_dir") is None else Path(score["data_dir"])
-                files = tuple(Path(file) for file in score["files"])
-                yield ToJudge(task, files, score["evaluator_command"], data_dir)
+            records = read_task_records(scores.path)
+        except UserError:
+            continue
+        for task, record in records.items():
+            try:
+                check_record(scores.path, task, record)
+            except UserError:
+                continue
+            files, command = own_files(record, scores.places.root), own_evaluator_command(record, scores.places.root)
+            if task in JUDGED_TASKS and files and command:
+                data_dir = None if record.get("data_dir") is None else Path(record["data_dir"])
+                yield ToJudge(task, tuple(files), command, data_dir)
 
 
 def is_judged(item: ToJudge) -> bool:
     """Whether there is a result of an evaluator, of the files as they are now."""
     try:
-        if item.task in PROGRAM_TASKS:
-            return read_programs(item.task, item.files[0]) is not None
-        if item.task in CATEGORIES:
-            return read_livebench(item.files) is not None
-        return read_alpaca_eval(item.files[0]) is not None
-    except (UserError, KeyError, IndexError):
+        return read_judged(item.task, item.files) is not None
+    except UserError:
         return False

@@ -1,25 +1,46 @@
 """What the record of a merge, its words or its log tell of it."""
 
+import shlex
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from inference_llms.tasks import TASKS_OF_ROLE
 from merge_llms_instruct_math_code import build_parser, chosen_roles, merge_parameters
 from model_merging_methods.merge_parameters import Mask, Mixup
 from model_merging_methods.merge_record import PRETRAINED, RECORD_FILE
 from model_merging_methods.model_card import model_name
 from scripts.paper_tables.names import METHODS, models_name
+from scripts.paper_tables.stored_results import split_at
 from utils.errors import UserError
 from utils.json_files import read_json_object
-from utils.output_places import SINGLE_MODEL
+from utils.output_places import SINGLE_MODEL, OutputPlaces
 
 
-def about_merge(root: Path, tasks: str, name: str) -> dict[str, Any]:
-    """What the record of a merge says of it; little where there is no record."""
-    record_path = root / "merge_records" / tasks / f"{name}.json"
+def merges_on_record(results_dir: Path) -> dict[tuple[Path, str], OutputPlaces]:
+    """The places of every merge whose record lies below a results' folder, by their root and the merge's name in one
+    word: records that outlived the weights, and those beside weights."""
+    found = []
+    for path in results_dir.rglob("merge_records/*/**/*.json"):
+        root, (tasks, *name) = split_at(results_dir, path, "merge_records")
+        found.append(OutputPlaces(root, tasks, "/".join(name).removesuffix(".json")))
+    for path in results_dir.rglob(f"save_merge_models/*/*/**/{RECORD_FILE}"):
+        root, (tasks, _, *name, _) = split_at(results_dir, path, "save_merge_models")
+        if name and not path.parent.name.startswith("."):  # hidden: a merge that was killed
+            found.append(OutputPlaces(root, tasks, "/".join(name)))
+    return {(places.root, places.model): places for places in found}
+
+
+def about_merge(places: OutputPlaces) -> dict[str, Any]:
+    """What the record of a merge says of it; little where there is none. Where it is not whole, its path, and no
+    fingerprint."""
+    tasks, name = places.tasks, places.name
+    record_path = places.root / "merge_records" / tasks / f"{name}.json"
     if not record_path.is_file():
-        record_path = next((root / "save_merge_models" / tasks).glob(f"*/{name}/{RECORD_FILE}"), record_path)
+        beside_weights = sorted((places.root / "save_merge_models" / tasks).glob(f"*/{name}/{RECORD_FILE}"))
+        record_path = beside_weights[0] if beside_weights else record_path
     about: dict[str, Any] = {
         "models": models_name(tasks) if tasks != SINGLE_MODEL else name,
         "inputs": "",
@@ -38,8 +59,8 @@ def about_merge(root: Path, tasks: str, name: str) -> dict[str, Any]:
     try:
         record = read_json_object(record_path, "")
         return {**about, **_about_parameters(record["parameters"]), **_record_fields(record_path, record)}
-    except (UserError, KeyError, TypeError):
-        return about
+    except (UserError, KeyError, TypeError, AttributeError):
+        return {**about, "merge_record": str(record_path)}
 
 
 def _record_fields(path: Path, record: Mapping[str, Any]) -> dict[str, str]:
@@ -91,11 +112,34 @@ def about_words(merge: Sequence[str]) -> dict[str, Any]:
     return _about_parameters(asdict(parameters))
 
 
-def logged_command(root: Path, tasks: str, name: str) -> str:
-    """The command of a merge's last log; empty where there is none."""
-    logs = sorted((root / "save_merge_llm_logs" / tasks / name).glob("*.log"))
-    for line in logs[-1].read_text(encoding="utf-8").splitlines() if logs else ():
+def logged_commands(places: OutputPlaces, task: str) -> tuple[str, str]:
+    """The last logged command that asked a merge `task`, and the last that made the merge; empty where there is
+    none."""
+    asked = made = ""
+    for log in sorted((places.root / "save_merge_llm_logs" / places.tasks / places.name).glob("*.log")):
+        command = _command_of_log(log)
+        options = _options_of_command(command)
+        if options is None:
+            continue
+        if options.backend != "replay":
+            made = command
+        tasks = options.tasks or [name for role in places.tasks.split("_") for name in TASKS_OF_ROLE.get(role, ())]
+        if task in tasks and not options.merge_only:
+            asked = command
+    return asked, made
+
+
+def _command_of_log(path: Path) -> str:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         _, mark, command = line.partition("command: ")
         if mark:
             return command
     return ""
+
+
+def _options_of_command(command: str) -> Namespace | None:
+    """The options of a command of the main job; None where it is none that this version knows."""
+    try:
+        return build_parser().parse_args(shlex.split(command)[2:]) if command else None
+    except (UserError, ValueError):
+        return None

@@ -2,12 +2,15 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from utils.intervals import mean_interval, wilson_interval
 
-OK = "ok"
+OK, MISSING, UNREADABLE, CONFLICT = "ok", "missing", "unreadable", "two results"
+# The fields of a score that has no value.
+NO_VALUE: dict[str, Any] = {"value": None, "low": None, "high": None, "values": None, "right": None}
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,14 @@ class Score:
     @property
     def draw(self) -> tuple:
         return (self.seed, self.ratios)
+
+
+def without_value(about: Mapping[str, Any], dataset: str, attack: str, status: str, note: str) -> Score:
+    """The lack of a result, with what is known `about` it: fields of a score."""
+    empty = dict.fromkeys(field.name for field in fields(Score))
+    empty = {field.name: {str: "", bool: False}.get(field.type) for field in fields(Score)}
+    known = {"dataset": dataset, "attack": attack, "status": status, "note": note}
+    return Score(**{**empty, **about, **known})
 
 
 def percent_interval(values: Sequence[float]) -> tuple[float, float]:

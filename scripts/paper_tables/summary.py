@@ -34,6 +34,11 @@ class Summary:
     def draws(self) -> int:
         return len(self.scores) - len(self.lacking)
 
+    @property
+    def draws_asked(self) -> int:
+        """Draws that have a value or lack one; a draw may have another result beside its value, that cannot be read."""
+        return len({score.draw for score in self.scores})
+
 
 @dataclass(frozen=True)
 class Gain:

@@ -161,7 +161,7 @@ def _add_pair(
     if any(plain):
         table.add([*labels, "no"], [_cell(table, summary) for summary in plain])
     if any(drawn):
-        number = max(len(summary.scores) for summary in drawn if summary)
+        number = max(summary.draws_asked for summary in drawn if summary)
         table.add([*labels, f"yes, {number} draws"], [_cell(table, summary) for summary in drawn])
     if any(plain) and any(drawn):
         pairs = zip(plain, drawn, strict=True)
@@ -190,8 +190,10 @@ def _cell(table: Table, summary: Summary | None) -> tuple[str, ...]:
     lines = [with_interval(summary.value, summary.low, summary.high)]
     if summary.spread is not None:
         lines.append(f"sd {summary.spread:.1f}, best {summary.best:.1f}")
-    if marks:
-        lines.append(f"{summary.draws} of {len(summary.scores)} draws {marks}")
+    if summary.draws < summary.draws_asked:
+        lines.append(f"{summary.draws} of {summary.draws_asked} draws {marks}")
+    elif marks:
+        lines.append(marks)
     return (*lines, *told)
 
 

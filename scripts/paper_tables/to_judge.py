@@ -1,5 +1,7 @@
-"""Files that wait for an evaluator, and what the calls of all evaluators share."""
+"""Files that wait for an evaluator, those that were judged, and what the calls of all evaluators share."""
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -7,10 +9,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scripts.paper_tables.evaluator_results import (
+    Judged,
+    programs_of_file,
+    read_alpaca_eval,
+    read_livebench,
+    read_programs,
+)
 from scripts.paper_tables.guard import program_name
 from utils.errors import UserError
+from utils.json_files import read_json_lines
 
 ASK_FIRST = "needs --allow_code_execution: it runs generated programs"
+PROGRAM_TASKS = ("human_eval", "mbpp")
+# The tasks whose evaluators' results are read here.
+JUDGED_TASKS = ("alpaca_eval", *PROGRAM_TASKS, "instruction_following", "coding")
+# What reading a broken file, or a sound one of another form, may end in.
+BROKEN = (UserError, OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, ZeroDivisionError)
 
 
 @dataclass(frozen=True)
@@ -29,14 +44,57 @@ class ToJudge:
         return str(self.files[0])
 
 
+def note_key(results_dir: Path, file: Path) -> str:
+    """The same on record, where it must hold for a results' folder that was moved."""
+    return os.path.relpath(file, results_dir)
+
+
+def read_judged(task: str, files: Sequence[Path]) -> Judged | None:
+    """What the evaluator of one of `JUDGED_TASKS` found of a run's files; None where it has not judged them. Raises
+    UserError where its result or the files are not whole."""
+    if not files:
+        raise UserError(f"the record of {task} names no file for its evaluator; run its command again")
+    try:
+        if task in PROGRAM_TASKS:
+            return read_programs(task, files[0])
+        return read_alpaca_eval(files[0]) if task == "alpaca_eval" else read_livebench(files)
+    except BROKEN as error:
+        raise _told_of(files[0], error) from error
+
+
+def judged_ids(task: str, files: Sequence[Path]) -> list[int | str]:
+    """The examples of a run's files, in the order of `read_judged`'s values, by what the files know them by. Raises
+    UserError where a file is not whole."""
+    try:
+        if task in PROGRAM_TASKS:
+            return [name for name, _ in programs_of_file(task, files[0])]
+        if task == "alpaca_eval":
+            return [row["instruction"] for row in json.loads(files[0].read_text(encoding="utf-8"))]
+        return [row["question_id"] for file in files for row in read_json_lines(file, "remove it")]
+    except BROKEN as error:
+        raise _told_of(files[0], error) from error
+
+
+def _told_of(file: Path, error: Exception) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    return UserError(f"{file}, or what its evaluator left beside it, is not whole: {reason_of(error)}")
+
+
+def reason_of(error: Exception) -> str:
+    """An error in the words of a note."""
+    return f"{error} is not found" if isinstance(error, KeyError) else str(error)
+
+
 def each(items: Sequence[ToJudge], judge: Callable[[ToJudge], None]) -> dict[str, str]:
     """Call `judge` on every item; why it failed on some, by key."""
     notes = {}
     for item in items:
         try:
             judge(item)
-        except (UserError, OSError, ValueError, KeyError) as error:
-            notes[item.key] = str(error)
+        except BROKEN as error:
+            told = error if isinstance(error, UserError | OSError) else _told_of(item.files[0], error)
+            notes[item.key] = str(told)
     return notes
 
 

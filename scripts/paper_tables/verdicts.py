@@ -1,16 +1,18 @@
 """Which examples a run answered rightly, read again from its raw completions: what paired comparisons are made of."""
 
-import json
+import shlex
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from inference_llms import livebench_typos
+from inference_llms.command_line import add_inference_options
 from inference_llms.livebench import load_questions
-from inference_llms.raw_generations import read_stored_line, whole_lines
 from inference_llms.tasks import TASKS
-from utils.errors import UserError
+from scripts.paper_tables.commands import ROOT
+from utils.command_line import OneLineParser
 
 
 def rule_for_one_answer(task: str) -> Callable[[str, Mapping[str, Any]], bool] | None:
@@ -20,30 +22,39 @@ def rule_for_one_answer(task: str) -> Callable[[str, Mapping[str, Any]], bool] |
     return TASKS[task].is_right if task in TASKS else None
 
 
-def read_verdicts(task: str, raw_generations: Path, data_dir: Path | None) -> dict[int | str, bool]:
-    """Whether each example that was answered was answered rightly, by id.
+@dataclass(frozen=True)
+class Asked:
+    """What a command tells of the examples whose answers it scored: the folder of their set, LiveBench's release, and
+    of a replay the slice of the set. A run scores every completion that is there, `replayed` being None."""
 
-    Raises UserError where the data set is not there, or the completions are not."""
-    is_right, rows = rule_for_one_answer(task), _rows_by_id(task, data_dir)
-    if not raw_generations.is_file():
-        raise UserError(f"{raw_generations}: no such file")
-    verdicts = {}
-    lines = raw_generations.read_bytes()[: whole_lines(raw_generations)].splitlines()
-    for number, line in enumerate(lines, 1):
-        stored = read_stored_line(line, f"{raw_generations} line {number}")
-        if stored["id"] in rows:
-            verdicts[stored["id"]] = is_right(stored["completion"], rows[stored["id"]])
-    return verdicts
+    data_dir: Path | None
+    release: str | None
+    replayed: slice | None
+
+
+def asked_by_command(command: str) -> Asked:
+    """Of a command of an entry script, typed at the project's root. Raises UserError where it is none."""
+    parser = OneLineParser(allow_abbrev=False, add_help=False)
+    add_inference_options(parser)
+    parser.add_argument("--livebench_release")
+    options, _ = parser.parse_known_args(shlex.split(command)[2:])
+    data_dir = None if options.data_dir is None else ROOT / options.data_dir
+    replayed = slice(options.start_index, options.end_index) if options.backend == "replay" else None
+    return Asked(data_dir, options.livebench_release, replayed)
+
+
+def read_verdicts(task: str, completions: Mapping[int | str, str], asked: Asked) -> dict[int | str, bool]:
+    """Whether each example that was asked was answered rightly, by id; `completions` of examples that were not asked
+    are left out. Raises UserError where the data set is not there."""
+    is_right, rows = rule_for_one_answer(task), _rows_by_id(task, asked.data_dir, asked.release)
+    ids = list(rows) if asked.replayed is None else list(rows)[asked.replayed]
+    return {name: is_right(completions[name], rows[name]) for name in ids if name in completions}
 
 
 @cache
-def _rows_by_id(task: str, data_dir: Path | None) -> dict[int | str, Mapping[str, Any]]:
+def _rows_by_id(task: str, data_dir: Path | None, release: str | None) -> dict[int | str, Mapping[str, Any]]:
+    """The set in its order."""
     if task == livebench_typos.NAME:
-        questions = load_questions(livebench_typos.CATEGORY, data_dir)
+        questions = load_questions(livebench_typos.CATEGORY, data_dir, release)
         return {row.fields["question_id"]: row.fields for row in questions if row.fields["task"] == task}
     return {example.id: example.row for example in TASKS[task].load_examples(data_dir)}
-
-
-def answered_ids(path: Path) -> list[int | str]:
-    """The ids of the examples in a file of raw completions, in the file's order."""
-    return [json.loads(line)["id"] for line in path.read_bytes()[: whole_lines(path)].splitlines()]

@@ -59,12 +59,15 @@ def run_of_mbpp(tmp_path: Path, name: str, programs: list[list[str]], rows: list
     write_rows(data / "mbpp.test.jsonl", rows)
     made.parent.mkdir(parents=True, exist_ok=True)
     made.write_text(json.dumps(programs))
+    raw = tmp_path / "results/save_raw_generations/code" / name / "mbpp.jsonl"
+    asked = sum(map(bool, programs))
+    write_rows(raw, [{"id": row["task_id"], "completion": ""} for row in rows[:asked]])
     command = "accelerate launch ./bigcode-evaluation-harness/main.py --tasks mbpp --allow_code_execution"
     command += f" --load_generations_path {made}"
-    score = {"files": [str(made)], "evaluator_command": command, "data_dir": str(data)}
-    scores = tmp_path / "results/save_scores" / f"{name}.json"
-    scores.parent.mkdir(exist_ok=True)
-    scores.write_text(json.dumps({"mbpp": score}))
+    score = {"files": [str(made)], "evaluator_command": command, "data_dir": str(data), "examples": asked}
+    scores = tmp_path / "results/save_scores/code" / f"{name}.json"
+    scores.parent.mkdir(parents=True, exist_ok=True)
+    scores.write_text(json.dumps({"mbpp": {**score, "raw_generations": str(raw)}}))
     return made
 
 
@@ -140,7 +143,7 @@ def test_sets_that_number_their_tasks_alike_are_kept_apart(tmp_path):
 def test_a_command_that_remains_is_printed_once(tmp_path, caplog):
     caplog.set_level("INFO")
     run_of_mbpp(tmp_path, "part", [[RIGHT], *[[]] * 499])
-    scores = tmp_path / "results/save_scores/part.json"
+    scores = tmp_path / "results/save_scores/code/part.json"
     scores.with_name("copy.json").write_text(scores.read_text())
     evaluate(Setting(tmp_path / "results", None, None, "vllm", None), allow_code_execution=False)
     assert sum("accelerate launch" in line for line in caplog.messages) == 1

@@ -1,0 +1,112 @@
+"""What runs left below a results' folder, wherever that folder lies now: records name the places of the time when they
+were written, and a folder may be moved or copied since."""
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inference_llms.raw_generations import read_stored_line, whole_lines
+from utils.errors import UserError
+from utils.json_files import read_json_object
+from utils.output_places import OutputPlaces
+
+# The folders of evaluators' files, which a run writes below its own root.
+_FOLDER_OF_FILES = re.compile(r"save_\w+_results")
+_FIELDS = {"examples": int, "files": list, "raw_generations": str}
+
+
+@dataclass(frozen=True)
+class ScoresFile:
+    """A file of save_scores, and the places of the run that wrote it."""
+
+    path: Path
+    places: OutputPlaces
+
+
+def scores_files(results_dir: Path) -> Iterator[ScoresFile]:
+    """The files of save_scores below a results' folder, whole or not, by name."""
+    for path in sorted(results_dir.rglob("save_scores/*/**/*.json")):
+        root, (tasks, *name) = split_at(results_dir, path, "save_scores")
+        if not path.name.startswith("."):
+            # The name holds dots of its own.
+            yield ScoresFile(path, OutputPlaces(root, tasks, "/".join(name).removesuffix(".json")))
+
+
+def split_at(results_dir: Path, path: Path, folder: str) -> tuple[Path, tuple[str, ...]]:
+    """The root of outputs whose `folder` holds `path`, and the path's parts below that folder."""
+    parts = path.relative_to(results_dir).parts
+    number = parts.index(folder)
+    return results_dir.joinpath(*parts[:number]), parts[number + 1 :]
+
+
+def read_task_records(path: Path) -> dict[str, dict[str, Any]]:
+    """The records of a file of scores by task. Raises UserError where the file is not whole."""
+    remedy = "remove it and run its command again"
+    try:
+        records = read_json_object(path, remedy)
+    except UserError as error:
+        raise UserError(f"{path} is not whole: {error}") from error
+    if not all(isinstance(record, dict) for record in records.values()):
+        raise UserError(f"{path} is not whole: it does not hold scores by task; {remedy}")
+    return records
+
+
+def check_record(path: Path, task: str, record: Mapping[str, Any]) -> None:
+    """Raise UserError unless a task's record in `path` tells what every task's record tells."""
+    wrong = [name for name, kind in _FIELDS.items() if type(record.get(name)) is not kind]
+    if not wrong and record["examples"] < 1:
+        wrong.append("examples")
+    if not wrong and not all(isinstance(file, str) for file in record["files"]):
+        wrong.append("files")
+    for name, kind in (("evaluator_command", str), ("identity", dict)):
+        if not isinstance(record.get(name), kind | None):
+            wrong.append(name)
+    if wrong:
+        raise UserError(f"{path}: the record of {task} lacks a sound {wrong[0]!r}; remove it and run its command again")
+
+
+def own_files(record: Mapping[str, Any], root: Path) -> list[Path]:
+    """Where a run's files for an evaluator lie now, its outputs being below `root`."""
+    return [_own_file(Path(file), root) for file in record["files"]]
+
+
+def own_evaluator_command(record: Mapping[str, Any], root: Path) -> str:
+    """The evaluator's command on a run's files where they lie now; empty where there is none."""
+    command = record.get("evaluator_command") or ""
+    for file in record["files"]:
+        now, tail = _own_file(Path(file), root), _tail(Path(file))
+        if tail is None or str(now) == file:
+            continue
+        before, after = file.removesuffix(str(tail)), str(now).removesuffix(str(tail))
+        # A root that must be quoted stands between quotes already.
+        after = after if shlex.quote(before) != before else shlex.quote(after)
+        return command.replace(f"{before}save_", f"{after}save_")
+    return command
+
+
+def _own_file(recorded: Path, root: Path) -> Path:
+    tail = _tail(recorded)
+    return recorded if tail is None else root.absolute() / tail
+
+
+def _tail(path: Path) -> Path | None:
+    """The part of a path below the root of outputs; None where it does not lie below one."""
+    numbers = [number for number, part in enumerate(path.parts) if _FOLDER_OF_FILES.fullmatch(part)]
+    return Path(*path.parts[numbers[-1] :]) if numbers else None
+
+
+def own_completions(record: Mapping[str, Any], task: str, places: OutputPlaces) -> Path | None:
+    """The file of a run's own raw completions, where it lies now; None of a replay of completions from elsewhere."""
+    own = places.raw_generations(task)
+    tail = own.relative_to(places.root).parts
+    return own if Path(record["raw_generations"]).parts[-len(tail) :] == tail else None
+
+
+def read_completions(path: Path) -> dict[int | str, str]:
+    """Raw completions by id. Raises UserError for a broken line, but for a last one that a kill cut off."""
+    lines = path.read_bytes()[: whole_lines(path)].splitlines()
+    rows = [read_stored_line(line, f"{path} line {number}") for number, line in enumerate(lines, 1)]
+    return {row["id"]: row["completion"] for row in rows}
