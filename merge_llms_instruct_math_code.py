@@ -148,13 +148,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError("--device, --allow_unrelated: have no use with --backend replay, which merges nothing")
     with logged_run() as keep_log:
         words = sys.argv[1:] if arguments is None else arguments
-        log.info("command: %s", shlex.join(["python", "merge_llms_instruct_math_code.py", *words]))
-        merge_infer_score(options, keep_log)
+        command = shlex.join(["python", "merge_llms_instruct_math_code.py", *words])
+        log.info("command: %s", command)
+        merge_infer_score(options, command, keep_log)
 
 
-def merge_infer_score(options: argparse.Namespace, keep_log: Callable[[Path], None]) -> None:
-    """The main job: all that can be checked first; then merge, and complete and score each role's tasks with
-    that role's folder, one engine at a time."""
+def merge_infer_score(options: argparse.Namespace, command: str, keep_log: Callable[[Path], None]) -> None:
+    """The main job, typed as `command`: all that can be checked first; then merge, and complete and score each role's
+    tasks with that role's folder, one engine at a time."""
     if options.from_record is not None:
         request = recorded_request(options)
         roles, parameters = list(request.finetuned), request.parameters
@@ -184,7 +185,7 @@ def merge_infer_score(options: argparse.Namespace, keep_log: Callable[[Path], No
             source = model_source(options, targets[role])
         work.append(ModelTasks(task_examples, source))
     if work:
-        for line in score_lines(run_tasks(work, places, options.overwrite)):
+        for line in score_lines(run_tasks(work, places, options.overwrite, command)):
             log.info(line)
         log.info("scores: %s", places.scores())
     if options.backend == "replay":

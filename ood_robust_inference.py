@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_model_id(model_id)
     with logged_run():
         words = sys.argv[1:] if arguments is None else arguments
-        log.info("command: %s", shlex.join(["python", "ood_robust_inference.py", *words]))
+        command = shlex.join(["python", "ood_robust_inference.py", *words])
+        log.info("command: %s", command)
         if options.backend == "replay":
             source = ReplaySource(str(folder), options.replay_from)
         else:
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             source = model_source(options, folder)
         task = TASKS[options.evaluate_task](options.livebench_release, model_id)
         examples = task_examples(task, options.data_dir, options.start_index, options.end_index)
-        scores = run_tasks([ModelTasks({task.name: examples}, source)], places, options.overwrite)
+        scores = run_tasks([ModelTasks({task.name: examples}, source)], places, options.overwrite, command)
         for line in score_lines(scores):
             log.info(line)
         log.info("scores: %s", places.scores())

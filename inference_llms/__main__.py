@@ -1,5 +1,6 @@
 """Run the tasks on any model folder: python -m inference_llms --load_model_path DIR --tasks gsm8k ..."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.tasks is None:
         raise UserError("--tasks is missing; name one or more of them, see --help")
 
+    words = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join(["python", "-m", "inference_llms", *words])
     folder = options.load_model_path
     places = output_places(folder, options.output_dir)
     if options.backend == "replay":
@@ -37,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_engine(options)
         source = model_source(options, folder)
     examples = load_task_examples(options.tasks, options.data_dir, options.start_index, options.end_index)
-    scores = run_tasks([ModelTasks(examples, source)], places, options.overwrite)
+    scores = run_tasks([ModelTasks(examples, source)], places, options.overwrite, command)
     print("\n".join(score_lines(scores)))
     print(f"scores: {places.scores()}")
 

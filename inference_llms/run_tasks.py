@@ -98,7 +98,9 @@ class ModelTasks:
     source: ModelSource | ReplaySource
 
 
-def run_tasks(work: Sequence[ModelTasks], places: OutputPlaces, overwrite: bool = False) -> dict[str, Any]:
+def run_tasks(
+    work: Sequence[ModelTasks], places: OutputPlaces, overwrite: bool = False, command: str = ""
+) -> dict[str, Any]:
     """Complete and score the tasks of each model in turn, writing raw completions, evaluators' files and scores.
 
     `work` may name the folders of one merge, which differ in their tokenizer; models of other weights are
@@ -107,9 +109,9 @@ def run_tasks(work: Sequence[ModelTasks], places: OutputPlaces, overwrite: bool 
     and a run with `overwrite`, is scored on its own slice.
 
     Returns the scores written: for each task its metrics, `examples` (the number scored), `files` (the
-    evaluator's), `evaluator_command`, `raw_generations`, `data_dir`, `backend`, `packages` (their versions), `model`
-    and `identity`. What the user can put right is checked for all tasks of all models before anything is written
-    and the first engine opened; then raises `UserError`.
+    evaluator's), `evaluator_command`, `raw_generations`, `data_dir`, `backend`, `packages` (their versions), `model`,
+    `identity`, and the `command` that was typed. What the user can put right is checked for all tasks of all models
+    before anything is written and the first engine opened; then raises `UserError`.
     """
     found = {
         name: find_completions(examples, places, tasks.source, overwrite)
@@ -124,7 +126,7 @@ def run_tasks(work: Sequence[ModelTasks], places: OutputPlaces, overwrite: bool 
                 examples.task.check(times, places)
     written: dict[str, Any] = {}
     for tasks in work:
-        written |= run_model(tasks, found, places, overwrite)
+        written |= run_model(tasks, found, places, overwrite, command)
     return written
 
 
@@ -155,7 +157,7 @@ def same_weights(score: dict[str, Any], found: dict[str, Completions]) -> bool:
 
 
 def run_model(
-    tasks: ModelTasks, found: dict[str, Completions], places: OutputPlaces, overwrite: bool
+    tasks: ModelTasks, found: dict[str, Completions], places: OutputPlaces, overwrite: bool, command: str
 ) -> dict[str, Any]:
     """One model's part of `run_tasks`, after the checks."""
     source = tasks.source
@@ -184,7 +186,8 @@ def run_model(
                 model=source.model,
                 data_dir=examples.data_dir,
             )
-            written[name] = score_record(examples.task.finish(answers, places), answers, found[name])
+            outcome = examples.task.finish(answers, places)
+            written[name] = {**score_record(outcome, answers, found[name]), "command": command}
             stored = {task: score for task, score in read_scores(places.scores()).items() if same_weights(score, found)}
             scores = {**stored, name: written[name]}
             write_json(places.scores(), {task: scores[task] for task in (*TASKS, *scores) if task in scores})

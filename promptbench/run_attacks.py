@@ -71,11 +71,12 @@ def main(task: PromptTask, arguments: Sequence[str] | None = None) -> None:
     options = build_parser(task).parse_args(arguments)
     with logged_run():
         words = sys.argv[1:] if arguments is None else arguments
-        log.info("command: %s", shlex.join(["python", f"promptbench/{task.name}.py", *words]))
-        run_attacks(task, options)
+        command = shlex.join(["python", f"promptbench/{task.name}.py", *words])
+        log.info("command: %s", command)
+        run_attacks(task, options, command)
 
 
-def run_attacks(task: PromptTask, options: argparse.Namespace) -> None:
+def run_attacks(task: PromptTask, options: argparse.Namespace, command: str) -> None:
     """All that can be checked first; then one search after another, on one engine, each with its file."""
     task.check_prompts()
     check_engine(options)
@@ -104,7 +105,7 @@ def run_attacks(task: PromptTask, options: argparse.Namespace) -> None:
             result = search(attack, task.prompt, task.protected_words, accuracy, options.query_budget)
             reports.append(attack_report(name, result, accuracy))
             packages = package_versions((*PACKAGES, *PACKAGES_OF_ATTACKS))
-            about = {"task": task.name, "model": source.model, "packages": packages}
+            about = {"task": task.name, "model": source.model, "command": command, "packages": packages}
             write_json(paths[name], {**about, "settings": settings[name], **reports[-1]})
             for line in prompt_lines(reports[-1]):
                 log.info(line)

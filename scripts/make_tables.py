@@ -27,7 +27,8 @@ def make_tables(results_dir: Path, scores: Sequence[Score]) -> None:
     """Write tables/scores.csv, tables.md, tables.html and a .tex for each table; tell what is missing or in doubt."""
     folder = results_dir / "tables"
     tables = paper_tables(scores)
-    pictures = {f"../figures/{name}.svg": FIGURES[name][1] for name in figures(scores)}
+    drawn = [name for name in figures(scores) if (results_dir / "figures" / f"{name}.svg").is_file()]
+    pictures = {f"../figures/{name}.svg": FIGURES[name][1] for name in drawn}
     write_whole(folder / "scores.csv", scores_csv(scores))
     write_whole(folder / "tables.md", markdown(tables))
     write_whole(folder / "tables.html", html_page(tables, pictures))

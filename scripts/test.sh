@@ -20,12 +20,14 @@ bash scripts/setup_env.sh ${set_up[@]+"${set_up[@]}"}
 .venv/bin/ruff format --check .
 
 failed=no
+tested=no
 run_tests() {
     local status=0
     .venv/bin/python -m pytest "$@" ${for_pytest[@]+"${for_pytest[@]}"} || status=$?
     case $status in
-        0 | 5) ;; # 5: none of the tests asked for is of this kind
+        0) tested=yes ;;
         1) failed=yes ;;
+        5) ;; # none of the tests asked for is of this kind
         *) exit $status ;;
     esac
 }
@@ -34,4 +36,8 @@ run_tests() {
 # work. vLLM's tests come after, one by one, as its workers take all cores.
 OMP_NUM_THREADS=1 run_tests -m "not vllm" -n logical --maxprocesses 8 --dist loadfile
 run_tests -m vllm
+if [ "$tested" = no ]; then
+    echo "error: no test passed; is there one of that name?" >&2
+    exit 5
+fi
 [ "$failed" = no ]

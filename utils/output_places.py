@@ -31,6 +31,10 @@ class OutputPlaces:
         """Folder of the merged weights beside the tokenizer of `task` (instruct, math or code)."""
         return self.root / "save_merge_models" / self.tasks / task / self.name
 
+    def kept_record(self) -> Path:
+        """The record of a merge whose weights may be deleted."""
+        return self.root / "merge_records" / self.tasks / f"{self.name}.json"
+
     def log(self, time: str) -> Path:
         """The log of the merge that was started at `time`."""
         return self.root / "save_merge_llm_logs" / self.tasks / self.name / f"{time}.log"

@@ -29,8 +29,9 @@ def split_task(
 
     Raises UserError where there are not as many, or where none is left to test.
     """
-    if validation_dir is not None and not any((validation_dir / name).is_file() for name in FILES[task.name]):
-        raise UserError(f"--validation_dir {validation_dir} holds no {FILES[task.name][0]}; put it there")
+    files = FILES.get(task.name, ())
+    if validation_dir is not None and files and not any((validation_dir / name).is_file() for name in files):
+        raise UserError(f"--validation_dir {validation_dir} holds no {files[0]}; put it there")
     test_set = task.load_examples(data_dir)
     source = test_set if validation_dir is None else task.load_examples(validation_dir)
     left = len(source) - (validation_dir is None)

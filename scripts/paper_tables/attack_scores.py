@@ -34,6 +34,7 @@ def _attack_score(found: Found, path: Path) -> Score:
         _check_report(path, report)
         settings = report["settings"]
         about |= {"backend": settings["backend"], "examples": settings["number_of_samples"]}
+        about["command"] = report.get("command") or about["command"]
         check_weights(about, settings["weights_fingerprint"])
     except UserError as error:
         return without_value(about, dataset, attack, UNREADABLE, str(error))

@@ -1,7 +1,6 @@
 """A cell of a table as data: which merge, what is asked of it, and what became of that."""
 
 import hashlib
-import json
 import re
 import shlex
 from collections.abc import Sequence
@@ -106,14 +105,17 @@ def state_path(results_dir: Path, cell: Cell) -> Path:
 
 
 def read_state(results_dir: Path, cell: Cell) -> dict[str, Any]:
-    """What is on record of a cell; empty where nothing is."""
-    path = state_path(results_dir, cell)
-    return read_json_object(path, "remove it, and its cell is run again") if path.is_file() else {}
+    """What is on record of a cell; empty where nothing is that can be read."""
+    try:
+        return read_json_object(state_path(results_dir, cell), "")
+    except UserError:
+        return {}
 
 
 def write_state(results_dir: Path, cell: Cell, commands: Sequence[str], **about: Any) -> None:
     """Put a cell on record: its `commands` as they stand in a shell at the project's root, and what is known `about` it
-    (`status`: planned, running, done or failed; `reason`, `seconds`, `results`)."""
+    (`status`: planned, running, done or failed; `root`, `tasks_name` and `name` of its merge's places; `reason`;
+    `started`, seconds since 1970; `seconds`, `results`)."""
     state = {
         "tables": list(cell.tables),
         "commands": list(commands),
@@ -121,16 +123,3 @@ def write_state(results_dir: Path, cell: Cell, commands: Sequence[str], **about:
         **about,
     }
     write_json(state_path(results_dir, cell), state)
-
-
-def all_states(results_dir: Path) -> list[dict[str, Any]]:
-    """Every cell on record, those of a broken file with their reason."""
-    states = []
-    for path in sorted((results_dir / STATES).glob("*.json")):
-        try:
-            states.append(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:
-            states.append(
-                {"tables": [], "commands": [], "cell": path.stem, "status": "unreadable", "reason": str(error)}
-            )
-    return states

@@ -56,7 +56,9 @@ def _missing_scores(found: Found, scores: Iterable[Score]) -> Iterator[Score]:
     broken_files = {score.result_file: score.note for score in scores if not score.dataset}
     for cell in found.cells:
         about_merge = found.about(cell.places)
-        reason = broken_files.get(str(cell.places.scores()), _why_missing(cell))
+        reason = _why_missing(cell)
+        if not cell.cell.attacks:
+            reason = broken_files.get(str(cell.places.scores()), reason)
         for task, attack in [(task, attack) for task in cell.cell.tasks for attack in cell.cell.attacks or [""]]:
             about = {**about_merge, **found.commands(cell.places, cell.cell.script, task, attack)}
             score = without_value(about, DATA_SETS.get(task, (task, 0))[0], attack, MISSING, reason)

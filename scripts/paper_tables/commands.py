@@ -7,8 +7,9 @@ from pathlib import Path
 
 from merge_llms_instruct_math_code import build_parser, chosen_roles, merge_parameters, request_of_folders
 from model_merging_methods.merge_parameters import run_name
-from model_merging_methods.merge_record import RECORD_FILE, is_same_merge, read_record, tasks_name
+from model_merging_methods.merge_record import is_same_merge, read_record, tasks_name
 from scripts.paper_tables.cell import ATTACKS, MAIN_JOB, MERGED, Cell
+from scripts.paper_tables.stored_results import merge_record_path
 from utils.errors import UserError
 from utils.json_files import read_json_object
 from utils.output_places import OutputPlaces
@@ -64,11 +65,6 @@ def merged_model(cell: Cell, setting: Setting) -> Path:
     return merge_places(cell, setting).merged_model(_roles(cell)[0])
 
 
-def kept_record(places: OutputPlaces) -> Path:
-    """Where the record of a merge stays when its weights are deleted."""
-    return places.root / "merge_records" / places.tasks / f"{places.name}.json"
-
-
 def cell_commands(cell: Cell, setting: Setting) -> list[list[str]]:
     """The commands of a cell as words for the project's root, without the interpreter; a merge comes before what is
     asked of it."""
@@ -86,8 +82,7 @@ def cell_commands(cell: Cell, setting: Setting) -> list[list[str]]:
 def other_merge(cell: Cell, setting: Setting) -> str | None:
     """Why the merge on record in a cell's place is not the one that its commands would make; None where it is, or none
     is on record. The weights may be deleted by then."""
-    records = (merged_model(cell, setting) / RECORD_FILE, kept_record(merge_places(cell, setting)))
-    record = next((path for path in records if path.is_file()), None)
+    record = merge_record_path(merge_places(cell, setting))
     if record is None:
         return None
     try:
@@ -110,6 +105,17 @@ def results_there(cell: Cell, setting: Setting) -> set[str]:
         return set(cell.tasks) & read_json_object(places.scores(), "").keys()
     except UserError:
         return set()
+
+
+def commands_of_results(cell: Cell, setting: Setting) -> list[str]:
+    """The commands that made a cell's results, of those that tell."""
+    places = merge_places(cell, setting)
+    if cell.attacks:
+        paths = [places.adversarial_result(cell.tasks[0], attack) for attack in cell.attacks]
+        results = [read_json_object(path, "") for path in paths if path.is_file()]
+    else:
+        results = [read_json_object(places.scores(), "").get(task) for task in cell.tasks]
+    return [result["command"] for result in results if isinstance(result, dict) and result.get("command")]
 
 
 def result_files(cell: Cell, setting: Setting) -> list[Path]:

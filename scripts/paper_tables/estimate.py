@@ -15,7 +15,7 @@ from statistics import mean
 from promptbench.prompt_accuracy import SAMPLING
 from promptbench.prompt_task import PromptTask
 from promptbench.prompt_words import PromptWords
-from scripts.paper_tables.cell import MAIN_JOB, Cell, all_states, cell_of_text
+from scripts.paper_tables.cell import MAIN_JOB, STATES, Cell, cell_of_text
 from scripts.paper_tables.commands import (
     ROOT,
     TINY_EXAMPLES,
@@ -26,6 +26,8 @@ from scripts.paper_tables.commands import (
 )
 from scripts.paper_tables.jobs import DONE, is_done
 from scripts.paper_tables.machine import Machine
+from utils.errors import UserError
+from utils.json_files import read_json_object
 from utils.model_folders import FINETUNED_MODELS, PRETRAINED_MODEL
 
 PAPER_MODEL_BYTES = 26_000_000_000  # 13 billion parameters in float16
@@ -153,9 +155,13 @@ def answer_seconds(prompts: int, read: int, written: int, setting: Setting, mach
 def measured_seconds(setting: Setting) -> dict[tuple, float]:
     """The mean seconds of cells that were done, by kind."""
     found: dict[tuple, list[float]] = {}
-    for state in all_states(setting.results_dir):
-        if state.get("status") == DONE and "seconds" in state:
-            found.setdefault(_kind(cell_of_text(state["cell"])), []).append(state["seconds"])
+    for path in (setting.results_dir / STATES).glob("*.json"):
+        try:
+            state = read_json_object(path, "")
+            if state["status"] == DONE:
+                found.setdefault(_kind(cell_of_text(state["cell"])), []).append(float(state["seconds"]))
+        except (UserError, KeyError, ValueError, TypeError):
+            continue  # told where scores are collected
     return {kind: mean(seconds) for kind, seconds in found.items()}
 
 

@@ -75,7 +75,8 @@ def files_to_judge(results_dir: Path) -> Iterator[ToJudge]:
                 check_record(scores.path, task, record)
             except UserError:
                 continue
-            files, command = own_files(record, scores.places.root), own_evaluator_command(record, scores.places.root)
+            files = own_files(record, scores.places.root)
+            command = own_evaluator_command(record.get("evaluator_command") or "", record, scores.places.root)
             if task in JUDGED_TASKS and files and command:
                 data_dir = None if record.get("data_dir") is None else Path(record["data_dir"])
                 yield ToJudge(task, tuple(files), command, data_dir)

@@ -5,9 +5,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from utils.errors import UserError
 
@@ -20,6 +22,7 @@ TOTAL_MEMORY_BYTES = 8 << 30
 PROCESSES = 512
 SECONDS_BETWEEN_LOOKS = 0.5
 FILE_BYTES = 1 << 30
+KEPT_OUTPUT_BYTES = 1 << 16
 # No keys, no tokens: programs see the environment.
 _KEPT_VARIABLES = ("PATH", "LANG", "HOME", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE")
 # No GPU either: torch would map all of its memory.
@@ -45,40 +48,50 @@ def run_guarded(
     words: Sequence[str], seconds: float, folder: Path | None = None, memory_bytes: int = MEMORY_BYTES
 ) -> str:
     """Run `words` so, for `seconds` at most and with all its processes within the limits on memory and number, in
-    `folder`; returns what it printed.
+    `folder`; returns the end of what it printed.
 
     Raises UserError where it fails, takes longer or goes beyond a limit; nothing of it runs on then."""
     environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ} | _SET_VARIABLES
-    process = subprocess.Popen(
-        guarded_words(words, memory_bytes),
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
     name = program_name(words)
+    # Files, since the limit on files holds for them: a pipe would be read into this process without end.
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            guarded_words(words, memory_bytes),
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=errors,
+            start_new_session=True,
+        )
+        try:
+            _wait(process, name, seconds)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        if process.returncode:
+            lines = [line for line in _end_of(errors).splitlines() if line.strip()]
+            raise UserError(f"{name} failed: {lines[-1] if lines else f'status {process.returncode}'}")
+        return _end_of(output)
+
+
+def _wait(process: subprocess.Popen, name: str, seconds: float) -> None:
     ends = time.monotonic() + seconds
-    try:
-        while True:
-            left = ends - time.monotonic()
-            try:
-                output, errors = process.communicate(timeout=min(SECONDS_BETWEEN_LOOKS, max(left, 0)))
-                break
-            except subprocess.TimeoutExpired:
-                if left <= SECONDS_BETWEEN_LOOKS:
-                    raise UserError(f"{name} took longer than {seconds:.0f} s and was ended") from None
-                _check_limits(process.pid, name)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-    if process.returncode:
-        lines = [line for line in errors.splitlines() if line.strip()]
-        raise UserError(f"{name} failed: {lines[-1] if lines else f'status {process.returncode}'}")
-    return output
+    while True:
+        left = ends - time.monotonic()
+        try:
+            process.wait(timeout=min(SECONDS_BETWEEN_LOOKS, max(left, 0)))
+            return
+        except subprocess.TimeoutExpired:
+            if left <= SECONDS_BETWEEN_LOOKS:
+                raise UserError(f"{name} took longer than {seconds:.0f} s and was ended") from None
+            _check_limits(process.pid, name)
+
+
+def _end_of(file: BinaryIO) -> str:
+    file.seek(max(0, file.seek(0, os.SEEK_END) - KEPT_OUTPUT_BYTES))
+    return file.read().decode(errors="replace")
 
 
 def program_name(words: Sequence[str]) -> str:

@@ -22,8 +22,8 @@ from scripts.paper_tables.commands import (
     ROOT,
     Setting,
     cell_commands,
+    commands_of_results,
     interpreter_words,
-    kept_record,
     merge_places,
     merged_model,
     other_merge,
@@ -66,8 +66,9 @@ def is_done(cell: Cell, setting: Setting) -> bool:
     state = read_state(setting.results_dir, cell)
     return (
         state.get("status") == DONE
-        and _without_gpus(state["commands"]) == _without_gpus(_typed_commands(cell, setting))
+        and _without_gpus(state.get("commands", ())) == _without_gpus(_typed_commands(cell, setting))
         and results_there(cell, setting) == set(cell.attacks or cell.tasks)
+        and set(_without_gpus(commands_of_results(cell, setting))) <= set(_without_gpus(state["commands"]))
     )
 
 
@@ -218,7 +219,7 @@ def _keep(cell: Cell, setting: Setting, status: str, **about) -> None:
 def _keep_merge_record(cell: Cell, setting: Setting) -> None:
     """Copy the merge's record to where it outlives the weights."""
     record = merged_model(cell, setting) / RECORD_FILE
-    kept = kept_record(merge_places(cell, setting))
+    kept = merge_places(cell, setting).kept_record()
     if record.is_file():
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(record, kept)

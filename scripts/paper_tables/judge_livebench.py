@@ -49,6 +49,8 @@ def livebench_folder() -> Path | None:
 def _judge(category: str, item: ToJudge, folder: Path) -> None:
     """Have LiveBench judge one model, of whose files alone it is told."""
     place = folder / "data" / "live_bench" / category
+    if item.data_dir is not None and not item.data_dir.is_dir():
+        raise UserError(f"{item.data_dir}, where the run's questions were, is not there; put it back")
     questions = question_files(category, item.data_dir, item.files)
     model_id = item.files[0].name.removesuffix(".jsonl")
     words = judge_words(category, model_id, judged_release(item.command), bool(questions))

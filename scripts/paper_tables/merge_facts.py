@@ -13,7 +13,7 @@ from model_merging_methods.merge_parameters import Mask, Mixup
 from model_merging_methods.merge_record import PRETRAINED, RECORD_FILE
 from model_merging_methods.model_card import model_name
 from scripts.paper_tables.names import METHODS, models_name
-from scripts.paper_tables.stored_results import split_at
+from scripts.paper_tables.stored_results import merge_record_path, split_at
 from utils.errors import UserError
 from utils.json_files import read_json_object
 from utils.output_places import SINGLE_MODEL, OutputPlaces
@@ -37,10 +37,7 @@ def about_merge(places: OutputPlaces) -> dict[str, Any]:
     """What the record of a merge says of it; little where there is none. Where it is not whole, its path, and no
     fingerprint."""
     tasks, name = places.tasks, places.name
-    record_path = places.root / "merge_records" / tasks / f"{name}.json"
-    if not record_path.is_file():
-        beside_weights = sorted((places.root / "save_merge_models" / tasks).glob(f"*/{name}/{RECORD_FILE}"))
-        record_path = beside_weights[0] if beside_weights else record_path
+    record_path = merge_record_path(places)
     about: dict[str, Any] = {
         "models": models_name(tasks) if tasks != SINGLE_MODEL else name,
         "inputs": "",
@@ -54,7 +51,7 @@ def about_merge(places: OutputPlaces) -> dict[str, Any]:
         "merge_record": "",
         "fingerprint": "",
     }
-    if not record_path.is_file():
+    if record_path is None:
         return about
     try:
         record = read_json_object(record_path, "")

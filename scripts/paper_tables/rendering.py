@@ -127,4 +127,5 @@ def _tex(text: str) -> str:
 
 def _tex_cell(cell: Sequence[str]) -> str:
     lines = [_tex(line) for line in cell]
-    return lines[0] if len(lines) == 1 else r"\shortstack{" + r"\\".join(lines) + "}"
+    # Braces, for a bracket behind \\ would be taken for a length.
+    return lines[0] if len(lines) == 1 else r"\shortstack{" + r"\\ {}".join(lines) + "}"

@@ -94,8 +94,8 @@ def run(options: argparse.Namespace) -> None:
     if options.job is None:
         evaluate(setting, options.allow_code_execution)
         scores = collect_scores(setting.results_dir)
-        make_tables(setting.results_dir, scores)
         plot_figures(setting.results_dir, scores)
+        make_tables(setting.results_dir, scores)
     report(sum(map(len, jobs)), outcomes)
     if any(outcome.status == FAILED for outcome in outcomes):
         raise UserError(f"some cells failed; their logs are in {setting.results_dir / 'paper_cells'}")
@@ -119,8 +119,6 @@ def setting_of_options(options: argparse.Namespace) -> Setting:
 
 def from_root(path: Path, typed_in: Path) -> Path:
     """A path that was typed in a folder as it is typed at the project's root, where commands run."""
-    if path.is_absolute():
-        return path
     place = Path(os.path.normpath(typed_in / path))
     return place.relative_to(ROOT) if place.is_relative_to(ROOT) else place
 

@@ -63,7 +63,6 @@ class Score:
 
 def without_value(about: Mapping[str, Any], dataset: str, attack: str, status: str, note: str) -> Score:
     """The lack of a result, with what is known `about` it: fields of a score."""
-    empty = dict.fromkeys(field.name for field in fields(Score))
     empty = {field.name: {str: "", bool: False}.get(field.type) for field in fields(Score)}
     known = {"dataset": dataset, "attack": attack, "status": status, "note": note}
     return Score(**{**empty, **about, **known})

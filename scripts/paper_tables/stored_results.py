@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from inference_llms.data_sets import read_rows
 from inference_llms.raw_generations import read_stored_line, whole_lines
+from model_merging_methods.merge_record import RECORD_FILE
 from utils.errors import UserError
 from utils.json_files import read_json_object
 from utils.output_places import OutputPlaces
@@ -42,6 +44,12 @@ def split_at(results_dir: Path, path: Path, folder: str) -> tuple[Path, tuple[st
     return results_dir.joinpath(*parts[:number]), parts[number + 1 :]
 
 
+def merge_record_path(places: OutputPlaces) -> Path | None:
+    """The record of a merge: beside its weights, else the one that outlived them; None where there is none."""
+    beside = sorted((places.root / "save_merge_models" / places.tasks).glob(f"*/{places.name}/{RECORD_FILE}"))
+    return next((path for path in (*beside, places.kept_record()) if path.is_file()), None)
+
+
 def read_task_records(path: Path) -> dict[str, dict[str, Any]]:
     """The records of a file of scores by task. Raises UserError where the file is not whole."""
     remedy = "remove it and run its command again"
@@ -73,9 +81,8 @@ def own_files(record: Mapping[str, Any], root: Path) -> list[Path]:
     return [_own_file(Path(file), root) for file in record["files"]]
 
 
-def own_evaluator_command(record: Mapping[str, Any], root: Path) -> str:
-    """The evaluator's command on a run's files where they lie now; empty where there is none."""
-    command = record.get("evaluator_command") or ""
+def own_evaluator_command(command: str, record: Mapping[str, Any], root: Path) -> str:
+    """An evaluator's `command` on a run's files, with the places where they lie now."""
     for file in record["files"]:
         now, tail = _own_file(Path(file), root), _tail(Path(file))
         if tail is None or str(now) == file:
@@ -105,8 +112,12 @@ def own_completions(record: Mapping[str, Any], task: str, places: OutputPlaces) 
     return own if Path(record["raw_generations"]).parts[-len(tail) :] == tail else None
 
 
-def read_completions(path: Path) -> dict[int | str, str]:
-    """Raw completions by id. Raises UserError for a broken line, but for a last one that a kill cut off."""
+def read_completions(path: Path, is_replay: bool) -> dict[int | str, str]:
+    """Raw completions by id, those of a replay also without their prompts. Raises UserError for a broken line, but for
+    a last one that a kill cut off."""
+    if is_replay:
+        rows = read_rows(path, {"completion": str}, may_end_torn=True)
+        return {row.fields.get("id"): row.fields["completion"] for row in rows}
     lines = path.read_bytes()[: whole_lines(path)].splitlines()
     rows = [read_stored_line(line, f"{path} line {number}") for number, line in enumerate(lines, 1)]
     return {row["id"]: row["completion"] for row in rows}

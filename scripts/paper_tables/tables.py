@@ -162,7 +162,7 @@ def _add_pair(
         table.add([*labels, "no"], [_cell(table, summary) for summary in plain])
     if any(drawn):
         number = max(summary.draws_asked for summary in drawn if summary)
-        table.add([*labels, f"yes, {number} draws"], [_cell(table, summary) for summary in drawn])
+        table.add([*labels, f"yes, {number} draw{'s' * (number > 1)}"], [_cell(table, summary) for summary in drawn])
     if any(plain) and any(drawn):
         pairs = zip(plain, drawn, strict=True)
         table.add([*labels, "M3 − without"], [_gain_cell(without, with_it) for without, with_it in pairs])

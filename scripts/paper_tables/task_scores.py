@@ -28,7 +28,7 @@ from scripts.paper_tables.stored_results import (
     scores_files,
 )
 from scripts.paper_tables.to_judge import JUDGED_TASKS, judged_ids, read_judged
-from scripts.paper_tables.verdicts import Asked, asked_by_command, read_verdicts, rule_for_one_answer
+from scripts.paper_tables.verdicts import Asked, asked_by, read_verdicts, rule_for_one_answer
 from utils.errors import UserError
 
 AGAIN = "run its command again"
@@ -55,8 +55,10 @@ def _task_score(found: Found, scores: ScoresFile, task: str, record: Mapping[str
     about = {**known, **found.commands(scores.places, script, task)}
     try:
         check_record(scores.path, task, record)
+        about["command"] = record.get("command") or about["command"]
         about |= {"backend": str(record.get("backend", "")), "examples": record["examples"]}
-        about["evaluator_command"] = own_evaluator_command(record, scores.places.root)
+        of_record = record.get("evaluator_command") or ""
+        about["evaluator_command"] = own_evaluator_command(of_record, record, scores.places.root)
         check_weights(about, (record.get("identity") or {}).get("weights_fingerprint"))
         judged, ids, note = _judge(scores, task, record, about["command"])
         if judged is not None and judged.examples != record["examples"]:
@@ -72,7 +74,7 @@ def _task_score(found: Found, scores: ScoresFile, task: str, record: Mapping[str
         about["evaluator_command"] = command_to_type(task, files, about["evaluator_command"])
         return without_value(about, dataset, "", MISSING, found.why_not_judged(files[0]))
     if judged.command is not None:
-        about["evaluator_command"] = judged.command
+        about["evaluator_command"] = own_evaluator_command(judged.command, record, scores.places.root)
     if judged.values is None:
         (low, high), values = share_interval(judged.score, judged.examples), None
     else:
@@ -99,15 +101,14 @@ def _judge(
     and a remark. Raises UserError where something of it is not whole or does not go with the rest."""
     examples = record["examples"]
     own = own_completions(record, task, scores.places)
-    asked = asked_by_command(command) if command else None
+    asked = asked_by(record, command)
+    is_replay = own is None or asked.replayed is not None
     raw = own
-    if own is None or (asked is not None and asked.replayed is not None and not own.is_file()):
+    if own is None or (is_replay and not own.is_file()):
         raw = Path(record["raw_generations"])  # of a replay, which has no completions of its own
-    completions = read_completions(raw) if raw.is_file() else None
-    if completions is not None:
-        is_replay = own is None or (asked is not None and asked.replayed is not None)
-        if len(completions) < examples or (len(completions) > examples and not is_replay):
-            raise UserError(f"{raw} holds {len(completions)} completions, and the score is of {examples}; {AGAIN}")
+    completions = read_completions(raw, is_replay) if raw.is_file() else None
+    if completions is not None and (len(completions) < examples or (len(completions) > examples and not is_replay)):
+        raise UserError(f"{raw} holds {len(completions)} completions, and the score is of {examples}; {AGAIN}")
     if task in JUDGED_TASKS:
         files = own_files(record, scores.places.root)
         judged = read_judged(task, files)
@@ -134,13 +135,11 @@ def _judge(
 
 
 def _verdicts(
-    task: str, completions: Mapping[int | str, str] | None, asked: Asked | None, raw: Path
+    task: str, completions: Mapping[int | str, str] | None, asked: Asked, raw: Path
 ) -> tuple[dict[int | str, bool] | None, str]:
     """Which examples were answered rightly; None, and why, where what that takes is not at hand."""
     if rule_for_one_answer(task) is None:
         return None, "the task has no `is_right`, which tells how one answer is judged"
-    if asked is None:
-        return None, "the command is not on record, and with it where the data set is"
     if completions is None:
         return None, f"{raw}: no such file"
     try:

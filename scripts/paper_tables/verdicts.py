@@ -24,23 +24,24 @@ def rule_for_one_answer(task: str) -> Callable[[str, Mapping[str, Any]], bool] |
 
 @dataclass(frozen=True)
 class Asked:
-    """What a command tells of the examples whose answers it scored: the folder of their set, LiveBench's release, and
-    of a replay the slice of the set. A run scores every completion that is there, `replayed` being None."""
+    """The examples whose answers a run scored: the folder of their set, LiveBench's release, and of a replay the slice
+    of the set. A run scores every completion that is there, `replayed` being None."""
 
     data_dir: Path | None
     release: str | None
     replayed: slice | None
 
 
-def asked_by_command(command: str) -> Asked:
-    """Of a command of an entry script, typed at the project's root. Raises UserError where it is none."""
+def asked_by(record: Mapping[str, Any], command: str) -> Asked:
+    """Of a task's record and the command that was typed, empty where that is not known: the folder stands in the
+    record, since a command may be typed anywhere. Raises UserError where the command is none of an entry script."""
     parser = OneLineParser(allow_abbrev=False, add_help=False)
     add_inference_options(parser)
     parser.add_argument("--livebench_release")
-    options, _ = parser.parse_known_args(shlex.split(command)[2:])
-    data_dir = None if options.data_dir is None else ROOT / options.data_dir
+    options, _ = parser.parse_known_args(shlex.split(command))
+    data_dir = record.get("data_dir", options.data_dir)
     replayed = slice(options.start_index, options.end_index) if options.backend == "replay" else None
-    return Asked(data_dir, options.livebench_release, replayed)
+    return Asked(None if data_dir is None else ROOT / data_dir, options.livebench_release, replayed)
 
 
 def read_verdicts(task: str, completions: Mapping[int | str, str], asked: Asked) -> dict[int | str, bool]:

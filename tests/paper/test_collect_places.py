@@ -11,6 +11,8 @@ from merge_llms_instruct_math_code import main as main_job
 from scripts.make_tables import main as make_tables
 from scripts.paper_tables.cell import MAIN_JOB, STATES, Cell, write_state
 from scripts.paper_tables.commands import CLASSIFIER_RESULTS
+from scripts.paper_tables.evaluator_results import command_file, program_results_file
+from tests.inference_llms.support import read_json_lines, write_rows
 from tests.paper.results_by_hand import (
     ANSWERS,
     ATTACK,
@@ -65,6 +67,23 @@ def test_a_replay_of_some_of_the_completions_is_scored_on_those(results, tmp_pat
     assert scores["GSM8K"]["status"] == "unreadable"
 
 
+def test_a_replay_of_completions_without_prompts_is_scored(results, tmp_path, capsys):
+    given = tmp_path / "given"
+    rows = [{name: row[name] for name in ("id", "completion")} for row in read_json_lines(results / GSM8K)]
+    write_rows(given / "gsm8k.jsonl", rows)
+    replay = ["--backend", "replay", "--replay_from", str(given), "--data_dir", str(ZOO / "data"), "--end_index", "7"]
+    main_job([*MERGE, *replay, "--tasks", "gsm8k", "--output_dir", str(tmp_path / "again")])
+    _, scores = tables_of(tmp_path / "again", capsys)
+    assert (scores["GSM8K"]["status"], scores["GSM8K"]["note"]) == ("ok", "")
+
+
+def test_a_command_that_was_typed_in_another_folder_is_compared_on_its_own_set(results, capsys):
+    command = json.loads((results / SCORES).read_text())["gsm8k"]["command"]
+    change_record(results, "gsm8k", command=command.replace(str(ZOO / "data"), "some/where"))
+    _, scores = tables_of(results, capsys)
+    assert (scores["GSM8K"]["status"], scores["GSM8K"]["note"]) == ("ok", "")
+
+
 def test_each_result_has_the_command_that_asked_for_it(results, capsys):
     def asked_by_hand(scores: dict, dataset: str) -> str:
         assert scores[dataset]["merge_command"].startswith(f"python {MAIN_JOB} --merge_instruct --merge_code")
@@ -79,17 +98,20 @@ def test_each_result_has_the_command_that_asked_for_it(results, capsys):
         [
             ("alpaca_eval --end_index 5", "done"),
             ("gsm8k --end_index 3", "failed"),
-            ("gsm8k mbpp --end_index 7", "done"),
+            ("gsm8k mbpp --end_index 6", "done"),
             ("gsm8k --end_index 9", "planned"),
         ]
     ):
         keep_cell(results, f"{data} --tasks {asked}", status, number)
     _, scores = tables_of(results, capsys)
-    ending = {name: scores[name]["command"].partition(data)[2] for name in ("AlpacaEval", "GSM8K", "MBPP")}
-    assert ending == {
+    # What was typed stands in the result; how the merge was made, in the cell that is done.
+    assert asked_by_hand(scores, "AlpacaEval") == "alpaca_eval --end_index 5"
+    assert asked_by_hand(scores, "GSM8K") == asked_by_hand(scores, "MBPP") == "gsm8k mbpp --end_index 7"
+    made = {name: scores[name]["merge_command"].partition(data)[2] for name in ("AlpacaEval", "GSM8K", "MBPP")}
+    assert made == {
         "AlpacaEval": " --tasks alpaca_eval --end_index 5",
-        "GSM8K": " --tasks gsm8k mbpp --end_index 7",
-        "MBPP": " --tasks gsm8k mbpp --end_index 7",
+        "GSM8K": " --tasks gsm8k mbpp --end_index 6",
+        "MBPP": " --tasks gsm8k mbpp --end_index 6",
     }
 
 
@@ -113,7 +135,10 @@ def test_a_moved_folder_gives_the_same_tables_from_its_own_files(results, tmp_pa
         left = {name: text.replace(str(results), str(moved)) for name, text in before[dataset].items()}
         assert {**row, "evaluator_command": ""} == {**left, "evaluator_command": ""}
         assert str(results) not in row["evaluator_command"]
-    words = shlex.split(after["MBPP"]["evaluator_command"])
+    judge = shlex.split(after["MBPP"]["evaluator_command"])
+    assert judge == ["evaluate_functional_correctness", f"{moved / PROGRAMS}_samples.jsonl"]
+    command_file(program_results_file(moved / PROGRAMS)).unlink()
+    words = shlex.split(tables_of(moved, capsys)[1]["MBPP"]["evaluator_command"])
     assert words[words.index("--load_generations_path") + 1] == str(moved / PROGRAMS)
 
 

@@ -26,6 +26,11 @@ def test_a_program_runs_and_its_output_comes_back():
     assert run("print(6 * 7)") == "42\n"
 
 
+def test_output_without_end_does_not_fill_this_process():
+    told = run("import sys; sys.stdout.write('x' * (50 << 20)); sys.stdout.write('the end')")
+    assert told.endswith("xthe end") and len(told) < 1 << 20
+
+
 def test_the_network_is_not_there():
     with pytest.raises(UserError, match="unreachable"):
         run("import socket; socket.create_connection(('192.0.2.1', 80), timeout=5)")

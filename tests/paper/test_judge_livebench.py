@@ -162,6 +162,14 @@ def test_other_questions_of_livebenchs_are_never_replaced(livebench, tmp_path):
     assert contents(livebench) == before
 
 
+def test_questions_from_a_folder_that_is_gone_are_not_judged_by_others(livebench, tmp_path):
+    answer(tmp_path, "ours")
+    (scores,) = (tmp_path / "results").rglob("save_scores/**/*.json")
+    scores.write_text(scores.read_text().replace(str(ZOO / "data"), str(tmp_path / "gone")))
+    (note,) = judge(tmp_path).values()
+    assert f"{tmp_path / 'gone'}, where the run's questions were, is not there" in note
+
+
 def test_a_misspelt_folder_is_named_and_not_made(livebench, tmp_path, monkeypatch):
     monkeypatch.setenv("LIVEBENCH_DIR", str(tmp_path / "LiveBensh"))
     answer(tmp_path, "m")

@@ -167,12 +167,12 @@ def test_a_sixth_data_set_of_the_users_own_has_a_look_of_its_own(monkeypatch):
 
 def test_the_page_shows_the_figures_that_are_drawn_and_says_what_they_show(tmp_path):
     scores = [answered(PLAIN, True, False), draw(1, True, True)]
+    plot_figures.plot_figures(tmp_path, scores)
     make_tables.make_tables(tmp_path, scores)
     page = (tmp_path / "tables" / "tables.html").read_text()
     assert re.findall(r'<img src="([^"]+)"', page) == ["../figures/performance.svg"]
     (shown,) = re.findall(r'alt="([^"]+)"', page)
     assert "without M3 and with it" in shown and "svg" not in shown
-    plot_figures.plot_figures(tmp_path, scores)
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["performance.png", "performance.svg"]
 
 

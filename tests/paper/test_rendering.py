@@ -1,5 +1,6 @@
 """The three forms of a table hold the same, and nothing in a text breaks them."""
 
+from dataclasses import replace
 from html.parser import HTMLParser
 
 from scripts.paper_tables.rendering import html_page, latex, markdown, without_repeats
@@ -37,6 +38,11 @@ def test_markdown_has_a_line_for_each_row_of_as_many_cells():
     lines = [line for line in markdown([TABLE]).splitlines() if line.startswith("|")]
     assert len(lines) == 5
     assert {line.replace("\\|", "").count("|") for line in lines} == {4}
+
+
+def test_latex_takes_no_mark_of_a_note_for_a_length():
+    table = replace(TABLE, rows=[(("LM & Math",), ("average",), ("45.0 [30.0, 60.0]", "[1]"))])
+    assert "45.0 [30.0, 60.0]\\\\ {}[1]" in latex(table)
 
 
 def test_every_value_stands_in_each_form():

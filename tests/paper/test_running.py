@@ -20,7 +20,7 @@ from promptbench.search import search
 from scripts.make_tables import main as make_tables
 from scripts.paper_tables.cell import Cell, read_cells, read_state, state_path
 from scripts.paper_tables.commands import Setting, merge_places
-from scripts.paper_tables.estimate import answer_seconds, estimate_cell, prompts_of_attack
+from scripts.paper_tables.estimate import answer_seconds, estimate_cell, measured_seconds, prompts_of_attack
 from scripts.paper_tables.jobs import DONE, FAILED, check_cells, is_done, run_command, run_job
 from scripts.paper_tables.machine import Machine, find_machine
 from scripts.paper_tables.run_cells import main as run_cells
@@ -53,7 +53,7 @@ def first(tmp_path_factory) -> Setting:
     """What the cell was run with, on the models of one folder."""
     folder = tmp_path_factory.mktemp("running")
     models = models_folder(folder / "A", "instruct")
-    setting = Setting(folder / "results", models, ZOO / "data", "transformers", None)
+    setting = Setting(folder / "results", models, ZOO.relative_to(ROOT) / "data", "transformers", None)
     (outcome,) = run([CELL], setting)
     assert (outcome.status, outcome.reason) == (DONE, None)
     return setting
@@ -110,6 +110,22 @@ def test_a_cell_whose_score_is_gone_is_run_again(done):
     assert not is_done(CELL, done)
     run([CELL], done)
     assert is_done(CELL, done) and "typos" in json.loads(scores.read_text())
+
+
+def test_a_cell_whose_result_another_command_replaced_is_run_again(done):
+    scores = merge_places(CELL, done).scores()
+    records = json.loads(scores.read_text())
+    records["typos"]["command"] += " --end_index 2"
+    scores.write_text(json.dumps(records))
+    assert not is_done(CELL, done)
+
+
+@pytest.mark.parametrize("text", ['{"status": "done"}', '{"sta', "[]", '{"status": "done", "seconds": 1}'])
+def test_a_cell_whose_state_is_broken_is_run_again(done, text):
+    state_path(done.results_dir, CELL).write_text(text)
+    assert not is_done(CELL, done) and measured_seconds(done) == {}
+    run([CELL], done)
+    assert is_done(CELL, done)
 
 
 def test_a_cell_is_done_on_however_many_gpus(done):
@@ -313,6 +329,7 @@ def test_paths_count_from_where_they_are_typed(tmp_path):
     assert f"--models_dir {tmp_path}/models --data_dir {tmp_path}/sets " in typed
     assert typed.endswith(f"--output_dir {tmp_path}/out")
     assert first_command().endswith("--output_dir paper_results")
+    assert first_command("--results_dir", ROOT / "paper_results").endswith("--output_dir paper_results")
 
 
 def test_an_interpreter_is_taken_by_its_name(tmp_path):
