@@ -8,9 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from inference_llms import human_eval, mbpp
+from scripts.guard import run_guarded
 from utils.json_files import read_json_lines
 
 DATA_FILES = {module.TASK.name: module.DATA_SET.files[0] for module in (human_eval, mbpp)}
+# human-eval ends a program after 3 seconds.
+START_SECONDS, SECONDS_PER_PROGRAM = 600, 5
 
 
 def pass_rate(task: str, data_dir: Path, made: Path) -> float:
@@ -63,3 +66,10 @@ def programs_pass(
         results = read_json_lines(Path(f"{samples}_results.jsonl"), "run the evaluator again")
     passed = {(row["task_id"], row["completion"]): row["passed"] for row in results}
     return [passed[problem["task_id"], program] for problem, program in pairs]
+
+
+def guarded_programs_pass(pairs: Sequence[tuple[dict, str]]) -> list[bool]:
+    """The same in the guard: without network, and under limits on memory, processes, files and time. Raises UserError
+    where the machine has no guard, or all of it takes too long."""
+    seconds = START_SECONDS + SECONDS_PER_PROGRAM * len(pairs)
+    return programs_pass(pairs, lambda words: run_guarded(words, seconds))

@@ -6,9 +6,8 @@ from functools import partial
 from inference_llms import human_eval, mbpp
 from inference_llms.task import Example
 from inference_llms.tasks import TASKS
-from scripts.paper_tables.guard import guarded_words, run_guarded
-from scripts.paper_tables.judge_programs import SECONDS_PER_PROGRAM, START_SECONDS
-from scripts.program_scores import mbpp_problem, programs_pass
+from scripts.guard import guarded_words
+from scripts.program_scores import guarded_programs_pass, mbpp_problem
 from utils.errors import UserError
 
 Verdicts = Callable[[Sequence[Example], Sequence[str]], list[bool]]
@@ -28,18 +27,14 @@ def by_row(task: str, examples: Sequence[Example], completions: Sequence[str]) -
 
 def passes_human_eval(examples: Sequence[Example], completions: Sequence[str]) -> list[bool]:
     programs = [human_eval.extract_program(text) for text in completions]
-    return _pass([(example.row, program) for example, program in zip(examples, programs, strict=True)])
+    problems = [example.row for example in examples]
+    return guarded_programs_pass(list(zip(problems, programs, strict=True)))
 
 
 def passes_mbpp(examples: Sequence[Example], completions: Sequence[str]) -> list[bool]:
     programs = [mbpp.extract_program(text) for text in completions]
-    return _pass([(mbpp_problem(example.row), program) for example, program in zip(examples, programs, strict=True)])
-
-
-def _pass(pairs: Sequence[tuple[dict, str]]) -> list[bool]:
-    """Whether programs pass, run without network and under limits on memory, files and time."""
-    seconds = START_SECONDS + SECONDS_PER_PROGRAM * len(pairs)
-    return programs_pass(pairs, lambda words: run_guarded(words, seconds))
+    problems = [mbpp_problem(example.row) for example in examples]
+    return guarded_programs_pass(list(zip(problems, programs, strict=True)))
 
 
 VERDICTS: dict[str, Verdicts] = {

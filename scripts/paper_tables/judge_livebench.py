@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from inference_llms.livebench import JUDGE, judge_words, judged_release, question_files
+from scripts.guard import TORCH_MEMORY_BYTES, run_guarded
 from scripts.paper_tables.evaluator_results import livebench_command_file, livebench_judgments, read_livebench
-from scripts.paper_tables.guard import TORCH_MEMORY_BYTES, run_guarded
 from scripts.paper_tables.to_judge import ToJudge, each, run_evaluator
 from utils.errors import UserError
 from utils.json_files import read_json_lines

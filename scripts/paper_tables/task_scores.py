@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.paper_tables.cell import MAIN_JOB
+from scripts.paper_tables.cell import LIVEBENCH, MAIN_JOB
 from scripts.paper_tables.evaluator_results import Judged, command_to_type
 from scripts.paper_tables.found import Found, check_weights
 from scripts.paper_tables.names import DATA_SETS
@@ -32,7 +32,6 @@ from scripts.paper_tables.verdicts import Asked, asked_by, read_verdicts, rule_f
 from utils.errors import UserError
 
 AGAIN = "run its command again"
-LIVEBENCH_SCRIPT = "ood_robust_inference.py"
 LIVEBENCH_TASKS = ("instruction_following", "coding", "typos")
 
 
@@ -51,7 +50,7 @@ def task_scores(found: Found) -> Iterator[Score]:
 
 def _task_score(found: Found, scores: ScoresFile, task: str, record: Mapping[str, Any], known: dict[str, Any]) -> Score:
     dataset = DATA_SETS.get(task, (task, 0))[0]
-    script = LIVEBENCH_SCRIPT if task in LIVEBENCH_TASKS else MAIN_JOB
+    script = LIVEBENCH if task in LIVEBENCH_TASKS else MAIN_JOB
     about = {**known, **found.commands(scores.places, script, task)}
     try:
         check_record(scores.path, task, record)

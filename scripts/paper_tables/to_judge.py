@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scripts.guard import program_name
 from scripts.paper_tables.evaluator_results import (
     Judged,
     programs_of_file,
@@ -16,7 +17,6 @@ from scripts.paper_tables.evaluator_results import (
     read_livebench,
     read_programs,
 )
-from scripts.paper_tables.guard import program_name
 from utils.errors import UserError
 from utils.json_files import read_json_lines
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from inference_llms import engine as engine_room
 from inference_llms.engine import (
     Sampling,
     check_engine_request,
@@ -166,6 +167,7 @@ def test_weights_that_are_no_numbers_are_told_rather_than_completed_with_nothing
 @no_gpu
 def test_without_a_gpu_auto_completes_with_transformers_and_says_once_what_has_no_use(tmp_path, capfd):
     folder = write_tiny_llama(tmp_path / "model")
+    engine_room._say_once.cache_clear()  # another test may have had it said
     capfd.readouterr()
     for _ in range(2):
         engine = open_engine("auto", folder, 2, 1)

@@ -183,6 +183,7 @@ def ray_actors(process: subprocess.Popen) -> list[psutil.Process]:
     ]
 
 
+@pytest.mark.alone
 def test_ray_gives_the_same_table_though_an_actor_and_then_the_driver_are_killed(searched, tmp_path):
     ray = pytest.importorskip("ray", reason="Ray is not installed")
     assert ray

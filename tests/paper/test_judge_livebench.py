@@ -12,10 +12,10 @@ import pytest
 
 from inference_llms.livebench import judge_command, question_files
 from ood_robust_inference import main as ood_robust_inference
+from scripts.guard import guarded_words
 from scripts.paper_tables.commands import Setting
 from scripts.paper_tables.evaluate import NOTES, evaluate, files_to_judge
 from scripts.paper_tables.evaluator_results import livebench_judgments, read_livebench
-from scripts.paper_tables.guard import guarded_words
 from scripts.paper_tables.judge_livebench import judge_livebench
 from tests.inference_llms.support import ROOT, read_json_lines, write_rows
 from utils.errors import UserError

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from scripts import program_scores
+from scripts.guard import guarded_words
 from scripts.paper_tables import judge_programs
 from scripts.paper_tables.commands import Setting
 from scripts.paper_tables.evaluate import NOTES, evaluate
 from scripts.paper_tables.evaluator_results import read_programs
-from scripts.paper_tables.guard import guarded_words
 from tests.inference_llms.support import DATA, needs_data, pass_at_1, read_json_lines, write_rows
 from utils.errors import UserError
 
@@ -124,8 +125,8 @@ def test_programs_of_other_tests_are_not_judged(tmp_path):
 
 
 def test_a_file_that_takes_too_long_leaves_no_other_unjudged(tmp_path, monkeypatch):
-    monkeypatch.setattr(judge_programs, "START_SECONDS", 5)
-    monkeypatch.setattr(judge_programs, "SECONDS_PER_PROGRAM", 0)
+    monkeypatch.setattr(program_scores, "START_SECONDS", 5)
+    monkeypatch.setattr(program_scores, "SECONDS_PER_PROGRAM", 0)
     hangs = [[f"while True: {number}"] for number in range(8)]
     run_of_mbpp(tmp_path, "hanging", [*hangs, *[[]] * 492])
     made = run_of_mbpp(tmp_path, "quick", [[RIGHT], *[[]] * 499])

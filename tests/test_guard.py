@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from scripts.paper_tables import guard
-from scripts.paper_tables.guard import MEMORY_BYTES, TORCH_MEMORY_BYTES, guarded_words, run_guarded
+from scripts import guard
+from scripts.guard import MEMORY_BYTES, TORCH_MEMORY_BYTES, guarded_words, run_guarded
 from utils.errors import UserError
 
 
