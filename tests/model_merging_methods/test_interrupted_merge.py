@@ -112,18 +112,18 @@ def test_killed_at_twenty_random_moments_a_rerun_ends_with_the_same_bytes(models
 
 
 def interrupt(models: Path, target: Path, by: signal.Signals, parameters: MergeParameters = PARAMETERS) -> str:
-    """Start a merge, and stop it with a signal when some of its shards are whole; returns what it wrote to stderr."""
-    for _ in range(10):
+    """Start a merge, and stop it with a signal when one of its shards is whole; returns what it wrote to stderr."""
+    for _ in range(30):
         process = start(models, target, parameters)
-        while len(whole_shards(target)) < 3 and process.poll() is None:
+        while not whole_shards(target) and process.poll() is None:
             time.sleep(0.001)
         process.send_signal(by)
         _, error = process.communicate()
         if not target.exists():
-            assert len(whole_shards(target)) >= 3
+            assert whole_shards(target)
             return error
         shutil.rmtree(target)  # it was quicker
-    raise AssertionError("ten merges ended before they could be stopped")
+    raise AssertionError("thirty merges ended before they could be stopped")
 
 
 @pytest.fixture
