@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from merge_llms_instruct_math_code import build_parser, chosen_roles, merge_parameters, request_of_folders
 from model_merging_methods.merge_parameters import run_name
@@ -96,26 +97,21 @@ def other_merge(cell: Cell, setting: Setting) -> str | None:
     return f"{setting.results_dir} holds this merge of other models; choose another --results_dir"
 
 
-def results_there(cell: Cell, setting: Setting) -> set[str]:
-    """Of a cell's attacks, or else of its tasks, those whose results are there."""
+def results_there(cell: Cell, setting: Setting) -> dict[str, Any]:
+    """Of a cell's attacks, or else of its tasks, the results that are there and can be read."""
     places = merge_places(cell, setting)
-    if cell.attacks:
-        return {attack for attack in cell.attacks if places.adversarial_result(cell.tasks[0], attack).is_file()}
+    if not cell.attacks:
+        scores = _read_result(places.scores())
+        return {task: scores[task] for task in cell.tasks if task in scores}
+    results = {attack: _read_result(places.adversarial_result(cell.tasks[0], attack)) for attack in cell.attacks}
+    return {attack: result for attack, result in results.items() if result}
+
+
+def _read_result(path: Path) -> dict[str, Any]:
     try:
-        return set(cell.tasks) & read_json_object(places.scores(), "").keys()
+        return read_json_object(path, "")
     except UserError:
-        return set()
-
-
-def commands_of_results(cell: Cell, setting: Setting) -> list[str]:
-    """The commands that made a cell's results, of those that tell."""
-    places = merge_places(cell, setting)
-    if cell.attacks:
-        paths = [places.adversarial_result(cell.tasks[0], attack) for attack in cell.attacks]
-        results = [read_json_object(path, "") for path in paths if path.is_file()]
-    else:
-        results = [read_json_object(places.scores(), "").get(task) for task in cell.tasks]
-    return [result["command"] for result in results if isinstance(result, dict) and result.get("command")]
+        return {}
 
 
 def result_files(cell: Cell, setting: Setting) -> list[Path]:

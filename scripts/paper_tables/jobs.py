@@ -22,7 +22,6 @@ from scripts.paper_tables.commands import (
     ROOT,
     Setting,
     cell_commands,
-    commands_of_results,
     interpreter_words,
     merge_places,
     merged_model,
@@ -63,12 +62,14 @@ def jobs_of_cells(cells: Sequence[Cell], setting: Setting) -> list[list[Cell]]:
 
 def is_done(cell: Cell, setting: Setting) -> bool:
     """Whether a cell was run with these very commands, on however many GPUs, and all its results are still there."""
-    state = read_state(setting.results_dir, cell)
+    state, results = read_state(setting.results_dir, cell), results_there(cell, setting)
+    typed = _without_gpus(_typed_commands(cell, setting))
+    told = [result["command"] for result in results.values() if isinstance(result, dict) and result.get("command")]
     return (
         state.get("status") == DONE
-        and _without_gpus(state.get("commands", ())) == _without_gpus(_typed_commands(cell, setting))
-        and results_there(cell, setting) == set(cell.attacks or cell.tasks)
-        and set(_without_gpus(commands_of_results(cell, setting))) <= set(_without_gpus(state["commands"]))
+        and _without_gpus(state.get("commands", ())) == typed
+        and results.keys() == set(cell.attacks or cell.tasks)
+        and set(_without_gpus(told)) <= set(typed)
     )
 
 

@@ -148,6 +148,11 @@ def test_a_cell_that_goes_on_after_its_attacks_is_done_when_they_are(tmp_path, c
     setting = Setting(tmp_path, "tiny", None, "transformers", None)
     (outcome,) = run([cell], setting)
     assert (outcome.status, outcome.reason) == (DONE, None)
+    result = merge_places(cell, setting).adversarial_result("sst2", "stresstest")
+    whole = result.read_text()
+    result.write_text(whole[:50])
+    assert not is_done(cell, setting)
+    result.write_text(whole)
     assert is_done(cell, setting)
     make_tables([str(tmp_path)])
     assert [(row["dataset"], row["attack"]) for row in read_scores(tmp_path)] == [("SST-2", "stresstest")]
