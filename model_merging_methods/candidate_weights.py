@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model_merging_methods.aligned_models import AlignedModels
-from model_merging_methods.checkpoint_writer import TensorForm, plan_shards
+from model_merging_methods.checkpoints.aligned_models import AlignedModels
+from model_merging_methods.checkpoints.checkpoint_writer import TensorForm, plan_shards
+from model_merging_methods.checkpoints.model_files import output_forms, write_configs, write_merged_tokenizer
+from model_merging_methods.kernels.stored_dtypes import LONG_NAMES
 from model_merging_methods.merge_checks import check_exclusions, check_related
 from model_merging_methods.merge_engine import Merge
 from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merge_record import MergeRequest, open_models
 from model_merging_methods.merging_methods import Coefficients
-from model_merging_methods.model_files import output_forms, write_configs, write_merged_tokenizer
-from model_merging_methods.stored_dtypes import LONG_NAMES
 
 if TYPE_CHECKING:
     from torch import Tensor

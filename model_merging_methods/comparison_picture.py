@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model_merging_methods.magnitude_thresholds import MagnitudeSample
+from model_merging_methods.kernels.magnitude_thresholds import MagnitudeSample
 from model_merging_methods.model_comparison import ModelComparison
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from model_merging_methods.aligned_models import AlignedModels
+from model_merging_methods.checkpoints.aligned_models import AlignedModels
 from model_merging_methods.comparison_picture import draw_comparison
 from model_merging_methods.merge_engine import Merge
 from model_merging_methods.merge_parameters import MergeParameters

@@ -11,17 +11,17 @@ from threading import Lock
 
 import numpy as np
 
-from model_merging_methods.aligned_models import BASE, AlignedModels
-from model_merging_methods.block_arithmetic import open_arithmetic
-from model_merging_methods.block_kernels import StoredBlock, Sums, Undecided, encode
-from model_merging_methods.block_passes import Block, for_every_block
-from model_merging_methods.checkpoint_folder import not_finite_error
-from model_merging_methods.checkpoint_writer import CheckpointWriter, Shard, TensorForm
-from model_merging_methods.fingerprints import DIGEST_SIZE, STRETCH, stretch_digest, tensor_digest
-from model_merging_methods.magnitude_thresholds import MagnitudeSample, ThresholdSearch
+from model_merging_methods.checkpoints.aligned_models import BASE, AlignedModels
+from model_merging_methods.checkpoints.checkpoint_folder import not_finite_error
+from model_merging_methods.checkpoints.checkpoint_writer import CheckpointWriter, Shard, TensorForm
+from model_merging_methods.checkpoints.fingerprints import DIGEST_SIZE, STRETCH, stretch_digest, tensor_digest
+from model_merging_methods.kernels.block_arithmetic import open_arithmetic
+from model_merging_methods.kernels.block_kernels import StoredBlock, Sums, Undecided, encode
+from model_merging_methods.kernels.block_passes import Block, for_every_block
+from model_merging_methods.kernels.magnitude_thresholds import MagnitudeSample, ThresholdSearch
+from model_merging_methods.kernels.stored_dtypes import FLOATING_CODES, ITEM_SIZES, LONG_NAMES, is_floating
 from model_merging_methods.merge_parameters import MergeParameters, mask_key
 from model_merging_methods.merging_methods import MERGING_METHODS, Coefficients
-from model_merging_methods.stored_dtypes import FLOATING_CODES, ITEM_SIZES, LONG_NAMES, is_floating
 from utils.cores import available_cores
 from utils.errors import UserError
 

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from model_merging_methods.aligned_models import AlignedModels
-from model_merging_methods.block_arithmetic import choose_device
-from model_merging_methods.checkpoint_folder import INDEX_FILE
-from model_merging_methods.checkpoint_writer import (
+from model_merging_methods.checkpoints.aligned_models import AlignedModels
+from model_merging_methods.checkpoints.checkpoint_folder import INDEX_FILE
+from model_merging_methods.checkpoints.checkpoint_writer import (
     LARGEST_SHARD,
     CheckpointWriter,
     Shard,
@@ -25,6 +24,8 @@ from model_merging_methods.checkpoint_writer import (
     plan_shards,
     write_index,
 )
+from model_merging_methods.checkpoints.model_files import output_forms, write_configs, write_merged_tokenizer
+from model_merging_methods.kernels.block_arithmetic import choose_device
 from model_merging_methods.merge_checks import check_exclusions, check_related, comparison
 from model_merging_methods.merge_engine import BLOCK_SIZE, Merge, TensorReport
 from model_merging_methods.merge_parameters import run_name
@@ -43,7 +44,6 @@ from model_merging_methods.merge_record import (
     read_record,
 )
 from model_merging_methods.model_card import model_card
-from model_merging_methods.model_files import output_forms, write_configs, write_merged_tokenizer
 from utils.errors import UserError
 from utils.whole_files import empty_folder, remove_replaced, whole_folder, write_json
 

@@ -8,16 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from model_merging_methods.checkpoint_folder import (
+from model_merging_methods.checkpoints.checkpoint_folder import (
     CheckpointFolder,
     adapter_files,
     index_file,
     is_adapter_folder,
     weight_files,
 )
-from model_merging_methods.fingerprints import small_file_fingerprint, weight_file_fingerprints
+from model_merging_methods.checkpoints.fingerprints import small_file_fingerprint, weight_file_fingerprints
+from model_merging_methods.kernels.stored_dtypes import is_floating
 from model_merging_methods.merge_parameters import MergeParameters, parameters_from_fields
-from model_merging_methods.stored_dtypes import is_floating
 from utils.errors import UserError
 from utils.json_files import read_json_object
 from utils.model_folders import TOKENIZER_FILES
@@ -229,7 +229,9 @@ def is_same_merge(record: Mapping[str, Any], request: MergeRequest) -> bool:
 
 def open_models(request: MergeRequest, stack: ExitStack) -> list[CheckpointFolder]:
     """All folders of a merge, the pretrained model's first, open until `stack` closes them."""
-    from model_merging_methods.adapted_folder import AdaptedFolder  # with numba, which command lines do without
+    from model_merging_methods.checkpoints.adapted_folder import (
+        AdaptedFolder,  # with numba, which command lines do without
+    )
 
     pretrained = stack.enter_context(CheckpointFolder(request.pretrained))
     finetuned = [

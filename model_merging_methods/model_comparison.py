@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from model_merging_methods.aligned_models import INPUT_EMBEDDINGS, OUTPUT_BIASES, OUTPUT_EMBEDDINGS
-from model_merging_methods.block_kernels import Sums
+from model_merging_methods.checkpoints.aligned_models import INPUT_EMBEDDINGS, OUTPUT_BIASES, OUTPUT_EMBEDDINGS
+from model_merging_methods.kernels.block_kernels import Sums
 from utils.errors import UserError
 
 # A model whose |δ| / |θ0| reaches this is taken for one of another backbone. Fine-tuning moves the weights of a

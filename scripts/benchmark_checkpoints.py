@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model_merging_methods.checkpoint_writer import CheckpointWriter, TensorForm, plan_shards, write_index
+from model_merging_methods.checkpoints.checkpoint_writer import CheckpointWriter, TensorForm, plan_shards, write_index
 from utils.whole_files import empty_folder, whole_folder, write_json
 
 _SHARD = 1_000_000_000  # bytes

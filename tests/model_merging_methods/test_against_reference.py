@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model_merging_methods.mask_weights import apply_mask, magnitude_drop_mask, random_drop_mask
+from model_merging_methods.kernels.mask_weights import apply_mask, magnitude_drop_mask, random_drop_mask
 from model_merging_methods.merge_models import MergeWork, merge_models
 from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup, mask_key
 from model_merging_methods.merge_record import MergeRequest, read_record

@@ -24,8 +24,8 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from model_merging_methods.checkpoint_folder import is_adapter_folder, read_header
-from model_merging_methods.lora_adapter import (
+from model_merging_methods.checkpoints.checkpoint_folder import is_adapter_folder, read_header
+from model_merging_methods.checkpoints.lora_adapter import (
     HARMLESS_SETTINGS,
     READ_SETTINGS,
     LoraAdapter,
@@ -273,7 +273,7 @@ def test_a_safetensors_adapter_is_read_without_torch(base, tmp_path):
     folder = save_adapter(base, tmp_path / "adapter")
     shapes = {name: tensor.shape for name, tensor in read_header(base / "model.safetensors").items()}
     program = (
-        "import sys; from pathlib import Path; from model_merging_methods.lora_adapter import LoraAdapter; "
+        "import sys; from pathlib import Path; from model_merging_methods.checkpoints.lora_adapter import LoraAdapter; "
         f"adapter = LoraAdapter(Path({str(folder)!r}), {shapes!r}); "
         "print(len(adapter.low_rank), 'torch' in sys.modules)"
     )

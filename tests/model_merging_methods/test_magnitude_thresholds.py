@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_merging_methods.block_kernels import StoredBlock, Undecided
-from model_merging_methods.compiled_arithmetic import CompiledArithmetic
-from model_merging_methods.magnitude_thresholds import (
+from model_merging_methods.kernels.block_kernels import StoredBlock, Undecided
+from model_merging_methods.kernels.compiled_arithmetic import CompiledArithmetic
+from model_merging_methods.kernels.magnitude_thresholds import (
     BINS,
     EVERYWHERE,
     LARGEST_PATTERN,
@@ -15,8 +15,8 @@ from model_merging_methods.magnitude_thresholds import (
     MagnitudeSample,
     ThresholdSearch,
 )
+from model_merging_methods.kernels.stored_dtypes import F32
 from model_merging_methods.merge_parameters import MergeParameters
-from model_merging_methods.stored_dtypes import F32
 
 numbers = st.floats(width=32, allow_nan=False, allow_infinity=False) | st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0])
 patterns = st.integers(0, LARGEST_PATTERN) | st.sampled_from([0, int(np.float32(1).view(np.int32))])

@@ -244,7 +244,8 @@ def test_the_share_dropped_is_the_drop_rate_in_every_tensor(tmp_path):
 KILLED = """
 import os, pathlib, signal, sys
 sys.path[:0] = [{root!r}, {tests!r}]
-from model_merging_methods import checkpoint_writer, merge_models
+from model_merging_methods import merge_models
+from model_merging_methods.checkpoints import checkpoint_writer
 from merges import MERGES, request
 steps = 0
 def counted(function):

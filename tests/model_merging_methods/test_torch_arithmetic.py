@@ -10,17 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import save_model
 
-from model_merging_methods.block_arithmetic import choose_device, open_arithmetic
-from model_merging_methods.block_kernels import Brackets, StoredBlock, Sums, Undecided, random_keep_mask
-from model_merging_methods.compiled_arithmetic import COMPILED_METHODS, CompiledArithmetic
-from model_merging_methods.magnitude_thresholds import BINS, EVERYWHERE, LARGEST_PATTERN, Bracket
-from model_merging_methods.mask_weights import random_drop_mask
+from model_merging_methods.kernels.block_arithmetic import choose_device, open_arithmetic
+from model_merging_methods.kernels.block_kernels import Brackets, StoredBlock, Sums, Undecided, random_keep_mask
+from model_merging_methods.kernels.compiled_arithmetic import COMPILED_METHODS, CompiledArithmetic
+from model_merging_methods.kernels.magnitude_thresholds import BINS, EVERYWHERE, LARGEST_PATTERN, Bracket
+from model_merging_methods.kernels.mask_weights import random_drop_mask
+from model_merging_methods.kernels.stored_dtypes import BF16, F16, F32, F64
+from model_merging_methods.kernels.torch_arithmetic import TorchArithmetic
 from model_merging_methods.merge_models import MergeWork, merge_models
 from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup, mask_key
 from model_merging_methods.merge_record import MergeRequest
 from model_merging_methods.merging_methods import MERGING_METHODS, Coefficients
-from model_merging_methods.stored_dtypes import BF16, F16, F32, F64
-from model_merging_methods.torch_arithmetic import TorchArithmetic
 from utils.errors import UserError
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")

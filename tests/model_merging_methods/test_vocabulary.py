@@ -7,10 +7,10 @@ from small_models import WORDS, save_model, small_tokenizer
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from model_merging_methods.checkpoints.vocabulary import MISSING_ROW, Vocabulary, align_vocabularies
 from model_merging_methods.merge_models import merge_models
 from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merge_record import MergeRequest
-from model_merging_methods.vocabulary import MISSING_ROW, Vocabulary, align_vocabularies
 
 BASE = {"a": 0, "b": 1, "c": 2}
 

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model_merging_methods.block_kernels import Brackets, StoredBlock, Sums, Undecided
-from model_merging_methods.magnitude_thresholds import BlockCounts
-from model_merging_methods.mask_weights import apply_mask, magnitude_drop_mask, random_drop_mask
+from model_merging_methods.kernels.block_kernels import Brackets, StoredBlock, Sums, Undecided
+from model_merging_methods.kernels.magnitude_thresholds import BlockCounts
+from model_merging_methods.kernels.mask_weights import apply_mask, magnitude_drop_mask, random_drop_mask
+from model_merging_methods.kernels.stored_dtypes import BF16, F16, F32, F64
 from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merging_methods import MERGING_METHODS, Coefficients, weighted_sum
-from model_merging_methods.stored_dtypes import BF16, F16, F32, F64
 
 _DTYPES = {F16: torch.float16, BF16: torch.bfloat16, F32: torch.float32, F64: torch.float64}
 _ALIGNMENT = 8  # bytes, of the largest dtype that is fetched

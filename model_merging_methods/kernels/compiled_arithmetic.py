@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from model_merging_methods.block_kernels import (
+from model_merging_methods.kernels.block_kernels import (
     AVERAGE_MERGING,
     MAGNITUDE_MASK,
     NO_MASK,
@@ -22,10 +22,10 @@ from model_merging_methods.block_kernels import (
     load_magnitudes,
     merge_block,
 )
-from model_merging_methods.magnitude_thresholds import EVERYWHERE, BlockCounts, ThresholdSearch
+from model_merging_methods.kernels.magnitude_thresholds import EVERYWHERE, BlockCounts, ThresholdSearch
+from model_merging_methods.kernels.stored_dtypes import F16
 from model_merging_methods.merge_parameters import Mask, MergeParameters
 from model_merging_methods.merging_methods import Coefficients
-from model_merging_methods.stored_dtypes import F16
 
 COMPILED_METHODS = {
     "average_merging": AVERAGE_MERGING,

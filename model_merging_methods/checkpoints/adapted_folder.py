@@ -4,10 +4,15 @@ from pathlib import Path
 
 import numpy as np
 
-from model_merging_methods.block_kernels import decode
-from model_merging_methods.checkpoint_folder import CheckpointFolder, StoredTensor, check_files_unchanged, file_states
-from model_merging_methods.lora_adapter import LoraAdapter, add_low_rank
-from model_merging_methods.stored_dtypes import FLOATING_CODES
+from model_merging_methods.checkpoints.checkpoint_folder import (
+    CheckpointFolder,
+    StoredTensor,
+    check_files_unchanged,
+    file_states,
+)
+from model_merging_methods.checkpoints.lora_adapter import LoraAdapter, add_low_rank
+from model_merging_methods.kernels.block_kernels import decode
+from model_merging_methods.kernels.stored_dtypes import FLOATING_CODES
 
 
 class AdaptedFolder:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model_merging_methods.stored_dtypes import ITEM_SIZES, SHORT_NAMES
+from model_merging_methods.kernels.stored_dtypes import ITEM_SIZES, SHORT_NAMES
 from utils.errors import UserError
 from utils.json_files import read_json_object
 

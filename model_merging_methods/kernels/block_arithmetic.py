@@ -4,9 +4,9 @@ from typing import Protocol
 
 import numpy as np
 
-from model_merging_methods.block_kernels import Brackets, StoredBlock, Sums, Undecided
-from model_merging_methods.compiled_arithmetic import COMPILED_METHODS, CompiledArithmetic
-from model_merging_methods.magnitude_thresholds import BlockCounts
+from model_merging_methods.kernels.block_kernels import Brackets, StoredBlock, Sums, Undecided
+from model_merging_methods.kernels.compiled_arithmetic import COMPILED_METHODS, CompiledArithmetic
+from model_merging_methods.kernels.magnitude_thresholds import BlockCounts
 from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merging_methods import Coefficients
 from utils.errors import UserError
@@ -52,7 +52,7 @@ def open_arithmetic(device: str, parameters: MergeParameters, models: int) -> Ar
     if device == "cpu" and parameters.method in COMPILED_METHODS:
         return CompiledArithmetic(parameters, models)
 
-    from model_merging_methods.torch_arithmetic import TorchArithmetic
+    from model_merging_methods.kernels.torch_arithmetic import TorchArithmetic
 
     return TorchArithmetic(parameters, models, device)
 

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
-from model_merging_methods.block_kernels import all_finite, decode
-from model_merging_methods.checkpoint_folder import CheckpointFolder, StoredTensor, not_finite_error
-from model_merging_methods.checkpoint_writer import TensorForm
-from model_merging_methods.stored_dtypes import F32, FLOATING_CODES, ITEM_SIZES
-from model_merging_methods.vocabulary import (
+from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder, StoredTensor, not_finite_error
+from model_merging_methods.checkpoints.checkpoint_writer import TensorForm
+from model_merging_methods.checkpoints.vocabulary import (
     MISSING_ROW,
     AlignedVocabulary,
     Vocabulary,
     align_vocabularies,
     read_tokens,
 )
+from model_merging_methods.kernels.block_kernels import all_finite, decode
+from model_merging_methods.kernels.stored_dtypes import F32, FLOATING_CODES, ITEM_SIZES
 from utils.errors import UserError
 
 # Endings of names, in one family or another, of the parameters that have a row for every token.

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from model_merging_methods.aligned_models import INPUT_EMBEDDINGS, OUTPUT_BIASES, OUTPUT_EMBEDDINGS
-from model_merging_methods.block_kernels import CHUNK, ZERO, all_finite, decode, exact
-from model_merging_methods.checkpoint_folder import (
+from model_merging_methods.checkpoints.aligned_models import INPUT_EMBEDDINGS, OUTPUT_BIASES, OUTPUT_EMBEDDINGS
+from model_merging_methods.checkpoints.checkpoint_folder import (
     ADAPTER_CONFIG_FILE,
     INDEX_FILE,
     PICKLED_FILE,
@@ -28,7 +27,8 @@ from model_merging_methods.checkpoint_folder import (
     read_header,
     read_pickled,
 )
-from model_merging_methods.stored_dtypes import FLOATING_CODES
+from model_merging_methods.kernels.block_kernels import CHUNK, ZERO, all_finite, decode, exact
+from model_merging_methods.kernels.stored_dtypes import FLOATING_CODES
 from utils.errors import UserError
 from utils.json_files import read_json_object
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from llvmlite import ir
 
-from model_merging_methods.compiler import intrinsic, njit, types
-from model_merging_methods.stored_dtypes import BF16, F16, F32, F64
+from model_merging_methods.kernels.compiler import intrinsic, njit, types
+from model_merging_methods.kernels.stored_dtypes import BF16, F16, F32, F64
 
 CHUNK = 1024  # values
 _GROUP = 64  # positions that are looked at one by one if any of them is undecided

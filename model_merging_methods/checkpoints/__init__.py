@@ -1,0 +1,1 @@
+"""Checkpoint folders: what they mean, how they are read and written."""

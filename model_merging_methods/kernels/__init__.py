@@ -1,0 +1,1 @@
+"""Block arithmetic: compiled for the CPU, torch for GPUs."""
