@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from inference_llms.engine import Engine, Sampling
 from inference_llms.raw_generations import appended_rows, check_same_run, read_identity, whole_lines
 from promptbench.labels import read_label
 from promptbench.prompt_task import PLACEHOLDER, PromptTask, Sample
 from utils.errors import UserError
+from utils.progress import progress_of
 
 SAMPLING = Sampling(max_tokens=1024, stop=("Instruction:", "Instruction", "Response:", "Response"))
 _NOT_ASKED = -2
@@ -36,6 +36,7 @@ class PromptAccuracy:
         path: Path,
         identity: dict[str, Any],
         open_engine: Callable[[], Engine],
+        sampling: Sampling = SAMPLING,
     ):
         self._task = task
         self._samples = samples
@@ -43,6 +44,7 @@ class PromptAccuracy:
         self._path = path
         self._identity = identity
         self._open_engine = open_engine
+        self._sampling = sampling
         self._opened = ExitStack()
         self._engine: Engine | None = None
         self._labels: dict[str, np.ndarray] = {}
@@ -86,9 +88,9 @@ class PromptAccuracy:
         texts = [prompt.replace(PLACEHOLDER, self._samples[sample].text) for prompt, sample in missing]
         with (
             appended_rows(self._path, self._identity, overwrite=False) as rows,
-            tqdm(total=len(missing), desc=self._task.name, unit=" prompts", disable=None, leave=False) as progress,
+            progress_of(self._task.name, len(missing), "prompts", stays=False) as progress,
         ):
-            for position, completion in self._engine.generate(texts, SAMPLING):
+            for position, completion in self._engine.generate(texts, self._sampling):
                 prompt, sample = missing[position]
                 rows.write({"prompt": _digest(prompt), "sample": sample, "completion": completion})
                 self._keep(_digest(prompt), sample, completion)
