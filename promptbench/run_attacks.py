@@ -22,7 +22,7 @@ from promptbench.attack import Attack, AttackParts
 from promptbench.missing_part import MissingPart
 from promptbench.prompt_accuracy import SAMPLING, PromptAccuracy
 from promptbench.prompt_task import PromptTask, Sample
-from promptbench.report import attack_report, prompt_lines, table
+from promptbench.report import attack_report, check_clean_prompt, health_lines, prompt_lines, table
 from promptbench.search import search
 from utils.command_line import OneLineParser
 from utils.errors import UserError
@@ -101,6 +101,7 @@ def run_attacks(task: PromptTask, options: argparse.Namespace, command: str) -> 
     reports = []
     asked = places.adversarial_completions(task.name, digest(identity))
     with closing(PromptAccuracy(task, samples, asked, identity, source.open_engine)) as accuracy:
+        check_clean_prompt(task, source.model, accuracy)
         for name, attack in opened.items():
             result = search(attack, task.prompt, task.protected_words, accuracy, options.query_budget)
             reports.append(attack_report(name, result, accuracy))
@@ -109,7 +110,7 @@ def run_attacks(task: PromptTask, options: argparse.Namespace, command: str) -> 
             write_json(paths[name], {**about, "settings": settings[name], **reports[-1]})
             for line in prompt_lines(reports[-1]):
                 log.info(line)
-    for line in table(reports):
+    for line in [*table(reports), *health_lines(reports)]:
         log.info(line)
     for name, why in missing.items():
         log.info("not run: %s: %s", name, why)
