@@ -68,7 +68,7 @@ def total(healths: Sequence[Health]) -> Health:
 
 
 def health_on_record(value: Any) -> Health | None:
-    """The health that a record holds; None for a record from before there was one. Raises ValueError for other values."""
+    """The health that a record holds; None for a record that is older than this. Raises ValueError for other values."""
     if value is None:
         return None
     names = {field.name for field in fields(Health)}

@@ -111,8 +111,8 @@ def run_tasks(
 
     Returns the scores written: for each task its metrics, `examples` (the number scored), `files` (the
     evaluator's), `evaluator_command`, `raw_generations`, `data_dir`, `backend`, `packages` (their versions), `model`,
-    `identity`, the `health` of the answers, and the `command` that was typed. What the user can put right is checked for all tasks of all models
-    before anything is written and the first engine opened; then raises `UserError`.
+    `identity`, the `health` of the answers, and the `command` that was typed. What the user can put right is checked
+    for all tasks of all models before anything is written and the first engine opened; then raises `UserError`.
     """
     found = {
         name: find_completions(examples, places, tasks.source, overwrite)

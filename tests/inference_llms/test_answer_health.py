@@ -1,6 +1,7 @@
 """Health of answers: what counts as a fault, and when a score shows it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +13,8 @@ from inference_llms.livebench_typos import task as livebench_typos
 from inference_llms.run_tasks import task_health
 from inference_llms.task import Example
 from inference_llms.tasks import TASKS
-from tests.inference_llms.support import DATA, ROOT, needs_data, read_json_lines, replay, run_command_here, write_rows
+from tests.inference_llms.support import DATA, ROOT, needs_data, read_json_lines, run_command_here, write_rows
+from tests.inference_llms.support import replay as scores_of_replay
 
 ZOO = ROOT / "scripts" / "tiny_zoo"
 SENTENCE = "I'm not sure if I can do that. "
@@ -111,9 +113,11 @@ def test_a_fault_of_more_than_one_answer_in_ten_is_shown(texts, cut_off, readabl
     assert health_of(texts, cut_off, readable).warning() == shown
 
 
-@pytest.mark.parametrize("value", [[], "x", {}, {"answers": 1}, *(
-    {"answers": 3, "empty": 0, "cut_off": None, "repeating": 0, "unreadable": None, "same": 1} | wrong
-    for wrong in ({"empty": 4}, {"cut_off": -1}, {"same": 1.0}, {"unreadable": "1"}, {"repeating": None}))])  # fmt: skip
+SOUND_HEALTH = {"answers": 3, "empty": 0, "cut_off": None, "repeating": 0, "unreadable": None, "same": 1}
+WRONG_COUNTS = [{"empty": 4}, {"cut_off": -1}, {"same": 1.0}, {"unreadable": "1"}, {"repeating": None}]
+
+
+@pytest.mark.parametrize("value", [[], "x", {}, {"answers": 1}, *(SOUND_HEALTH | wrong for wrong in WRONG_COUNTS)])
 def test_a_record_of_another_form_has_no_health(value):
     with pytest.raises(ValueError, match="health"):
         health_on_record(value)
@@ -123,15 +127,14 @@ def test_replayed_answers_are_counted_without_knowing_which_were_cut_off(tmp_pat
     write_rows(tmp_path / "data/gsm8k_test.jsonl", [{"question": f"{n}?", "answer": f"#### {n}"} for n in range(4)])
     texts = ["", "The answer is: 1", SENTENCE * 9, "The answer is: 3"]
     write_rows(tmp_path / "replay/gsm8k.jsonl", [{"id": n, "completion": text} for n, text in enumerate(texts)])
-    scores = replay(tmp_path, "--tasks", "gsm8k", "--data_dir", tmp_path / "data")
+    scores = scores_of_replay(tmp_path, "--tasks", "gsm8k", "--data_dir", tmp_path / "data")
     expected = Health(answers=4, empty=1, cut_off=None, repeating=1, unreadable=2, same=1)
     assert health_on_record(scores["gsm8k"]["health"]) == expected
 
 
 def test_the_screen_shows_answers_that_max_tokens_cut_off(tmp_path, monkeypatch):
-    """Real completions of a tiny model, which would go on; and the same counts when they are read from the file again."""
-    monkeypatch.setitem(TASKS, "gsm8k", gsm8k.TASK.__class__(
-        **{**vars(gsm8k.TASK), "sampling": gsm8k.Sampling(max_tokens=3, stop=gsm8k.SAMPLING.stop)}))  # fmt: skip
+    """Also when the completions are read from the file of an earlier run."""
+    monkeypatch.setitem(TASKS, "gsm8k", replace(gsm8k.TASK, sampling=replace(gsm8k.SAMPLING, max_tokens=3)))
     typed = ["--load_model_path", ZOO / "math", "--data_dir", ZOO / "data", "--output_dir", tmp_path, "--tasks",
              "gsm8k", "--end_index", 6, "--backend", "transformers"]  # fmt: skip
     for _ in range(2):

@@ -112,7 +112,7 @@ def test_stresstest_asks_four_prompts_over_all_samples_in_one_call(accuracy):
     ("answer", "why"),
     [
         (lambda prompt: "", "of 4 answers: 4 empty, 4 without a readable answer; the first is ''"),
-        (lambda prompt: "**positive**", "of 4 answers: 4 without a readable answer, 4 equal; the first is '**positive**'"),
+        (lambda prompt: "**positive**", "4 without a readable answer, 4 equal; the first is '**positive**'"),
         (lambda prompt: CutOff("neutral " * 99), "4 cut off at the token limit, 4 repeating the same text to the end"),
         (lambda prompt: "negative" if by_sample(prompt) == "positive" else "positive",
          "4 answers, all of them other labels; the first is 'negative'"),
