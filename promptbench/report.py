@@ -83,8 +83,8 @@ def check_clean_prompt(task: PromptTask, model: str, accuracy: PromptAccuracy) -
     looks = accuracy.health(task.prompt).warning() or f"{accuracy.number_of_samples} answers, all of them other labels"
     first, _ = accuracy.completions(task.prompt)[0]
     raise UserError(
-        f"{model}: no answer to the clean prompt of {task.name} is right ({looks}; the first is {_short(first)}), so an "
-        f"attack has no accuracy to lower; choose a model that answers {labels}"
+        f"{model}: no answer to the clean prompt of {task.name} is right ({looks}; the first is {_short(first)}), so "
+        f"an attack has no accuracy to lower; choose a model that answers {labels}"
     )
 
 

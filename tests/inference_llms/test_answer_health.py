@@ -13,8 +13,7 @@ from inference_llms.livebench_typos import task as livebench_typos
 from inference_llms.run_tasks import task_health
 from inference_llms.task import Example
 from inference_llms.tasks import TASKS
-from tests.inference_llms.support import DATA, ROOT, needs_data, read_json_lines, run_command_here, write_rows
-from tests.inference_llms.support import replay as scores_of_replay
+from tests.inference_llms.support import DATA, ROOT, needs_data, read_json_lines, replay, run_command_here, write_rows
 
 ZOO = ROOT / "scripts" / "tiny_zoo"
 SENTENCE = "I'm not sure if I can do that. "
@@ -127,7 +126,7 @@ def test_replayed_answers_are_counted_without_knowing_which_were_cut_off(tmp_pat
     write_rows(tmp_path / "data/gsm8k_test.jsonl", [{"question": f"{n}?", "answer": f"#### {n}"} for n in range(4)])
     texts = ["", "The answer is: 1", SENTENCE * 9, "The answer is: 3"]
     write_rows(tmp_path / "replay/gsm8k.jsonl", [{"id": n, "completion": text} for n, text in enumerate(texts)])
-    scores = scores_of_replay(tmp_path, "--tasks", "gsm8k", "--data_dir", tmp_path / "data")
+    scores = replay(tmp_path, "--tasks", "gsm8k", "--data_dir", tmp_path / "data")
     expected = Health(answers=4, empty=1, cut_off=None, repeating=1, unreadable=2, same=1)
     assert health_on_record(scores["gsm8k"]["health"]) == expected
 
