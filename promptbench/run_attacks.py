@@ -27,6 +27,7 @@ from promptbench.search import search
 from utils.command_line import OneLineParser
 from utils.errors import UserError
 from utils.json_files import read_json_object
+from utils.model_folders import find_model_folder
 from utils.package_versions import package_versions
 from utils.run_log import logged_run
 from utils.whole_files import write_json
@@ -41,7 +42,7 @@ PACKAGES_OF_ATTACKS = ("sentence-transformers", "HanTa")
 
 def build_parser(task: PromptTask) -> argparse.ArgumentParser:
     parser = OneLineParser(description=f"Attack the prompt of {task.name}.", allow_abbrev=False)
-    parser.add_argument("--model_path", type=Path, required=True, help="a Hugging Face model folder")
+    parser.add_argument("--model_path", type=Path, required=True, help="a Hugging Face model folder, or a hub id")
     parser.add_argument(
         "--attack_method",
         nargs="+",
@@ -80,8 +81,9 @@ def run_attacks(task: PromptTask, options: argparse.Namespace, command: str) -> 
     """All that can be checked first; then one search after another, on one engine, each with its file."""
     task.check_prompts()
     check_engine(options)
-    source = model_source(options, options.model_path)
-    places = output_places(options.model_path, options.output_dir)
+    folder = find_model_folder(str(options.model_path))
+    source = model_source(options, folder)
+    places = output_places(folder, options.output_dir)
     samples = chosen_samples(task, options)
     opened, missing = open_attacks(task, options)
     identity = asked_identity(source, samples)
