@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from inference_llms import engine
+from inference_llms.folder_checks import check_model_folder
 from inference_llms.model_folder import model_fingerprint, weights_fingerprint
 from inference_llms.run_tasks import ModelSource
 from inference_llms.tasks import TASKS
@@ -81,7 +82,9 @@ def check_engine(arguments: argparse.Namespace) -> None:
 
 
 def model_source(arguments: argparse.Namespace, folder: Path) -> ModelSource:
-    """Completions from the model in `folder`, by the engine that the options ask for."""
+    """Completions from the model in `folder`, by the engine that the options ask for. Raises `UserError` for a folder
+    that no engine can run."""
+    check_model_folder(folder)
     backend = engine.resolve_backend(arguments.backend)
     return ModelSource(
         backend=backend,

@@ -30,14 +30,19 @@ class Sampling:
     top_p: float = 1.0
 
 
+class CutOff(str):
+    """A completion that `max_tokens` or the model's context ended, not the model."""
+
+
 class Engine(Protocol):
     """A loaded model that completes text. Special tokens are added to prompts by the model's
     tokenizer and skipped in completions."""
 
     def generate(self, prompts: Sequence[str], sampling: Sampling) -> Iterator[tuple[int, str]]:
         """Complete all `prompts` at once, yielding (position in `prompts`, completion) as each is
-        done, in whatever order that happens. A prompt that leaves no room in the model's context gets
-        the empty completion, and one line on stderr says so."""
+        done, in whatever order that happens. A completion that reached the limit of tokens is a
+        `CutOff`. A prompt that leaves no room in the model's context gets the empty completion, a
+        `CutOff` too, and one line on stderr says so."""
         ...
 
     def close(self) -> None:

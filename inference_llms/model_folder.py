@@ -79,4 +79,11 @@ def output_places(folder: Path, root: Path) -> OutputPlaces:
     tasks, name = record.get("tasks_name"), record.get("name")
     if isinstance(tasks, str) and isinstance(name, str):
         return OutputPlaces(root, tasks, name)
-    return OutputPlaces(root, SINGLE_MODEL, folder.resolve().name)
+    return OutputPlaces(root, SINGLE_MODEL, _name_of_model(folder.resolve()))
+
+
+def _name_of_model(folder: Path) -> str:
+    """The folder's name; of a download in the hub's cache (models--<owner>--<name>/snapshots/<commit>), the model's."""
+    if folder.parent.name == "snapshots":
+        return folder.parents[1].name.split("--")[-1]
+    return folder.name

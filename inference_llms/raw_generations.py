@@ -3,7 +3,7 @@
 import fcntl
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,10 +20,11 @@ from utils.whole_files import write_json
 
 
 class Completion(NamedTuple):
-    """What a model answered, and when: seconds since 1970."""
+    """What a model answered, when (seconds since 1970), and whether the limit of tokens cut it off; None: not known."""
 
     text: str
     time: float
+    cut_off: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -104,13 +105,20 @@ def stored_completions(
                 f"{path} line {number}: id {row['id']!r} was asked with another prompt, so from another data set; "
                 "choose another --output_dir, or replace the rows with --overwrite"
             )
-        completions[row["id"]] = Completion(row["completion"], _time_of(row, path))
+        completions[row["id"]] = Completion(row["completion"], _time_of(row, path), cut_off(row))
     return completions
 
 
 def stored_row(example: Example, completion: Completion) -> dict[str, Any]:
     """The row of a file of completions."""
-    return {"id": example.id, "prompt": example.prompt, "completion": completion.text, "time": completion.time}
+    asked = {"id": example.id, "prompt": example.prompt}
+    return {**asked, "completion": completion.text, "time": completion.time, "cut_off": completion.cut_off}
+
+
+def cut_off(row: Mapping[str, Any]) -> bool | None:
+    """Whether a stored completion was cut off; None if the row does not say."""
+    value = row.get("cut_off")
+    return value if isinstance(value, bool) else None
 
 
 def _time_of(row: dict[str, Any], path: Path) -> float:
@@ -181,7 +189,7 @@ def read_replay(path: Path, examples: Sequence[Example], whole_set: Sequence[Exa
                 f"{row.place}: the completion of id {name!r} was given to another prompt; "
                 "replay it with the data set it was made from"
             )
-        completions[name] = Completion(row.fields["completion"], _time_of(row.fields, path))
+        completions[name] = Completion(row.fields["completion"], _time_of(row.fields, path), cut_off(row.fields))
     missing = [example.id for example in examples if example.id not in completions]
     if missing:
         raise UserError(

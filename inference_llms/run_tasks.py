@@ -4,13 +4,14 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from inference_llms.engine import Engine
+from inference_llms.answer_health import Health, health_of
+from inference_llms.engine import CutOff, Engine
 from inference_llms.raw_generations import (
     Completion,
     Completions,
@@ -110,8 +111,8 @@ def run_tasks(
 
     Returns the scores written: for each task its metrics, `examples` (the number scored), `files` (the
     evaluator's), `evaluator_command`, `raw_generations`, `data_dir`, `backend`, `packages` (their versions), `model`,
-    `identity`, and the `command` that was typed. What the user can put right is checked for all tasks of all models
-    before anything is written and the first engine opened; then raises `UserError`.
+    `identity`, the `health` of the answers, and the `command` that was typed. What the user can put right is checked
+    for all tasks of all models before anything is written and the first engine opened; then raises `UserError`.
     """
     found = {
         name: find_completions(examples, places, tasks.source, overwrite)
@@ -175,7 +176,7 @@ def run_model(
                         opened.callback(engine.close)
                     with appended_rows(found[name].path, found[name].identity, overwrite) as rows:
                         for example, text in complete(engine, examples.task, missing, len(examples.chosen)):
-                            completions[example.id] = Completion(text, time.time())
+                            completions[example.id] = Completion(text, time.time(), isinstance(text, CutOff))
                             rows.write(stored_row(example, completions[example.id]))
                 scored = [example for example in examples.whole_set if example.id in completions]
             answers = Answers(
@@ -187,7 +188,7 @@ def run_model(
                 data_dir=examples.data_dir,
             )
             outcome = examples.task.finish(answers, places)
-            written[name] = {**score_record(outcome, answers, found[name]), "command": command}
+            written[name] = {**score_record(examples.task, outcome, answers, found[name]), "command": command}
             stored = {task: score for task, score in read_scores(places.scores()).items() if same_weights(score, found)}
             scores = {**stored, name: written[name]}
             write_json(places.scores(), {task: scores[task] for task in (*TASKS, *scores) if task in scores})
@@ -221,10 +222,12 @@ def complete(engine: Engine, task: Task, missing: Sequence[Example], number: int
             progress.update()
 
 
-def score_record(outcome: Outcome, answers: Answers, completions: Completions) -> dict[str, Any]:
+def score_record(task: Task, outcome: Outcome, answers: Answers, completions: Completions) -> dict[str, Any]:
+    cut_off = [completions.by_id[example.id].cut_off for example in answers.examples]
     return {
         **outcome.metrics,
         "examples": len(answers.examples),
+        "health": asdict(task_health(task, answers.examples, answers.completions, cut_off)),
         "files": [str(path.absolute()) for path in outcome.files],
         "evaluator_command": outcome.evaluator_command,
         "raw_generations": str(completions.path.absolute()),
@@ -234,6 +237,16 @@ def score_record(outcome: Outcome, answers: Answers, completions: Completions) -
         "model": answers.model,
         "identity": completions.identity,
     }
+
+
+def task_health(
+    task: Task, examples: Sequence[Example], texts: Sequence[str], cut_off: Sequence[bool | None]
+) -> Health:
+    """The health of completions of these examples of a task."""
+    readable = None
+    if task.is_readable is not None:
+        readable = [task.is_readable(text, example.row) for text, example in zip(texts, examples, strict=True)]
+    return health_of(texts, cut_off, readable)
 
 
 def read_scores(path: Path) -> dict[str, Any]:
@@ -255,6 +268,8 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
     for name, score in scores.items():
         metrics = [f"{metric} {score[metric]:.4f}" for metric in METRICS if metric in score]
         lines.append(f"{name}: {', '.join([*metrics, str(score['examples']) + ' examples'])}")
+        if warning := Health(**score["health"]).warning():
+            lines.append(f"  check the completions in {score['raw_generations']}: {warning}")
         if score["evaluator_command"]:
             lines.append(f"  to score: {score['evaluator_command']}")
     return lines

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from inference_llms.engine import Engine, Sampling
-from inference_llms.raw_generations import appended_rows, check_same_run, read_identity, whole_lines
+from inference_llms.answer_health import Health, health_of
+from inference_llms.engine import CutOff, Engine, Sampling
+from inference_llms.raw_generations import appended_rows, check_same_run, cut_off, read_identity, whole_lines
 from promptbench.labels import read_label
 from promptbench.prompt_task import PLACEHOLDER, PromptTask, Sample
 from utils.errors import UserError
@@ -71,6 +72,17 @@ class PromptAccuracy:
         """Of each sample, whether it was answered rightly with a prompt that was asked."""
         return (self._labels_with(prompt) == self._gold).tolist()
 
+    def completions(self, prompt: str) -> list[tuple[str, bool | None]]:
+        """What each sample was answered with a prompt that was asked, and whether the limit of tokens cut it off."""
+        digest = _digest(prompt)
+        found = {row["sample"]: (row["completion"], cut_off(row)) for row in self._rows() if row["prompt"] == digest}
+        return [found[sample] for sample in range(len(self._samples))]
+
+    def health(self, prompt: str) -> Health:
+        """The health of the answers with a prompt that was asked."""
+        texts, cut = zip(*self.completions(prompt), strict=True)
+        return health_of(texts, cut, (self._labels_with(prompt) != _NO_LABEL).tolist())
+
     def close(self) -> None:
         """Free the engine."""
         self._opened.close()
@@ -90,7 +102,8 @@ class PromptAccuracy:
         ):
             for position, completion in self._engine.generate(texts, SAMPLING):
                 prompt, sample = missing[position]
-                rows.write({"prompt": _digest(prompt), "sample": sample, "completion": completion})
+                row = {"prompt": _digest(prompt), "sample": sample, "completion": completion}
+                rows.write({**row, "cut_off": isinstance(completion, CutOff)})
                 self._keep(_digest(prompt), sample, completion)
                 progress.update()
 
@@ -100,24 +113,30 @@ class PromptAccuracy:
         answers[sample] = _NO_LABEL if label is None else label
 
     def _read_stored(self) -> None:
-        size = whole_lines(self._path)
-        if size == 0:
+        if whole_lines(self._path) == 0:
             return
         check_same_run(self._path, read_identity(self._path), self._identity)
+        for row in self._rows():
+            self._keep(row["prompt"], row["sample"], row["completion"])
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        """The stored rows, without a last one that a kill cut off. Raises UserError for a broken one."""
+        size = whole_lines(self._path)
         with open(self._path, "rb") as file:
             number = 0
             while file.tell() < size:
                 number += 1
                 try:
                     row = json.loads(file.readline())
-                    digest, sample, completion = row["prompt"], row["sample"], row["completion"]
-                    if not 0 <= sample < len(self._samples):
-                        raise IndexError(sample)
-                    self._keep(digest, sample, completion)
-                except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+                    if not (isinstance(row["prompt"], str) and isinstance(row["completion"], str)):
+                        raise TypeError
+                    if row["sample"] not in range(len(self._samples)):
+                        raise IndexError
+                except (ValueError, KeyError, TypeError, IndexError) as error:
                     raise UserError(
                         f"{self._path} line {number} is broken; remove that line, and its sample is asked again"
                     ) from error
+                yield row
 
 
 def _digest(prompt: str) -> str:

@@ -22,11 +22,12 @@ from promptbench.attack import Attack, AttackParts
 from promptbench.missing_part import MissingPart
 from promptbench.prompt_accuracy import SAMPLING, PromptAccuracy
 from promptbench.prompt_task import PromptTask, Sample
-from promptbench.report import attack_report, prompt_lines, table
+from promptbench.report import attack_report, check_clean_prompt, health_lines, prompt_lines, table
 from promptbench.search import search
 from utils.command_line import OneLineParser
 from utils.errors import UserError
 from utils.json_files import read_json_object
+from utils.model_folders import find_model_folder
 from utils.package_versions import package_versions
 from utils.run_log import logged_run
 from utils.whole_files import write_json
@@ -41,7 +42,7 @@ PACKAGES_OF_ATTACKS = ("sentence-transformers", "HanTa")
 
 def build_parser(task: PromptTask) -> argparse.ArgumentParser:
     parser = OneLineParser(description=f"Attack the prompt of {task.name}.", allow_abbrev=False)
-    parser.add_argument("--model_path", type=Path, required=True, help="a Hugging Face model folder")
+    parser.add_argument("--model_path", type=Path, required=True, help="a Hugging Face model folder, or a hub id")
     parser.add_argument(
         "--attack_method",
         nargs="+",
@@ -80,8 +81,9 @@ def run_attacks(task: PromptTask, options: argparse.Namespace, command: str) -> 
     """All that can be checked first; then one search after another, on one engine, each with its file."""
     task.check_prompts()
     check_engine(options)
-    source = model_source(options, options.model_path)
-    places = output_places(options.model_path, options.output_dir)
+    folder = find_model_folder(str(options.model_path))
+    source = model_source(options, folder)
+    places = output_places(folder, options.output_dir)
     samples = chosen_samples(task, options)
     opened, missing = open_attacks(task, options)
     identity = asked_identity(source, samples)
@@ -101,6 +103,7 @@ def run_attacks(task: PromptTask, options: argparse.Namespace, command: str) -> 
     reports = []
     asked = places.adversarial_completions(task.name, digest(identity))
     with closing(PromptAccuracy(task, samples, asked, identity, source.open_engine)) as accuracy:
+        check_clean_prompt(task, source.model, accuracy)
         for name, attack in opened.items():
             result = search(attack, task.prompt, task.protected_words, accuracy, options.query_budget)
             reports.append(attack_report(name, result, accuracy))
@@ -109,7 +112,7 @@ def run_attacks(task: PromptTask, options: argparse.Namespace, command: str) -> 
             write_json(paths[name], {**about, "settings": settings[name], **reports[-1]})
             for line in prompt_lines(reports[-1]):
                 log.info(line)
-    for line in table(reports):
+    for line in [*table(reports), *health_lines(reports)]:
         log.info(line)
     for name, why in missing.items():
         log.info("not run: %s: %s", name, why)

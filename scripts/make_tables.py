@@ -40,18 +40,27 @@ def make_tables(results_dir: Path, scores: Sequence[Score]) -> None:
 
 
 def doubts(scores: Sequence[Score]) -> list[str]:
-    """A line for each reason why scores have no value, with how many, and one of them named."""
+    """A line for each reason why scores have no value, with how many, and one of them named; and one for scores of
+    faulty answers."""
     by_reason: dict[tuple[str, str], list[Score]] = {}
     for score in scores:
         if score.status != OK:
             by_reason.setdefault((score.status, score.note), []).append(score)
     lines = []
     for (status, note), of_reason in by_reason.items():
-        first = of_reason[0]
-        what = " ".join(filter(None, (first.models, first.method, first.variant, first.dataset, first.attack)))
-        seed = "" if first.seed is None else f" seed {first.seed}"
-        lines.append(f"{status}, {len(of_reason)} ({what}{seed}{', ...' if len(of_reason) > 1 else ''}): {note}")
+        lines.append(f"{status}, {len(of_reason)} ({_named(of_reason)}): {note}")
+    faulty = [score for score in scores if score.health is not None and score.health.warning()]
+    if faulty:
+        lines.append(f"check the completions of {len(faulty)} ({_named(faulty)}): {faulty[0].health.warning()}")
     return lines
+
+
+def _named(scores: Sequence[Score]) -> str:
+    """The first of some scores, and whether there are others."""
+    first = scores[0]
+    what = " ".join(filter(None, (first.models, first.method, first.variant, first.dataset, first.attack)))
+    seed = "" if first.seed is None else f" seed {first.seed}"
+    return f"{what}{seed}{', ...' if len(scores) > 1 else ''}"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 from scripts.paper_tables.found import Found, check_weights
 from scripts.paper_tables.names import DATA_SETS
 from scripts.paper_tables.score import MISSING, OK, UNREADABLE, Score, without_value
+from scripts.paper_tables.stored_results import read_health
 from utils.errors import UserError
 from utils.intervals import drop_rate_interval
 from utils.json_files import read_json_object
@@ -35,6 +36,7 @@ def _attack_score(found: Found, path: Path) -> Score:
         settings = report["settings"]
         about |= {"backend": settings["backend"], "examples": settings["number_of_samples"]}
         about["command"] = report.get("command") or about["command"]
+        about["health"] = read_health(path, report.get("attacked_health"), AGAIN)
         check_weights(about, settings["weights_fingerprint"])
     except UserError as error:
         return without_value(about, dataset, attack, UNREADABLE, str(error))

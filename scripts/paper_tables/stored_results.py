@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from inference_llms.answer_health import Health, health_on_record
 from inference_llms.data_sets import read_rows
 from inference_llms.raw_generations import read_stored_line, whole_lines
 from model_merging_methods.merge_record import RECORD_FILE
@@ -74,6 +75,14 @@ def check_record(path: Path, task: str, record: Mapping[str, Any]) -> None:
             wrong.append(name)
     if wrong:
         raise UserError(f"{path}: the record of {task} lacks a sound {wrong[0]!r}; remove it and run its command again")
+
+
+def read_health(path: Path, value: Any, remedy: str) -> Health | None:
+    """The health that the record in `path` holds. Raises UserError where it is of another form."""
+    try:
+        return health_on_record(value)
+    except ValueError as error:
+        raise UserError(f"{path} is not whole: {error}; {remedy}") from error
 
 
 def own_files(record: Mapping[str, Any], root: Path) -> list[Path]:

@@ -24,6 +24,7 @@ from scripts.paper_tables.stored_results import (
     own_evaluator_command,
     own_files,
     read_completions,
+    read_health,
     read_task_records,
     scores_files,
 )
@@ -58,6 +59,7 @@ def _task_score(found: Found, scores: ScoresFile, task: str, record: Mapping[str
         about |= {"backend": str(record.get("backend", "")), "examples": record["examples"]}
         of_record = record.get("evaluator_command") or ""
         about["evaluator_command"] = own_evaluator_command(of_record, record, scores.places.root)
+        about["health"] = read_health(scores.path, record.get("health"), AGAIN)
         check_weights(about, (record.get("identity") or {}).get("weights_fingerprint"))
         judged, ids, note = _judge(scores, task, record, about["command"])
         if judged is not None and judged.examples != record["examples"]:

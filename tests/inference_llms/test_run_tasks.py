@@ -82,7 +82,7 @@ def test_tasks_of_one_model_share_one_engine_which_is_closed_and_all_prompts_go_
     assert json.loads(places.scores().read_text()) == scores
     rows = read_json_lines(places.raw_generations("gsm8k"))
     assert sorted(row["id"] for row in rows) == list(range(12))
-    assert all(list(row) == ["id", "prompt", "completion", "time"] for row in rows)
+    assert all(list(row) == ["id", "prompt", "completion", "time", "cut_off"] for row in rows)
     assert places.scores().parent.name == "average_merging" and places.scores().name.endswith("True.json")
 
 

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from inference_llms import decoding_batch, transformers_engine
-from inference_llms.engine import Sampling, open_engine
+from inference_llms.engine import CutOff, Sampling, open_engine
 from inference_llms.transformers_engine import cut_at_stop
 from tests.inference_llms.tiny_llama import BEGIN, CONTEXT, CUT, END, PROMPTS, write_tiny_llama
 from utils.errors import UserError
@@ -69,6 +69,22 @@ def test_both_end_tokens_end_a_completion(engine, tokenizer, by_hand):
     finally:
         engine._end_tokens = ends
     assert completion == tokenizer.decode(by_hand[0][: by_hand[0].index(frequent)], skip_special_tokens=True)
+
+
+def test_a_completion_says_whether_the_limit_of_tokens_ended_it(engine, by_hand):
+    def cut_off(prompts, **sampling):
+        return [isinstance(text, CutOff) for text in complete(engine, prompts, **sampling)]
+
+    assert cut_off(PROMPTS[:12], max_tokens=24) == [tokens[-1] not in (END, CUT) for tokens in by_hand]
+    ends = engine._end_tokens
+    engine._end_tokens = ends | {by_hand[0][3]}
+    try:
+        assert cut_off(PROMPTS[:1], max_tokens=4) == [False]
+    finally:
+        engine._end_tokens = ends
+    (text,) = complete(engine, PROMPTS[:1], max_tokens=24)
+    assert cut_off(PROMPTS[:1], max_tokens=24, stop=(text[-2:], "zz")) == [False]
+    assert cut_off([" a" * 2 * CONTEXT, " a" * (CONTEXT - 3)], max_tokens=100) == [True, True]
 
 
 def test_a_completion_does_not_depend_on_the_prompts_beside_it(engine):

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,21 @@ def answer(example: int | str, right: bool = True, completion: str = "The answer
 
 def result(candidate: str, examples: int, right: int, task: str = "gsm8k", part: str = VALIDATION) -> Result:
     return Result(candidate, task, part, examples, right, 2.5, 1_700_000_000.0)
+
+
+def test_a_file_without_the_health_of_answers_is_read_and_continued(path):
+    with SearchStore(path, IDENTITY) as store:
+        store.add_answers("draw 0", "gsm8k", VALIDATION, [answer(1)])
+    with sqlite3.connect(path) as connection:
+        for column in ("cut_off", "readable"):
+            connection.execute(f"ALTER TABLE answers DROP COLUMN {column}")
+    store = SearchStore.open_existing(path)
+    assert store.answers("draw 0", "gsm8k", VALIDATION) == {1: answer(1)}
+    store.close()
+    later = replace(answer(2), cut_off=True, readable=False)
+    with SearchStore(path, IDENTITY) as store:
+        store.add_answers("draw 0", "gsm8k", VALIDATION, [later])
+        assert store.answers("draw 0", "gsm8k", VALIDATION) == {1: answer(1), 2: later}
 
 
 def test_all_that_was_stored_is_there_again(path):

@@ -49,6 +49,7 @@ def leave_out_passed(results: Path) -> None:
         ("GSM8K", lambda results: change_record(results, "gsm8k", raw_generations=None), "lacks a sound 'raw_gen"),
         ("GSM8K", lambda results: change_record(results, "gsm8k", examples=0), "lacks a sound 'examples'"),
         ("GSM8K", lambda results: change_record(results, "gsm8k", identity="?"), "lacks a sound 'identity'"),
+        ("GSM8K", lambda results: change_record(results, "gsm8k", health={"empty": 9}), "its health does not hold"),
         ("MBPP", lambda results: break_a_line(results / MBPP), "mbpp.jsonl line 4 is broken"),
         ("MBPP", lambda results: one_more_completion(results / MBPP), "holds 8 completions, and the score is of 7"),
         ("MBPP", leave_out_passed, "or what its evaluator left beside it, is not whole: 'completion' is not found"),
