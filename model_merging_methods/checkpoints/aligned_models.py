@@ -59,8 +59,8 @@ class AlignedModels:
 
     `stored_names` maps, for each model, the merged names to its own. `forms` gives each parameter's merged shape and
     the pretrained model's dtype, in the order of its files. Parameters in `kept` stay as the pretrained model has
-    them, those in `same_as` repeat another one's matrix, and no parameter is merged from those in `left_out`. `must_untie`: the merged config has to say that the output
-    embeddings are a matrix of their own.
+    them, those in `same_as` repeat another one's matrix, and those in `left_out` only fine-tunes have. `must_untie`:
+    the merged config has to say that the output embeddings are a separate matrix.
 
     Raises UserError, naming folder and tensor, for vocabularies that cannot be aligned.
     """

@@ -76,7 +76,13 @@ def match_matrices(
             mapped[name] = stored
     groups = [asked]
     for model, mapped in zip(models, own, strict=True):
-        groups = [part for group in groups for part in _equal_parts(model, mapped, group)]
+        parts = [part for group in groups for part in _equal_parts(model, mapped, group)]
+        if len(parts) > len(groups) and model is not models[0]:
+            findings.warn(
+                f"{model.folder}: its output head is a separate matrix, while {models[0].folder} ties its head to the "
+                "input embeddings; both are merged, and the merged config has tie_word_embeddings false"
+            )
+        groups = parts
     same_as, added = {}, []
     for group in groups:
         written = [name for name in group if name in names[0]]
@@ -90,6 +96,11 @@ def match_matrices(
     heads = [name for name in kept if name.endswith(OUTPUT_EMBEDDINGS)]
     has_inputs = any(name.endswith(INPUT_EMBEDDINGS) for name in kept)
     must_untie = has_inputs and any(name not in same_as for name in heads) and not _says_untied(models[0])
+    if must_untie and not added and ties_embeddings(models[0].config) and not _is_tied(models[0], own[0]):
+        findings.warn(
+            f"{models[0].folder}: its config ties the output head, but the file stores a head of other values; the "
+            "head is merged as a separate matrix, and the merged config has tie_word_embeddings false"
+        )
     return VocabularyMatrices(stored, same_as, added, must_untie)
 
 
