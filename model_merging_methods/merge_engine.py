@@ -293,7 +293,7 @@ class Merge:
         return range(0 if self.parameters.reads_pretrained else 1, len(self.models.models))
 
     def _read_ahead(self, block: Block) -> None:
-        for model in self._models_read():
+        for model in self._models_read() if block.name in self._merged else (BASE,):
             self.models.read_ahead(model, block.name, block.start, block.stop)
 
     def _copy(self, block: Block, dtype: str, output: np.ndarray) -> None:

@@ -54,14 +54,14 @@ def explain_difference(base: Folder, model: Folder, missing: Sequence[str], extr
     layers = _number_of_layers(missing, extra, base, model)
     if layers:
         return f"{model.folder}: {layers} ({numbers}); {_ONE_BACKBONE}"
-    if missing and len(missing) == len(base.tensors):
+    if not base.tensors.keys() & model.tensors.keys():
         return f"{model.folder}: shares no tensor name with {base.folder} ({numbers}); {_ONE_BACKBONE}"
-    if not extra:
-        remedy = "complete the folder" if len(missing) < 4 else _ONE_BACKBONE
-        remedy += f", or leave them as they are with --exclude_param_names_regex '{_regex(missing)}'"
-    else:
-        remedy = _ONE_BACKBONE
-    return f"{model.folder}: its tensors have other names than those of {base.folder} ({numbers}); {remedy}"
+    if extra:
+        return f"{model.folder}: its tensors have other names than those of {base.folder} ({numbers}); {_ONE_BACKBONE}"
+    return (
+        f"{model.folder}: lacks tensors of {base.folder} ({numbers}); save the whole model, or leave these as the "
+        f"pretrained model has them with --exclude_param_names_regex '{_regex(missing)}'"
+    )
 
 
 def _numbers(base: Folder, model: Folder, missing: Sequence[str], extra: Sequence[str]) -> str:
