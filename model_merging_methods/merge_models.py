@@ -103,12 +103,14 @@ def merge_models(
             with whole_folder(target, replace=overwrite) as folder:
                 if finished is None:
                     record = _merge_into(folder, request, models, made_from, work)
-                    record["found"]["warnings"] = [warning.text for warning in findings.warnings]
+                    record["found"]["warnings"] = [finding.text for finding in findings.warnings]
                 else:
                     empty_folder(folder)
                     record = _link_into(folder, finished)
+                    record["found"].setdefault("warnings", [])  # older records have none
                 write_merged_tokenizer(request, models, role, folder)
-                (folder / "README.md").write_text(model_card(request, role), encoding="utf-8")
+                warnings = record["found"]["warnings"]
+                (folder / "README.md").write_text(model_card(request, role, warnings), encoding="utf-8")
                 write_json(folder / RECORD_FILE, {**record, "tokenizer_from": role})
             finished = target
             log.info("saved %s", target)

@@ -66,14 +66,19 @@ def match_matrices(
     has them, to its own. What cannot be matched is among the findings."""
     own = [{name: stored for name, stored in mapped.items() if is_vocabulary_matrix(name)} for mapped in names]
     found = list(dict.fromkeys(name for mapped in own for name in mapped))
-    asked = [name for name in found if not excludes(name) or all(name in mapped for mapped in own)]
-    for model, mapped in zip(models, own, strict=True):
-        for name in asked:
-            stored = mapped.get(name) or _stand_in(model, mapped, name, lambda: _is_tied(models[0], own[0]))
-            if stored is None:
-                findings.error(_lacks(model, name, models[0] if name in own[0] else None))
-                return VocabularyMatrices([], {}, [], False)
-            mapped[name] = stored
+    asked = []
+    for name in found:
+        tensors = [
+            mapped.get(name) or _stand_in(model, mapped, name, lambda: _is_tied(models[0], own[0]))
+            for model, mapped in zip(models, own, strict=True)
+        ]
+        if None not in tensors:
+            asked.append(name)
+            for mapped, tensor in zip(own, tensors, strict=True):
+                mapped[name] = tensor
+        elif not excludes(name):
+            findings.error(_lacks(models[tensors.index(None)], name, name in own[0]))
+            return VocabularyMatrices([], {}, [], False)
     groups = [asked]
     for model, mapped in zip(models, own, strict=True):
         parts = [part for group in groups for part in _equal_parts(model, mapped, group)]
@@ -89,7 +94,8 @@ def match_matrices(
         if not written:
             written = group[:1]
             added += written
-        first = next((name for name in written if name.endswith(INPUT_EMBEDDINGS)), written[0])
+        inputs = [name for name in written if name.endswith(INPUT_EMBEDDINGS)]
+        first = min(inputs, key=len) if inputs else written[0]  # `shared.weight` before its aliases
         same_as |= {name: first for name in written if name != first}
     kept = {*names[0], *added}
     stored = [{name: own_name for name, own_name in mapped.items() if name in kept} for mapped in own]
@@ -131,13 +137,13 @@ def _stand_in(model: Folder, own: Mapping[str, str], name: str, base_is_tied: Ca
     return own[heads[0]] if name.endswith(INPUT_EMBEDDINGS) and heads and not inputs else None
 
 
-def _lacks(model: Folder, name: str, base: Folder | None) -> str:
+def _lacks(model: Folder, name: str, base_has: bool) -> str:
     if name.endswith(OUTPUT_EMBEDDINGS):
         return (
             f"{model.folder}: stores no output head ({name}), and its config does not tie it to the input embeddings: "
             "a backbone without its head, or a wrong tie_word_embeddings; save the whole AutoModelForCausalLM"
         )
-    other = "the pretrained model has" if base is not None else "another model has"
+    other = "the pretrained model has" if base_has else "another model has"
     return f"{model.folder}: stores no input embeddings {name}, which {other}; save the whole model"
 
 
