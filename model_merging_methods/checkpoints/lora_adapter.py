@@ -114,6 +114,7 @@ class LoraAdapter:
         self.files = adapter_files(folder)
         weights = self.files[-1]
         self.replaced: dict[str, StoredTensor] = {}
+        self._modules: dict[str, str] = {}  # the adapter's own names of what it changes, which patterns refer to
         halves: dict[str, dict[str, np.ndarray]] = {}
         stored = read_weight_file(weights)
         if not stored:
@@ -170,9 +171,10 @@ class LoraAdapter:
         self, name: str, half: re.Match[str], tensor: StoredTensor, halves: dict[str, dict[str, np.ndarray]]
     ) -> None:
         module, side, embedding_side = half.groups()
-        target, key = f"{module}.weight", side or f"embedding {embedding_side}"
+        target, key = self._pretrained_name(f"{module}.weight"), side or f"embedding {embedding_side}"
         if target not in self._shapes:
             raise self._no_target(name, target)
+        self._modules[target] = module
         if key in halves.setdefault(target, {}):
             raise self._error(f"has tensor {name} under two names")
         if len(tensor.shape) != 2 or tensor.numel == 0:
@@ -181,7 +183,7 @@ class LoraAdapter:
 
     def _add_replaced(self, name: str, tensor: StoredTensor) -> None:
         own_name = name.removeprefix(_PREFIX)
-        target = own_name if own_name in self._shapes else _WRAPPERS.sub("", own_name)
+        target = own_name if own_name in self._shapes else self._pretrained_name(_WRAPPERS.sub("", own_name))
         if ".original_module." in own_name and target not in self._shapes:
             return  # the pretrained values of a module that has a trained copy
         if not (self._shares_embeddings and target.endswith(OUTPUT_EMBEDDINGS)):
@@ -195,6 +197,13 @@ class LoraAdapter:
                 )
         if not self._equals(tensor, self.replaced.setdefault(target, tensor), target):
             raise self._error(f"has tensor {name} under two names, and with different values")
+
+    def _pretrained_name(self, name: str) -> str:
+        """The pretrained model's name of a tensor: without the name of its body where it was saved without (as GPT-2 is
+        on the hub), or with it."""
+        bodies = ("model", "transformer", "gpt_neox")
+        names = [name, name.partition(".")[2], *(f"{body}.{name}" for body in bodies)]
+        return next((known for known in names if known in self._shapes), name)
 
     def _no_target(self, name: str, target: str) -> UserError:
         if self._shares_embeddings and target.endswith(OUTPUT_EMBEDDINGS):
@@ -214,7 +223,7 @@ class LoraAdapter:
             raise self._error(
                 f"the low-rank change of {target}, {list(b.shape)} times {list(a.shape)}, does not fit {list(shape)}"
             )
-        module = target.removesuffix(".weight")
+        module = self._modules[target]
         rank, alpha = self._setting("r", "rank_pattern", module), self._setting("lora_alpha", "alpha_pattern", module)
         if rank != a.shape[0]:
             raise self._error(

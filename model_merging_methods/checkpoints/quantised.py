@@ -106,7 +106,7 @@ def _kind_of_names(tensors: Mapping[str, StoredTensor]) -> _Kind | None:
             return kind
     if any(stored.dtype == "U32" for stored in tensors.values()):
         return _MLX
-    if any(stored.dtype.startswith("F8") for stored in tensors.values()):
+    if any(stored.dtype.startswith("F8_") for stored in tensors.values()):
         return _FP8
     return None
 
@@ -114,7 +114,7 @@ def _kind_of_names(tensors: Mapping[str, StoredTensor]) -> _Kind | None:
 def _is_code(name: str, stored: StoredTensor) -> bool:
     """Whether a tensor holds codes: floats of 8 bits or fewer, or integers under the name of a weight or under one
     that quantised checkpoints alone have."""
-    if stored.dtype.startswith(("F4", "F6", "F8")):
+    if stored.dtype.startswith(("F4", "F6_", "F8_")):
         return True
     is_integer = not is_floating(stored.dtype) and stored.dtype != "C64"
     is_matrix = len(stored.shape) > 1 and name.endswith("weight")
