@@ -73,7 +73,8 @@ class CandidateMerges:
         """Raise UserError for models that cannot be merged like this or, unless `allow_unrelated`, are not related."""
         parameters.check(len(self._finetuned))
         with ExitStack() as stack:
-            _, findings = check_inputs(MergeRequest(self._pretrained, dict(self._finetuned), parameters), stack)
+            request = MergeRequest(self._pretrained, dict(self._finetuned), parameters)
+            _, findings = check_inputs(request, stack, allow_unrelated)
         findings.stop_at_errors()
         for warning in findings.warnings:
             log.warning("warning: %s", warning.text)
@@ -112,7 +113,8 @@ def _open_once(
 ) -> AlignedModels:
     """The models, open for as long as the process lives."""
     parameters = MergeParameters("average_merging", exclude_param_names_regex=exclude_param_names_regex)
-    models, findings = check_inputs(MergeRequest(pretrained, dict(finetuned), parameters), ExitStack(), roles=())
+    request = MergeRequest(pretrained, dict(finetuned), parameters)
+    models, findings = check_inputs(request, ExitStack(), allow_unrelated=True, roles=())  # `check` was stricter
     findings.stop_at_errors()
     return models
 

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError(f"{place}: holds an earlier diagnosis; replace it with --overwrite, or choose --output_dir")
     request = MergeRequest(pretrained, models, MergeParameters("task_arithmetic"))
     with ExitStack() as stack:
-        aligned, findings = check_inputs(request, stack, roles=())
+        aligned, findings = check_inputs(request, stack, allow_unrelated=True, roles=())
         findings.stop_at_errors()
         merge = Merge(aligned, list(models), request.parameters)
         comparison = ModelComparison(merge.roles, merge.compare(), reads_pretrained=True)

@@ -95,7 +95,7 @@ def merge_models(
         return
     finished = next((target for role, target in targets.items() if role not in wanted), None)
     with ExitStack() as stack:
-        models, findings = check_inputs(request, stack, wanted)
+        models, findings = check_inputs(request, stack, work.allow_unrelated or made_from is not None, wanted)
         findings.stop_at_errors()
         for warning in findings.warnings:
             log.warning("warning: %s", warning.text)

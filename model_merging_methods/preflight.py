@@ -28,14 +28,15 @@ Folder = CheckpointFolder | AdaptedFolder
 
 
 def check_inputs(
-    request: MergeRequest, stack: ExitStack, roles: Iterable[str] | None = None
+    request: MergeRequest, stack: ExitStack, allow_unrelated: bool = False, roles: Iterable[str] | None = None
 ) -> tuple[AlignedModels | None, Findings]:
     """The models of a merge, open until `stack` closes them, and what was found. The models are None where there is an
-    error. `roles` are those whose tokenizers will be written (default: all)."""
+    error. Differences that `allow_unrelated` lets pass are warnings then. `roles` are those whose tokenizers will be
+    written (default: all)."""
     findings = Findings()
     folders = _open_folders(request, stack, findings)
     opened = [folder for folder in folders if folder is not None]
-    _check_architectures(opened, findings)
+    _check_architectures(opened, allow_unrelated, findings)
     models = None
     if folders[BASE] is not None and len(opened) > 1:
         models = align_models(opened, request.parameters.excludes, findings)
@@ -55,7 +56,7 @@ def check_merge(request: MergeRequest, allow_unrelated: bool, made_from: Path | 
     """All that a merge would stop at because of its inputs, and all that it would warn of. `made_from` is the record
     that the inputs must agree with, if there is one."""
     with ExitStack() as stack:
-        models, findings = check_inputs(request, stack)
+        models, findings = check_inputs(request, stack, allow_unrelated or made_from is not None)
         if made_from is not None:
             with findings.collect():
                 check_sizes_against_record(made_from, request)
@@ -65,12 +66,13 @@ def check_merge(request: MergeRequest, allow_unrelated: bool, made_from: Path | 
     return findings
 
 
-def _check_architectures(folders: Sequence[Folder], findings: Findings) -> None:
+def _check_architectures(folders: Sequence[Folder], allow_unrelated: bool, findings: Findings) -> None:
     """Find models whose configs name another architecture than the first one's."""
+    add = findings.warn if allow_unrelated else findings.error
     for model in folders[1:]:
         own, first = model.config.get("model_type"), folders[BASE].config.get("model_type")
         if own != first:
-            findings.error(
+            add(
                 f"{model.folder / 'config.json'}: model_type is {own} where {folders[BASE].folder} has {first}; merge "
                 "fine-tunes of one pretrained model"
             )

@@ -99,19 +99,22 @@ def match_matrices(
         same_as |= {name: first for name in written if name != first}
     kept = {*names[0], *added}
     stored = [{name: own_name for name, own_name in mapped.items() if name in kept} for mapped in own]
-    heads = [name for name in kept if name.endswith(OUTPUT_EMBEDDINGS)]
-    has_inputs = any(name.endswith(INPUT_EMBEDDINGS) for name in kept)
-    must_untie = has_inputs and any(name not in same_as for name in heads) and not _says_untied(models[0])
-    if must_untie and not added and ties_embeddings(models[0].config) and not _is_tied(models[0], own[0]):
-        findings.warn(
-            f"{models[0].folder}: its config ties the output head, but the file stores a head of other values; the "
-            "head is merged as a separate matrix, and the merged config has tie_word_embeddings false"
-        )
+    has_own_head = any(name.endswith(OUTPUT_EMBEDDINGS) and name not in same_as for name in kept)
+    must_untie = False
+    if has_own_head and any(name.endswith(INPUT_EMBEDDINGS) for name in kept):
+        must_untie = _must_untie(models[0], own[0], findings)
     return VocabularyMatrices(stored, same_as, added, must_untie)
 
 
-def _says_untied(model: Folder) -> bool:
-    return ties_embeddings(model.config) is False
+def _must_untie(base: Folder, own: Mapping[str, str], findings: Findings) -> bool:
+    """Whether the pretrained model's config would tie a head that the merged model has as a matrix of its own."""
+    ties, is_tied = ties_embeddings(base.config), _is_tied(base, own)
+    if ties and not is_tied:
+        findings.warn(
+            f"{base.folder}: its config ties the output head, but the file stores a head of other values; the head is "
+            "merged as a separate matrix, and the merged config has tie_word_embeddings false"
+        )
+    return bool(ties) or (ties is None and is_tied)
 
 
 def _is_tied(model: Folder, own: Mapping[str, str]) -> bool:

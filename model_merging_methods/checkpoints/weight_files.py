@@ -117,6 +117,8 @@ def _found_instead(folder: Path) -> str:
         return f"no weights itself, but a Trainer's checkpoints ({', '.join(checkpoints)}); give one, such as {latest}"
     if "zero_to_fp32.py" in names or any(re.fullmatch(r"global_step\d+", name) for name in names):
         return "a DeepSpeed checkpoint; gather its weights with its zero_to_fp32.py, and give the folder of those"
+    if ADAPTER_CONFIG_FILE in names:
+        return "a LoRA adapter, not a whole model; give the model that it was made for as the pretrained model"
     if any(name.startswith("consolidated") for name in names):
         return "the original files of another program (consolidated.*); download or make the Hugging Face files"
     weights = [name for name in names if not name.startswith(_TRAINING_STATE)]

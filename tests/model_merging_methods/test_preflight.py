@@ -15,11 +15,14 @@ from small_models import save_model
 from transformers import AutoModelForCausalLM
 
 from merge_llms_instruct_math_code import main
+from model_merging_methods.candidate_weights import CandidateMerges
+from model_merging_methods.diagnose import main as diagnose
 from model_merging_methods.merge_models import merge_models
 from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merge_record import MergeRequest, read_record
 from model_merging_methods.preflight import check_inputs
 from tests.commands import run_here
+from utils.errors import UserError
 from utils.findings import Findings
 
 Change = Callable[[Path], object]
@@ -141,6 +144,16 @@ def test_quantised_weights_are_refused_by_kind(models, change, kind):
 def test_a_config_that_alone_says_quantised_is_named(models):
     with_config(**method("bitsandbytes", load_in_4bit=True))(models / "math")
     assert "its tensors are plain weights; remove that entry" in only_error(check(models))
+
+
+def test_searches_and_diagnoses_stop_as_merges_do(models, tmp_path):
+    quantised(FP8)(models / "math")
+    with pytest.raises(UserError, match=r"math: is quantised \(FP8"):
+        CandidateMerges(models / "base", request(models).finetuned).check(request(models).parameters, False)
+    names = ["--pretrained_model", models / "base", "--models", models / "instruct", models / "math"]
+    done = run_here(diagnose, [*names, "--output_dir", tmp_path / "out"])
+    assert done.returncode == 2 and "math: is quantised (FP8" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def pointer(name: str) -> Change:
