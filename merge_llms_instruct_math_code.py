@@ -44,6 +44,7 @@ from model_merging_methods.merging_methods import MERGING_METHODS
 from model_merging_methods.mixup import draw_interpolation_weights, given_interpolation_weights
 from utils.command_line import OneLineParser
 from utils.errors import UserError, run_command_line
+from utils.findings import Findings
 from utils.model_folders import FINETUNED_MODELS, PRETRAINED_MODEL, find_model_folder, paper_model_folder
 from utils.output_places import OutputPlaces
 from utils.run_log import log_time, logged_run
@@ -88,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     merging.add_argument("--device", choices=DEVICES, help="what does the arithmetic (default: cpu)")
 
     running = parser.add_argument_group("running")
+    running.add_argument("--check", action="store_true", help="check the inputs, print what is found, and stop")
     running.add_argument("--merge_only", action="store_true", help="stop after saving the merged model")
     running.add_argument("--delete_merged_model", action="store_true", help="delete the merged model once it is scored")
     add_tasks_option(running)
@@ -146,11 +148,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError("--merge_only saves a model: it makes no sense with --delete_merged_model or --backend replay")
     if options.backend == "replay" and (options.device is not None or options.allow_unrelated):
         raise UserError("--device, --allow_unrelated: have no use with --backend replay, which merges nothing")
+    if options.check:
+        check_inputs_only(options)
+        return
     with logged_run() as keep_log:
         words = sys.argv[1:] if arguments is None else arguments
         command = shlex.join(["python", "merge_llms_instruct_math_code.py", *words])
         log.info("command: %s", command)
         merge_infer_score(options, command, keep_log)
+
+
+def check_inputs_only(options: argparse.Namespace) -> None:
+    """Print the findings of the checks before a merge, one a line, and exit with status 2 where one is an error."""
+    if options.backend == "replay":
+        raise UserError("--check has no effect with --backend replay, which merges nothing; remove one of them")
+    request = requested_merge(options)
+    from model_merging_methods.preflight import check_merge
+
+    findings = check_merge(request, options.allow_unrelated, options.from_record)
+    for finding in findings.found:
+        print(f"{'error' if finding.is_error else 'warning'}: {finding.text}")
+    if findings.errors:
+        sys.exit(2)
+    if not findings.found:
+        print("no errors and no warnings")
+
+
+def requested_merge(options: argparse.Namespace) -> MergeRequest:
+    """The merge that the options ask for, of models that they name or of a record's."""
+    if options.from_record is not None:
+        return recorded_request(options)
+    roles = chosen_roles(options)
+    return request_of_folders(options, roles, merge_parameters(options, roles))
 
 
 def merge_infer_score(options: argparse.Namespace, command: str, keep_log: Callable[[Path], None]) -> None:
@@ -270,8 +299,12 @@ def request_of_folders(options: argparse.Namespace, roles: Sequence[str], parame
 
     if options.models_dir is not None and not options.models_dir.is_dir():
         raise UserError(f"--models_dir {options.models_dir}: no such folder")
-    finetuned = {role: folder(role, FINETUNED_MODELS[role]) for role in roles}
-    return MergeRequest(folder(PRETRAINED, PRETRAINED_MODEL), finetuned, parameters)
+    findings, folders = Findings(), {}
+    for role, name in {PRETRAINED: PRETRAINED_MODEL, **{role: FINETUNED_MODELS[role] for role in roles}}.items():
+        with findings.collect():
+            folders[role] = folder(role, name)
+    findings.stop_at_errors()
+    return MergeRequest(folders.pop(PRETRAINED), folders, parameters)
 
 
 def recorded_request(options: argparse.Namespace) -> MergeRequest:

@@ -3,9 +3,8 @@
 import logging
 import os
 import shutil
-import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from model_merging_methods.checkpoints.aligned_models import AlignedModels
-from model_merging_methods.checkpoints.checkpoint_folder import INDEX_FILE
 from model_merging_methods.checkpoints.checkpoint_writer import (
     LARGEST_SHARD,
     CheckpointWriter,
@@ -25,8 +23,9 @@ from model_merging_methods.checkpoints.checkpoint_writer import (
     write_index,
 )
 from model_merging_methods.checkpoints.model_files import output_forms, write_configs, write_merged_tokenizer
+from model_merging_methods.checkpoints.weight_files import INDEX_FILE
 from model_merging_methods.kernels.block_arithmetic import choose_device
-from model_merging_methods.merge_checks import check_exclusions, check_related, comparison
+from model_merging_methods.merge_checks import check_related, comparison
 from model_merging_methods.merge_engine import BLOCK_SIZE, Merge, TensorReport
 from model_merging_methods.merge_parameters import run_name
 from model_merging_methods.merge_progress import MergeProgress
@@ -40,10 +39,10 @@ from model_merging_methods.merge_record import (
     is_same_merge,
     list_input_files,
     make_record,
-    open_models,
     read_record,
 )
 from model_merging_methods.model_card import model_card
+from model_merging_methods.preflight import check_inputs
 from utils.errors import UserError
 from utils.whole_files import empty_folder, remove_replaced, whole_folder, write_json
 
@@ -96,18 +95,22 @@ def merge_models(
         return
     finished = next((target for role, target in targets.items() if role not in wanted), None)
     with ExitStack() as stack:
-        folders = open_models(request, stack)
-        models = AlignedModels(folders[0], folders[1:])
-        _check_tokenizers(request, models, wanted)
+        models, findings = check_inputs(request, stack, work.allow_unrelated or made_from is not None, wanted)
+        findings.stop_at_errors()
+        for warning in findings.warnings:
+            log.warning("warning: %s", warning.text)
         for role, target in wanted.items():
             with whole_folder(target, replace=overwrite) as folder:
                 if finished is None:
                     record = _merge_into(folder, request, models, made_from, work)
+                    record["found"]["warnings"] = [finding.text for finding in findings.warnings]
                 else:
                     empty_folder(folder)
                     record = _link_into(folder, finished)
+                    record["found"].setdefault("warnings", [])  # older records have none
                 write_merged_tokenizer(request, models, role, folder)
-                (folder / "README.md").write_text(model_card(request, role), encoding="utf-8")
+                warnings = record["found"]["warnings"]
+                (folder / "README.md").write_text(model_card(request, role, warnings), encoding="utf-8")
                 write_json(folder / RECORD_FILE, {**record, "tokenizer_from": role})
             finished = target
             log.info("saved %s", target)
@@ -150,7 +153,6 @@ def _merge_into(
     started, clock = datetime.now(timezone.utc), time.monotonic()
     roles, parameters = list(request.finetuned), request.parameters
     merge = Merge(models, roles, parameters, work.device, work.threads, work.block_size)
-    check_exclusions(merge)
     forms = output_forms(models, parameters)
     shards = plan_shards(forms, work.largest_shard)
     progress = MergeProgress(folder, _identity(request, shards, work), shards, work.block_size)
@@ -167,7 +169,7 @@ def _merge_into(
     sync_seconds = _write_shards(folder, left, forms, merge, progress)
 
     reports = {name: report for file in progress.reports.values() for name, report in file.items()}
-    inputs = fingerprint_inputs(request, models.models, _digests_of_inputs(reports, len(models.models)))
+    inputs = fingerprint_inputs(request, models.models, _digests_of_inputs(reports, models))
     for model in models.models:
         model.check_unchanged()
     if made_from is not None:
@@ -230,11 +232,15 @@ def _file_state(path: Path) -> list:
     return [str(path.resolve()), state.st_size, state.st_mtime_ns]
 
 
-def _digests_of_inputs(reports: Mapping[str, TensorReport], models: int) -> list[dict[str, str]]:
-    """For each model the digests of the tensors that the merge has read."""
+def _digests_of_inputs(reports: Mapping[str, TensorReport], models: AlignedModels) -> list[dict[str, str]]:
+    """For each model the digests of the tensors that the merge has read, by the model's own names."""
     return [
-        {name: report.inputs[model] for name, report in reports.items() if report.inputs[model] is not None}
-        for model in range(models)
+        {
+            models.stored_name(model, name): report.inputs[model]
+            for name, report in reports.items()
+            if report.inputs[model] is not None
+        }
+        for model in range(len(models.models))
     ]
 
 
@@ -246,13 +252,6 @@ def _link_into(folder: Path, finished: Path) -> dict:
         elif path.name in ("config.json", "generation_config.json", INDEX_FILE):
             shutil.copyfile(path, folder / path.name)
     return read_record(finished / RECORD_FILE)
-
-
-def _check_tokenizers(request: MergeRequest, models: AlignedModels, roles: Iterable[str]) -> None:
-    """Raise UserError for a tokenizer that cannot take the merged ids, before the long work."""
-    for role in roles:
-        with tempfile.TemporaryDirectory() as folder:
-            write_merged_tokenizer(request, models, role, Path(folder))
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

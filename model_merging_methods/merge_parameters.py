@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model_merging_methods.merging_methods import MERGING_METHODS
+from model_merging_methods.mixup import sums_to_one
 from utils.errors import UserError
 
 MASK_MERGING = "mask_merging"
@@ -81,6 +82,8 @@ class MergeParameters:
         """Raise UserError for a value that makes no sense, naming its option."""
         if self.mixup and len(self.mixup.weights) != number_of_models:
             raise UserError(f"--mixup_lambda: {len(self.mixup.weights)} ratios for {number_of_models} models")
+        if self.mixup and not sums_to_one(self.mixup.weights):
+            raise UserError(f"--mixup: the ratios {self.mixup.weights} sum to {sum(self.mixup.weights):g}, not to 1")
         if self.method not in MERGING_METHODS:
             raise UserError(f"method {self.method}: choose one of {', '.join(MERGING_METHODS)}")
         if not 0 <= self.param_value_mask_rate <= 1:

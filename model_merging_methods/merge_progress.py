@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from model_merging_methods.checkpoints.checkpoint_folder import read_header
 from model_merging_methods.checkpoints.checkpoint_writer import Shard
 from model_merging_methods.checkpoints.fingerprints import read_tensor_digest
+from model_merging_methods.checkpoints.stored_tensors import read_header
 from model_merging_methods.merge_engine import TensorReport
 from model_merging_methods.merging_methods import Coefficients
 from utils.errors import UserError

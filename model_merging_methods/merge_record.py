@@ -8,14 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from model_merging_methods.checkpoints.checkpoint_folder import (
-    CheckpointFolder,
-    adapter_files,
-    index_file,
-    is_adapter_folder,
-    weight_files,
-)
+from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder
 from model_merging_methods.checkpoints.fingerprints import small_file_fingerprint, weight_file_fingerprints
+from model_merging_methods.checkpoints.weight_files import adapter_files, index_file, is_adapter_folder, weight_files
 from model_merging_methods.kernels.stored_dtypes import is_floating
 from model_merging_methods.merge_parameters import MergeParameters, parameters_from_fields
 from utils.errors import UserError

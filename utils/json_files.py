@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.stand_ins import stand_in_remedy
 
 
 def read_json_object(path: Path, remedy: str) -> dict[str, Any]:
@@ -14,7 +15,8 @@ def read_json_object(path: Path, remedy: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {remedy}") from None
     except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}); {remedy}") from error
+        told = stand_in_remedy(path) if path.is_file() else None
+        raise UserError(f"{path} {told or f'is not JSON ({error}); {remedy}'}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a JSON object; {remedy}")
     return value

@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 
+from utils.command_line import expanded_path
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -68,10 +69,12 @@ def find_model_folder(path_or_hub_id: str) -> Path:
 
     Raises UserError, with what can be done, where there is neither.
     """
-    path = Path(path_or_hub_id)
+    path = expanded_path(path_or_hub_id)
     if path.is_dir():
         return path
-    if not _HUB_ID.fullmatch(path_or_hub_id) or path.exists():
+    if path.exists():
+        raise UserError(f"{path_or_hub_id}: is a file; give the model folder")
+    if not _HUB_ID.fullmatch(path_or_hub_id):
         raise UserError(f"{path_or_hub_id}: no such model folder")
     try:
         return _download(path_or_hub_id)

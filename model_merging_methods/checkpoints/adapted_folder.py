@@ -6,11 +6,11 @@ import numpy as np
 
 from model_merging_methods.checkpoints.checkpoint_folder import (
     CheckpointFolder,
-    StoredTensor,
     check_files_unchanged,
     file_states,
 )
 from model_merging_methods.checkpoints.lora_adapter import LoraAdapter, add_low_rank
+from model_merging_methods.checkpoints.stored_tensors import StoredTensor
 from model_merging_methods.kernels.block_kernels import decode
 from model_merging_methods.kernels.stored_dtypes import FLOATING_CODES
 
@@ -29,6 +29,7 @@ class AdaptedFolder:
         self.config = pretrained.config
         self._pretrained = pretrained
         self._adapter = LoraAdapter(folder, {name: stored.shape for name, stored in pretrained.tensors.items()})
+        self.made_for = self._adapter.made_for
         self.files = self._adapter.files
         self._states = file_states(self.files)
         self.tensors = dict(pretrained.tensors)

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder, StoredTensor
+from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder
+from model_merging_methods.checkpoints.stored_tensors import StoredTensor
 
 STRETCH = 1 << 19  # values
 DIGEST_SIZE = 16  # bytes, of xxh3_128

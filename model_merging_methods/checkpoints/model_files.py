@@ -31,6 +31,10 @@ def write_configs(models: AlignedModels, parameters: MergeParameters, folder: Pa
             config["text_config"] = {**config["text_config"], "vocab_size": models.vocabulary.rows}
         else:
             config["vocab_size"] = models.vocabulary.rows
+    if models.must_untie:
+        config["tie_word_embeddings"] = False
+        if isinstance(config.get("text_config"), dict):
+            config["text_config"] = {**config["text_config"], "tie_word_embeddings": False}
     if parameters.dtype is not None:
         for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]:
             config[key] = parameters.dtype
