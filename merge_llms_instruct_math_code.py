@@ -18,6 +18,7 @@ from inference_llms.command_line import (
     model_source,
     whole_number,
 )
+from inference_llms.folder_checks import check_tokenizer
 from inference_llms.run_tasks import (
     ModelTasks,
     ReplaySource,
@@ -200,6 +201,8 @@ def merge_infer_score(options: argparse.Namespace, command: str, keep_log: Calla
     if options.backend != "replay":
         if examples:
             check_engine(options)
+        for role in examples:
+            check_tokenizer([request.finetuned[role], request.pretrained])
         # The processes that vLLM starts import this script; its CPU build stumbles over numba there.
         from model_merging_methods.merge_models import MergeWork, merge_models
 

@@ -1,5 +1,6 @@
 """Checks of a model folder before any of its weights are read: what no engine can run is refused, with a remedy."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from inference_llms.model_folder import weight_files
@@ -25,10 +26,17 @@ def check_model_folder(folder: Path) -> None:
     for path in (folder / "config.json", *weights, *tokenizer_files(folder)):
         if told := stand_in_remedy(path):
             raise UserError(f"{path} {told}")
-    if not vocabulary_files(folder):
+    check_tokenizer([folder])
+
+
+def check_tokenizer(folders: Sequence[Path]) -> None:
+    """Raise UserError unless one of the folders, the first preferred, has the vocabulary of a tokenizer."""
+    if not any(vocabulary_files(folder) for folder in folders):
+        first, *others = folders
+        nor = "".join(f" (nor does {folder})" for folder in others)
         raise UserError(
-            f"{folder} holds no tokenizer (tokenizer.json, tokenizer.model or vocab.json with merges.txt); copy the "
-            "tokenizer's files there, from the model that this one was made from"
+            f"{first} holds no tokenizer{nor}; copy the tokenizer's files there (tokenizer.json, tokenizer.model or "
+            "vocab.json and merges.txt), from the model that this one was made from"
         )
 
 

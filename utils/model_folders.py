@@ -60,7 +60,9 @@ def paper_model_folder(name: str, models_dir: Path | None) -> Path:
     try:
         return find_model_folder(HUB_IDS[name])
     except UserError as error:
-        raise UserError(f"{local}: no such folder; {error}") from error
+        raise UserError(
+            f"{local}: no such folder; {error}, or name the folder that holds it with --models_dir"
+        ) from error
 
 
 def find_model_folder(path_or_hub_id: str) -> Path:
@@ -83,9 +85,7 @@ def find_model_folder(path_or_hub_id: str) -> Path:
         if cached is not None:
             log.info("%s: the hub does not answer; taking the copy downloaded before", path_or_hub_id)
             return cached
-        remedy = _HUB_REMEDIES.get(
-            type(error).__name__, "download it and give its path, or the folder that holds it with --models_dir"
-        )
+        remedy = _HUB_REMEDIES.get(type(error).__name__, "download it and give its path")
         raise UserError(
             f"{path_or_hub_id}: no such folder here, and not to be had from the hub ({type(error).__name__}); {remedy}"
         ) from error

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClassification, T5Config
 
 from inference_llms.model_folder import output_places
+from merge_llms_instruct_math_code import main as merge_main
 from promptbench import run_attacks, sst2
 from tests.commands import run_here
 from tests.inference_llms.support import ROOT, run_command_here
@@ -125,6 +126,19 @@ def test_a_folder_that_cannot_be_run_gets_one_line(name, command, tmp_path):
         done = run_here(main, ["--model_path", folder, "--attack_method", "stresstest", "--num_samples", 1, *common])
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert str(folder) in done.stderr and fault in done.stderr and remedy in done.stderr
+    assert not out.exists()
+
+
+def test_tasks_of_a_merge_without_any_tokenizer_are_refused_before_the_merge(tmp_path):
+    words = ["--merge_instruct", "--merge_math", "--merging_method_name", "average_merging", "--tasks", "gsm8k"]
+    for role, name in (("pretrained", "base"), ("instruct", "instruct"), ("math", "math")):
+        shutil.copytree(ZOO / name, tmp_path / name)
+        remove_tokenizer(tmp_path / name)
+        words += [f"--{role}_model", tmp_path / name]
+    out = tmp_path / "out"
+    done = run_here(merge_main, [*words, "--data_dir", ZOO / "data", "--output_dir", out, "--backend", "transformers"])
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert f"{tmp_path / 'math'} holds no tokenizer (nor does {tmp_path / 'base'})" in done.stderr
     assert not out.exists()
 
 
