@@ -15,7 +15,7 @@ from model_merging_methods.checkpoints.fingerprints import weight_file_fingerpri
 from model_merging_methods.checkpoints.weight_files import adapter_files, index_file, is_adapter_folder, weight_files
 from model_merging_methods.kernels.stored_dtypes import is_floating
 from model_merging_methods.merge_parameters import MergeParameters, parameters_from_fields
-from utils.content_hashes import FileStates, bytes_hash, content_hash, file_states
+from utils.content_hashes import FileOnRecord, FileStates, bytes_hash, content_hash, file_states
 from utils.errors import UserError
 from utils.json_files import check_shape, read_json_object
 from utils.model_folders import TOKENIZER_FILES
@@ -45,16 +45,6 @@ class MergeRequest:
     def inputs(self) -> dict[str, Path]:
         """All folders by role, the pretrained model's first."""
         return {PRETRAINED: self.pretrained, **self.finetuned}
-
-
-@dataclass(frozen=True)
-class FileOnRecord:
-    """A file that a merge read or wrote. `xxh3_128` is the hash of its content, in hexadecimal; of weights, that of
-    their values (`fingerprints`)."""
-
-    name: str
-    bytes: int
-    xxh3_128: str
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,15 @@ _READ_AT_ONCE = 1 << 22  # bytes
 _LONGEST_HEADER = 100_000_000  # bytes; the safetensors format's own limit
 
 FileStates = dict[Path, FileState | None]
+
+
+@dataclass(frozen=True)
+class FileOnRecord:
+    """A file that a merge read or wrote, with its size and the hash of its content."""
+
+    name: str
+    bytes: int
+    xxh3_128: str
 
 
 class _Place(NamedTuple):

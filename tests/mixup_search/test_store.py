@@ -22,7 +22,23 @@ from scripts.mixup_search.store import SearchStore
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-IDENTITY = {"roles": ["instruct", "math"], "tasks": ["gsm8k", "MATH"], "seed": 0, "rungs": (8, 32)}
+IDENTITY = {
+    "roles": ["instruct", "math"],
+    "tasks": ["gsm8k", "MATH"],
+    "role_of_task": {"gsm8k": "math", "MATH": "math"},
+    "draw_by": "mixup",
+    "num_draws": 2,
+    "seed": 0,
+    "space": {},
+    "rungs": (8, 32),
+    "validation": {"gsm8k": 32, "MATH": 32},
+    "test": {"gsm8k": 8, "MATH": 8},
+    "models": {"pretrained": None, "instruct": None, "math": None},
+    "models_dir": None,
+    "allow_unrelated": False,
+    "split": "",
+    "backend": "transformers",
+}
 TIES = Candidate(
     "draw 0",
     "draw",
@@ -120,9 +136,9 @@ def test_what_is_stored_first_stays(path):
 def test_another_search_is_told_by_what_differs(path):
     SearchStore(path, IDENTITY).close()
     with pytest.raises(UserError) as caught:
-        SearchStore(path, {**IDENTITY, "seed": 1, "backend": "vllm"})
+        SearchStore(path, {**IDENTITY, "seed": 1, "engine": "vllm"})
     message = str(caught.value)
-    assert message.startswith(f"{path}: holds another search: seed (0 there, 1 here), backend (null there, ")
+    assert message.startswith(f"{path}: holds another search: seed (0 there, 1 here), engine (null there, ")
     assert "name another file" in message
     assert "\n" not in message
 
