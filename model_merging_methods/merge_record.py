@@ -202,7 +202,7 @@ def read_record(path: Path) -> dict[str, Any]:
     names += [entry["role"] for entry in record["inputs"]]
     names += record["outputs"] if isinstance(record["outputs"], dict) else [file["name"] for file in record["outputs"]]
     for name in names:
-        if Path(name).name != name:
+        if name in ("", "..") or Path(name).name != name:
             raise UserError(f"{path}: {name!r} cannot name a file or a role; {remedy}")
     return record
 
