@@ -64,10 +64,12 @@ def check_hashes(result: Path, files: Sequence[Path]) -> bool:
     if not all(matches):
         raise UserError(f"{path}: is not what sha256sum writes; remove it together with {result.name}")
     root = root_of_file(result)
-    judged = {file_below(root, Path(match[2])).absolute(): match[1] for match in matches}
-    for file in {**judged, **{file.absolute(): None for file in files}}:
-        if not file.is_file() and file in judged:
-            continue  # a set that is on another machine
-        if file not in judged or hashlib.sha256(file.read_bytes()).hexdigest() != judged[file]:
+    judged = [(file_below(root, Path(match[2])), match[1]) for match in matches]
+    names = {file.name for file in files}
+    # A set may be on another machine; the files themselves may have moved.
+    sets = [file for file, _ in judged if file.name not in names and file.is_file()]
+    for file in (*files, *sets):
+        found = hashlib.sha256(file.read_bytes()).hexdigest()
+        if found not in {kept for other, kept in judged if other.name == file.name}:
             raise UserError(f"{result} was found with another {file.name} than there is now; run the evaluator again")
     return True

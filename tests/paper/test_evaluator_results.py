@@ -163,7 +163,7 @@ def test_the_command_for_a_missing_evaluator_puts_its_result_where_it_is_looked_
     told = command_to_type("coding", answers, "true")
     subprocess.run(["sh", "-c", told], cwd=tmp_path / "LiveBench", check=True)
     assert read_livebench(answers).values == (1, 1, 0, 0)
-    answers[0].write_text(answers[0].read_text().replace("100", "101"))
+    answers[0].write_text(answers[0].read_text().replace("101.0", "101.5"))
     with pytest.raises(UserError, match="was found with another"):
         read_livebench(answers)
     models = {row["model"] for row in read_json_lines(livebench_judgments(answers[0]))}
