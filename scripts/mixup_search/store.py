@@ -198,10 +198,13 @@ class SearchStore:
     def candidates(self) -> list[Candidate]:
         """All candidates in the order in which they were added."""
         rows = self._read("SELECT candidate, kind, parameters, alpha FROM candidates ORDER BY number")
-        return [
-            Candidate(name, kind, parameters_from_fields(self._stored_json(parameters, MergeParameters)), alpha)
-            for name, kind, parameters, alpha in rows
-        ]
+        try:
+            return [
+                Candidate(name, kind, parameters_from_fields(self._stored_json(parameters, MergeParameters)), alpha)
+                for name, kind, parameters, alpha in rows
+            ]
+        except (KeyError, TypeError, AttributeError) as error:  # fields of another version
+            raise UserError(f"{self.path}: holds a merge that this version does not know ({error})") from None
 
     def add_answers(self, candidate: str, task: str, part: Part, answers: Sequence[Answer]) -> None:
         """Store a candidate's answers to examples of a part of a task; those that are stored already stay."""

@@ -143,6 +143,28 @@ def test_another_search_is_told_by_what_differs(path):
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("place", "text", "told"),
+    [
+        ("search SET identity", "5", "input should be"),
+        ("search SET identity", "{", "not JSON"),
+        ("search SET identity", '{"roles": "math"}', "roles: input should be"),
+        ("search SET identity", json.dumps({**IDENTITY, "split": "\0"}), "the character NUL"),
+        ("candidates SET parameters", '{"method": []}', "method: input should be"),
+        ("candidates SET parameters", '{"method": "ties_merging", "seed": "0"}', "seed: input should be"),
+        ("candidates SET parameters", '{"method": "ties_merging", "other": 1}', "other"),
+    ],
+)
+def test_stored_json_of_wrong_types_is_one_line(path, place, text, told):
+    with SearchStore(path, IDENTITY) as store:
+        store.add_candidate(TIES)
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"UPDATE {place} = ?", (text,))
+    with pytest.raises(UserError, match=rf"{path}.*{told}") as caught:
+        SearchStore.open_existing(path).candidates()
+    assert "\n" not in str(caught.value)
+
+
 def text_file(path: Path) -> None:
     path.write_text("draw,score\n" * 100)
 
