@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder
 from model_merging_methods.checkpoints.fingerprints import weight_file_fingerprints
+from model_merging_methods.checkpoints.tensor_names import is_never_loaded
+from model_merging_methods.checkpoints.vocabulary_matrices import holds_equal, is_vocabulary_matrix
 from model_merging_methods.checkpoints.weight_files import adapter_files, index_file, is_adapter_folder, weight_files
 from model_merging_methods.kernels.stored_dtypes import is_floating
 from model_merging_methods.merge_parameters import MergeParameters, parameters_from_fields
@@ -72,7 +74,7 @@ class RecordShape:
 def list_input_files(folder: Path) -> list[Path]:
     """The files of an input folder that a merge depends on. Raises UserError where it is not a whole model's."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such model folder")
+        raise UserError(f"{folder}: {'is a file, not a' if folder.exists() else 'no such'} model folder")
     files = [folder / name for name in _SMALL_FILES if (folder / name).exists()]
     if is_adapter_folder(folder):
         return [*files, *adapter_files(folder)]
@@ -105,7 +107,11 @@ def fingerprint_inputs(
             matters = partial(_matters, request, models, i)
             weights = weight_file_fingerprints(model, matters, states, read_since, known)
         files[role] = [
-            FileOnRecord(path.name, path.stat().st_size, weights.get(path) or bytes_hash(path))
+            FileOnRecord(
+                path.relative_to(model.folder).as_posix(),
+                path.stat().st_size,
+                weights.get(path) or bytes_hash(path),
+            )
             for path in list_input_files(model.folder)
         ]
     return files
@@ -113,17 +119,28 @@ def fingerprint_inputs(
 
 def _matters(request: MergeRequest, models: Sequence[CheckpointFolder], model: int, name: str) -> bool:
     """Whether the result depends on the values of a model's tensor, not only on its name, dtype and shape."""
-    copied = not is_floating(models[model].tensors[name].dtype) or request.parameters.excludes(name)
-    if model == 0:
-        return copied or request.parameters.reads_pretrained or any(model.reads_pretrained for model in models)
-    return not copied
+    base, stored = models[0], models[model].tensors[name]
+    copied = not is_floating(stored.dtype) or request.parameters.excludes(name)
+    if model:
+        return not copied or name not in base.tensors
+    if request.parameters.reads_pretrained or any(other.reads_pretrained for other in models):
+        return True
+    return copied or is_never_loaded(name, base.config) or _is_tied(base, name)
+
+
+def _is_tied(model: CheckpointFolder, name: str) -> bool:
+    """Whether a matrix with rows for tokens repeats another one, so that both are one in the merged model."""
+    others = [other for other in model.tensors if is_vocabulary_matrix(other) and other != name]
+    return is_vocabulary_matrix(name) and any(holds_equal(model, name, other) for other in others)
 
 
 def list_output_files(folder: Path, known: Mapping[str, str]) -> list[FileOnRecord]:
     """The files of a merged model, whose weights have the `known` hashes. The card is left out: people edit it."""
     return [
-        FileOnRecord(path.name, path.stat().st_size, known.get(path.name) or content_hash(path))
-        for path in sorted(folder.iterdir())
+        FileOnRecord(
+            path.relative_to(folder).as_posix(), path.stat().st_size, known.get(path.name) or content_hash(path)
+        )
+        for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in (RECORD_FILE, CARD_FILE)
     ]
 
@@ -198,11 +215,13 @@ def read_record(path: Path) -> dict[str, Any]:
     if record.get("format") not in READABLE_FORMATS:
         raise UserError(f"{path}: is not a merge record of this version; {remedy}")
     check_shape(str(path), record, RecordShape, remedy)
-    names = [file["name"] for entry in record["inputs"] for file in entry["files"]]
-    names += [entry["role"] for entry in record["inputs"]]
-    names += record["outputs"] if isinstance(record["outputs"], dict) else [file["name"] for file in record["outputs"]]
-    for name in names:
-        if name in ("", "..") or Path(name).name != name:
+    outputs = record["outputs"]
+    names = [*outputs] if isinstance(outputs, dict) else [file["name"] for file in outputs]
+    names += [file["name"] for entry in record["inputs"] for file in entry["files"]]
+    roles = [entry["role"] for entry in record["inputs"]]
+    for name in (*names, *roles):
+        parts = PurePosixPath(name).parts
+        if not parts or ".." in parts or name.startswith("/") or (name in roles and len(parts) > 1):
             raise UserError(f"{path}: {name!r} cannot name a file or a role; {remedy}")
     return record
 
@@ -236,7 +255,11 @@ def check_sizes_against_record(path: Path, request: MergeRequest) -> None:
     """The same by the files' names and sizes alone, which takes no time."""
     record = read_record(path)
     for role, folder in request.inputs.items():
-        _check_same(path, record, role, {file.name: file.stat().st_size for file in list_input_files(folder)}, "bytes")
+        _check_same(path, record, role, _sizes(folder), "bytes")
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in list_input_files(folder)}
 
 
 def _check_same(path: Path, record: Mapping[str, Any], role: str, present: Mapping[str, Any], field: str) -> None:
@@ -266,8 +289,7 @@ def is_same_merge(record: Mapping[str, Any], request: MergeRequest) -> bool:
     if {entry["role"] for entry in record["inputs"]} != request.inputs.keys():
         return False
     for role, folder in request.inputs.items():
-        sizes = {path.name: path.stat().st_size for path in list_input_files(folder)}
-        if _first_other(record, role, sizes, "bytes") is not None:
+        if _first_other(record, role, _sizes(folder), "bytes") is not None:
             return False
     states, since = input_states(request), time.time()
     with ExitStack() as stack:
