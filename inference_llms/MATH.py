@@ -96,4 +96,6 @@ def finish(answers: Answers, places: OutputPlaces) -> Outcome:
     )
 
 
-TASK = Task("MATH", SAMPLING, load_examples, finish, is_right=is_right, is_readable=is_readable)
+TASK = Task(
+    "MATH", SAMPLING, load_examples, finish, is_right=is_right, is_readable=is_readable, set_files=DATA_SET.files
+)

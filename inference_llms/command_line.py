@@ -5,9 +5,10 @@ from pathlib import Path
 
 from inference_llms import engine
 from inference_llms.folder_checks import check_model_folder
-from inference_llms.model_folder import model_fingerprint, weights_fingerprint
+from inference_llms.model_folder import model_files, model_fingerprint, weights_fingerprint
 from inference_llms.run_tasks import ModelSource
 from inference_llms.tasks import TASKS
+from utils.content_hashes import FileStates, check_unchanged, file_states
 from utils.errors import UserError
 
 BACKENDS = ("auto", "vllm", "transformers", "replay")
@@ -83,15 +84,25 @@ def check_engine(arguments: argparse.Namespace) -> None:
 
 def model_source(arguments: argparse.Namespace, folder: Path) -> ModelSource:
     """Completions from the model in `folder`, by the engine that the options ask for. Raises `UserError` for a folder
-    that no engine can run."""
+    that no engine can run; opening the engine raises it where a file of the model was changed after its fingerprint was
+    taken."""
     check_model_folder(folder)
     backend = engine.resolve_backend(arguments.backend)
+    states = file_states(model_files(folder))
     return ModelSource(
         backend=backend,
         model=str(folder),
         model_fingerprint=model_fingerprint(folder),
         weights_fingerprint=weights_fingerprint(folder),
-        open_engine=lambda: engine.open_engine(
-            backend, folder, arguments.tensor_parallel_size, arguments.pipeline_parallel_size
-        ),
+        open_engine=lambda: _open_unchanged(arguments, backend, folder, states),
     )
+
+
+def _open_unchanged(arguments: argparse.Namespace, backend: str, folder: Path, states: FileStates) -> engine.Engine:
+    opened = engine.open_engine(backend, folder, arguments.tensor_parallel_size, arguments.pipeline_parallel_size)
+    try:
+        check_unchanged(states, file_states(model_files(folder)))
+    except UserError:
+        opened.close()
+        raise
+    return opened

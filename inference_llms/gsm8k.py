@@ -110,4 +110,6 @@ def finish(answers: Answers, places: OutputPlaces) -> Outcome:
     )
 
 
-TASK = Task("gsm8k", SAMPLING, load_examples, finish, is_right=is_right, is_readable=is_readable)
+TASK = Task(
+    "gsm8k", SAMPLING, load_examples, finish, is_right=is_right, is_readable=is_readable, set_files=DATA_SET.files
+)

@@ -83,4 +83,4 @@ def write_json_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-TASK = Task("human_eval", SAMPLING, load_examples, finish, is_readable=is_readable)
+TASK = Task("human_eval", SAMPLING, load_examples, finish, is_readable=is_readable, set_files=DATA_SET.files)

@@ -71,4 +71,4 @@ def finish(answers: Answers, places: OutputPlaces) -> Outcome:
     return Outcome(files=(path,), evaluator_command=shlex.join(command))
 
 
-TASK = Task("mbpp", SAMPLING, load_examples, finish, is_readable=is_readable)
+TASK = Task("mbpp", SAMPLING, load_examples, finish, is_readable=is_readable, set_files=DATA_SET.files)

@@ -15,7 +15,7 @@ from inference_llms.data_sets import read_rows
 from inference_llms.engine import Sampling
 from inference_llms.task import Example
 from utils.errors import UserError
-from utils.json_files import read_json_object
+from utils.json_files import read_shaped_object
 from utils.whole_files import write_json
 
 
@@ -41,6 +41,15 @@ class Completions:
         return self.identity.get("weights_fingerprint")
 
 
+@dataclass(frozen=True)
+class IdentityShape:
+    """The fields of an identity that are read alone. What attacks keep has others beside them."""
+
+    backend: str
+    model_fingerprint: str | None = None
+    weights_fingerprint: str | None = None
+
+
 def identity_path(rows: Path) -> Path:
     """The file beside `<task>.jsonl` that says which run its rows belong to."""
     return rows.with_name(f"{rows.stem}.identity.json")
@@ -63,10 +72,7 @@ def read_identity(rows: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     remedy = f"remove it together with {rows.name}"
-    identity = read_json_object(path, remedy)
-    if "backend" not in identity:
-        raise UserError(f"{path} does not say which run it stands for; {remedy}")
-    return identity
+    return read_shaped_object(path, IdentityShape, remedy)
 
 
 def check_same_run(path: Path, found: dict[str, Any] | None, identity: dict[str, Any]) -> None:
@@ -78,6 +84,8 @@ def check_same_run(path: Path, found: dict[str, Any] | None, identity: dict[str,
     else:
         keys = sorted(key for key in {*found, *identity} if found.get(key) != identity.get(key))
         difference = "another " + " and ".join(key.replace("_", " ") for key in keys)
+        if len(str(found.get("model_fingerprint"))) == 64:
+            difference = "of an earlier version, which did not hash the whole model"
     raise UserError(
         f"{path} holds the results of another run ({difference}); "
         "choose another --output_dir, or replace them with --overwrite"

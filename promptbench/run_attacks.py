@@ -25,6 +25,7 @@ from promptbench.prompt_task import PromptTask, Sample
 from promptbench.report import attack_report, check_clean_prompt, health_lines, prompt_lines, table
 from promptbench.search import search
 from utils.command_line import OneLineParser
+from utils.content_hashes import content_hash, folder_hash
 from utils.errors import UserError
 from utils.json_files import read_json_object
 from utils.model_folders import find_model_folder
@@ -96,7 +97,7 @@ def run_attacks(task: PromptTask, options: argparse.Namespace, command: str) -> 
             "number_of_samples": len(samples),
             "seed": options.seed,
             "query_budget": options.query_budget,
-            **{part: str(getattr(options, part)) for part in parts_of_attack(name)},
+            **settings_of_parts(options, parts_of_attack(name)),
         }
         check_same_settings(paths[name], settings[name])
 
@@ -150,6 +151,17 @@ def open_attacks(task: PromptTask, options: argparse.Namespace) -> tuple[dict[st
 def parts_of_attack(name: str) -> tuple[str, ...]:
     """The options of `AttackParts` that an attack depends on, beside task and seed."""
     return getattr(_module(name), "PARTS", ())
+
+
+def settings_of_parts(options: argparse.Namespace, parts: Sequence[str]) -> dict[str, str]:
+    """The models and files that an attack works with, with the hashes of those that are on this machine."""
+    settings = {}
+    for part in parts:
+        settings[part] = str(getattr(options, part))
+        path = Path(settings[part])
+        if path.exists():
+            settings[f"{part}_hash"] = folder_hash(path) if path.is_dir() else content_hash(path)
+    return settings
 
 
 def _module(name: str):

@@ -91,6 +91,12 @@ def find_model_folder(path_or_hub_id: str) -> Path:
         ) from error
 
 
+def local_model_folder(path_or_hub_id: str, root: Path) -> Path | None:
+    """The folder at a path below `root`, or of a hub id that was downloaded; None where neither is on this machine."""
+    path = root / path_or_hub_id
+    return path if path.is_dir() else _whole_download(path_or_hub_id)
+
+
 def _download(hub_id: str) -> Path:
     from huggingface_hub import model_info, snapshot_download
     from huggingface_hub.utils import disable_progress_bars

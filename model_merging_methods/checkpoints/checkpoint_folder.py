@@ -4,7 +4,6 @@ No model is loaded: tensors are read by stretches, straight from the files.
 """
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +32,6 @@ class CheckpointFolder:
             raise UserError(f"{folder}: {'is a file, not a' if folder.exists() else 'no such'} model folder")
         self.files = weight_files(folder)
         self.config = read_json_object(folder / "config.json", "give a whole Hugging Face model folder")
-        self._states = file_states(self.files)
         self.tensors: dict[str, StoredTensor] = {}
         self._buffers: set[str] = set()  # stored, and passed over
         for file in self.files:
@@ -79,10 +77,6 @@ class CheckpointFolder:
             length = (stop - start) * stored.item_size
             os.posix_fadvise(self._descriptors[stored.file], place, length, os.POSIX_FADV_WILLNEED)
 
-    def check_unchanged(self) -> None:
-        """Raise UserError, naming the file, where one is not as it was when the folder was opened."""
-        check_files_unchanged(self._states)
-
     def _add(self, stored_tensors: dict[str, StoredTensor]) -> None:
         tensors = {
             name: stored for name, stored in stored_tensors.items() if not is_buffer(name, stored.dtype, stored.shape)
@@ -115,29 +109,6 @@ class CheckpointFolder:
                 f"{self.folder}: {len(empty)} of {len(self.tensors)} tensors are empty ({empty[0]}), as DeepSpeed "
                 "ZeRO-3 saves them without gathering; run its zero_to_fp32.py and give the folder of the result"
             )
-
-
-FileStates = dict[Path, tuple[int, ...]]
-
-
-def file_states(files: Sequence[Path]) -> FileStates:
-    """What shows later whether a file was changed meanwhile."""
-    return {file: _file_state(file) for file in files}
-
-
-def check_files_unchanged(states: FileStates) -> None:
-    """Raise UserError, naming the file, where one is not in its former state."""
-    for file, state in states.items():
-        if _file_state(file) != state:
-            raise UserError(f"{file}: was changed while it was being read; type the command again")
-
-
-def _file_state(file: Path) -> tuple[int, ...]:
-    try:
-        state = file.stat()
-    except OSError:
-        return ()
-    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def not_finite_error(file: Path, name: str) -> UserError:

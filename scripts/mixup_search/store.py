@@ -13,14 +13,15 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from model_merging_methods.merge_parameters import Mask, parameters_from_fields
+from model_merging_methods.merge_parameters import Mask, MergeParameters, parameters_from_fields
 from scripts.mixup_search.candidate import Answer, Candidate, Part, Result
 from scripts.mixup_search.claims import is_void, this_process
 from utils.errors import UserError
+from utils.json_files import check_shape
 from utils.whole_files import write_whole
 
 FORMAT = 1
@@ -60,6 +61,26 @@ SELECT candidate, kind, {columns}, task, part, examples, "right", 1.0 * "right" 
 FROM scores JOIN candidates USING (candidate)
 ORDER BY number, task, part DESC, examples;
 """
+
+
+@dataclass(frozen=True)
+class IdentityShape:
+    """The fields of a search's identity that are read again."""
+
+    roles: list[str]
+    tasks: list[str]
+    role_of_task: dict[str, str]
+    draw_by: str
+    num_draws: int
+    seed: int
+    space: dict[str, Any]
+    validation: dict[str, int]
+    test: dict[str, int]
+    models: dict[str, str | None]
+    split: str
+    backend: str
+    models_dir: str | None = None
+    allow_unrelated: bool = False
 
 
 class SearchStore:
@@ -127,7 +148,16 @@ class SearchStore:
             raise UserError(f"{self.path}: is not the results file of a search; name another file")
         if version != FORMAT:
             raise UserError(f"{self.path}: has format {version}, this program writes {FORMAT}; name another file")
-        return json.loads(self._read("SELECT identity FROM search")[0][0])
+        return self._stored_json(self._read("SELECT identity FROM search")[0][0], IdentityShape)
+
+    def _stored_json(self, text: str, shape: type) -> dict[str, Any]:
+        remedy = "name another file"
+        try:
+            value = json.loads(text)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UserError(f"{self.path}: holds a text that is not JSON ({error}); {remedy}") from None
+        check_shape(str(self.path), value, shape, remedy)
+        return value
 
     def _check_same_search(self, stored: Mapping[str, Any]) -> None:
         keys = [
@@ -168,10 +198,13 @@ class SearchStore:
     def candidates(self) -> list[Candidate]:
         """All candidates in the order in which they were added."""
         rows = self._read("SELECT candidate, kind, parameters, alpha FROM candidates ORDER BY number")
-        return [
-            Candidate(name, kind, parameters_from_fields(json.loads(parameters)), alpha)
-            for name, kind, parameters, alpha in rows
-        ]
+        try:
+            return [
+                Candidate(name, kind, parameters_from_fields(self._stored_json(parameters, MergeParameters)), alpha)
+                for name, kind, parameters, alpha in rows
+            ]
+        except (KeyError, TypeError, AttributeError) as error:  # fields of another version
+            raise UserError(f"{self.path}: holds a merge that this version does not know ({error})") from None
 
     def add_answers(self, candidate: str, task: str, part: Part, answers: Sequence[Answer]) -> None:
         """Store a candidate's answers to examples of a part of a task; those that are stored already stay."""

@@ -54,7 +54,7 @@ def _task_score(found: Found, scores: ScoresFile, task: str, record: Mapping[str
     script = LIVEBENCH if task in LIVEBENCH_TASKS else MAIN_JOB
     about = {**known, **found.commands(scores.places, script, task)}
     try:
-        check_record(scores.path, task, record)
+        check_record(scores.path, task, record, scores.places.root)
         about["command"] = record.get("command") or about["command"]
         about |= {"backend": str(record.get("backend", "")), "examples": record["examples"]}
         of_record = record.get("evaluator_command") or ""

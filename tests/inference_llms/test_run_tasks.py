@@ -179,7 +179,14 @@ def test_a_broken_line_amid_the_rows_is_named(data, places):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"), [("{", "is not JSON"), ("[]", "is not a JSON object"), ("{}", "does not say which run")]
+    ("content", "told"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "is not a JSON object"),
+        ("{}", "backend: field required"),
+        ('{"backend": 1}', "backend: input should be"),
+        ('{"backend": "", "weights_fingerprint": []}', "weights_f"),
+    ],
 )
 def test_a_damaged_identity_is_told(data, places, content, told):
     examples = load_task_examples(["gsm8k"], data, 0, None)
