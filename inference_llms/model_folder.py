@@ -7,12 +7,11 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.json_files import read_json_object
-from utils.model_folders import TOKENIZER_FILES
 from utils.output_places import SINGLE_MODEL, OutputPlaces
+from utils.tokenizer_files import tokenizer_files
 
 MERGE_RECORD = "merge_record.json"
-# Whatever else decides what the model answers to a prompt.
-TEXT_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+CONFIG_FILES = ("config.json", "generation_config.json")
 SAMPLED_PIECES = 256
 PIECE_BYTES = 4096
 HEAD_BYTES = 1 << 20
@@ -42,10 +41,10 @@ def model_fingerprint(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     files = weight_files(folder)
-    for name in TEXT_FILES:
-        if (folder / name).is_file():
-            content = (folder / name).read_bytes()
-            digest.update(f"{name} {len(content)}\n".encode() + content)
+    configs = [folder / name for name in CONFIG_FILES if (folder / name).is_file()]
+    for path in configs + tokenizer_files(folder):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(folder)} {len(content)}\n".encode() + content)
     recorded = merge_record(folder).get("fingerprint")
     if recorded is not None:
         digest.update(json.dumps(recorded, sort_keys=True).encode())

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import logging
 
 from utils.errors import UserError
 from utils.json_files import read_json_object
@@ -17,23 +16,10 @@ from utils.transformers_classes import (
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    quiet_transformers,
 )
 
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep back what transformers says of a model that it loads, on several lines of stderr."""
-    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if had_bars:
-            logging.enable_progress_bar()
 
 
 @contextmanager

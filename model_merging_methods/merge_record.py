@@ -15,15 +15,15 @@ from model_merging_methods.kernels.stored_dtypes import is_floating
 from model_merging_methods.merge_parameters import MergeParameters, parameters_from_fields
 from utils.errors import UserError
 from utils.json_files import read_json_object
-from utils.model_folders import TOKENIZER_FILES
 from utils.package_versions import package_versions
+from utils.tokenizer_files import tokenizer_files
 
 RECORD_FILE = "merge_record.json"
 RECORD_FORMAT = 2
 PRETRAINED = "pretrained"
 
 _PACKAGES = ("torch", "numpy", "safetensors", "transformers", "tokenizers")
-_SMALL_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+_CONFIG_FILES = ("config.json", "generation_config.json")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class InputFile:
 
 def list_input_files(folder: Path) -> list[Path]:
     """The files of an input folder that a merge depends on."""
-    files = [folder / name for name in _SMALL_FILES if (folder / name).exists()]
+    files = [folder / name for name in _CONFIG_FILES if (folder / name).exists()] + tokenizer_files(folder)
     if is_adapter_folder(folder):
         return [*files, *adapter_files(folder)]
     index = index_file(folder)

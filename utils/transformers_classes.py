@@ -4,7 +4,12 @@ transformers imports scikit-learn, wherever it is installed, for an option of as
 and every command would start two seconds later.
 """
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import transformers.utils
+from transformers.utils import logging
 
 _is_sklearn_available = transformers.utils.is_sklearn_available
 transformers.utils.is_sklearn_available = lambda: False
@@ -35,4 +40,21 @@ __all__ = [
     "PreTrainedConfig",
     "PreTrainedModel",
     "PreTrainedTokenizerBase",
+    "quiet_transformers",
 ]
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep back what transformers says of a checkpoint that it loads, on several lines of stderr."""
+    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bars:
+            logging.enable_progress_bar()

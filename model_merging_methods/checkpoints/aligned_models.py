@@ -10,12 +10,12 @@ from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder
 from model_merging_methods.checkpoints.checkpoint_writer import TensorForm
 from model_merging_methods.checkpoints.stored_tensors import StoredTensor
 from model_merging_methods.checkpoints.tensor_names import match_names
+from model_merging_methods.checkpoints.tokenizer_reading import read_tokens
 from model_merging_methods.checkpoints.vocabulary import (
     MISSING_ROW,
     AlignedVocabulary,
     Vocabulary,
     align_vocabularies,
-    read_tokens,
 )
 from model_merging_methods.checkpoints.vocabulary_matrices import (
     OUTPUT_BIASES,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from model_merging_methods.checkpoints.aligned_models import AlignedModels, tokenizer_folder
 from model_merging_methods.checkpoints.checkpoint_writer import TensorForm
-from model_merging_methods.checkpoints.vocabulary import write_tokenizer
+from model_merging_methods.checkpoints.tokenizer_writing import write_tokenizer
 from model_merging_methods.kernels.stored_dtypes import SHORT_NAMES, is_floating
 from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merge_record import MergeRequest
