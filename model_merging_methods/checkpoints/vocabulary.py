@@ -1,8 +1,8 @@
 """Vocabularies that differ by a few added tokens, aligned by token string.
 
-The merged vocabulary is the base's, followed by each model's added tokens in model order. A model that
-lacks a token's row stands in with the mean of its own rows. Rows that no tokenizer names (padding of the
-matrix) go by their position.
+The merged vocabulary is the base's, followed by each model's added tokens in model order. Rows that a model's
+tokenizer does not name (padding of the matrix) go by position: they count for the token that another model
+has there. A model without any row for a token stands in with the mean of its own rows.
 """
 
 from collections.abc import Sequence
@@ -49,14 +49,15 @@ def align_vocabularies(base: Vocabulary, finetuned: Sequence[Vocabulary]) -> Ali
                 merged[token] = following
                 following += 1
 
+    positions_of: dict[str, int] = {}  # each token's row in the first model that names it
+    for tokens in named:
+        positions_of = tokens | positions_of
     unnamed = [set(range(model.rows)) - set(tokens.values()) for tokens, model in zip(named, models, strict=True)]
     rows = max([following, base.rows, *[max(positions) + 1 for positions in unnamed if positions]])
     row_maps = []
     for tokens, positions, model in zip(named, unnamed, models, strict=True):
         row_map = [row if row in positions else MISSING_ROW for row in range(rows)]
-        for row in merged.values():
-            row_map[row] = MISSING_ROW
-        for token, row in tokens.items():
-            row_map[merged[token]] = row
+        for token, row in merged.items():
+            row_map[row] = tokens.get(token, positions_of[token] if positions_of[token] in positions else MISSING_ROW)
         row_maps.append(None if row_map == list(range(model.rows)) else row_map)
     return AlignedVocabulary(merged, rows, tuple(row_maps))
