@@ -22,7 +22,7 @@ from model_merging_methods.checkpoints.checkpoint_writer import (
     plan_shards,
     write_index,
 )
-from model_merging_methods.checkpoints.model_files import output_forms, write_configs, write_merged_tokenizer
+from model_merging_methods.checkpoints.model_files import output_forms, write_model_files
 from model_merging_methods.checkpoints.weight_files import INDEX_FILE
 from model_merging_methods.kernels.block_arithmetic import choose_device
 from model_merging_methods.merge_checks import check_related, comparison
@@ -108,7 +108,7 @@ def merge_models(
                     empty_folder(folder)
                     record = _link_into(folder, finished)
                     record["found"].setdefault("warnings", [])  # older records have none
-                write_merged_tokenizer(request, models, role, folder)
+                write_model_files(request, models, role, folder)
                 warnings = record["found"]["warnings"]
                 (folder / "README.md").write_text(model_card(request, role, warnings), encoding="utf-8")
                 write_json(folder / RECORD_FILE, {**record, "tokenizer_from": role})
@@ -160,9 +160,8 @@ def _merge_into(
     if len(left) < len(shards):
         log.info("going on: %d of %d weight files were whole already", len(shards) - len(left), len(shards))
     _check_room(folder, sum(forms[name].bytes for shard in left for name in shard.names))
-    if not work.allow_unrelated and made_from is None:  # those of a record passed, or were allowed to
+    if not work.allow_unrelated and made_from is None:
         check_related(merge)
-    write_configs(models, parameters, folder)
     write_index(folder, shards, forms)
     if progress.coefficients is None:
         progress.keep_coefficients(merge.coefficients())
@@ -219,7 +218,7 @@ def _identity(request: MergeRequest, shards: Sequence[Shard], work: MergeWork) -
     """All that the bytes of an unfinished merge depend on."""
     return {
         "format": RECORD_FORMAT,
-        "parameters": asdict(request.parameters),
+        "parameters": request.parameters.to_fields(),
         "inputs": {role: [_file_state(path) for path in list_input_files(f)] for role, f in request.inputs.items()},
         "shards": [asdict(shard) for shard in shards],
         "device": work.device,
@@ -245,11 +244,11 @@ def _digests_of_inputs(reports: Mapping[str, TensorReport], models: AlignedModel
 
 
 def _link_into(folder: Path, finished: Path) -> dict:
-    """Put the weights and configs of the `finished` folder of another role into `folder`; returns its record."""
+    """Put the weights of the `finished` folder of another role into `folder`; returns its record."""
     for path in finished.iterdir():
         if path.suffix == ".safetensors":
             _link_or_copy(path, folder / path.name)
-        elif path.name in ("config.json", "generation_config.json", INDEX_FILE):
+        elif path.name == INDEX_FILE:
             shutil.copyfile(path, folder / path.name)
     return read_record(finished / RECORD_FILE)
 

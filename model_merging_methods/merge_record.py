@@ -95,7 +95,7 @@ def _input_file(path: Path, fingerprint: str) -> InputFile:
 def merge_fingerprint(parameters: MergeParameters, inputs: Mapping[str, Sequence[InputFile]]) -> str:
     """A hash of all that the merged weights depend on: merges share it only if their weights are the same."""
     contents = {role: {file.name: file.xxh3_128 for file in files} for role, files in inputs.items()}
-    text = json.dumps([RECORD_FORMAT, asdict(parameters), contents], sort_keys=True)
+    text = json.dumps([RECORD_FORMAT, parameters.to_fields(), contents], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -119,7 +119,7 @@ def make_record(
         "name": name,
         "fingerprint": merge_fingerprint(parameters, inputs),
         "merging_method_name": parameters.merging_method_name,
-        "parameters": asdict(parameters),
+        "parameters": parameters.to_fields(),
         "found": dict(found),
         "outputs": dict(outputs),
         "inputs": [
@@ -197,7 +197,7 @@ def is_same_merge(record: Mapping[str, Any], request: MergeRequest) -> bool:
 
     A file whose size and time of change are as recorded counts as unchanged; else its content decides.
     """
-    if record["parameters"] != json.loads(json.dumps(asdict(request.parameters))):
+    if record["parameters"] != json.loads(json.dumps(request.parameters.to_fields())):
         return False
     if len(record["inputs"]) != len(request.inputs):
         return False

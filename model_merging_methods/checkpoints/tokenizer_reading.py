@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError
 from utils.json_files import read_json_object
+from utils.stand_ins import stand_in_remedy
 from utils.tokenizer_files import tokenizer_files, vocabulary_files
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ def _read_tokens(folder: Path, states: tuple) -> dict[str, int] | None:
         return None
     own = folder / TOKENIZER_JSON
     for path in [own] if own in files else files:
-        kind = stand_in(path)
-        if kind is not None:
-            raise UserError(f"{path}: is {kind}, not a tokenizer; {remedy_for(kind)}")
+        told = stand_in_remedy(path)
+        if told is not None:
+            raise UserError(f"{path}: {told}")
     if own not in files:
         return _load_vocabulary(folder, files)
     content = _read_tokenizer_json(own)
@@ -92,19 +93,6 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         names = ", ".join(path.name for path in vocabulary_files(folder))
         raise UserError(f"{folder}: its tokenizer ({names}) cannot be loaded ({reason}); {_AGAIN}") from error
-
-
-def stand_in(path: Path) -> str | None:
-    """What a file is in place of its content: a Git LFS pointer, a web page; None for any other."""
-    with open(path, "rb") as file:
-        head = file.read(512).lstrip().lower()
-    if head.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer"
-    return "a web page" if head.startswith((b"<!doctype html", b"<html")) else None
-
-
-def remedy_for(kind: str) -> str:
-    return "run `git lfs pull` in its folder" if "LFS" in kind else _AGAIN
 
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:
