@@ -80,9 +80,16 @@ def model_without_weights(model_folder: Path, config: PreTrainedConfig, dtype: s
     """A model of the config's shape, with arbitrary weights and the folder's generation config."""
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
-    if (model_folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(model_folder)
+    model.generation_config = generation_config(model_folder)
     return model
+
+
+def generation_config(model_folder: Path) -> GenerationConfig:
+    """How a model draws and where it stops: by its generation config, or its config where it has none."""
+    with quiet_transformers():
+        if (model_folder / "generation_config.json").is_file():
+            return GenerationConfig.from_pretrained(model_folder)
+        return GenerationConfig.from_model_config(load_config(model_folder))
 
 
 def check_weights(model_folder: Path, config: PreTrainedConfig) -> None:

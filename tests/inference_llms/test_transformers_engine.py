@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from inference_llms import decoding_batch, transformers_engine
 from inference_llms.engine import Sampling, open_engine
+from inference_llms.live_engine import open_live_engine
 from inference_llms.transformers_engine import cut_at_stop
 from tests.inference_llms.tiny_llama import BEGIN, CONTEXT, CUT, END, PROMPTS, write_tiny_llama
 from utils.errors import UserError
@@ -153,6 +154,18 @@ def test_an_end_token_that_the_tokenizer_appends_changes_no_completion(engine, f
     assert complete(other, prompts, max_tokens=20) == complete(engine, prompts, max_tokens=20)
     other.close()
     assert "the tokenizer adds </s> to the end of every prompt" in capsys.readouterr().out
+
+
+def test_a_live_engine_stops_where_the_folder_of_its_tokenizer_says(engine, folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    (other / "generation_config.json").write_text(json.dumps({"eos_token_id": 40}))
+    live, plain = open_live_engine("transformers", folder, 1, 1), open_engine("transformers", other, 1, 1)
+    live.take_tokenizer(other)
+    completions = complete(live, PROMPTS[:12], max_tokens=40)
+    assert completions == complete(plain, PROMPTS[:12], max_tokens=40)
+    assert completions != complete(engine, PROMPTS[:12], max_tokens=40)
+    live.close()
+    plain.close()
 
 
 def test_no_prompts_no_completions(engine):
