@@ -9,6 +9,7 @@ from model_merging_methods.checkpoints.tokenizer_reading import (
     read_tokenizer_config,
     read_tokens,
 )
+from model_merging_methods.checkpoints.weight_files import is_adapter_folder
 from utils.findings import Findings
 from utils.json_files import read_json_object
 from utils.stand_ins import stand_in_remedy
@@ -38,14 +39,14 @@ def check_tokenizers(folders: Mapping[str, Path], rows: Mapping[str, int], findi
                 f"{folders[role]}: its tokenizer names {len(own)} tokens where the model has {rows[role]} vocabulary "
                 "rows; complete its tokenizer files, or remove them all and rows go by position"
             )
-    missing = [role for role in folders if role in tokens and role not in named]
+    missing = [role for role in tokens if role not in named and not is_adapter_folder(folders[role])]
     if missing and named:
         source = next(iter(named))
         findings.warn(
             f"{' and '.join(missing)}: no vocabulary in the folder, so rows go by position and the merged folder gets "
             f"the tokenizer of {source}; add the tokenizer files where the ids are others"
         )
-    elif missing:
+    elif missing and any(rows.values()):
         findings.warn("no model's folder has a vocabulary, so the merged folder has no tokenizer; add one to run it")
     if named:
         first, *others = named
