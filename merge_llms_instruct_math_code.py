@@ -44,6 +44,7 @@ from model_merging_methods.merge_record import PRETRAINED, MergeRequest, request
 from model_merging_methods.merging_methods import MERGING_METHODS
 from model_merging_methods.mixup import draw_interpolation_weights, given_interpolation_weights
 from utils.command_line import OneLineParser
+from utils.custom_code import check_runs_without_code
 from utils.errors import UserError, run_command_line
 from utils.findings import Findings
 from utils.model_folders import FINETUNED_MODELS, PRETRAINED_MODEL, find_model_folder, paper_model_folder
@@ -136,6 +137,12 @@ def add_method_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
         help="leave parameters in whose names one of these is found as the pretrained model has them",
     )
     merging.add_argument(
+        "--config_from",
+        choices=(PRETRAINED, *FINETUNED_MODELS),
+        help="whose config and generation config every merged folder has (default: the pretrained model's config, with "
+        "the settings in which all fine-tunes agree; stop tokens and generation config of each task's own model)",
+    )
+    merging.add_argument(
         "--allow_unrelated", action="store_true", help="merge even models that seem to have different backbones"
     )
     return merging
@@ -201,6 +208,7 @@ def merge_infer_score(options: argparse.Namespace, command: str, keep_log: Calla
     if options.backend != "replay":
         if examples:
             check_engine(options)
+            check_runs_without_code(request.inputs[parameters.config_from or PRETRAINED])
         for role in examples:
             check_tokenizer([request.finetuned[role], request.pretrained])
         # The processes that vLLM starts import this script; its CPU build stumbles over numba there.
@@ -266,7 +274,10 @@ def merge_parameters(options: argparse.Namespace, roles: Sequence[str]) -> Merge
         value("seed"),
         options.dtype,
         tuple(options.exclude_param_names_regex or ()),
+        options.config_from,
     )
+    if options.config_from not in (None, PRETRAINED, *roles):
+        raise UserError(f"--config_from {options.config_from} is not merged; add --merge_{options.config_from}")
     if not parameters.uses_seed:
         if options.seed is not None:
             log.info("--seed has no use in this merge: nothing is drawn")
@@ -320,6 +331,7 @@ def recorded_request(options: argparse.Namespace) -> MergeRequest:
         "use_weight_rescale",
         "models_dir",
         "exclude_param_names_regex",
+        "config_from",
     ]
     shaping += [f"merge_{role}" for role in FINETUNED_MODELS]
     for name in shaping:

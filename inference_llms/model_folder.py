@@ -7,12 +7,11 @@ from typing import Any
 from utils.content_hashes import FileOnRecord, content_hash, files_hash
 from utils.errors import UserError
 from utils.json_files import read_shaped_object
-from utils.model_folders import TOKENIZER_FILES
 from utils.output_places import SINGLE_MODEL, OutputPlaces
+from utils.tokenizer_files import tokenizer_files
 
 MERGE_RECORD = "merge_record.json"
-# Whatever else decides what the model answers to a prompt.
-TEXT_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+CONFIG_FILES = ("config.json", "generation_config.json")
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,8 @@ def weight_files(folder: Path) -> list[Path]:
 def model_files(folder: Path) -> list[Path]:
     """The files that decide what the model answers: config, tokenizer, weights. Raises as `weight_files`."""
     files = weight_files(folder)
-    return [*(folder / name for name in TEXT_FILES if (folder / name).is_file()), *files]
+    configs = [folder / name for name in CONFIG_FILES if (folder / name).is_file()]
+    return [*configs, *tokenizer_files(folder), *files]
 
 
 def model_fingerprint(folder: Path) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import logging
 
 from utils.errors import UserError
 from utils.json_files import read_json_object
@@ -17,25 +16,12 @@ from utils.transformers_classes import (
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    quiet_transformers,
 )
 
 # What training leaves before the names of a model's tensors, and which wrapper does.
 WRAPPERS = {"_orig_mod.": "of torch.compile", "module.": "of DataParallel", "base_model.model.": "of PEFT"}
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep back what transformers says of a model that it loads, on several lines of stderr."""
-    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if had_bars:
-            logging.enable_progress_bar()
 
 
 @contextmanager
@@ -118,9 +104,16 @@ def model_without_weights(model_folder: Path, config: PreTrainedConfig, dtype: s
     """A model of the config's shape, with arbitrary weights and the folder's generation config."""
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
-    if (model_folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(model_folder)
+    model.generation_config = generation_config(model_folder)
     return model
+
+
+def generation_config(model_folder: Path) -> GenerationConfig:
+    """How a model draws and where it stops: by its generation config, or its config where it has none."""
+    with quiet_transformers():
+        if (model_folder / "generation_config.json").is_file():
+            return GenerationConfig.from_pretrained(model_folder)
+        return GenerationConfig.from_model_config(load_config(model_folder))
 
 
 def check_weights(model_folder: Path, config: PreTrainedConfig) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from inference_llms.live_engine import Weights
+from inference_llms.model_loading import generation_config
 from inference_llms.vllm_engine import VllmEngine
 from utils.errors import UserError
 from utils.transformers_classes import AutoTokenizer
@@ -53,6 +54,7 @@ class VllmLiveEngine(VllmEngine):
         own = get_tokenizer(str(folder), trust_remote_code=False)
         self._llm.llm_engine.renderer.tokenizer = own
         self._llm.llm_engine.output_processor.tokenizer = own
+        self._llm.llm_engine.input_processor.generation_config_fields = generation_config(folder).to_diff_dict()
 
     def checksum(self) -> str:
         of_workers = self._llm.collective_rpc("checksum_of_weights")

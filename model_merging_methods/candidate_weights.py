@@ -12,7 +12,7 @@ import numpy as np
 
 from model_merging_methods.checkpoints.aligned_models import AlignedModels
 from model_merging_methods.checkpoints.checkpoint_writer import TensorForm, plan_shards
-from model_merging_methods.checkpoints.model_files import output_forms, write_configs, write_merged_tokenizer
+from model_merging_methods.checkpoints.model_files import output_forms, write_model_files
 from model_merging_methods.kernels.stored_dtypes import LONG_NAMES
 from model_merging_methods.merge_checks import check_related
 from model_merging_methods.merge_engine import Merge
@@ -98,9 +98,8 @@ class CandidateMerges:
     def write_model_files(self, folder: Path, role: str, parameters: MergeParameters) -> None:
         """Put a merge's configs and the tokenizer of `role` into a folder, without weights."""
         models = _open_once(self._pretrained, self._finetuned, parameters.exclude_param_names_regex)
-        write_configs(models, parameters, folder)
         request = MergeRequest(self._pretrained, dict(self._finetuned), parameters)
-        write_merged_tokenizer(request, models, role, folder)
+        write_model_files(request, models, role, folder)
 
     def _merge(self, parameters: MergeParameters) -> Merge:
         models = _open_once(self._pretrained, self._finetuned, parameters.exclude_param_names_regex)

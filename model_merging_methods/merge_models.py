@@ -22,7 +22,7 @@ from model_merging_methods.checkpoints.checkpoint_writer import (
     plan_shards,
     write_index,
 )
-from model_merging_methods.checkpoints.model_files import output_forms, write_configs, write_merged_tokenizer
+from model_merging_methods.checkpoints.model_files import output_forms, write_model_files
 from model_merging_methods.checkpoints.weight_files import INDEX_FILE
 from model_merging_methods.kernels.block_arithmetic import choose_device
 from model_merging_methods.merge_checks import check_related, comparison
@@ -114,7 +114,7 @@ def merge_models(
                     empty_folder(folder)
                     record, weights = _link_into(folder, finished)
                     record["found"].setdefault("warnings", [])  # older records have none
-                write_merged_tokenizer(request, models, role, folder)
+                write_model_files(request, models, role, folder)
                 warnings = record["found"]["warnings"]
                 (folder / CARD_FILE).write_text(model_card(request, role, warnings), encoding="utf-8")
                 outputs = [asdict(file) for file in list_output_files(folder, weights)]
@@ -178,9 +178,8 @@ def _merge_into(
     if len(left) < len(shards):
         log.info("going on: %d of %d weight files were whole already", len(shards) - len(left), len(shards))
     _check_room(folder, sum(forms[name].bytes for shard in left for name in shard.names))
-    if not work.allow_unrelated and made_from is None:  # those of a record passed, or were allowed to
+    if not work.allow_unrelated and made_from is None:
         check_related(merge)
-    write_configs(models, parameters, folder)
     write_index(folder, shards, forms)
     if progress.coefficients is None:
         progress.keep_coefficients(merge.coefficients())
@@ -250,7 +249,7 @@ def _identity(request: MergeRequest, states: FileStates, shards: Sequence[Shard]
     """All that the bytes of an unfinished merge depend on."""
     return {
         "format": RECORD_FORMAT,
-        "parameters": asdict(request.parameters),
+        "parameters": request.parameters.to_fields(),
         "roles": list(request.inputs),
         "inputs": [[str(path.resolve()), state] for path, state in states.items()],
         "shards": [asdict(shard) for shard in shards],
@@ -272,12 +271,12 @@ def _digests_of_inputs(reports: Mapping[str, TensorReport], models: AlignedModel
 
 
 def _link_into(folder: Path, finished: Path) -> tuple[dict, dict[str, str]]:
-    """Put the weights and configs of the `finished` folder of another role into `folder`; returns its record, and the
-    hashes of the weight files that it has."""
+    """Put the weights of the `finished` folder of another role into `folder`; returns its record, and the hashes of
+    the weight files that it has."""
     for path in finished.iterdir():
         if path.suffix == ".safetensors":
             _link_or_copy(path, folder / path.name)
-        elif path.name in ("config.json", "generation_config.json", INDEX_FILE):
+        elif path.name == INDEX_FILE:
             shutil.copyfile(path, folder / path.name)
     record = read_record(finished / RECORD_FILE)
     outputs = [] if isinstance(record["outputs"], dict) else record["outputs"]

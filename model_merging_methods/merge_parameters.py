@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from model_merging_methods.merging_methods import MERGING_METHODS
@@ -46,7 +46,8 @@ class MergeParameters:
     """A merge of K models: which method, with what; `mask` None means that nothing is masked.
 
     `dtype` is that of the saved weights; None: the pretrained model's. Rates are fractions. Parameters whose names
-    hold a match of one of `exclude_param_names_regex` stay as the pretrained model has them.
+    hold a match of one of `exclude_param_names_regex` stay as the pretrained model has them. `config_from` is the role
+    whose config and generation config the merged model has (`configs` says which it has otherwise).
     """
 
     method: str
@@ -57,6 +58,7 @@ class MergeParameters:
     seed: int = 0
     dtype: str | None = None
     exclude_param_names_regex: tuple[str, ...] = ()
+    config_from: str | None = None
 
     @property
     def merging_method_name(self) -> str:
@@ -73,6 +75,13 @@ class MergeParameters:
         """Whether another seed gives another result."""
         drawn_mask = self.mask is not None and self.mask.mask_strategy == "random"
         return drawn_mask or (self.mixup is not None and self.mixup.is_drawn)
+
+    def to_fields(self) -> dict[str, Any]:
+        """The parameters as JSON holds them. Records from before `config_from` have no such field."""
+        fields = asdict(self)
+        if self.config_from is None:
+            del fields["config_from"]
+        return fields
 
     def excludes(self, name: str) -> bool:
         """Whether the parameter of this name is left as the pretrained model has it."""
@@ -100,7 +109,7 @@ class MergeParameters:
 
 
 def parameters_from_fields(fields: Mapping[str, Any]) -> MergeParameters:
-    """The parameters whose `dataclasses.asdict`, to JSON and back, is `fields`.
+    """The parameters whose `to_fields`, to JSON and back, is `fields`.
 
     Raises KeyError, TypeError or AttributeError where it is not.
     """
@@ -142,6 +151,8 @@ def run_name(parameters: MergeParameters, number_of_models: int) -> str:
         name += f"_dtype_{parameters.dtype}"
     if parameters.exclude_param_names_regex:
         name += f"_exclude_{_short_hash(parameters.exclude_param_names_regex)}"
+    if parameters.config_from is not None:
+        name += f"_config_from_{parameters.config_from}"
     return name
 
 

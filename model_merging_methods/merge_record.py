@@ -20,8 +20,8 @@ from model_merging_methods.merge_parameters import MergeParameters, parameters_f
 from utils.content_hashes import FileOnRecord, FileStates, bytes_hash, content_hash, file_states
 from utils.errors import UserError
 from utils.json_files import check_shape, read_json_object
-from utils.model_folders import TOKENIZER_FILES
 from utils.package_versions import package_versions
+from utils.tokenizer_files import tokenizer_files
 
 RECORD_FILE = "merge_record.json"
 CARD_FILE = "README.md"
@@ -31,7 +31,7 @@ FINGERPRINT_FORMAT = 2  # a merge keeps its fingerprint while what that depends 
 PRETRAINED = "pretrained"
 
 _PACKAGES = ("torch", "numpy", "safetensors", "transformers", "tokenizers")
-_SMALL_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+_CONFIG_FILES = ("config.json", "generation_config.json")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def list_input_files(folder: Path) -> list[Path]:
     """The files of an input folder that a merge depends on. Raises UserError where it is not a whole model's."""
     if not folder.is_dir():
         raise UserError(f"{folder}: {'is a file, not a' if folder.exists() else 'no such'} model folder")
-    files = [folder / name for name in _SMALL_FILES if (folder / name).exists()]
+    files = [folder / name for name in _CONFIG_FILES if (folder / name).exists()] + tokenizer_files(folder)
     if is_adapter_folder(folder):
         return [*files, *adapter_files(folder)]
     index = index_file(folder)
@@ -165,7 +165,7 @@ def find_damage(target: Path, record: Mapping[str, Any]) -> str | None:
 def merge_fingerprint(parameters: MergeParameters, inputs: Mapping[str, Sequence[FileOnRecord]]) -> str:
     """A hash of all that the merged weights depend on: merges share it only if their weights are the same."""
     contents = {role: {file.name: file.xxh3_128 for file in files} for role, files in inputs.items()}
-    text = json.dumps([FINGERPRINT_FORMAT, asdict(parameters), contents], sort_keys=True)
+    text = json.dumps([FINGERPRINT_FORMAT, parameters.to_fields(), contents], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -187,7 +187,7 @@ def make_record(
         "name": name,
         "fingerprint": merge_fingerprint(parameters, inputs),
         "merging_method_name": parameters.merging_method_name,
-        "parameters": asdict(parameters),
+        "parameters": parameters.to_fields(),
         "found": dict(found),
         "inputs": [
             {
@@ -284,7 +284,7 @@ def is_same_merge(record: Mapping[str, Any], request: MergeRequest) -> bool:
 
     Tensors whose hashes are not cached are read.
     """
-    if record["parameters"] != json.loads(json.dumps(asdict(request.parameters))):
+    if record["parameters"] != json.loads(json.dumps(request.parameters.to_fields())):
         return False
     if {entry["role"] for entry in record["inputs"]} != request.inputs.keys():
         return False

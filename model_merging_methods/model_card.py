@@ -36,7 +36,7 @@ A merge of fine-tunes of one pretrained model, every parameter of it:
 {models}
 
 Made as {_METHODS.get(request.parameters.method, request.parameters.method)}{_extras(request.parameters)}.
-The tokenizer is the {tokenizer_from} model's, config and generation config are the pretrained model's.
+{_origins(request.parameters, tokenizer_from)}
 
 | parameter | value |
 |---|---|
@@ -53,6 +53,16 @@ def model_name(folder: Path) -> str:
     if folder.parent.name == "snapshots":
         return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
     return folder.name
+
+
+def _origins(parameters: MergeParameters, role: str) -> str:
+    if parameters.config_from is not None:
+        source = parameters.config_from
+        return f"The tokenizer is the {role} model's, config and generation config are the {source} model's."
+    return (
+        f"Tokenizer, chat template, generation config and stop tokens are the {role} model's. The config is the "
+        "pretrained model's, with the settings in which all fine-tunes agree."
+    )
 
 
 def _warnings(warnings: Sequence[str]) -> str:

@@ -15,7 +15,11 @@ import numpy as np
 from model_merging_methods.checkpoints.adapted_folder import AdaptedFolder
 from model_merging_methods.checkpoints.aligned_models import BASE, AlignedModels, align_models
 from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder
-from model_merging_methods.checkpoints.model_files import write_merged_tokenizer
+from model_merging_methods.checkpoints.configs import check_configs
+from model_merging_methods.checkpoints.custom_code import check_custom_code
+from model_merging_methods.checkpoints.generation_configs import check_generation_configs
+from model_merging_methods.checkpoints.model_files import write_model_files
+from model_merging_methods.checkpoints.tokenizer_checks import check_tokenizers
 from model_merging_methods.checkpoints.weight_files import is_adapter_folder, passed_over_files
 from model_merging_methods.kernels.stored_dtypes import LONG_NAMES, is_floating
 from model_merging_methods.merge_checks import check_exclusions, check_related
@@ -36,7 +40,11 @@ def check_inputs(
     findings = Findings()
     folders = _open_folders(request, stack, findings)
     opened = [folder for folder in folders if folder is not None]
-    _check_architectures(opened, allow_unrelated, findings)
+    by_role = {role: folder for role, folder in zip(request.inputs, folders, strict=True) if folder is not None}
+    if folders[BASE] is not None:
+        check_configs(by_role, request.parameters.config_from, allow_unrelated, findings)
+    check_generation_configs({role: folder.folder for role, folder in by_role.items()}, findings)
+    check_custom_code(by_role, findings)
     models = None
     if folders[BASE] is not None and len(opened) > 1:
         models = align_models(opened, request.parameters.excludes, findings)
@@ -46,9 +54,11 @@ def check_inputs(
         merge = Merge(models, list(request.finetuned), request.parameters)
         check_exclusions(merge)
         _check_values(merge, findings)
+    rows = {role: models.vocabulary_rows(number) for number, role in enumerate(request.inputs)}
+    check_tokenizers(request.inputs, rows, findings)
     for role in request.finetuned if roles is None else roles:
         with findings.collect(), tempfile.TemporaryDirectory() as folder:
-            write_merged_tokenizer(request, models, role, Path(folder))
+            write_model_files(request, models, role, Path(folder))
     return (None if findings.errors else models), findings
 
 
@@ -64,18 +74,6 @@ def check_merge(request: MergeRequest, allow_unrelated: bool, made_from: Path | 
             with findings.collect():
                 check_related(Merge(models, list(request.finetuned), request.parameters))
     return findings
-
-
-def _check_architectures(folders: Sequence[Folder], allow_unrelated: bool, findings: Findings) -> None:
-    """Find models whose configs name another architecture than the first one's."""
-    add = findings.warn if allow_unrelated else findings.error
-    for model in folders[1:]:
-        own, first = model.config.get("model_type"), folders[BASE].config.get("model_type")
-        if own != first:
-            add(
-                f"{model.folder / 'config.json'}: model_type is {own} where {folders[BASE].folder} has {first}; merge "
-                "fine-tunes of one pretrained model"
-            )
 
 
 def _open_folders(request: MergeRequest, stack: ExitStack, findings: Findings) -> list[Folder | None]:

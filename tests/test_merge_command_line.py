@@ -181,11 +181,6 @@ def with_value(value: float):
     return change
 
 
-def another_architecture(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "mistral"}))
-
-
 def missing_shard(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     index = {"metadata": {}, "weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
@@ -255,7 +250,6 @@ def broken_tokenizer(folder: Path) -> None:
         (with_another_shape, ["model.layers.1.mlp.up_proj.weight", "8 x 16", "40 x 16"]),
         (with_value(float("nan")), ["math/model.safetensors", "model.layers.1.mlp.up_proj.weight", "NaN"]),
         (with_value(float("-inf")), ["math/model.safetensors", "model.layers.1.mlp.up_proj.weight", "infinity"]),
-        (another_architecture, ["math/config.json", "mistral"]),
         (missing_shard, ["model-00001-of-00002.safetensors", "missing"]),
         (malicious_pickle, ["math/pytorch_model.bin", "UnpicklingError"]),
         (truncated_pickle, ["math/pytorch_model.bin", "pickled"]),

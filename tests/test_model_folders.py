@@ -72,6 +72,8 @@ def hub():
     files = {path.name: path.read_bytes() for path in (ZOO / "math").iterdir()}
     files["consolidated.00.pth"] = b"the same weights again"
     files["original/params.json"] = b"{}"
+    files["additional_chat_templates/tool_use.jinja"] = b"a template"
+    files["qwen.tiktoken"] = b"IQ== 0"
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Hub, files))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", files
@@ -98,7 +100,7 @@ def test_a_hub_id_is_downloaded_without_what_holds_the_weights_again(hub, tmp_pa
     assert done.returncode == 0 and done.stderr == "", done.stderr
     folder = Path(done.stdout.strip())
     found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert found == {name: content for name, content in files.items() if "/" not in name and not name.endswith(".pth")}
+    assert found == {n: content for n, content in files.items() if not n.startswith(("original/", "consolidated"))}
 
 
 def test_inference_takes_a_hub_id(hub, tmp_path):

@@ -12,7 +12,7 @@ from utils.stand_ins import stand_in_remedy
 def read_json_object(path: Path, remedy: str) -> dict[str, Any]:
     """The JSON object in `path`. Raises UserError, ending in the `remedy`, where there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a byte order mark
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {remedy}") from None
     except (ValueError, OSError, RecursionError) as error:

@@ -18,7 +18,7 @@ def unfinished_name(final: Path) -> Path:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names inside `folder` durable."""
+    """Make the names inside `folder` durable; of a file, its content."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -57,10 +57,8 @@ def whole_folder(final: Path, replace: bool = False) -> Iterator[Path]:
     with locked_folder(unfinished):
         try:
             yield unfinished
-            for path in unfinished.iterdir():
-                with open(path, "rb") as file:
-                    os.fsync(file.fileno())
-            sync_folder(unfinished)
+            for path in (*unfinished.rglob("*"), unfinished):
+                sync_folder(path)
             if final.exists() and not replace:
                 raise UserError(f"{final}: another run has put something there meanwhile; type the command again")
             _put_in_place(unfinished, final)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -10,12 +9,12 @@ from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder
 from model_merging_methods.checkpoints.checkpoint_writer import TensorForm
 from model_merging_methods.checkpoints.stored_tensors import StoredTensor
 from model_merging_methods.checkpoints.tensor_names import match_names
+from model_merging_methods.checkpoints.tokenizer_reading import read_tokens
 from model_merging_methods.checkpoints.vocabulary import (
     MISSING_ROW,
     AlignedVocabulary,
     Vocabulary,
     align_vocabularies,
-    read_tokens,
 )
 from model_merging_methods.checkpoints.vocabulary_matrices import (
     OUTPUT_BIASES,
@@ -184,7 +183,7 @@ class AlignedModels:
     def _align_vocabulary(self) -> AlignedVocabulary:
         if not self._vocabulary_names:
             return AlignedVocabulary({}, 0, (None,) * len(self.models))
-        rows = [self._vocabulary_rows(model) for model in range(len(self.models))]
+        rows = [self.vocabulary_rows(model) for model in range(len(self.models))]
         tokens_of = [read_tokens(model.folder) for model in self.models]
         # A base without a tokenizer names its rows as the first model does that has one.
         base_tokens = next((tokens for tokens in tokens_of if tokens is not None), {})
@@ -198,14 +197,14 @@ class AlignedModels:
             vocabularies.append(Vocabulary(base_tokens if tokens is None else tokens, own_rows))
         return align_vocabularies(vocabularies[BASE], vocabularies[1:])
 
-    def _vocabulary_rows(self, model: int) -> int:
+    def vocabulary_rows(self, model: int) -> int:
         """How many rows a model's matrices have; of names that it lacks, the pretrained model's count."""
         has = [name for name in self._vocabulary_names if name in self._stored_names[model]]
         rows = {name: self.stored_tensor(model, name).shape[0] for name in has}
         if len(set(rows.values())) > 1:
             folder = self.models[model].folder
             raise UserError(f"{folder}: its vocabulary matrices have different numbers of rows ({rows})")
-        return next(iter(rows.values())) if rows else self._vocabulary_rows(BASE)
+        return next(iter(rows.values())) if rows else self.vocabulary_rows(BASE)
 
     def _merged_form(self, name: str) -> TensorForm:
         stored = self.stored_tensor(BASE, name)
@@ -264,11 +263,6 @@ def _read_float32(source: CheckpointFolder, name: str, start: int, stop: int) ->
     if not all_finite(values):
         raise not_finite_error(stored.file, name)
     return values
-
-
-def tokenizer_folder(model: CheckpointFolder, pretrained: CheckpointFolder) -> Path:
-    """Where the tokenizer for a fine-tune's tasks lies: in its own folder, else in the pretrained model's."""
-    return pretrained.folder if read_tokens(model.folder) is None else model.folder
 
 
 def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:
