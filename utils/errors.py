@@ -21,7 +21,8 @@ def run_command_line(main: Callable[[], None]) -> int:
     """
     begin_work()
     try:
-        return _run(main)
+        status = _run(main)
+        return end_interrupted() if was_interrupted() else status
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) or was_interrupted():  # libraries make other errors of it
             return end_interrupted()

@@ -10,6 +10,7 @@ INTERRUPTED = 130  # the exit status, as in a shell
 PARENT = "MERGING_PARENT_PROCESS"  # environment variable: the process with which a command ends
 _is_prepared = False
 _is_interrupted = False
+_is_said = False
 
 
 def prepare_process(name: str) -> None:
@@ -40,6 +41,7 @@ def begin_work() -> None:
 def end_work() -> None:
     """Let the next Ctrl-C end the process."""
     if _is_prepared:
+        _signal.setitimer(_signal.ITIMER_REAL, 0)
         _signal.signal(_signal.SIGINT, _end_at_once)
 
 
@@ -50,24 +52,27 @@ def was_interrupted() -> bool:
 
 def end_interrupted() -> int:
     """Say that the work was interrupted, and end the process; where it was not prepared, gives the exit status."""
+    from contextlib import suppress
+
     if not _is_prepared:
         _say_interrupted()
         return INTERRUPTED
-    from contextlib import suppress
-
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
     _end_at_once()
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def _interrupt(_number: int, frame: FrameType | None) -> None:
     global _is_interrupted
-    if _is_importing(frame):  # torch aborts when an exception passes through its start
-        _end_at_once()
     _is_interrupted = True
+    _say_interrupted()
     _signal.signal(_signal.SIGINT, _end_at_once)
-    raise KeyboardInterrupt
+    if not _is_importing(frame):
+        raise KeyboardInterrupt
+    # torch aborts when an exception passes through its start: once more when the import has ended.
+    _signal.signal(_signal.SIGALRM, _interrupt)
+    _signal.setitimer(_signal.ITIMER_REAL, 0.05)
 
 
 def _is_importing(frame: FrameType | None) -> bool:
@@ -83,8 +88,11 @@ def _end_at_once(*_: object) -> None:
 
 
 def _say_interrupted() -> None:
-    # Not print: the signal may have come while another print holds the stream.
-    os.write(2, b"interrupted; rerun the command and it resumes\n")
+    global _is_said
+    if not _is_said:
+        # Not print: the signal may have come while another print holds the stream.
+        os.write(2, b"interrupted; rerun the command and it resumes\n")
+    _is_said = True
 
 
 def _end_with(parent: int) -> None:
