@@ -1,9 +1,13 @@
 """Merge fine-tunes of one backbone, run the merged model on its tasks, score, and record all of it."""
 
+if __name__ in ("__main__", "__mp_main__"):  # before the imports, which take a while
+    from utils.interrupts import prepare_process
+
+    prepare_process(__name__)
+
 import argparse
 import logging
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -50,6 +54,7 @@ from utils.findings import Findings
 from utils.model_folders import FINETUNED_MODELS, PRETRAINED_MODEL, find_model_folder, paper_model_folder
 from utils.output_places import OutputPlaces
 from utils.run_log import log_time, logged_run
+from utils.whole_files import remove_folder
 
 log = logging.getLogger(__name__)
 
@@ -370,7 +375,7 @@ def announce(roles: Sequence[str], parameters: MergeParameters) -> None:
 
 def delete_models(folders: Iterable[Path]) -> None:
     for folder in folders:
-        shutil.rmtree(folder)
+        remove_folder(folder)
         log.info("deleted %s", folder)
 
 

@@ -1,5 +1,10 @@
 """Run a model, merged or not, on LiveBench's recent tasks: answers for LiveBench's judge, and a score for typos."""
 
+if __name__ in ("__main__", "__mp_main__"):  # before the imports, which take a while
+    from utils.interrupts import prepare_process
+
+    prepare_process(__name__)
+
 import argparse
 import logging
 import re

@@ -1,5 +1,10 @@
 """Run the tasks on any model folder: python -m inference_llms --load_model_path DIR --tasks gsm8k ..."""
 
+if __name__ in ("__main__", "__mp_main__"):  # before the imports, which take a while
+    from utils.interrupts import prepare_process
+
+    prepare_process(__name__)
+
 import shlex
 import sys
 from collections.abc import Sequence

@@ -1,22 +1,19 @@
 """Every raw completion of a run, kept as soon as it exists, and the reading of such files for replay."""
 
-import fcntl
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import jsonlines
 
 from inference_llms.data_sets import read_rows
 from inference_llms.engine import Sampling
 from inference_llms.task import Example
 from utils.errors import UserError
 from utils.json_files import read_shaped_object
-from utils.whole_files import write_json
+from utils.whole_files import errors_name, write_json
 
 
 class Completion(NamedTuple):
@@ -153,22 +150,24 @@ def read_stored_line(line: bytes, place: str) -> dict[str, Any]:
 
 
 @contextmanager
-def appended_rows(path: Path, identity: dict[str, Any], overwrite: bool) -> Iterator[jsonlines.Writer]:
-    """Open `path` for further rows, each of which is in the file as soon as `write` returns.
+def appended_rows(path: Path, identity: dict[str, Any], overwrite: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Open `path` for further rows; gives a function that writes one, which is in the file when it returns.
 
-    A half-written last line is cut off first; with `overwrite` every row is. Raises `UserError` while
-    another process writes to the same file.
+    A half-written last line is cut off first; with `overwrite` every row is. The caller holds `locked(path)` since
+    before it read the rows that are there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab") as locked:
-        try:
-            fcntl.flock(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{path} is being written by another process; wait until that has ended") from error
-        locked.truncate(0 if overwrite else whole_lines(path))
+    with open(path, "ab", buffering=0) as file:
+        file.truncate(0 if overwrite else whole_lines(path))
         write_json(identity_path(path), identity)
-        with open(path, "a", encoding="utf-8", newline="\n") as file:
-            yield jsonlines.Writer(file, dumps=json.dumps, flush=True)
+
+        def write(row: dict[str, Any]) -> None:
+            line = f"{json.dumps(row)}\n".encode()
+            with errors_name(path):
+                while line:
+                    line = line[file.write(line) :]
+
+        yield write
 
 
 def read_replay(path: Path, examples: Sequence[Example], whole_set: Sequence[Example]) -> Completions:

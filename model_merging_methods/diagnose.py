@@ -3,6 +3,11 @@
 Nothing is merged. The figures go to the screen, to diagnosis.json and, as a picture, to diagnosis.png.
 """
 
+if __name__ in ("__main__", "__mp_main__"):  # before the imports, which take a while
+    from utils.interrupts import prepare_process
+
+    prepare_process(__name__)
+
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack

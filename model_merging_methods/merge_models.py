@@ -48,7 +48,15 @@ from model_merging_methods.model_card import model_card
 from model_merging_methods.preflight import check_inputs
 from utils.content_hashes import STRETCH, FileStates, check_unchanged, tensors_hash
 from utils.errors import UserError
-from utils.whole_files import empty_folder, remove_replaced, whole_folder, write_json
+from utils.whole_files import (
+    empty_folder,
+    finish_replacing,
+    is_half_replaced,
+    locked,
+    remove_left_lock,
+    whole_folder,
+    write_json,
+)
 
 log = logging.getLogger(__name__)
 
@@ -94,18 +102,28 @@ def merge_models(
     if made_from is not None:
         check_sizes_against_record(made_from, request)
     before, read_since = input_states(request), time.time()
-    wanted = {role: target for role, target in targets.items() if overwrite or not _is_done(target, request)}
-    if not wanted:
-        log.info("already merged: %s", ", ".join(str(target) for target in targets.values()))
+    # Without locks first: many commands may use one finished merge at once.
+    are_settled = not overwrite and not any(is_half_replaced(target) for target in targets.values())
+    if are_settled and all(_is_done(target, request) for target in targets.values()):
+        for target in targets.values():
+            remove_left_lock(target)
+        _say_already_merged(targets)
         return
-    finished = next((target for role, target in targets.items() if role not in wanted), None)
     with ExitStack() as stack:
+        for target in targets.values():
+            stack.enter_context(locked(target))
+            finish_replacing(target)
+        wanted = {role: target for role, target in targets.items() if overwrite or not _is_done(target, request)}
+        if not wanted:
+            _say_already_merged(targets)
+            return
+        finished = next((target for role, target in targets.items() if role not in wanted), None)
         models, findings = check_inputs(request, stack, work.allow_unrelated or made_from is not None, wanted)
         findings.stop_at_errors()
         for warning in findings.warnings:
             log.warning("warning: %s", warning.text)
         for role, target in wanted.items():
-            with whole_folder(target, replace=overwrite) as folder:
+            with whole_folder(target, replace=overwrite, is_locked=True) as folder:
                 if finished is None:
                     inputs = Inputs(models, before, read_since)
                     record, weights = _merge_into(folder, request, inputs, made_from, work)
@@ -124,6 +142,10 @@ def merge_models(
             log.info("saved %s", target)
 
 
+def _say_already_merged(targets: Mapping[str, Path]) -> None:
+    log.info("already merged: %s", ", ".join(str(target) for target in targets.values()))
+
+
 def _check_place(target: Path, request: MergeRequest) -> None:
     """Raise UserError where a model folder can never be put."""
     if target.is_symlink() or (target.exists() and not target.is_dir()):
@@ -134,7 +156,6 @@ def _check_place(target: Path, request: MergeRequest) -> None:
     for folder in request.inputs.values():
         if target.resolve() == folder.resolve():
             raise UserError(f"{target}: is one of the models to merge; choose another --output_dir")
-    remove_replaced(target)
 
 
 def _is_done(target: Path, request: MergeRequest) -> bool:

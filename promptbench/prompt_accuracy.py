@@ -16,6 +16,7 @@ from inference_llms.raw_generations import appended_rows, check_same_run, cut_of
 from promptbench.labels import read_label
 from promptbench.prompt_task import PLACEHOLDER, PromptTask, Sample
 from utils.errors import UserError
+from utils.whole_files import locked
 
 SAMPLING = Sampling(max_tokens=1024, stop=("Instruction:", "Instruction", "Response:", "Response"))
 _NOT_ASKED = -2
@@ -27,7 +28,8 @@ class PromptAccuracy:
 
     Completions are kept in `path` as they come, and what stands there is not asked again: pairs of a prompt and a
     sample are known by the prompt's digest and the sample's position. `identity` says whose they are.
-    `open_engine` is called once, and only if a pair is missing. `close` it when done.
+    `open_engine` is called once, and only if a pair is missing. Holds `path` from before it is read until `close`;
+    raises UserError where another process does.
     """
 
     def __init__(
@@ -44,10 +46,12 @@ class PromptAccuracy:
         self._path = path
         self._identity = identity
         self._open_engine = open_engine
-        self._opened = ExitStack()
         self._engine: Engine | None = None
         self._labels: dict[str, np.ndarray] = {}
-        self._read_stored()
+        with ExitStack() as opened:
+            opened.enter_context(locked(path))
+            self._read_stored()
+            self._opened = opened.pop_all()
 
     def __call__(self, prompts: Sequence[str]) -> list[float]:
         """The share of samples answered rightly with each prompt; what is missing goes to the engine in one call."""
@@ -97,13 +101,13 @@ class PromptAccuracy:
             self._opened.callback(self._engine.close)
         texts = [prompt.replace(PLACEHOLDER, self._samples[sample].text) for prompt, sample in missing]
         with (
-            appended_rows(self._path, self._identity, overwrite=False) as rows,
+            appended_rows(self._path, self._identity, overwrite=False) as write_row,
             tqdm(total=len(missing), desc=self._task.name, unit=" prompts", disable=None, leave=False) as progress,
         ):
             for position, completion in self._engine.generate(texts, SAMPLING):
                 prompt, sample = missing[position]
                 row = {"prompt": _digest(prompt), "sample": sample, "completion": completion}
-                rows.write({**row, "cut_off": isinstance(completion, CutOff)})
+                write_row({**row, "cut_off": isinstance(completion, CutOff)})
                 self._keep(_digest(prompt), sample, completion)
                 progress.update()
 

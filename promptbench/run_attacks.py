@@ -10,7 +10,7 @@ import random
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from utils.json_files import read_json_object
 from utils.model_folders import find_model_folder
 from utils.package_versions import package_versions
 from utils.run_log import logged_run
-from utils.whole_files import write_json
+from utils.whole_files import locked, write_json
 
 log = logging.getLogger(__name__)
 
@@ -99,11 +99,14 @@ def run_attacks(task: PromptTask, options: argparse.Namespace, command: str) -> 
             "query_budget": options.query_budget,
             **settings_of_parts(options, parts_of_attack(name)),
         }
-        check_same_settings(paths[name], settings[name])
 
     reports = []
     asked = places.adversarial_completions(task.name, digest(identity))
-    with closing(PromptAccuracy(task, samples, asked, identity, source.open_engine)) as accuracy:
+    with ExitStack() as held:
+        for name, path in paths.items():
+            held.enter_context(locked(path))
+            check_same_settings(path, settings[name])
+        accuracy = held.enter_context(closing(PromptAccuracy(task, samples, asked, identity, source.open_engine)))
         check_clean_prompt(task, source.model, accuracy)
         for name, attack in opened.items():
             result = search(attack, task.prompt, task.protected_words, accuracy, options.query_budget)

@@ -4,19 +4,24 @@
         --num_draws 20 --seed 0 --tensor_parallel_size 2
 """
 
+import os
+import sys
+
+if __name__ in ("__main__", "__mp_main__"):  # before the imports, which take a while
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    from utils.interrupts import prepare_process
+
+    prepare_process(__name__)
+
 import argparse
 import copy
 import logging
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from inference_llms import alpaca_eval
 from inference_llms.command_line import add_tasks_option, check_tasks_option, positive_number
@@ -47,7 +52,7 @@ from utils.content_hashes import FileStates, files_hash, json_hash
 from utils.errors import UserError, run_command_line
 from utils.output_places import OutputPlaces
 from utils.run_log import logged_run
-from utils.whole_files import locked_folder
+from utils.whole_files import locked
 
 log = logging.getLogger(__name__)
 
@@ -276,8 +281,7 @@ def digest_of_examples(parts: TaskParts) -> str:
 def show(store: SearchStore, results: Path) -> None:
     """The report, as files and on the screen."""
     folder = results.with_name(f"{results.name.removesuffix('.sqlite')}_report")
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked_folder(folder, waits=True):  # another process of the search may end just now
+    with locked(folder, waits=True):  # another process of the search may end just now
         write_report(store, folder)
     for line in report_lines(store):
         log.info(line)

@@ -322,7 +322,7 @@ class SearchStore:
         try:
             yield
         except sqlite3.OperationalError as error:  # a full disk, no permission, a lock that is never given back
-            raise UserError(f"{self.path}: {error}; mend that and type the command again") from None
+            raise UserError(f"{self.path}: {error}; fix this and rerun") from None
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.ProgrammingError | sqlite3.IntegrityError):
                 raise

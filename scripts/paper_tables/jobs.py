@@ -12,7 +12,9 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,8 +34,10 @@ from scripts.paper_tables.commands import (
     results_there,
     shell_words,
 )
+from utils.child_processes import child_process, interrupt_children
 from utils.content_hashes import check_unchanged, file_states
 from utils.errors import UserError
+from utils.whole_files import Busy, locked, remove_folder, whole_file
 
 log = logging.getLogger(__name__)
 
@@ -82,29 +86,48 @@ def run_jobs(
     jobs: Sequence[Sequence[Cell]], setting: Setting, slots: Sequence[dict[str, str]], delete_merged_models: bool
 ) -> list[Outcome]:
     """Run the jobs, as many at a time as there are `slots`: environment variables that say what a job may use of the
-    machine. What fails is told and stops nothing else. Ctrl-C stops all; what is on record is taken up again."""
+    machine. What fails is told and stops nothing else. What another process runs is waited for. Ctrl-C stops all; a
+    rerun resumes."""
     for job in jobs:
-        for cell in job:
-            if not is_done(cell, setting):
-                _keep(cell, setting, PLANNED)
+        with suppress(Busy), locked(_place(job, setting)):
+            for cell in job:
+                if not is_done(cell, setting):
+                    _keep(cell, setting, PLANNED)
     stopped = threading.Event()
     free: queue.Queue[dict[str, str]] = queue.Queue()
     for slot in slots:
         free.put(slot)
 
-    def run(job: Sequence[Cell]) -> list[Outcome]:
+    busy: list[Sequence[Cell]] = []
+
+    def run(job: Sequence[Cell], waits: bool) -> list[Outcome]:
         slot = free.get()
         try:
-            return run_job(job, setting, slot, delete_merged_models, stopped)
+            with locked(_place(job, setting), waits):
+                return run_job(job, setting, slot, delete_merged_models, stopped)
+        except Busy as error:
+            log.info("%s", error)
+            busy.append(job)
+            return []
         finally:
             free.put(slot)
 
     pool = ThreadPoolExecutor(len(slots))
     try:
-        return [outcome for outcomes in pool.map(run, jobs) for outcome in outcomes]
+        outcomes = [*pool.map(run, jobs, repeat(False))]
+        if busy:
+            log.info("waiting for the other process")
+            outcomes += pool.map(run, busy, repeat(True))
+        return [outcome for of_job in outcomes for outcome in of_job]
     finally:
         stopped.set()
+        interrupt_children()
         pool.shutdown(cancel_futures=True)
+
+
+def _place(job: Sequence[Cell], setting: Setting) -> Path:
+    """A name for a job that all processes share."""
+    return merge_places(job[0], setting).kept_record()
 
 
 def run_job(
@@ -207,10 +230,10 @@ def run_command(words: Sequence[str], slot: dict[str, str], output: BinaryIO) ->
     start = output.tell()
     # Unbuffered, so that lines stand in the log in the order in which they were written.
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", **slot}
-    done = subprocess.run(
-        interpreter_words(words), cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False
-    )
-    return None if done.returncode == 0 else why_it_ended(done.returncode, Path(output.name), start)
+    options = {"cwd": ROOT, "stdout": output, "stderr": subprocess.STDOUT}
+    with child_process(interpreter_words(words), environment, **options) as process:
+        status = process.wait()
+    return None if status == 0 else why_it_ended(status, Path(output.name), start)
 
 
 def why_it_ended(status: int, log_file: Path, start: int) -> str:
@@ -276,11 +299,11 @@ def _keep_merge_record(cell: Cell, setting: Setting) -> None:
     record = merged_model(cell, setting) / RECORD_FILE
     kept = merge_places(cell, setting).kept_record()
     if record.is_file():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(record, kept)
+        with whole_file(kept) as copy:
+            shutil.copyfile(record, copy)
 
 
 def _delete_models(cell: Cell, setting: Setting) -> None:
     places = merge_places(cell, setting)
     for folder in (places.root / "save_merge_models" / places.tasks).glob(f"*/{places.name}"):
-        shutil.rmtree(folder)
+        remove_folder(folder)
