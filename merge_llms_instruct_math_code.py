@@ -358,7 +358,9 @@ def load_examples_by_role(options: argparse.Namespace, roles: Sequence[str]) -> 
     for role in roles:
         own = [task for task in tasks if role == role_of_task(task, roles)]
         if own:
-            examples[role] = load_task_examples(own, options.data_dir, options.start_index, options.end_index)
+            examples[role] = load_task_examples(
+                own, options.data_dir, options.start_index, options.end_index, options.max_tokens
+            )
     return examples
 
 

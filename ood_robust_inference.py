@@ -40,7 +40,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--livebench_release", metavar="YYYY-MM-DD", help="questions of this release (default: all)")
     parser.add_argument("--model_id", help="names the files of answers (default: the merge's name, or the folder's)")
     add_inference_options(parser)
-    parser.set_defaults(tensor_parallel_size=4)
     return parser
 
 
@@ -64,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             check_engine(options)
             source = model_source(options, folder)
-        task = TASKS[options.evaluate_task](options.livebench_release, model_id)
+        task = TASKS[options.evaluate_task](options.livebench_release, model_id).capped(options.max_tokens)
         examples = task_examples(task, options.data_dir, options.start_index, options.end_index)
         scores = run_tasks([ModelTasks({task.name: examples}, source)], places, options.overwrite, command)
         for line in score_lines(scores):

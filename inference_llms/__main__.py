@@ -47,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         check_engine(options)
         source = model_source(options, folder)
-    examples = load_task_examples(options.tasks, options.data_dir, options.start_index, options.end_index)
+    examples = load_task_examples(
+        options.tasks, options.data_dir, options.start_index, options.end_index, options.max_tokens
+    )
     scores = run_tasks([ModelTasks(examples, source)], places, options.overwrite, command)
     print("\n".join(score_lines(scores)))
     print(f"scores: {places.scores()}")

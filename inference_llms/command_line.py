@@ -12,6 +12,7 @@ from utils.content_hashes import FileStates, check_unchanged, file_states
 from utils.errors import UserError
 
 BACKENDS = ("auto", "vllm", "transformers", "replay")
+ENGINE_DTYPES = ("float32", "auto")
 
 
 def whole_number(text: str) -> int:
@@ -52,10 +53,29 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--end_index", type=whole_number, help="the example after the last of each task")
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="what completes the prompts")
     parser.add_argument("--replay_from", type=Path, help="with replay: folder of <task>.jsonl (id, completion)")
-    parser.add_argument("--tensor_parallel_size", type=positive_number, default=2, help="vLLM: GPUs per layer")
+    add_engine_options(parser)
     parser.add_argument("--pipeline_parallel_size", type=positive_number, default=1, help="vLLM: groups of layers")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace results of this name, and score this slice alone"
+    )
+
+
+def add_engine_options(parser: argparse._ActionsContainer) -> None:
+    """Add the options of engines that every script takes."""
+    parser.add_argument(
+        "--tensor_parallel_size",
+        type=positive_number,
+        help="vLLM: GPUs per layer (default: as many as there are and the model's attention heads allow; 1 on the CPU)",
+    )
+    parser.add_argument(
+        "--engine_dtype",
+        choices=ENGINE_DTYPES,
+        default=ENGINE_DTYPES[0],
+        help="transformers on the CPU: compute in float32 (default), or (auto) in bfloat16 where the checkpoint has it "
+        "and the processor is faster in it",
+    )
+    parser.add_argument(
+        "--max_tokens", type=positive_number, help="cap every completion at this many new tokens (default: the task's)"
     )
 
 
@@ -71,6 +91,8 @@ def check_inference_options(arguments: argparse.Namespace) -> None:
         raise UserError("--backend replay needs --replay_from DIR, a folder that holds <task>.jsonl")
     if arguments.backend != "replay" and arguments.replay_from is not None:
         raise UserError("--replay_from has no use without --backend replay; add that or leave this out")
+    if arguments.backend == "replay" and arguments.max_tokens is not None:
+        raise UserError("--max_tokens has no effect with --backend replay, which generates nothing; remove it")
     if arguments.output_dir.exists() and not arguments.output_dir.is_dir():
         raise UserError(f"--output_dir {arguments.output_dir} is not a folder; name another place")
     if arguments.end_index is not None and arguments.end_index <= arguments.start_index:
@@ -79,7 +101,17 @@ def check_inference_options(arguments: argparse.Namespace) -> None:
 
 def check_engine(arguments: argparse.Namespace) -> None:
     """Raise `UserError`, before any long work, where the engine asked for cannot run on this machine."""
+    check_engine_dtype(arguments)
     engine.check_engine_request(arguments.backend, arguments.tensor_parallel_size, arguments.pipeline_parallel_size)
+
+
+def check_engine_dtype(arguments: argparse.Namespace) -> None:
+    """Raise `UserError` where the dtype asked for has no effect."""
+    if arguments.engine_dtype != ENGINE_DTYPES[0] and engine.resolve_backend(arguments.backend) != "transformers":
+        raise UserError(
+            f"--engine_dtype {arguments.engine_dtype} has no effect with {arguments.backend}, which computes in the "
+            "checkpoint's dtype; remove it"
+        )
 
 
 def model_source(arguments: argparse.Namespace, folder: Path) -> ModelSource:
@@ -95,14 +127,33 @@ def model_source(arguments: argparse.Namespace, folder: Path) -> ModelSource:
         model_fingerprint=model_fingerprint(folder),
         weights_fingerprint=weights_fingerprint(folder),
         open_engine=lambda: _open_unchanged(arguments, backend, folder, states),
+        unusual_dtype=unusual_dtype(arguments.engine_dtype, folder),
     )
 
 
 def _open_unchanged(arguments: argparse.Namespace, backend: str, folder: Path, states: FileStates) -> engine.Engine:
-    opened = engine.open_engine(backend, folder, arguments.tensor_parallel_size, arguments.pipeline_parallel_size)
+    opened = engine.open_engine(
+        backend,
+        folder,
+        arguments.tensor_parallel_size,
+        arguments.pipeline_parallel_size,
+        arguments.engine_dtype,
+    )
     try:
         check_unchanged(states, file_states(model_files(folder)))
     except UserError:
         opened.close()
         raise
     return opened
+
+
+def unusual_dtype(engine_dtype: str, folder: Path) -> str | None:
+    """The dtype that an engine computes in, where that is not the one without `--engine_dtype`."""
+    if engine_dtype == ENGINE_DTYPES[0]:
+        return None
+    from inference_llms.model_loading import load_config, refusals_in_one_line
+
+    with refusals_in_one_line(folder, "transformers"):
+        checkpoint = engine.checkpoint_dtype(load_config(folder))
+    usual, dtype = (engine.dtype_in_transformers(checkpoint, of) for of in (ENGINE_DTYPES[0], engine_dtype))
+    return None if dtype == usual else dtype

@@ -1,5 +1,6 @@
 """The rows of a batch that are decoded together: admitted, stepped a token at a time, dropped when ended."""
 
+import inspect
 import random
 from collections.abc import Iterator, Sequence
 
@@ -106,6 +107,9 @@ class DecodingBatch:
     def __init__(self, model: PreTrainedModel):
         self.rows: list[Row] = []
         self._model = model
+        # Versions of transformers before 5.24 call it past_key_values, those from 5.40 on no longer do.
+        named = inspect.signature(model.forward).parameters
+        self._cache_argument = "cache" if "cache" in named else "past_key_values"
         self._cache: Cache | None = None
         self._mask: Tensor | None = None
         # Windows and chunks of attention count columns: padding behind the shared beginning would shift them.
@@ -179,9 +183,9 @@ class DecodingBatch:
             input_ids=tokens.to(device),
             attention_mask=mask.to(device),
             position_ids=positions.to(device),
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{self._cache_argument: cache},
         )
         return output.logits[:, -1].float()
 

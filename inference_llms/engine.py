@@ -1,11 +1,11 @@
-"""What an engine is: prompts and sampling in, completions out; and which engine a machine gets."""
+"""The interface of engines, prompts and sampling in, completions out; and which engine a machine gets."""
 
 import functools
 import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -29,6 +29,10 @@ class Sampling:
     stop: tuple[str, ...] = ()
     temperature: float = 0.0
     top_p: float = 1.0
+
+    def capped(self, max_tokens: int | None) -> "Sampling":
+        """The same, with at most `max_tokens` new tokens; None: as it is."""
+        return self if max_tokens is None else replace(self, max_tokens=min(self.max_tokens, max_tokens))
 
 
 class CutOff(str):
@@ -62,13 +66,14 @@ def resolve_backend(backend: str) -> str:
 
 
 def check_engine_request(
-    backend: str, tensor_parallel_size: int, pipeline_parallel_size: int, executor: str | None = None
+    backend: str, tensor_parallel_size: int | None, pipeline_parallel_size: int, executor: str | None = None
 ) -> None:
     """Raise UserError where this machine cannot give the engine asked for. Quick: loads no engine.
 
-    `executor`: what starts vLLM's workers; with ray they may be on other machines, whose GPUs and cores nobody counts
-    here.
+    `tensor_parallel_size`: None for as many as machine and model allow. `executor`: what starts vLLM's workers; with
+    ray they may be on other machines, whose GPUs and cores nobody counts here.
     """
+    tensor_parallel_size = 1 if tensor_parallel_size is None else tensor_parallel_size
     if tensor_parallel_size < 1 or pipeline_parallel_size < 1:
         raise UserError("--tensor_parallel_size and --pipeline_parallel_size must be 1 or more")
     if resolve_backend(backend) != "vllm":
@@ -105,13 +110,20 @@ def check_engine_request(
         )
 
 
-def open_engine(backend: str, model_folder: Path, tensor_parallel_size: int, pipeline_parallel_size: int) -> Engine:
+def open_engine(
+    backend: str,
+    model_folder: Path,
+    tensor_parallel_size: int | None,
+    pipeline_parallel_size: int,
+    engine_dtype: str = "float32",
+) -> Engine:
     """Load the model in `model_folder` into the engine asked for: auto, vllm or transformers.
 
-    The engine holds tensor_parallel_size times pipeline_parallel_size GPUs (with vLLM on a machine
-    without a GPU: worker processes) until it is closed; transformers takes the GPUs that it needs.
-    vLLM starts processes that import the main module again, so callers live under
-    `if __name__ == "__main__":`. Raises UserError where the machine or the folder cannot do it.
+    The engine holds tensor_parallel_size times pipeline_parallel_size GPUs (with vLLM on a machine without a GPU:
+    worker processes) until it is closed; transformers takes the GPUs that it needs. `tensor_parallel_size` None: see
+    `widest_split`. `engine_dtype`: see `dtype_in_transformers`. vLLM starts processes that import the main module
+    again, so callers are under `if __name__ == "__main__":`. Raises UserError where the machine or the folder cannot
+    do it.
     """
     check_engine_request(backend, tensor_parallel_size, pipeline_parallel_size)
     if not (model_folder / "config.json").is_file():
@@ -124,17 +136,17 @@ def open_engine(backend: str, model_folder: Path, tensor_parallel_size: int, pip
         return VllmEngine(model_folder, tensor_parallel_size, pipeline_parallel_size)
     from inference_llms.transformers_engine import TransformersEngine
 
-    engine = TransformersEngine(model_folder)
+    engine = TransformersEngine(model_folder, engine_dtype=engine_dtype)
     say_what_transformers_leaves_out(tensor_parallel_size, pipeline_parallel_size)
     return engine
 
 
-def say_what_transformers_leaves_out(tensor_parallel_size: int, pipeline_parallel_size: int) -> None:
-    """Tell once that these have no use, where they ask for something."""
-    if tensor_parallel_size > 1 or pipeline_parallel_size > 1:
+def say_what_transformers_leaves_out(tensor_parallel_size: int | None, pipeline_parallel_size: int) -> None:
+    """Say once that these have no effect, where they ask for something."""
+    if (tensor_parallel_size or 1) > 1 or pipeline_parallel_size > 1:
         _say_once(
             "the transformers backend runs in one process: --tensor_parallel_size and "
-            "--pipeline_parallel_size have no use there"
+            "--pipeline_parallel_size have no effect there"
         )
 
 
@@ -143,6 +155,31 @@ def gpu_count() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def widest_split(config: "PreTrainedConfig", gpus: int) -> int:
+    """The largest tensor-parallel size for a model on this many GPUs; 1 without one.
+
+    It must divide the attention heads, and either divide the heads of keys and values or be divided by them.
+    """
+    config = config.get_text_config()
+    heads = config.num_attention_heads
+    shared = getattr(config, "num_key_value_heads", None) or heads
+    sizes = range(1, max(gpus, 1) + 1)
+    return max(size for size in sizes if heads % size == 0 and (shared % size == 0 or size % shared == 0))
+
+
+def dtype_in_transformers(checkpoint: str, engine_dtype: str) -> str:
+    """The dtype in which transformers computes here, for a checkpoint of dtype `checkpoint`.
+
+    On GPUs the checkpoint's own, except float16 for float32, as in the paper. On the CPU float32; with `engine_dtype`
+    auto, bfloat16 for checkpoints in it, where the processor has instructions for it.
+    """
+    if gpu_count() > 0:
+        return "float16" if checkpoint == "float32" else checkpoint
+    if engine_dtype == "auto" and checkpoint == "bfloat16" and _cpu_computes_bfloat16():
+        return "bfloat16"
+    return "float32"
 
 
 def checkpoint_dtype(config: "PreTrainedConfig") -> str:
@@ -205,6 +242,13 @@ def _appended_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     whole = tokenizer("a")["input_ids"]
     starts = [start for start in range(len(whole)) if plain and whole[start : start + len(plain)] == plain]
     return whole[starts[0] + len(plain) :] if starts else []
+
+
+def _cpu_computes_bfloat16() -> bool:
+    import torch
+
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def _vllm_is_installed() -> bool:

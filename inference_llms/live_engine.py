@@ -1,4 +1,4 @@
-"""What an engine is whose weights can be replaced while it runs, and how a machine gets one."""
+"""The interface of engines whose weights can be replaced while they run, and how a machine gets one."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 class Weights(Protocol):
     """The weights of a model, under the names and in the shapes of its checkpoint; may be pickled, for processes that
-    compute them on their own. Iterated once for each replacement."""
+    compute them separately. Iterated once for each replacement."""
 
     def __iter__(self) -> Iterator[tuple[str, "Tensor"]]: ...
 
@@ -31,17 +31,22 @@ class LiveEngine(Engine, Protocol):
         ...
 
     def checksum(self) -> str:
-        """A hash of all weights as they lie in the engine: equal for two engines of one kind, size and dtype exactly
-        where they hold the same bits."""
+        """A hash of all weights that the engine computes with: equal for two engines of one kind, size and dtype
+        exactly where they hold the same bits."""
         ...
 
 
 def open_live_engine(
-    backend: str, folder: Path, tensor_parallel_size: int, pipeline_parallel_size: int, executor: str | None = None
+    backend: str,
+    folder: Path,
+    tensor_parallel_size: int | None,
+    pipeline_parallel_size: int,
+    executor: str | None = None,
+    engine_dtype: str = "float32",
 ) -> LiveEngine:
-    """An engine for the model whose config and tokenizer lie in `folder`; no weights need to.
+    """An engine for the model whose config and tokenizer are in `folder`; no weights need to be.
 
-    As `engine.open_engine` but for that. `executor`: what starts vLLM's workers, mp or ray; None: vLLM chooses.
+    As `engine.open_engine` except for that. `executor`: what starts vLLM's workers, mp or ray; None: vLLM chooses.
     """
     check_engine_request(backend, tensor_parallel_size, pipeline_parallel_size, executor)
     if resolve_backend(backend) == "vllm":
@@ -51,4 +56,4 @@ def open_live_engine(
     from inference_llms.transformers_live_engine import TransformersLiveEngine
 
     say_what_transformers_leaves_out(tensor_parallel_size, pipeline_parallel_size)
-    return TransformersLiveEngine(folder)
+    return TransformersLiveEngine(folder, engine_dtype)

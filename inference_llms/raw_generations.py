@@ -52,14 +52,21 @@ def identity_path(rows: Path) -> Path:
     return rows.with_name(f"{rows.stem}.identity.json")
 
 
-def run_identity(backend: str, model_fingerprint: str, weights_fingerprint: str, sampling: Sampling) -> dict[str, Any]:
-    """What must agree for two runs' completions to stand in one file."""
+def run_identity(
+    backend: str,
+    model_fingerprint: str,
+    weights_fingerprint: str,
+    sampling: Sampling,
+    unusual_dtype: str | None = None,
+) -> dict[str, Any]:
+    """What must agree for two runs' completions to be in one file."""
     settings = {**asdict(sampling), "stop": list(sampling.stop)}
     return {
         "backend": backend,
         "model_fingerprint": model_fingerprint,
         "weights_fingerprint": weights_fingerprint,
         "sampling": settings,
+        **({} if unusual_dtype is None else {"engine_dtype": unusual_dtype}),
     }
 
 

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from inference_llms.answer_health import Health, health_of
 from inference_llms.engine import CutOff, Engine
 from inference_llms.raw_generations import (
@@ -27,6 +25,7 @@ from inference_llms.tasks import TASKS
 from utils.errors import UserError
 from utils.output_places import OutputPlaces
 from utils.package_versions import package_versions
+from utils.progress import progress_of
 from utils.whole_files import locked, write_json
 
 # What may change completions or scores from one version to the next.
@@ -40,7 +39,8 @@ class ModelSource:
     """Completions from a model: `open_engine` is called once, and only if a completion is missing.
 
     `backend` and `model_fingerprint` tell whose completions they are, `weights_fingerprint` whose results may
-    share a scores file with them; `model` is the path on record.
+    share a scores file with them; `model` is the path on record. `unusual_dtype`: that the engine computes in, where it
+    is not the usual one of this backend.
     """
 
     backend: str
@@ -48,6 +48,7 @@ class ModelSource:
     model_fingerprint: str
     weights_fingerprint: str
     open_engine: Callable[[], Engine]
+    unusual_dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,18 @@ class TaskExamples:
 
 
 def load_task_examples(
-    task_names: Sequence[str], data_dir: Path | None, start_index: int, end_index: int | None
+    task_names: Sequence[str],
+    data_dir: Path | None,
+    start_index: int,
+    end_index: int | None,
+    max_tokens: int | None = None,
 ) -> dict[str, TaskExamples]:
-    """The examples of each task, sliced as a Python list is. Nothing is written.
+    """The examples of each task, sliced as a Python list is. Nothing is written. `max_tokens` caps completions.
 
     Raises `UserError` for whatever is wrong with a set and for a slice that holds no example.
     """
-    return {name: task_examples(TASKS[name], data_dir, start_index, end_index) for name in task_names}
+    tasks = {name: TASKS[name].capped(max_tokens) for name in task_names}
+    return {name: task_examples(task, data_dir, start_index, end_index) for name, task in tasks.items()}
 
 
 def task_examples(task: Task, data_dir: Path | None, start_index: int, end_index: int | None) -> TaskExamples:
@@ -231,7 +237,9 @@ def find_completions(
         return read_replay(source.folder / f"{examples.task.name}.jsonl", examples.chosen, examples.whole_set)
     path = places.raw_generations(examples.task.name)
     sampling = examples.task.sampling
-    identity = run_identity(source.backend, source.model_fingerprint, source.weights_fingerprint, sampling)
+    identity = run_identity(
+        source.backend, source.model_fingerprint, source.weights_fingerprint, sampling, source.unusual_dtype
+    )
     stored = {} if overwrite else stored_completions(path, identity, examples.whole_set)
     return Completions(path, identity, stored)
 
@@ -241,7 +249,7 @@ def complete(engine: Engine, task: Task, missing: Sequence[Example], number: int
 
     The bar counts `number` examples, those that are not missing as done.
     """
-    with tqdm(total=number, initial=number - len(missing), desc=task.name, unit=" prompts", disable=None) as progress:
+    with progress_of(task.name, number, "prompts", done=number - len(missing)) as progress:
         for position, completion in engine.generate([example.prompt for example in missing], task.sampling):
             yield missing[position], completion
             progress.update()

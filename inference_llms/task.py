@@ -1,7 +1,7 @@
 """What a task is: examples in, metrics and evaluators' files out."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,10 @@ class Task:
     is_right: Callable[[str, Mapping[str, Any]], bool] | None = None
     is_readable: Callable[[str, Mapping[str, Any]], bool] | None = None
     set_files: tuple[str, ...] = ()
+
+    def capped(self, max_tokens: int | None) -> "Task":
+        """The same task, with completions of at most `max_tokens` new tokens; None: as they are."""
+        return replace(self, sampling=self.sampling.capped(max_tokens))
 
 
 def share(verdicts: Sequence[bool]) -> float:

@@ -14,6 +14,7 @@ from inference_llms.engine import (
     cache_bytes_per_token,
     checkpoint_dtype,
     context_length,
+    dtype_in_transformers,
     tokens_of_prompts,
 )
 from inference_llms.model_loading import load_config, load_model, model_without_weights, refusals_in_one_line
@@ -32,21 +33,19 @@ PARAMETERS_WORTH_THREADS = 20_000_000
 class TransformersEngine:
     """Any causal language model with attention that transformers knows, on the GPUs there are, else on the CPU.
 
-    Weights are float32 on the CPU; on GPUs float32 checkpoints run in float16, as in the paper, and
-    others in their own dtype. Prompts run in one batch; a completion leaves it when it ends, and a
+    Weights are in `dtype_in_transformers`. Prompts run in one batch; a completion leaves it when it ends, and a
     waiting prompt takes its place. A greedy completion does not depend on the prompts beside it (but for
     rounding: sums of another shape may differ in the last bit and turn a tie); one drawn at a
     temperature depends on the prompt's position in the call as well.
     """
 
-    def __init__(self, model_folder: Path, has_weights: bool = True):
+    def __init__(self, model_folder: Path, has_weights: bool = True, engine_dtype: str = "float32"):
         """Load the model, or one of its shape with arbitrary weights where the folder has none. Raises UserError for a
         folder that transformers cannot load."""
         on_gpu = torch.cuda.device_count() > 0
         with refusals_in_one_line(model_folder, "transformers"):
             config = load_config(model_folder)
-            dtype = checkpoint_dtype(config)
-            dtype = "float32" if not on_gpu else "float16" if dtype == "float32" else dtype
+            dtype = dtype_in_transformers(checkpoint_dtype(config), engine_dtype)
             self._tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=False)
             if has_weights:
                 # On GPUs, accelerate spreads a model that is too large for one over all.

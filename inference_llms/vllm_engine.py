@@ -18,6 +18,7 @@ from inference_llms.engine import (
     context_length,
     gpu_count,
     tokens_of_prompts,
+    widest_split,
 )
 from inference_llms.model_loading import check_weights, load_config, refusals_in_one_line
 from utils.cores import available_cores
@@ -29,7 +30,8 @@ SECONDS_TO_SHUT_DOWN = 60
 
 class VllmEngine:
     """A model in vLLM, spread over tensor_parallel_size times pipeline_parallel_size GPUs or, where there
-    is none, over as many worker processes that share the processor's cores evenly.
+    is none, over as many worker processes that share the processor's cores evenly. `tensor_parallel_size` None: as
+    many as the GPUs and the model's heads allow.
 
     float32 checkpoints run in float16 on GPUs, as in the paper; on the CPU float16 ones run in float32.
     Others keep their dtype.
@@ -38,7 +40,7 @@ class VllmEngine:
     def __init__(
         self,
         model_folder: Path,
-        tensor_parallel_size: int,
+        tensor_parallel_size: int | None,
         pipeline_parallel_size: int,
         has_weights: bool = True,
         **options: Any,
@@ -49,6 +51,8 @@ class VllmEngine:
         with refusals_in_one_line(model_folder, "vLLM"):
             config = load_config(model_folder)
             self._tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=False)
+            if tensor_parallel_size is None:
+                tensor_parallel_size = widest_split(config, gpu_count() // pipeline_parallel_size)
             _check_heads(config, model_folder, tensor_parallel_size)
             # vLLM joins gate_proj and up_proj into one tensor, and takes it for loaded when one of them is there.
             if has_weights:
@@ -74,6 +78,7 @@ class VllmEngine:
                     load_format="auto" if has_weights else "dummy",
                     **options,
                 )
+        self.dtype: torch.dtype = self._llm.llm_engine.model_config.dtype
         self._context = min(context_length(config), self._llm.llm_engine.model_config.max_model_len)
 
     def generate(self, prompts: Sequence[str], sampling: Sampling) -> Iterator[tuple[int, str]]:

@@ -2,9 +2,11 @@
 
 import hashlib
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from inference_llms.engine_proof import ScoredText
 from inference_llms.live_engine import Weights
 from inference_llms.model_loading import generation_config
 from inference_llms.vllm_engine import VllmEngine
@@ -21,7 +23,7 @@ class VllmLiveEngine(VllmEngine):
     def __init__(
         self,
         model_folder: Path,
-        tensor_parallel_size: int,
+        tensor_parallel_size: int | None,
         pipeline_parallel_size: int,
         executor: str | None = None,
     ):
@@ -35,6 +37,12 @@ class VllmLiveEngine(VllmEngine):
             **options,
         )
         self._folder = model_folder
+        if self._llm.llm_engine.model_config.quantization is not None:
+            self.close()
+            raise UserError(
+                f"{model_folder}: weights of a quantised model cannot be replaced in vLLM; give models in float32, "
+                "float16 or bfloat16"
+            )
 
     def replace_weights(self, weights: Weights) -> None:
         try:
@@ -55,6 +63,21 @@ class VllmLiveEngine(VllmEngine):
         self._llm.llm_engine.renderer.tokenizer = own
         self._llm.llm_engine.output_processor.tokenizer = own
         self._llm.llm_engine.input_processor.generation_config_fields = generation_config(folder).to_diff_dict()
+
+    def complete_with_scores(self, prompts: Sequence[list[int]], max_tokens: int) -> list[ScoredText]:
+        """The greedy completions of prompts given as tokens, with the log-probability of every token."""
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(max_tokens=max_tokens, temperature=0.0, logprobs=0, prompt_logprobs=0)
+        asked = [{"prompt_token_ids": tokens} for tokens in prompts]
+        scored = []
+        for prompt, output in zip(prompts, self._llm.generate(asked, parameters, use_tqdm=False), strict=True):
+            completion = output.outputs[0]
+            tokens = [*prompt, *completion.token_ids]
+            by_token = [*output.prompt_logprobs[1:], *completion.logprobs]
+            numbers = [of[token].logprob for of, token in zip(by_token, tokens[1:], strict=True)]
+            scored.append(ScoredText(tokens, len(prompt), numbers))
+        return scored
 
     def checksum(self) -> str:
         of_workers = self._llm.collective_rpc("checksum_of_weights")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from inference_llms.answer_health import Health, health_of
 from inference_llms.engine import CutOff, Engine, Sampling
@@ -16,6 +15,7 @@ from inference_llms.raw_generations import appended_rows, check_same_run, cut_of
 from promptbench.labels import read_label
 from promptbench.prompt_task import PLACEHOLDER, PromptTask, Sample
 from utils.errors import UserError
+from utils.progress import progress_of
 from utils.whole_files import locked
 
 SAMPLING = Sampling(max_tokens=1024, stop=("Instruction:", "Instruction", "Response:", "Response"))
@@ -39,6 +39,7 @@ class PromptAccuracy:
         path: Path,
         identity: dict[str, Any],
         open_engine: Callable[[], Engine],
+        sampling: Sampling = SAMPLING,
     ):
         self._task = task
         self._samples = samples
@@ -46,6 +47,7 @@ class PromptAccuracy:
         self._path = path
         self._identity = identity
         self._open_engine = open_engine
+        self._sampling = sampling
         self._engine: Engine | None = None
         self._labels: dict[str, np.ndarray] = {}
         with ExitStack() as opened:
@@ -102,9 +104,9 @@ class PromptAccuracy:
         texts = [prompt.replace(PLACEHOLDER, self._samples[sample].text) for prompt, sample in missing]
         with (
             appended_rows(self._path, self._identity, overwrite=False) as write_row,
-            tqdm(total=len(missing), desc=self._task.name, unit=" prompts", disable=None, leave=False) as progress,
+            progress_of(self._task.name, len(missing), "prompts", stays=False) as progress,
         ):
-            for position, completion in self._engine.generate(texts, SAMPLING):
+            for position, completion in self._engine.generate(texts, self._sampling):
                 prompt, sample = missing[position]
                 row = {"prompt": _digest(prompt), "sample": sample, "completion": completion}
                 write_row({**row, "cut_off": isinstance(completion, CutOff)})

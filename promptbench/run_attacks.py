@@ -14,7 +14,8 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-from inference_llms.command_line import check_engine, model_source, positive_number, whole_number
+from inference_llms.command_line import add_engine_options, check_engine, model_source, positive_number, whole_number
+from inference_llms.engine import Sampling
 from inference_llms.model_folder import output_places
 from inference_llms.run_tasks import PACKAGES, ModelSource
 from promptbench import attacks
@@ -63,7 +64,7 @@ def build_parser(task: PromptTask) -> argparse.ArgumentParser:
     parser.add_argument("--query_budget", type=positive_number, help="prompts scored by an attack at most")
     parser.add_argument("--output_dir", type=Path, default=Path(), help="root of every save_* folder")
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="what completes the prompts")
-    parser.add_argument("--tensor_parallel_size", type=positive_number, default=1, help="vLLM: GPUs per layer")
+    add_engine_options(parser)
     parser.set_defaults(pipeline_parallel_size=1)
     return parser
 
@@ -87,7 +88,8 @@ def run_attacks(task: PromptTask, options: argparse.Namespace, command: str) -> 
     places = output_places(folder, options.output_dir)
     samples = chosen_samples(task, options)
     opened, missing = open_attacks(task, options)
-    identity = asked_identity(source, samples)
+    sampling = SAMPLING.capped(options.max_tokens)
+    identity = asked_identity(source, sampling, samples)
     paths, settings = {}, {}
     for name in opened:
         paths[name] = places.adversarial_result(task.name, name)
@@ -106,7 +108,9 @@ def run_attacks(task: PromptTask, options: argparse.Namespace, command: str) -> 
         for name, path in paths.items():
             held.enter_context(locked(path))
             check_same_settings(path, settings[name])
-        accuracy = held.enter_context(closing(PromptAccuracy(task, samples, asked, identity, source.open_engine)))
+        accuracy = held.enter_context(
+            closing(PromptAccuracy(task, samples, asked, identity, source.open_engine, sampling))
+        )
         check_clean_prompt(task, source.model, accuracy)
         for name, attack in opened.items():
             result = search(attack, task.prompt, task.protected_words, accuracy, options.query_budget)
@@ -171,13 +175,14 @@ def _module(name: str):
     return importlib.import_module(f"{attacks.__name__}.{name}")
 
 
-def asked_identity(source: ModelSource, samples: Sequence[Sample]) -> dict[str, Any]:
+def asked_identity(source: ModelSource, sampling: Sampling, samples: Sequence[Sample]) -> dict[str, Any]:
     """What must agree for completions to be of use to another call."""
     return {
         "backend": source.backend,
         "model_fingerprint": source.model_fingerprint,
         "weights_fingerprint": source.weights_fingerprint,
-        "sampling": {"max_tokens": SAMPLING.max_tokens, "stop": list(SAMPLING.stop), "temperature": 0.0},
+        "sampling": {"max_tokens": sampling.max_tokens, "stop": list(sampling.stop), "temperature": 0.0},
+        **({} if source.unusual_dtype is None else {"engine_dtype": source.unusual_dtype}),
         "samples": digest([[sample.text, sample.label] for sample in samples]),
     }
 

@@ -24,7 +24,13 @@ from itertools import pairwise
 from pathlib import Path
 
 from inference_llms import alpaca_eval
-from inference_llms.command_line import add_tasks_option, check_tasks_option, positive_number
+from inference_llms.command_line import (
+    add_engine_options,
+    add_tasks_option,
+    check_engine_dtype,
+    check_tasks_option,
+    positive_number,
+)
 from inference_llms.engine import check_engine_request, resolve_backend
 from inference_llms.tasks import TASKS, TASKS_OF_ROLE
 from merge_llms_instruct_math_code import (
@@ -101,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     running = parser.add_argument_group("running")
     running.add_argument("--backend", choices=BACKENDS, default="auto", help="what completes the prompts")
-    running.add_argument("--tensor_parallel_size", type=positive_number, default=2, help="vLLM: GPUs per layer")
+    add_engine_options(running)
     running.add_argument("--pipeline_parallel_size", type=positive_number, default=1, help="vLLM: groups of layers")
     running.add_argument(
         "--distributed_executor_backend",
@@ -175,6 +181,8 @@ def run(options: argparse.Namespace, roles: Sequence[str], proposals: Proposals,
         "models": {role: getattr(options, f"{role}_model") for role in (PRETRAINED, *roles)},
         "fingerprints": {role: files_hash(list_input_files(folder)) for role, folder in request.inputs.items()},
         "backend": resolve_backend(options.backend),
+        "engine_dtype": options.engine_dtype,
+        "max_tokens": options.max_tokens,
     }
     # Not brought in by the processes that vLLM starts, which import this script.
     from model_merging_methods.candidate_weights import CandidateMerges
@@ -203,6 +211,7 @@ def tell(results: Path, options: argparse.Namespace) -> None:
 def check_engines(options: argparse.Namespace) -> None:
     """Raise UserError for engines that this machine, or none, can give."""
     executor = options.distributed_executor_backend
+    check_engine_dtype(options)
     if options.ray_engines is not None and options.ray is None:
         raise UserError("--ray_engines has no use without --ray; add that or leave it out")
     if executor is not None and resolve_backend(options.backend) != "vllm":
@@ -260,6 +269,8 @@ def open_engines(
         options.tensor_parallel_size,
         options.pipeline_parallel_size,
         options.distributed_executor_backend,
+        options.engine_dtype,
+        options.max_tokens,
     )
     if options.ray is None:
         return OwnEngine(models, engine, role_of_task)

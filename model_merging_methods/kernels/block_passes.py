@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import dataclass
 from threading import Event, Lock, Semaphore
 
-from tqdm import tqdm
+from utils.progress import progress_of
 
 _BLOCKS_AHEAD = 96
 
@@ -28,13 +29,12 @@ def for_every_block(
 ) -> None:
     """Call a worker with every block, in their order but from `threads` threads, each with a worker of its own.
 
-    `read_ahead` is called some blocks before, to start bringing them from the disk. Progress is shown on a
-    terminal under `title`. The first error of a worker, or an interruption, ends the pass and is raised.
+    `read_ahead` is called some blocks before, to start bringing them from the disk. Progress is shown under
+    `title`. The first error of a worker, or an interruption, ends the pass and is raised.
     """
     remaining = iter(blocks)
     lock, stop = Lock(), Event()
     may_read_ahead = Semaphore(_BLOCKS_AHEAD)
-    progress = tqdm(total=len(blocks), desc=title, unit=" blocks", disable=None if title else True, leave=False)
 
     def work() -> None:
         try:
@@ -42,9 +42,10 @@ def for_every_block(
             while not stop.is_set():
                 with lock:
                     block = next(remaining, None)
-                    progress.update()
-                if block is None:
-                    return
+                    if block is None:
+                        return
+                    if title:
+                        progress.update()
                 may_read_ahead.release()
                 worker(block)
         except BaseException:
@@ -58,7 +59,8 @@ def for_every_block(
                 return
             read_ahead(block)
 
-    with progress, ThreadPoolExecutor(threads + 1) as pool:
+    shown = progress_of(title, len(blocks), "blocks", stays=False) if title else nullcontext()
+    with shown as progress, ThreadPoolExecutor(threads + 1) as pool:
         try:
             running = [pool.submit(work) for _ in range(threads)]
             if read_ahead is not None:

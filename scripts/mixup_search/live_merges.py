@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tqdm import tqdm
-
 from inference_llms.live_engine import LiveEngine, open_live_engine
 from inference_llms.task import Example, Task
 from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merge_record import MergeRequest, input_states
 from utils.content_hashes import FileStates, check_unchanged, file_states
+from utils.progress import progress_of
 
 log = logging.getLogger(__name__)
 
@@ -32,28 +31,31 @@ class Models:
 @dataclass(frozen=True)
 class EngineOptions:
     """The engine to start: vllm or transformers. `executor`: what starts vLLM's workers, mp or ray; None: as vLLM
-    chooses."""
+    chooses. `max_tokens` caps every task's completions."""
 
     backend: str
-    tensor_parallel_size: int = 1
+    tensor_parallel_size: int | None = 1
     pipeline_parallel_size: int = 1
     executor: str | None = None
+    engine_dtype: str = "float32"
+    max_tokens: int | None = None
 
 
 @dataclass
 class Seconds:
-    """What was spent on starting the engine, on putting weights into it, and on completions."""
+    """Time spent on starting the engine, on its proof, on putting weights into it, and on completions."""
 
     start: float = 0.0
+    proof: float = 0.0
     replacing: float = 0.0
     completing: float = 0.0
     replacements: int = 0
 
     def told(self) -> str:
-        each = self.replacing / self.replacements
+        each = self.replacing / max(self.replacements, 1)
         return (
             f"engine start {self.start:.1f} s, {self.replacements} replacements of its weights {each:.2f} s each, "
-            f"completions {self.completing:.1f} s"
+            f"its proof {self.proof:.1f} s, completions {self.completing:.1f} s"
         )
 
 
@@ -91,8 +93,9 @@ class LiveMerges:
         """All examples at once, by the merge in the engine; each as soon as it is there."""
         started = time.monotonic()
         prompts = [example.prompt for example in examples]
-        with tqdm(total=len(prompts), desc=title, unit=" prompts", disable=None, leave=False) as progress:
-            for position, completion in self._engine.generate(prompts, task.sampling):
+        sampling = task.sampling.capped(self._options.max_tokens)
+        with progress_of(title, len(prompts), "prompts", stays=False) as progress:
+            for position, completion in self._engine.generate(prompts, sampling):
                 progress.update()
                 yield examples[position], completion
         self.seconds.completing += time.monotonic() - started
@@ -125,7 +128,19 @@ class LiveMerges:
             options.tensor_parallel_size,
             options.pipeline_parallel_size,
             options.executor,
+            options.engine_dtype,
         )
         self._opened.callback(self._engine.close)
         self.seconds.start = time.monotonic() - started
+        if options.backend == "vllm":
+            self._prove(parameters)
         return self._engine
+
+    def _prove(self, parameters: MergeParameters) -> None:
+        """Raise UserError unless vLLM computes with the weights of this merge once they are in the engine."""
+        from inference_llms.engine_proof import prove
+
+        started = time.monotonic()
+        prove(self._engine, next(iter(self._folders.values())), self._merges.weights(parameters))
+        self._in_engine = parameters
+        self.seconds.proof = time.monotonic() - started

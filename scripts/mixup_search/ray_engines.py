@@ -3,9 +3,11 @@
 import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from inference_llms.engine import widest_split
 from scripts.mixup_search.answering import Answered, Job, answer
 from scripts.mixup_search.live_merges import EngineOptions, LiveMerges, Models
 from utils.errors import UserError
@@ -48,7 +50,11 @@ class RayEngines:
                 f"--ray {address}: no cluster answers there ({_short(error)}); start one, or take --ray local"
             ) from error
         try:
-            self._needs = _needs(options, number, ray.cluster_resources())
+            resources = ray.cluster_resources()
+            if options.backend == "vllm" and options.tensor_parallel_size is None:
+                options = replace(options, tensor_parallel_size=_widest_split(options, number, models, resources))
+                self._for_actors = (models, options, dict(role_of_task))
+            self._needs = _needs(options, number, resources)
         except UserError:
             ray.shutdown()
             raise
@@ -105,6 +111,15 @@ class _Actor:
 
     def close(self) -> None:
         self._live.close()
+
+
+def _widest_split(options: EngineOptions, number: int, models: Models, resources: Mapping[str, float]) -> int:
+    """GPUs per layer of each engine, when the cluster's are shared evenly."""
+    from inference_llms.model_loading import load_config, refusals_in_one_line
+
+    with refusals_in_one_line(models.pretrained, "transformers"):
+        config = load_config(models.pretrained)
+    return widest_split(config, int(resources.get("GPU", 0)) // (number * options.pipeline_parallel_size))
 
 
 def _needs(options: EngineOptions, number: int, resources: Mapping[str, float]) -> dict[str, float]:
