@@ -1,9 +1,13 @@
 """Merge fine-tunes of one backbone, run the merged model on its tasks, score, and record all of it."""
 
+if __name__ in ("__main__", "__mp_main__"):  # before the imports, which take a while
+    from utils.interrupts import prepare_process
+
+    prepare_process(__name__)
+
 import argparse
 import logging
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -18,6 +22,7 @@ from inference_llms.command_line import (
     model_source,
     whole_number,
 )
+from inference_llms.folder_checks import check_tokenizer
 from inference_llms.run_tasks import (
     ModelTasks,
     ReplaySource,
@@ -43,10 +48,13 @@ from model_merging_methods.merge_record import PRETRAINED, MergeRequest, request
 from model_merging_methods.merging_methods import MERGING_METHODS
 from model_merging_methods.mixup import draw_interpolation_weights, given_interpolation_weights
 from utils.command_line import OneLineParser
+from utils.custom_code import check_runs_without_code
 from utils.errors import UserError, run_command_line
+from utils.findings import Findings
 from utils.model_folders import FINETUNED_MODELS, PRETRAINED_MODEL, find_model_folder, paper_model_folder
 from utils.output_places import OutputPlaces
 from utils.run_log import log_time, logged_run
+from utils.whole_files import remove_folder
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     merging.add_argument("--device", choices=DEVICES, help="what does the arithmetic (default: cpu)")
 
     running = parser.add_argument_group("running")
+    running.add_argument("--check", action="store_true", help="check the inputs, print what is found, and stop")
     running.add_argument("--merge_only", action="store_true", help="stop after saving the merged model")
     running.add_argument("--delete_merged_model", action="store_true", help="delete the merged model once it is scored")
     add_tasks_option(running)
@@ -133,6 +142,12 @@ def add_method_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
         help="leave parameters in whose names one of these is found as the pretrained model has them",
     )
     merging.add_argument(
+        "--config_from",
+        choices=(PRETRAINED, *FINETUNED_MODELS),
+        help="whose config and generation config every merged folder has (default: the pretrained model's config, with "
+        "the settings in which all fine-tunes agree; stop tokens and generation config of each task's own model)",
+    )
+    merging.add_argument(
         "--allow_unrelated", action="store_true", help="merge even models that seem to have different backbones"
     )
     return merging
@@ -146,11 +161,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError("--merge_only saves a model: it makes no sense with --delete_merged_model or --backend replay")
     if options.backend == "replay" and (options.device is not None or options.allow_unrelated):
         raise UserError("--device, --allow_unrelated: have no use with --backend replay, which merges nothing")
+    if options.check:
+        check_inputs_only(options)
+        return
     with logged_run() as keep_log:
         words = sys.argv[1:] if arguments is None else arguments
         command = shlex.join(["python", "merge_llms_instruct_math_code.py", *words])
         log.info("command: %s", command)
         merge_infer_score(options, command, keep_log)
+
+
+def check_inputs_only(options: argparse.Namespace) -> None:
+    """Print the findings of the checks before a merge, one a line, and exit with status 2 where one is an error."""
+    if options.backend == "replay":
+        raise UserError("--check has no effect with --backend replay, which merges nothing; remove one of them")
+    request = requested_merge(options)
+    from model_merging_methods.preflight import check_merge
+
+    findings = check_merge(request, options.allow_unrelated, options.from_record)
+    for finding in findings.found:
+        print(f"{'error' if finding.is_error else 'warning'}: {finding.text}")
+    if findings.errors:
+        sys.exit(2)
+    if not findings.found:
+        print("no errors and no warnings")
+
+
+def requested_merge(options: argparse.Namespace) -> MergeRequest:
+    """The merge that the options ask for, of models that they name or of a record's."""
+    if options.from_record is not None:
+        return recorded_request(options)
+    roles = chosen_roles(options)
+    return request_of_folders(options, roles, merge_parameters(options, roles))
 
 
 def merge_infer_score(options: argparse.Namespace, command: str, keep_log: Callable[[Path], None]) -> None:
@@ -171,6 +213,9 @@ def merge_infer_score(options: argparse.Namespace, command: str, keep_log: Calla
     if options.backend != "replay":
         if examples:
             check_engine(options)
+            check_runs_without_code(request.inputs[parameters.config_from or PRETRAINED])
+        for role in examples:
+            check_tokenizer([request.finetuned[role], request.pretrained])
         # The processes that vLLM starts import this script; its CPU build stumbles over numba there.
         from model_merging_methods.merge_models import MergeWork, merge_models
 
@@ -234,7 +279,10 @@ def merge_parameters(options: argparse.Namespace, roles: Sequence[str]) -> Merge
         value("seed"),
         options.dtype,
         tuple(options.exclude_param_names_regex or ()),
+        options.config_from,
     )
+    if options.config_from not in (None, PRETRAINED, *roles):
+        raise UserError(f"--config_from {options.config_from} is not merged; add --merge_{options.config_from}")
     if not parameters.uses_seed:
         if options.seed is not None:
             log.info("--seed has no use in this merge: nothing is drawn")
@@ -270,8 +318,12 @@ def request_of_folders(options: argparse.Namespace, roles: Sequence[str], parame
 
     if options.models_dir is not None and not options.models_dir.is_dir():
         raise UserError(f"--models_dir {options.models_dir}: no such folder")
-    finetuned = {role: folder(role, FINETUNED_MODELS[role]) for role in roles}
-    return MergeRequest(folder(PRETRAINED, PRETRAINED_MODEL), finetuned, parameters)
+    findings, folders = Findings(), {}
+    for role, name in {PRETRAINED: PRETRAINED_MODEL, **{role: FINETUNED_MODELS[role] for role in roles}}.items():
+        with findings.collect():
+            folders[role] = folder(role, name)
+    findings.stop_at_errors()
+    return MergeRequest(folders.pop(PRETRAINED), folders, parameters)
 
 
 def recorded_request(options: argparse.Namespace) -> MergeRequest:
@@ -284,6 +336,7 @@ def recorded_request(options: argparse.Namespace) -> MergeRequest:
         "use_weight_rescale",
         "models_dir",
         "exclude_param_names_regex",
+        "config_from",
     ]
     shaping += [f"merge_{role}" for role in FINETUNED_MODELS]
     for name in shaping:
@@ -324,7 +377,7 @@ def announce(roles: Sequence[str], parameters: MergeParameters) -> None:
 
 def delete_models(folders: Iterable[Path]) -> None:
     for folder in folders:
-        shutil.rmtree(folder)
+        remove_folder(folder)
         log.info("deleted %s", folder)
 
 

@@ -1,5 +1,10 @@
 """Run a model, merged or not, on LiveBench's recent tasks: answers for LiveBench's judge, and a score for typos."""
 
+if __name__ in ("__main__", "__mp_main__"):  # before the imports, which take a while
+    from utils.interrupts import prepare_process
+
+    prepare_process(__name__)
+
 import argparse
 import logging
 import re
@@ -20,6 +25,7 @@ from inference_llms.model_folder import output_places
 from inference_llms.run_tasks import ModelTasks, ReplaySource, run_tasks, score_lines, task_examples
 from utils.command_line import OneLineParser
 from utils.errors import UserError, run_command_line
+from utils.model_folders import find_model_folder
 from utils.run_log import logged_run
 
 log = logging.getLogger(__name__)
@@ -29,7 +35,7 @@ TASKS = {module.NAME: module.task for module in (livebench_instruction_following
 
 def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--load_model_path", type=Path, required=True, help="a Hugging Face model folder")
+    parser.add_argument("--load_model_path", type=Path, required=True, help="a Hugging Face model folder, or a hub id")
     parser.add_argument("--evaluate_task", choices=TASKS, default=livebench_instruction_following.NAME)
     parser.add_argument("--livebench_release", metavar="YYYY-MM-DD", help="questions of this release (default: all)")
     parser.add_argument("--model_id", help="names the files of answers (default: the merge's name, or the folder's)")
@@ -43,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.livebench_release is not None and not re.fullmatch(r"\d{4}-\d\d-\d\d", options.livebench_release):
         raise UserError(f"--livebench_release {options.livebench_release}: give a date, such as 2024-11-25")
     folder = options.load_model_path
+    if options.backend != "replay":
+        folder = find_model_folder(str(folder))
     places = output_places(folder, options.output_dir)
     model_id = places.model if options.model_id is None else options.model_id
     check_model_id(model_id)

@@ -82,6 +82,10 @@ def is_leniently_right(completion: str, row: Mapping[str, Any]) -> bool:
     return is_equivalent(extract_leniently(completion), without_full_stop(last_boxed(row["output"])))
 
 
+def is_readable(completion: str, row: Mapping[str, Any]) -> bool:
+    return bool(extract_answer(completion))
+
+
 def finish(answers: Answers, places: OutputPlaces) -> Outcome:
     pairs = [(text, example.row) for text, example in zip(answers.completions, answers.examples, strict=True)]
     return Outcome(
@@ -92,4 +96,6 @@ def finish(answers: Answers, places: OutputPlaces) -> Outcome:
     )
 
 
-TASK = Task("MATH", SAMPLING, load_examples, finish, is_right=is_right)
+TASK = Task(
+    "MATH", SAMPLING, load_examples, finish, is_right=is_right, is_readable=is_readable, set_files=DATA_SET.files
+)

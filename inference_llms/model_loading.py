@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import logging
 
 from utils.errors import UserError
 from utils.json_files import read_json_object
@@ -17,23 +16,12 @@ from utils.transformers_classes import (
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    quiet_transformers,
 )
 
+# What training leaves before the names of a model's tensors, and which wrapper does.
+WRAPPERS = {"_orig_mod.": "of torch.compile", "module.": "of DataParallel", "base_model.model.": "of PEFT"}
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep back what transformers says of a model that it loads, on several lines of stderr."""
-    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if had_bars:
-            logging.enable_progress_bar()
 
 
 @contextmanager
@@ -55,9 +43,18 @@ def refusals_in_one_line(model_folder: Path, package: str) -> Iterator[None]:
         # The packages raise errors of a dozen unrelated kinds on what they find in a folder.
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"{model_folder}: {package} cannot load this model ({type(error).__name__}: {reason}); "
-            "copy or download it again, or choose another --backend"
+            f"{model_folder}: {package} cannot load this model ({type(error).__name__}: {reason}); {_remedy(error)}"
         ) from error
+
+
+def _remedy(error: Exception) -> str:
+    if isinstance(error, ImportError):  # of the package that a quantised model takes
+        return "install what it names, choose another --backend, or run the model that is not quantised"
+    if "trust_remote_code" in str(error):
+        return "code of a checkpoint is never run; choose a model that transformers itself has"
+    if "Unrecognized configuration class" in str(error):
+        return "choose a model that continues text"
+    return "copy or download it again, or choose another --backend"
 
 
 def load_config(model_folder: Path) -> PreTrainedConfig:
@@ -80,8 +77,8 @@ def load_model(model_folder: Path | None, model_class: type = AutoModelForCausal
     model, found = model_class.from_pretrained(
         model_folder, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
     )
-    for name in sorted(found["missing_keys"]):
-        raise UserError(f"{model_folder} lacks tensor {name}; copy or download the model again")
+    if found["missing_keys"]:
+        raise UserError(_missing_tensors(model_folder, sorted(found["missing_keys"]), sorted(found["unexpected_keys"])))
     for name, stored, needed in sorted(found["mismatched_keys"]):
         raise UserError(
             f"{model_folder}: tensor {name} has the shape {' x '.join(map(str, stored))}, and config.json asks for "
@@ -90,13 +87,33 @@ def load_model(model_folder: Path | None, model_class: type = AutoModelForCausal
     return model
 
 
+def _missing_tensors(model_folder: Path, missing: list[str], others: list[str]) -> str:
+    """What to say of a folder that lacks tensors, and may hold others under names that transformers does not know."""
+    wrapper = next((name for name in WRAPPERS if others and all(other.startswith(name) for other in others)), None)
+    if wrapper is not None:
+        return (
+            f"{model_folder}: the names of its tensors begin with {wrapper} ({WRAPPERS[wrapper]}); save the model that "
+            "is inside"
+        )
+    lacks = f"{model_folder} lacks tensor {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
+    instead = f", and holds {len(others)} that it has no use for ({others[0]})" if others else ""
+    return f"{lacks}{instead}; copy or download the model again, or save it as a causal language model"
+
+
 def model_without_weights(model_folder: Path, config: PreTrainedConfig, dtype: str, device: str) -> PreTrainedModel:
     """A model of the config's shape, with arbitrary weights and the folder's generation config."""
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
-    if (model_folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(model_folder)
+    model.generation_config = generation_config(model_folder)
     return model
+
+
+def generation_config(model_folder: Path) -> GenerationConfig:
+    """How a model draws and where it stops: by its generation config, or its config where it has none."""
+    with quiet_transformers():
+        if (model_folder / "generation_config.json").is_file():
+            return GenerationConfig.from_pretrained(model_folder)
+        return GenerationConfig.from_model_config(load_config(model_folder))
 
 
 def check_weights(model_folder: Path, config: PreTrainedConfig) -> None:

@@ -1,29 +1,27 @@
 """Every raw completion of a run, kept as soon as it exists, and the reading of such files for replay."""
 
-import fcntl
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jsonlines
-
 from inference_llms.data_sets import read_rows
 from inference_llms.engine import Sampling
 from inference_llms.task import Example
 from utils.errors import UserError
-from utils.json_files import read_json_object
-from utils.whole_files import write_json
+from utils.json_files import read_shaped_object
+from utils.whole_files import errors_name, write_json
 
 
 class Completion(NamedTuple):
-    """What a model answered, and when: seconds since 1970."""
+    """What a model answered, when (seconds since 1970), and whether the limit of tokens cut it off; None: not known."""
 
     text: str
     time: float
+    cut_off: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,15 @@ class Completions:
     def weights(self) -> str | None:
         """The fingerprint of the weights that gave them; None for a replay that does not tell."""
         return self.identity.get("weights_fingerprint")
+
+
+@dataclass(frozen=True)
+class IdentityShape:
+    """The fields of an identity that are read alone. What attacks keep has others beside them."""
+
+    backend: str
+    model_fingerprint: str | None = None
+    weights_fingerprint: str | None = None
 
 
 def identity_path(rows: Path) -> Path:
@@ -69,10 +76,7 @@ def read_identity(rows: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     remedy = f"remove it together with {rows.name}"
-    identity = read_json_object(path, remedy)
-    if "backend" not in identity:
-        raise UserError(f"{path} does not say which run it stands for; {remedy}")
-    return identity
+    return read_shaped_object(path, IdentityShape, remedy)
 
 
 def check_same_run(path: Path, found: dict[str, Any] | None, identity: dict[str, Any]) -> None:
@@ -84,6 +88,8 @@ def check_same_run(path: Path, found: dict[str, Any] | None, identity: dict[str,
     else:
         keys = sorted(key for key in {*found, *identity} if found.get(key) != identity.get(key))
         difference = "another " + " and ".join(key.replace("_", " ") for key in keys)
+        if len(str(found.get("model_fingerprint"))) == 64:
+            difference = "of an earlier version, which did not hash the whole model"
     raise UserError(
         f"{path} holds the results of another run ({difference}); "
         "choose another --output_dir, or replace them with --overwrite"
@@ -111,13 +117,20 @@ def stored_completions(
                 f"{path} line {number}: id {row['id']!r} was asked with another prompt, so from another data set; "
                 "choose another --output_dir, or replace the rows with --overwrite"
             )
-        completions[row["id"]] = Completion(row["completion"], _time_of(row, path))
+        completions[row["id"]] = Completion(row["completion"], _time_of(row, path), cut_off(row))
     return completions
 
 
 def stored_row(example: Example, completion: Completion) -> dict[str, Any]:
     """The row of a file of completions."""
-    return {"id": example.id, "prompt": example.prompt, "completion": completion.text, "time": completion.time}
+    asked = {"id": example.id, "prompt": example.prompt}
+    return {**asked, "completion": completion.text, "time": completion.time, "cut_off": completion.cut_off}
+
+
+def cut_off(row: Mapping[str, Any]) -> bool | None:
+    """Whether a stored completion was cut off; None if the row does not say."""
+    value = row.get("cut_off")
+    return value if isinstance(value, bool) else None
 
 
 def _time_of(row: dict[str, Any], path: Path) -> float:
@@ -144,22 +157,24 @@ def read_stored_line(line: bytes, place: str) -> dict[str, Any]:
 
 
 @contextmanager
-def appended_rows(path: Path, identity: dict[str, Any], overwrite: bool) -> Iterator[jsonlines.Writer]:
-    """Open `path` for further rows, each of which is in the file as soon as `write` returns.
+def appended_rows(path: Path, identity: dict[str, Any], overwrite: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Open `path` for further rows; gives a function that writes one, which is in the file when it returns.
 
-    A half-written last line is cut off first; with `overwrite` every row is. Raises `UserError` while
-    another process writes to the same file.
+    A half-written last line is cut off first; with `overwrite` every row is. The caller holds `locked(path)` since
+    before it read the rows that are there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab") as locked:
-        try:
-            fcntl.flock(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{path} is being written by another process; wait until that has ended") from error
-        locked.truncate(0 if overwrite else whole_lines(path))
+    with open(path, "ab", buffering=0) as file:
+        file.truncate(0 if overwrite else whole_lines(path))
         write_json(identity_path(path), identity)
-        with open(path, "a", encoding="utf-8", newline="\n") as file:
-            yield jsonlines.Writer(file, dumps=json.dumps, flush=True)
+
+        def write(row: dict[str, Any]) -> None:
+            line = f"{json.dumps(row)}\n".encode()
+            with errors_name(path):
+                while line:
+                    line = line[file.write(line) :]
+
+        yield write
 
 
 def read_replay(path: Path, examples: Sequence[Example], whole_set: Sequence[Example]) -> Completions:
@@ -188,7 +203,7 @@ def read_replay(path: Path, examples: Sequence[Example], whole_set: Sequence[Exa
                 f"{row.place}: the completion of id {name!r} was given to another prompt; "
                 "replay it with the data set it was made from"
             )
-        completions[name] = Completion(row.fields["completion"], _time_of(row.fields, path))
+        completions[name] = Completion(row.fields["completion"], _time_of(row.fields, path), cut_off(row.fields))
     missing = [example.id for example in examples if example.id not in completions]
     if missing:
         raise UserError(

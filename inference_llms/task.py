@@ -50,7 +50,9 @@ class Task:
     extracts, scores, and writes the evaluator's files. `check(times, places)`, called before anything is generated
     with the times of the completions that are there, by id, raises UserError where `finish` would replace the files
     of another run. `is_right(completion, row)`: whether one completion is right, of a task where that can be told from
-    the example's row."""
+    the example's row. `is_readable(completion, row)`: whether a completion holds the number, expression or program that
+    the task looks for, right or wrong; None for a task that takes any text. `set_files`: the names of the set's file in
+    a data folder, the first found being the one."""
 
     name: str
     sampling: Sampling
@@ -58,6 +60,8 @@ class Task:
     finish: Callable[[Answers, OutputPlaces], Outcome]
     check: Callable[[Mapping[int | str, float], OutputPlaces], None] = lambda times, places: None
     is_right: Callable[[str, Mapping[str, Any]], bool] | None = None
+    is_readable: Callable[[str, Mapping[str, Any]], bool] | None = None
+    set_files: tuple[str, ...] = ()
 
     def capped(self, max_tokens: int | None) -> "Task":
         """The same task, with completions of at most `max_tokens` new tokens; None: as they are."""

@@ -9,6 +9,7 @@ import torch
 
 from inference_llms.decoding_batch import ENDED_SHARE, DecodingBatch, Row, next_tokens
 from inference_llms.engine import (
+    CutOff,
     Sampling,
     cache_bytes_per_token,
     checkpoint_dtype,
@@ -65,7 +66,7 @@ class TransformersEngine:
         waiting = []
         for position, prompt in enumerate(tokens_of_prompts(self._tokenizer, prompts, self._context)):
             if prompt is None:
-                yield position, ""
+                yield position, CutOff()
             else:
                 room = self._context - len(prompt)
                 waiting.append(Row(position, prompt, min(sampling.max_tokens, room)))
@@ -122,7 +123,10 @@ class TransformersEngine:
         whole = _decode(self._tokenizer, row.prompt + new)
         text = whole[len(before) :] if whole.startswith(before) else _decode(self._tokenizer, new)
         # Bytes of a character that max_tokens cut in two.
-        return cut_at_stop(text.rstrip("\N{REPLACEMENT CHARACTER}"), sampling.stop)
+        text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        completion = cut_at_stop(text, sampling.stop)
+        ended = row.new[-1] in self._end_tokens or len(row.new) < row.most_new_tokens or completion != text
+        return completion if ended else CutOff(completion)
 
 
 @contextmanager

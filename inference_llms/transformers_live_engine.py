@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from inference_llms.live_engine import Weights
+from inference_llms.model_loading import generation_config
 from inference_llms.transformers_engine import TransformersEngine, end_tokens
 from utils.errors import UserError
 from utils.transformers_classes import AutoTokenizer
@@ -35,6 +36,7 @@ class TransformersLiveEngine(TransformersEngine):
 
     def take_tokenizer(self, folder: Path) -> None:
         self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self._model.generation_config = generation_config(folder)
         self._end_tokens = end_tokens(self._tokenizer, self._model)
 
     def checksum(self) -> str:

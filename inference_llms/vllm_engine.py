@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from inference_llms.engine import (
+    CutOff,
     Sampling,
     cache_bytes_per_token,
     checkpoint_dtype,
@@ -94,7 +95,7 @@ class VllmEngine:
         asked = {}
         for position, tokens in enumerate(tokens_of_prompts(self._tokenizer, prompts, self._context)):
             if tokens is None:
-                yield position, ""
+                yield position, CutOff()
             else:
                 asked[position] = {"prompt_token_ids": tokens}
         if hasattr(self._llm.llm_engine, "step"):
@@ -102,7 +103,7 @@ class VllmEngine:
         else:
             outputs = self._llm.generate(list(asked.values()), parameters, use_tqdm=False)
             for position, output in zip(asked, outputs, strict=True):
-                yield position, output.outputs[0].text
+                yield position, _completion(output)
 
     def close(self) -> None:
         """End vLLM's processes, which hold the model's memory."""
@@ -127,7 +128,7 @@ class VllmEngine:
                 for output in engine.step():
                     if output.finished:
                         unfinished.discard(output.request_id)
-                        yield int(output.request_id), output.outputs[0].text
+                        yield int(output.request_id), _completion(output)
         finally:
             # A caller that stops half-way must not find these among its next completions.
             engine.abort_request(sorted(unfinished))
@@ -135,6 +136,11 @@ class VllmEngine:
 
 # What vLLM prints at every start without anything being wrong, and its reports over the network.
 _QUIET = {"VLLM_NO_USAGE_STATS": "1", "PYTHONWARNINGS": "ignore::FutureWarning", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+
+
+def _completion(output: Any) -> str:
+    completion = output.outputs[0]
+    return CutOff(completion.text) if completion.finish_reason == "length" else completion.text
 
 
 def _check_heads(config: PreTrainedConfig, model_folder: Path, tensor_parallel_size: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from inference_llms.engine_proof import ScoredText
 from inference_llms.live_engine import Weights
+from inference_llms.model_loading import generation_config
 from inference_llms.vllm_engine import VllmEngine
 from utils.errors import UserError
 from utils.transformers_classes import AutoTokenizer
@@ -61,6 +62,7 @@ class VllmLiveEngine(VllmEngine):
         own = get_tokenizer(str(folder), trust_remote_code=False)
         self._llm.llm_engine.renderer.tokenizer = own
         self._llm.llm_engine.output_processor.tokenizer = own
+        self._llm.llm_engine.input_processor.generation_config_fields = generation_config(folder).to_diff_dict()
 
     def complete_with_scores(self, prompts: Sequence[list[int]], max_tokens: int) -> list[ScoredText]:
         """The greedy completions of prompts given as tokens, with the log-probability of every token."""

@@ -1,5 +1,6 @@
 """Many merges of the same models, one after another, whose weights go into a running engine instead of into files."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -11,16 +12,19 @@ import numpy as np
 
 from model_merging_methods.checkpoints.aligned_models import AlignedModels
 from model_merging_methods.checkpoints.checkpoint_writer import TensorForm, plan_shards
-from model_merging_methods.checkpoints.model_files import output_forms, write_configs, write_merged_tokenizer
+from model_merging_methods.checkpoints.model_files import output_forms, write_model_files
 from model_merging_methods.kernels.stored_dtypes import LONG_NAMES
-from model_merging_methods.merge_checks import check_exclusions, check_related
+from model_merging_methods.merge_checks import check_related
 from model_merging_methods.merge_engine import Merge
 from model_merging_methods.merge_parameters import MergeParameters
-from model_merging_methods.merge_record import MergeRequest, open_models
+from model_merging_methods.merge_record import MergeRequest
 from model_merging_methods.merging_methods import Coefficients
+from model_merging_methods.preflight import check_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 _AT_ONCE = 256_000_000  # bytes of merged weights in memory, or one tensor
 
@@ -42,7 +46,7 @@ class CandidateWeights:
         """(name, tensor) for every tensor of the merged checkpoint, in its order and dtype."""
         import torch
 
-        models = _open_once(self.pretrained, self.finetuned)
+        models = _open_once(self.pretrained, self.finetuned, self.parameters.exclude_param_names_regex)
         merge = Merge(models, [role for role, _ in self.finetuned], self.parameters)
         forms = output_forms(models, self.parameters)
         for shard in plan_shards(forms, _AT_ONCE):
@@ -68,8 +72,13 @@ class CandidateMerges:
     def check(self, parameters: MergeParameters, allow_unrelated: bool) -> None:
         """Raise UserError for models that cannot be merged like this or, unless `allow_unrelated`, are not related."""
         parameters.check(len(self._finetuned))
+        with ExitStack() as stack:
+            request = MergeRequest(self._pretrained, dict(self._finetuned), parameters)
+            _, findings = check_inputs(request, stack, allow_unrelated)
+        findings.stop_at_errors()
+        for warning in findings.warnings:
+            log.warning("warning: %s", warning.text)
         merge = self._merge(parameters)
-        check_exclusions(merge)
         if not allow_unrelated:
             check_related(merge)
 
@@ -88,22 +97,25 @@ class CandidateMerges:
 
     def write_model_files(self, folder: Path, role: str, parameters: MergeParameters) -> None:
         """Put a merge's configs and the tokenizer of `role` into a folder, without weights."""
-        models = _open_once(self._pretrained, self._finetuned)
-        write_configs(models, parameters, folder)
+        models = _open_once(self._pretrained, self._finetuned, parameters.exclude_param_names_regex)
         request = MergeRequest(self._pretrained, dict(self._finetuned), parameters)
-        write_merged_tokenizer(request, models, role, folder)
+        write_model_files(request, models, role, folder)
 
     def _merge(self, parameters: MergeParameters) -> Merge:
-        models = _open_once(self._pretrained, self._finetuned)
+        models = _open_once(self._pretrained, self._finetuned, parameters.exclude_param_names_regex)
         return Merge(models, [role for role, _ in self._finetuned], parameters)
 
 
 @lru_cache(maxsize=1)
-def _open_once(pretrained: Path, finetuned: tuple[tuple[str, Path], ...]) -> AlignedModels:
+def _open_once(
+    pretrained: Path, finetuned: tuple[tuple[str, Path], ...], exclude_param_names_regex: tuple[str, ...]
+) -> AlignedModels:
     """The models, open for as long as the process lives."""
-    request = MergeRequest(pretrained, dict(finetuned), MergeParameters("average_merging"))
-    folders = open_models(request, ExitStack())
-    return AlignedModels(folders[0], folders[1:])
+    parameters = MergeParameters("average_merging", exclude_param_names_regex=exclude_param_names_regex)
+    request = MergeRequest(pretrained, dict(finetuned), parameters)
+    models, findings = check_inputs(request, ExitStack(), allow_unrelated=True, roles=())  # `check` was stricter
+    findings.stop_at_errors()
+    return models
 
 
 def _torch_dtype(form: TensorForm):

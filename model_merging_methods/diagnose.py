@@ -3,17 +3,22 @@
 Nothing is merged. The figures go to the screen, to diagnosis.json and, as a picture, to diagnosis.png.
 """
 
+if __name__ in ("__main__", "__mp_main__"):  # before the imports, which take a while
+    from utils.interrupts import prepare_process
+
+    prepare_process(__name__)
+
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from model_merging_methods.checkpoints.aligned_models import AlignedModels
 from model_merging_methods.comparison_picture import draw_comparison
 from model_merging_methods.merge_engine import Merge
 from model_merging_methods.merge_parameters import MergeParameters
-from model_merging_methods.merge_record import MergeRequest, open_models
+from model_merging_methods.merge_record import MergeRequest
 from model_merging_methods.model_comparison import ModelComparison
+from model_merging_methods.preflight import check_inputs
 from utils.command_line import OneLineParser
 from utils.errors import UserError, run_command_line
 from utils.model_folders import find_model_folder
@@ -37,10 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError(f"{place}: holds an earlier diagnosis; replace it with --overwrite, or choose --output_dir")
     request = MergeRequest(pretrained, models, MergeParameters("task_arithmetic"))
     with ExitStack() as stack:
-        folders = open_models(request, stack)
-        merge = Merge(AlignedModels(folders[0], folders[1:]), list(models), request.parameters)
+        aligned, findings = check_inputs(request, stack, allow_unrelated=True, roles=())
+        findings.stop_at_errors()
+        merge = Merge(aligned, list(models), request.parameters)
         comparison = ModelComparison(merge.roles, merge.compare(), reads_pretrained=True)
         samples = merge.sample_magnitudes(merge.merged_names, masks=True)
+    for warning in findings.warnings:
+        print(f"warning: {warning.text}")
     print("\n".join(comparison.table()))
     with whole_folder(place, replace=options.overwrite) as folder:
         empty_folder(folder)

@@ -15,8 +15,8 @@ from utils.errors import UserError
 def check_exclusions(merge: Merge) -> None:
     """Raise UserError for a pattern that matches nothing, and where nothing is left to merge."""
     for pattern in merge.parameters.exclude_param_names_regex:
-        if not any(re.search(pattern, name) for name in merge.models.forms):
-            raise UserError(f"--exclude_param_names_regex {pattern}: matches no parameter's name; leave it out")
+        if not any(re.search(pattern, name) for name in (*merge.models.forms, *merge.models.left_out)):
+            raise UserError(f"--exclude_param_names_regex {pattern}: matches no parameter's name; remove it")
     if not merge.merged_names:
         raise UserError("--exclude_param_names_regex: matches every parameter, so nothing is left to merge")
 

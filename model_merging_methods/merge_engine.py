@@ -16,7 +16,7 @@ from model_merging_methods.checkpoints.checkpoint_folder import not_finite_error
 from model_merging_methods.checkpoints.checkpoint_writer import CheckpointWriter, Shard, TensorForm
 from model_merging_methods.checkpoints.fingerprints import DIGEST_SIZE, STRETCH, stretch_digest, tensor_digest
 from model_merging_methods.kernels.block_arithmetic import open_arithmetic
-from model_merging_methods.kernels.block_kernels import StoredBlock, Sums, Undecided, encode
+from model_merging_methods.kernels.block_kernels import StoredBlock, Sums, Undecided, all_finite, decode, encode
 from model_merging_methods.kernels.block_passes import Block, for_every_block
 from model_merging_methods.kernels.magnitude_thresholds import MagnitudeSample, ThresholdSearch
 from model_merging_methods.kernels.stored_dtypes import FLOATING_CODES, ITEM_SIZES, LONG_NAMES, is_floating
@@ -63,10 +63,14 @@ class Merge:
         self.models = models
         self.roles = roles
         self.parameters = parameters
-        self.merged_names = [
-            name for name, form in models.forms.items() if is_floating(form.dtype) and not parameters.excludes(name)
-        ]
-        self._merged = frozenset(self.merged_names)
+        copied = {models.matrix(name) for name in models.forms if parameters.excludes(name)} | models.kept
+        self._merged = frozenset(
+            name
+            for name, form in models.forms.items()
+            if is_floating(form.dtype) and models.matrix(name) not in copied and name not in copied
+        )
+        # Each value once: a matrix that is written under two names is counted under one of them.
+        self.merged_names = [name for name in models.forms if name in self._merged and name not in models.same_as]
         self._arithmetic = open_arithmetic(device, parameters, len(roles))
         self._threads = threads or len(available_cores())
         self._block_size = block_size
@@ -273,8 +277,9 @@ class Merge:
             dtypes[model] = self.models.read_into(room[model], model, block.name, block.start, block.stop)
             if shard is not None:
                 shard.keep_input(model, block, room[model])
-        keys = [mask_key(self.parameters.seed, role, block.name) for role in self.roles]
-        thresholds = self._mask_thresholds.get(block.name, [None] * len(self.roles))
+        matrix = self.models.matrix(block.name)
+        keys = [mask_key(self.parameters.seed, role, matrix) for role in self.roles]
+        thresholds = self._mask_thresholds.get(matrix, [None] * len(self.roles))
         return StoredBlock(
             block.start,
             block.stop - block.start,
@@ -288,13 +293,16 @@ class Merge:
         return range(0 if self.parameters.reads_pretrained else 1, len(self.models.models))
 
     def _read_ahead(self, block: Block) -> None:
-        for model in self._models_read():
+        for model in self._models_read() if block.name in self._merged else (BASE,):
             self.models.read_ahead(model, block.name, block.start, block.stop)
 
     def _copy(self, block: Block, dtype: str, output: np.ndarray) -> None:
-        """The pretrained model's own values, in the dtype in which they are saved."""
-        if not is_floating(dtype):
-            self.models.models[BASE].read_into(output, block.name, block.start, block.stop)
+        """The pretrained model's own values: its bytes, unless they are saved in another dtype."""
+        stored = self.models.stored_tensor(BASE, block.name)
+        if dtype == stored.dtype:
+            output[:] = self.models.read_copy(block.name, block.start, block.stop)
+            if is_floating(dtype) and not _holds_finite(output, dtype):
+                raise not_finite_error(stored.file, block.name)
             return
         values = self.models.read_float32(BASE, block.name, block.start, block.stop)
         self._check_finite(0 if encode(values, FLOATING_CODES[dtype], 0, output) else -1, block.name, dtype)
@@ -330,6 +338,14 @@ class Merge:
                 pieces[Block(name, start, min(start + size, numel))] = None
             before += numel
         return list(pieces)
+
+
+def _holds_finite(stored: np.ndarray, dtype: str) -> bool:
+    if dtype == "F64":  # beyond what a float32 can be
+        return bool(np.isfinite(stored.view(np.float64)).all())
+    values = np.empty(stored.size // ITEM_SIZES[dtype], np.float32)
+    decode(stored, FLOATING_CODES[dtype], 0, values)
+    return bool(all_finite(values))
 
 
 class _ShardInWork:
@@ -377,7 +393,7 @@ class _ShardInWork:
     def _report(self, name: str) -> TensorReport:
         first = self._first[name]
         own = slice(first, first - (-self._merge.models.forms[name].numel // self._merge._block_size))
-        merged = name in self._merge.merged_names
+        merged = name in self._merge._merged
         read = set(self._merge._models_read()) if merged else set()
         inputs = [
             tensor_digest(self._inputs[model, own]) if model in read and self._is_whole(model, name) else None
@@ -392,6 +408,5 @@ class _ShardInWork:
         return (
             self._merge._block_size == STRETCH
             and not models.models[model].reads_pretrained
-            and name in models.models[model].tensors
             and not models.has_other_rows(model, name)
         )

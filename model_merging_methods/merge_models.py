@@ -3,9 +3,8 @@
 import logging
 import os
 import shutil
-import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from model_merging_methods.checkpoints.aligned_models import AlignedModels
-from model_merging_methods.checkpoints.checkpoint_folder import INDEX_FILE
 from model_merging_methods.checkpoints.checkpoint_writer import (
     LARGEST_SHARD,
     CheckpointWriter,
@@ -24,28 +22,41 @@ from model_merging_methods.checkpoints.checkpoint_writer import (
     plan_shards,
     write_index,
 )
-from model_merging_methods.checkpoints.model_files import output_forms, write_configs, write_merged_tokenizer
+from model_merging_methods.checkpoints.model_files import output_forms, write_model_files
+from model_merging_methods.checkpoints.weight_files import INDEX_FILE
 from model_merging_methods.kernels.block_arithmetic import choose_device
-from model_merging_methods.merge_checks import check_exclusions, check_related, comparison
+from model_merging_methods.merge_checks import check_related, comparison
 from model_merging_methods.merge_engine import BLOCK_SIZE, Merge, TensorReport
 from model_merging_methods.merge_parameters import run_name
 from model_merging_methods.merge_progress import MergeProgress
 from model_merging_methods.merge_record import (
+    CARD_FILE,
     RECORD_FILE,
     RECORD_FORMAT,
     MergeRequest,
     check_against_record,
     check_sizes_against_record,
+    find_damage,
     fingerprint_inputs,
+    input_states,
     is_same_merge,
-    list_input_files,
+    list_output_files,
     make_record,
-    open_models,
     read_record,
 )
 from model_merging_methods.model_card import model_card
+from model_merging_methods.preflight import check_inputs
+from utils.content_hashes import STRETCH, FileStates, check_unchanged, tensors_hash
 from utils.errors import UserError
-from utils.whole_files import empty_folder, remove_replaced, whole_folder, write_json
+from utils.whole_files import (
+    empty_folder,
+    finish_replacing,
+    is_half_replaced,
+    locked,
+    remove_left_lock,
+    whole_folder,
+    write_json,
+)
 
 log = logging.getLogger(__name__)
 
@@ -90,27 +101,49 @@ def merge_models(
     work = replace(work, device=choose_device(work.device))
     if made_from is not None:
         check_sizes_against_record(made_from, request)
-    wanted = {role: target for role, target in targets.items() if overwrite or not _is_done(target, request)}
-    if not wanted:
-        log.info("already merged: %s", ", ".join(str(target) for target in targets.values()))
+    before, read_since = input_states(request), time.time()
+    # Without locks first: many commands may use one finished merge at once.
+    are_settled = not overwrite and not any(is_half_replaced(target) for target in targets.values())
+    if are_settled and all(_is_done(target, request) for target in targets.values()):
+        for target in targets.values():
+            remove_left_lock(target)
+        _say_already_merged(targets)
         return
-    finished = next((target for role, target in targets.items() if role not in wanted), None)
     with ExitStack() as stack:
-        folders = open_models(request, stack)
-        models = AlignedModels(folders[0], folders[1:])
-        _check_tokenizers(request, models, wanted)
+        for target in targets.values():
+            stack.enter_context(locked(target))
+            finish_replacing(target)
+        wanted = {role: target for role, target in targets.items() if overwrite or not _is_done(target, request)}
+        if not wanted:
+            _say_already_merged(targets)
+            return
+        finished = next((target for role, target in targets.items() if role not in wanted), None)
+        models, findings = check_inputs(request, stack, work.allow_unrelated or made_from is not None, wanted)
+        findings.stop_at_errors()
+        for warning in findings.warnings:
+            log.warning("warning: %s", warning.text)
         for role, target in wanted.items():
-            with whole_folder(target, replace=overwrite) as folder:
+            with whole_folder(target, replace=overwrite, is_locked=True) as folder:
                 if finished is None:
-                    record = _merge_into(folder, request, models, made_from, work)
+                    inputs = Inputs(models, before, read_since)
+                    record, weights = _merge_into(folder, request, inputs, made_from, work)
+                    record["found"]["warnings"] = [finding.text for finding in findings.warnings]
                 else:
                     empty_folder(folder)
-                    record = _link_into(folder, finished)
-                write_merged_tokenizer(request, models, role, folder)
-                (folder / "README.md").write_text(model_card(request, role), encoding="utf-8")
-                write_json(folder / RECORD_FILE, {**record, "tokenizer_from": role})
+                    record, weights = _link_into(folder, finished)
+                    record["found"].setdefault("warnings", [])  # older records have none
+                write_model_files(request, models, role, folder)
+                warnings = record["found"]["warnings"]
+                (folder / CARD_FILE).write_text(model_card(request, role, warnings), encoding="utf-8")
+                outputs = [asdict(file) for file in list_output_files(folder, weights)]
+                check_unchanged(before, input_states(request))
+                write_json(folder / RECORD_FILE, {**record, "outputs": outputs, "tokenizer_from": role})
             finished = target
             log.info("saved %s", target)
+
+
+def _say_already_merged(targets: Mapping[str, Path]) -> None:
+    log.info("already merged: %s", ", ".join(str(target) for target in targets.values()))
 
 
 def _check_place(target: Path, request: MergeRequest) -> None:
@@ -123,55 +156,62 @@ def _check_place(target: Path, request: MergeRequest) -> None:
     for folder in request.inputs.values():
         if target.resolve() == folder.resolve():
             raise UserError(f"{target}: is one of the models to merge; choose another --output_dir")
-    remove_replaced(target)
 
 
 def _is_done(target: Path, request: MergeRequest) -> bool:
-    """Whether `target` already is this merge. Raises UserError where it is something else."""
+    """Whether `target` already is this merge. Raises UserError where it is something else, or was damaged."""
     if not target.exists():
         return False
     if (target / RECORD_FILE).exists():
         record = read_record(target / RECORD_FILE)
-        if is_same_merge(record, request) and record["outputs"] == _weight_sizes(target):
-            return True
+        if is_same_merge(record, request):
+            damage = find_damage(target, record)
+            if damage is None:
+                return True
+            raise UserError(f"{damage}; make the merge again with --overwrite, or choose another --output_dir")
     raise UserError(
         f"{target}: holds the results of another run; choose another --output_dir, or replace it with --overwrite"
     )
 
 
-def _weight_sizes(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}
+@dataclass(frozen=True)
+class Inputs:
+    """The models of a merge, and the states in which their files were at the time `read_since`, before any was read."""
+
+    models: AlignedModels
+    states: FileStates
+    read_since: float
 
 
 def _merge_into(
-    folder: Path, request: MergeRequest, models: AlignedModels, made_from: Path | None, work: MergeWork
-) -> dict:
-    """Write merged weights and configs into `folder`; returns the record of it."""
+    folder: Path, request: MergeRequest, inputs: Inputs, made_from: Path | None, work: MergeWork
+) -> tuple[dict, dict[str, str]]:
+    """Write merged weights and configs into `folder`; returns the record of it, and the hashes of the weight files."""
+    models = inputs.models
     started, clock = datetime.now(timezone.utc), time.monotonic()
     roles, parameters = list(request.finetuned), request.parameters
     merge = Merge(models, roles, parameters, work.device, work.threads, work.block_size)
-    check_exclusions(merge)
     forms = output_forms(models, parameters)
     shards = plan_shards(forms, work.largest_shard)
-    progress = MergeProgress(folder, _identity(request, shards, work), shards, work.block_size)
+    progress = MergeProgress(folder, _identity(request, inputs.states, shards, work), shards, work.block_size)
+    read_since = 0.0 if progress.reports else inputs.read_since  # an interrupted run read some earlier
     left = [shard for shard in shards if shard.file not in progress.reports]
     if len(left) < len(shards):
         log.info("going on: %d of %d weight files were whole already", len(shards) - len(left), len(shards))
     _check_room(folder, sum(forms[name].bytes for shard in left for name in shard.names))
-    if not work.allow_unrelated and made_from is None:  # those of a record passed, or were allowed to
+    if not work.allow_unrelated and made_from is None:
         check_related(merge)
-    write_configs(models, parameters, folder)
     write_index(folder, shards, forms)
     if progress.coefficients is None:
         progress.keep_coefficients(merge.coefficients())
     sync_seconds = _write_shards(folder, left, forms, merge, progress)
 
     reports = {name: report for file in progress.reports.values() for name, report in file.items()}
-    inputs = fingerprint_inputs(request, models.models, _digests_of_inputs(reports, len(models.models)))
-    for model in models.models:
-        model.check_unchanged()
+    digests = _digests_of_inputs(reports, models)
+    fingerprints = fingerprint_inputs(request, models.models, inputs.states, read_since, digests)
+    check_unchanged(inputs.states, input_states(request))
     if made_from is not None:
-        check_against_record(made_from, inputs)
+        check_against_record(made_from, fingerprints)
     found_of_models = comparison(merge, {name: np.array(reports[name].sums) for name in merge.merged_names})
     for line in found_of_models.screen_lines():
         log.info("%s", line)
@@ -191,7 +231,20 @@ def _merge_into(
         "sync_seconds": round(sync_seconds, 2),
         "device": work.device,
     }
-    return make_record(request, inputs, run_name(parameters, len(roles)), found, _weight_sizes(folder), times)
+    record = make_record(request, fingerprints, run_name(parameters, len(roles)), found, times)
+    return record, _weight_hashes(shards, forms, reports) if work.block_size == STRETCH else {}
+
+
+def _weight_hashes(
+    shards: Sequence[Shard], forms: Mapping[str, TensorForm], reports: Mapping[str, TensorReport]
+) -> dict[str, str]:
+    """The content hash of every weight file, from the digests of what was written."""
+    return {
+        shard.file: tensors_hash(
+            (name, forms[name].dtype, forms[name].shape, reports[name].output) for name in shard.names
+        )
+        for shard in shards
+    }
 
 
 def _write_shards(
@@ -213,46 +266,43 @@ def _write_shards(
         return time.monotonic() - clock
 
 
-def _identity(request: MergeRequest, shards: Sequence[Shard], work: MergeWork) -> dict:
+def _identity(request: MergeRequest, states: FileStates, shards: Sequence[Shard], work: MergeWork) -> dict:
     """All that the bytes of an unfinished merge depend on."""
     return {
         "format": RECORD_FORMAT,
-        "parameters": asdict(request.parameters),
-        "inputs": {role: [_file_state(path) for path in list_input_files(f)] for role, f in request.inputs.items()},
+        "parameters": request.parameters.to_fields(),
+        "roles": list(request.inputs),
+        "inputs": [[str(path.resolve()), state] for path, state in states.items()],
         "shards": [asdict(shard) for shard in shards],
         "device": work.device,
         "block_size": work.block_size,
     }
 
 
-def _file_state(path: Path) -> list:
-    state = path.stat()
-    return [str(path.resolve()), state.st_size, state.st_mtime_ns]
-
-
-def _digests_of_inputs(reports: Mapping[str, TensorReport], models: int) -> list[dict[str, str]]:
-    """For each model the digests of the tensors that the merge has read."""
+def _digests_of_inputs(reports: Mapping[str, TensorReport], models: AlignedModels) -> list[dict[str, str]]:
+    """For each model the digests of the tensors that the merge has read, by the model's own names."""
     return [
-        {name: report.inputs[model] for name, report in reports.items() if report.inputs[model] is not None}
-        for model in range(models)
+        {
+            models.stored_name(model, name): report.inputs[model]
+            for name, report in reports.items()
+            if report.inputs[model] is not None
+        }
+        for model in range(len(models.models))
     ]
 
 
-def _link_into(folder: Path, finished: Path) -> dict:
-    """Put the weights and configs of the `finished` folder of another role into `folder`; returns its record."""
+def _link_into(folder: Path, finished: Path) -> tuple[dict, dict[str, str]]:
+    """Put the weights of the `finished` folder of another role into `folder`; returns its record, and the hashes of
+    the weight files that it has."""
     for path in finished.iterdir():
         if path.suffix == ".safetensors":
             _link_or_copy(path, folder / path.name)
-        elif path.name in ("config.json", "generation_config.json", INDEX_FILE):
+        elif path.name == INDEX_FILE:
             shutil.copyfile(path, folder / path.name)
-    return read_record(finished / RECORD_FILE)
-
-
-def _check_tokenizers(request: MergeRequest, models: AlignedModels, roles: Iterable[str]) -> None:
-    """Raise UserError for a tokenizer that cannot take the merged ids, before the long work."""
-    for role in roles:
-        with tempfile.TemporaryDirectory() as folder:
-            write_merged_tokenizer(request, models, role, Path(folder))
+    record = read_record(finished / RECORD_FILE)
+    outputs = [] if isinstance(record["outputs"], dict) else record["outputs"]
+    hashes = {file["name"]: file["xxh3_128"] for file in outputs if file["name"].endswith(".safetensors")}
+    return {**record, "format": RECORD_FORMAT}, hashes
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -3,10 +3,11 @@
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from model_merging_methods.merging_methods import MERGING_METHODS
+from model_merging_methods.mixup import sums_to_one
 from utils.errors import UserError
 
 MASK_MERGING = "mask_merging"
@@ -45,7 +46,8 @@ class MergeParameters:
     """A merge of K models: which method, with what; `mask` None means that nothing is masked.
 
     `dtype` is that of the saved weights; None: the pretrained model's. Rates are fractions. Parameters whose names
-    hold a match of one of `exclude_param_names_regex` stay as the pretrained model has them.
+    hold a match of one of `exclude_param_names_regex` stay as the pretrained model has them. `config_from` is the role
+    whose config and generation config the merged model has (`configs` says which it has otherwise).
     """
 
     method: str
@@ -56,6 +58,7 @@ class MergeParameters:
     seed: int = 0
     dtype: str | None = None
     exclude_param_names_regex: tuple[str, ...] = ()
+    config_from: str | None = None
 
     @property
     def merging_method_name(self) -> str:
@@ -73,6 +76,13 @@ class MergeParameters:
         drawn_mask = self.mask is not None and self.mask.mask_strategy == "random"
         return drawn_mask or (self.mixup is not None and self.mixup.is_drawn)
 
+    def to_fields(self) -> dict[str, Any]:
+        """The parameters as JSON holds them. Records from before `config_from` have no such field."""
+        fields = asdict(self)
+        if self.config_from is None:
+            del fields["config_from"]
+        return fields
+
     def excludes(self, name: str) -> bool:
         """Whether the parameter of this name is left as the pretrained model has it."""
         return any(re.search(pattern, name) for pattern in self.exclude_param_names_regex)
@@ -81,6 +91,8 @@ class MergeParameters:
         """Raise UserError for a value that makes no sense, naming its option."""
         if self.mixup and len(self.mixup.weights) != number_of_models:
             raise UserError(f"--mixup_lambda: {len(self.mixup.weights)} ratios for {number_of_models} models")
+        if self.mixup and not sums_to_one(self.mixup.weights):
+            raise UserError(f"--mixup: the ratios {self.mixup.weights} sum to {sum(self.mixup.weights):g}, not to 1")
         if self.method not in MERGING_METHODS:
             raise UserError(f"method {self.method}: choose one of {', '.join(MERGING_METHODS)}")
         if not 0 <= self.param_value_mask_rate <= 1:
@@ -97,7 +109,7 @@ class MergeParameters:
 
 
 def parameters_from_fields(fields: Mapping[str, Any]) -> MergeParameters:
-    """The parameters whose `dataclasses.asdict`, to JSON and back, is `fields`.
+    """The parameters whose `to_fields`, to JSON and back, is `fields`.
 
     Raises KeyError, TypeError or AttributeError where it is not.
     """
@@ -139,6 +151,8 @@ def run_name(parameters: MergeParameters, number_of_models: int) -> str:
         name += f"_dtype_{parameters.dtype}"
     if parameters.exclude_param_names_regex:
         name += f"_exclude_{_short_hash(parameters.exclude_param_names_regex)}"
+    if parameters.config_from is not None:
+        name += f"_config_from_{parameters.config_from}"
     return name
 
 

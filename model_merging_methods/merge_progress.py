@@ -3,19 +3,29 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from model_merging_methods.checkpoints.checkpoint_folder import read_header
 from model_merging_methods.checkpoints.checkpoint_writer import Shard
 from model_merging_methods.checkpoints.fingerprints import read_tensor_digest
+from model_merging_methods.checkpoints.stored_tensors import read_header
 from model_merging_methods.merge_engine import TensorReport
 from model_merging_methods.merging_methods import Coefficients
 from utils.errors import UserError
+from utils.json_files import read_shaped_object
 from utils.whole_files import empty_folder, write_json
 
 PROGRESS_FILE = "merge_progress.json"
+
+
+@dataclass(frozen=True)
+class ProgressShape:
+    """The fields of an interrupted merge's state."""
+
+    identity: dict[str, Any]
+    coefficients: Coefficients
+    shards: dict[str, dict[str, TensorReport]]
 
 
 class MergeProgress:
@@ -47,7 +57,7 @@ class MergeProgress:
 
     def _take_up(self, folder: Path, shards: Sequence[Shard], block_size: int) -> None:
         try:
-            left = json.loads(self._path.read_text(encoding="utf-8"))
+            left = read_shaped_object(self._path, ProgressShape, "")
             if left["identity"] == self._identity:
                 fields = left["coefficients"]
                 fields["weights"] = fields["weights"] and tuple(fields["weights"])
@@ -56,7 +66,7 @@ class MergeProgress:
                     reports = {name: TensorReport(**r) for name, r in left["shards"].get(shard.file, {}).items()}
                     if reports and _is_whole(folder / shard.file, shard, reports, block_size):
                         self.reports[shard.file] = reports
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (UserError, KeyError, TypeError):
             self.coefficients, self.reports = None, {}
         empty_folder(folder, keep={*self.reports, PROGRESS_FILE} if self.coefficients else ())
 

@@ -18,6 +18,8 @@ def draw_interpolation_weights(alpha: float, number_of_models: int, seed: int) -
     if alpha <= 0:
         return (1.0, *[0.0] * (number_of_models - 1))
     drawn = np.random.default_rng(seed).dirichlet([alpha] * number_of_models)
+    if not sums_to_one(drawn):  # the gamma variables behind the draw add up to infinity
+        raise UserError(f"--alpha {alpha}: is too large to draw from; all ratios are equal from 1e300 on, so give that")
     if number_of_models == 2:
         return two_model_weights(float(drawn[0]))
     return tuple(float(weight) for weight in drawn)
@@ -36,9 +38,14 @@ def given_interpolation_weights(mixup_lambda: Sequence[float], number_of_models:
     if len(mixup_lambda) != number_of_models:
         wanted = "one ratio, or two" if number_of_models == 2 else f"{number_of_models} ratios"
         raise UserError(f"{option}: {number_of_models} models are merged, give {wanted} that sum to 1")
-    if abs(sum(mixup_lambda) - 1) > 1e-6:
+    if not sums_to_one(mixup_lambda):
         raise UserError(f"{option}: the ratios sum to {sum(mixup_lambda):g}, make them sum to 1")
     return two_model_weights(mixup_lambda[0]) if number_of_models == 2 else tuple(mixup_lambda)
+
+
+def sums_to_one(ratios: Sequence[float]) -> bool:
+    """Whether ratios sum to 1, up to what six digits leave open; never where one is NaN."""
+    return abs(sum(ratios) - 1) <= 1e-6
 
 
 def two_model_weights(mixup_lambda: float) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """The model card of a merged model: what it was made of, and how."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from model_merging_methods.merge_parameters import MergeParameters
@@ -14,8 +15,9 @@ _METHODS = {
 }
 
 
-def model_card(request: MergeRequest, tokenizer_from: str) -> str:
-    """The README.md of a merged model folder. It holds no times, so that the same merge gives the same card."""
+def model_card(request: MergeRequest, tokenizer_from: str, warnings: Sequence[str] = ()) -> str:
+    """The README.md of a merged model folder, with what a check of the inputs warned of. It holds no times, so that
+    the same merge gives the same card."""
     models = "\n".join(f"* {role}: `{model_name(folder)}`" for role, folder in request.inputs.items())
     facts = "\n".join(f"| {name} | {value} |" for name, value in _facts(request.parameters, request.finetuned))
     names = "\n".join(f"- {model_name(folder)}" for folder in request.inputs.values())
@@ -34,7 +36,7 @@ A merge of fine-tunes of one pretrained model, every parameter of it:
 {models}
 
 Made as {_METHODS.get(request.parameters.method, request.parameters.method)}{_extras(request.parameters)}.
-The tokenizer is the {tokenizer_from} model's, config and generation config are the pretrained model's.
+{_origins(request.parameters, tokenizer_from)}
 
 | parameter | value |
 |---|---|
@@ -42,7 +44,7 @@ The tokenizer is the {tokenizer_from} model's, config and generation config are 
 
 `{RECORD_FILE}` holds every parameter, the inputs' sizes and fingerprints, and the versions of packages: with it,
 `merge_llms_instruct_math_code.py --from_record {RECORD_FILE}` makes the same model again.
-"""
+{_warnings(warnings)}"""
 
 
 def model_name(folder: Path) -> str:
@@ -51,6 +53,22 @@ def model_name(folder: Path) -> str:
     if folder.parent.name == "snapshots":
         return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
     return folder.name
+
+
+def _origins(parameters: MergeParameters, role: str) -> str:
+    if parameters.config_from is not None:
+        source = parameters.config_from
+        return f"The tokenizer is the {role} model's, config and generation config are the {source} model's."
+    return (
+        f"Tokenizer, chat template, generation config and stop tokens are the {role} model's. The config is the "
+        "pretrained model's, with the settings in which all fine-tunes agree."
+    )
+
+
+def _warnings(warnings: Sequence[str]) -> str:
+    if not warnings:
+        return ""
+    return "\n## Differences between the models\n\n" + "".join(f"* {text}\n" for text in warnings)
 
 
 def _extras(parameters: MergeParameters) -> str:

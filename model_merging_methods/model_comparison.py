@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from model_merging_methods.checkpoints.aligned_models import INPUT_EMBEDDINGS, OUTPUT_BIASES, OUTPUT_EMBEDDINGS
+from model_merging_methods.checkpoints.vocabulary_matrices import INPUT_EMBEDDINGS, OUTPUT_BIASES, OUTPUT_EMBEDDINGS
 from model_merging_methods.kernels.block_kernels import Sums
 from utils.errors import UserError
 

@@ -1,11 +1,15 @@
 """Attack the prompt of CoLA: is an English sentence grammatical?"""
 
-import functools
+import os
 import sys
-from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if __name__ in ("__main__", "__mp_main__"):  # before the imports, which take a while
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    from utils.interrupts import prepare_process
+
+    prepare_process(__name__)
+
+import functools
 
 from promptbench.glue import load_validation_set
 from promptbench.prompt_task import PromptTask

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from inference_llms.data_sets import check_rows, load_from_hub, published_rows
 from promptbench.prompt_task import Sample
+from utils.content_hashes import unchanged
 from utils.errors import UserError
 
 _FIELDS = {"sentence": str, "label": int}
@@ -22,7 +23,8 @@ def load_validation_set(name: str, data_dir: Path | None) -> Sequence[Sample]:
         if not data_dir.is_dir():
             raise UserError(f"--data_dir {data_dir} is not a folder; give one that holds {file}")
         if (data_dir / file).is_file():
-            return _read_samples(data_dir / file)
+            with unchanged([data_dir / file]):
+                return _read_samples(data_dir / file)
     published_as = f"nyu-mll/glue ({name})"
     rows = published_rows(published_as, lambda: load_from_hub("nyu-mll/glue", name, split="validation"), f"put {file}")
     check_rows(published_as, rows, _FIELDS)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from huggingface_hub import model_info
 
-from inference_llms.model_loading import quiet_transformers
 from promptbench.missing_part import MissingPart
 from utils.errors import UserError
+from utils.transformers_classes import quiet_transformers
 
 
 @contextmanager

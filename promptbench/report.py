@@ -4,14 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from inference_llms.answer_health import Health
 from promptbench.prompt_accuracy import PromptAccuracy
+from promptbench.prompt_task import PromptTask
 from promptbench.search import SearchResult
+from utils.errors import UserError
 from utils.intervals import wilson_interval
 
 
 def attack_report(name: str, result: SearchResult, accuracy: PromptAccuracy) -> dict[str, Any]:
     """A search's result as JSON: prompts, accuracies with 95% intervals (Wilson), the performance drop rate (None where
-    the clean accuracy is 0), which samples were answered rightly, queries, and the whole search."""
+    the clean accuracy is 0), which samples were answered rightly, the health of the answers, queries, and the whole
+    search."""
 
     def interval(prompt: str) -> list[float]:
         return list(wilson_interval(accuracy.number_right(prompt), accuracy.number_of_samples))
@@ -28,6 +32,8 @@ def attack_report(name: str, result: SearchResult, accuracy: PromptAccuracy) -> 
         "attacked_accuracy_interval": interval(result.final_prompt),
         "clean_right": accuracy.right(result.clean_prompt),
         "attacked_right": accuracy.right(result.final_prompt),
+        "clean_health": asdict(accuracy.health(result.clean_prompt)),
+        "attacked_health": asdict(accuracy.health(result.final_prompt)),
         "performance_drop_rate": result.performance_drop_rate,
         "number_of_queries": result.number_of_queries,
         "ranking": [asdict(word) for word in result.ranking],
@@ -55,12 +61,36 @@ def table(reports: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [f"{'attack':12} {'clean accuracy':>22} {'attacked accuracy':>22} {'PDR':>8} {'queries':>8}"]
     for report in reports:
         cells = [_percent(report[name], report[f"{name}_interval"]) for name in ("clean_accuracy", "attacked_accuracy")]
-        drop = report["performance_drop_rate"]
-        shown = "none" if drop is None else f"{100 * drop:.1f}%"
-        lines.append(f"{report['attack']:12} {cells[0]:>22} {cells[1]:>22} {shown:>8} {report['number_of_queries']:>8}")
-    if any(report["performance_drop_rate"] is None for report in reports):
-        lines.append("PDR none: undefined, for the clean accuracy is 0")
+        drop = f"{100 * report['performance_drop_rate']:.1f}%"
+        lines.append(f"{report['attack']:12} {cells[0]:>22} {cells[1]:>22} {drop:>8} {report['number_of_queries']:>8}")
     return lines
+
+
+def health_lines(reports: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each prompt with a fault in more than one of ten answers; the clean prompt is the same for all."""
+    prompts = {"the clean prompt": reports[0]["clean_health"]}
+    prompts |= {f"{report['attack']}'s prompt": report["attacked_health"] for report in reports}
+    warnings = {name: Health(**health).warning() for name, health in prompts.items()}
+    return [f"check the completions with {name}: {warning}" for name, warning in warnings.items() if warning]
+
+
+def check_clean_prompt(task: PromptTask, model: str, accuracy: PromptAccuracy) -> None:
+    """Ask the clean prompt. Raises UserError, saying how the answers look, where not one of them is right: the
+    performance drop rate is then undefined."""
+    if accuracy([task.prompt]) != [0]:
+        return
+    labels = " or ".join(map(repr, task.labels))
+    looks = accuracy.health(task.prompt).warning() or f"{accuracy.number_of_samples} answers, all of them other labels"
+    first, _ = accuracy.completions(task.prompt)[0]
+    raise UserError(
+        f"{model}: no answer to the clean prompt of {task.name} is right ({looks}; the first is {_short(first)}), so "
+        f"an attack has no accuracy to lower; choose a model that answers {labels}"
+    )
+
+
+def _short(text: str) -> str:
+    """A text in one line of 60 characters at most."""
+    return repr(text if len(text) <= 60 else f"{text[:59]}…")
 
 
 def _percent(share: float, interval: Sequence[float]) -> str:

@@ -10,7 +10,7 @@ import random
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,16 @@ from promptbench.attack import Attack, AttackParts
 from promptbench.missing_part import MissingPart
 from promptbench.prompt_accuracy import SAMPLING, PromptAccuracy
 from promptbench.prompt_task import PromptTask, Sample
-from promptbench.report import attack_report, prompt_lines, table
+from promptbench.report import attack_report, check_clean_prompt, health_lines, prompt_lines, table
 from promptbench.search import search
 from utils.command_line import OneLineParser
+from utils.content_hashes import content_hash, folder_hash
 from utils.errors import UserError
 from utils.json_files import read_json_object
+from utils.model_folders import find_model_folder
 from utils.package_versions import package_versions
 from utils.run_log import logged_run
-from utils.whole_files import write_json
+from utils.whole_files import locked, write_json
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ PACKAGES_OF_ATTACKS = ("sentence-transformers", "HanTa")
 
 def build_parser(task: PromptTask) -> argparse.ArgumentParser:
     parser = OneLineParser(description=f"Attack the prompt of {task.name}.", allow_abbrev=False)
-    parser.add_argument("--model_path", type=Path, required=True, help="a Hugging Face model folder")
+    parser.add_argument("--model_path", type=Path, required=True, help="a Hugging Face model folder, or a hub id")
     parser.add_argument(
         "--attack_method",
         nargs="+",
@@ -81,8 +83,9 @@ def run_attacks(task: PromptTask, options: argparse.Namespace, command: str) -> 
     """All that can be checked first; then one search after another, on one engine, each with its file."""
     task.check_prompts()
     check_engine(options)
-    source = model_source(options, options.model_path)
-    places = output_places(options.model_path, options.output_dir)
+    folder = find_model_folder(str(options.model_path))
+    source = model_source(options, folder)
+    places = output_places(folder, options.output_dir)
     samples = chosen_samples(task, options)
     opened, missing = open_attacks(task, options)
     sampling = SAMPLING.capped(options.max_tokens)
@@ -96,13 +99,19 @@ def run_attacks(task: PromptTask, options: argparse.Namespace, command: str) -> 
             "number_of_samples": len(samples),
             "seed": options.seed,
             "query_budget": options.query_budget,
-            **{part: str(getattr(options, part)) for part in parts_of_attack(name)},
+            **settings_of_parts(options, parts_of_attack(name)),
         }
-        check_same_settings(paths[name], settings[name])
 
     reports = []
     asked = places.adversarial_completions(task.name, digest(identity))
-    with closing(PromptAccuracy(task, samples, asked, identity, source.open_engine, sampling)) as accuracy:
+    with ExitStack() as held:
+        for name, path in paths.items():
+            held.enter_context(locked(path))
+            check_same_settings(path, settings[name])
+        accuracy = held.enter_context(
+            closing(PromptAccuracy(task, samples, asked, identity, source.open_engine, sampling))
+        )
+        check_clean_prompt(task, source.model, accuracy)
         for name, attack in opened.items():
             result = search(attack, task.prompt, task.protected_words, accuracy, options.query_budget)
             reports.append(attack_report(name, result, accuracy))
@@ -111,7 +120,7 @@ def run_attacks(task: PromptTask, options: argparse.Namespace, command: str) -> 
             write_json(paths[name], {**about, "settings": settings[name], **reports[-1]})
             for line in prompt_lines(reports[-1]):
                 log.info(line)
-    for line in table(reports):
+    for line in [*table(reports), *health_lines(reports)]:
         log.info(line)
     for name, why in missing.items():
         log.info("not run: %s: %s", name, why)
@@ -149,6 +158,17 @@ def open_attacks(task: PromptTask, options: argparse.Namespace) -> tuple[dict[st
 def parts_of_attack(name: str) -> tuple[str, ...]:
     """The options of `AttackParts` that an attack depends on, beside task and seed."""
     return getattr(_module(name), "PARTS", ())
+
+
+def settings_of_parts(options: argparse.Namespace, parts: Sequence[str]) -> dict[str, str]:
+    """The models and files that an attack works with, with the hashes of those that are on this machine."""
+    settings = {}
+    for part in parts:
+        settings[part] = str(getattr(options, part))
+        path = Path(settings[part])
+        if path.exists():
+            settings[f"{part}_hash"] = folder_hash(path) if path.is_dir() else content_hash(path)
+    return settings
 
 
 def _module(name: str):

@@ -6,16 +6,22 @@ Takes the tiny models: the clean prompt and the three of stresstest over all sam
 main job. Each is asked in one call of an engine that is open already, then in as many calls as there are prompts.
 """
 
+import os
+import sys
+
+if __name__ in ("__main__", "__mp_main__"):  # before the imports, which take a while
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    from utils.interrupts import prepare_process
+
+    prepare_process(__name__)
+
 import argparse
 import logging
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from inference_llms.command_line import positive_number
 from inference_llms.engine import Engine, Sampling, check_engine_request, open_engine, resolve_backend

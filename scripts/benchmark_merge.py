@@ -7,21 +7,26 @@ has a column of its own. The floor, in the same round, reads the inputs that the
 the output once. Cold rounds begin with the inputs out of the system's cache, warm ones with them in it.
 """
 
+import os
+import sys
+
+if __name__ in ("__main__", "__mp_main__"):  # before the imports, which take a while
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    from utils.interrupts import prepare_process
+
+    prepare_process(__name__)
+
 import argparse
 import importlib.metadata
 import json
-import os
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.benchmark_checkpoints import SHAPES, make_checkpoint
 from scripts.benchmark_processes import bring_into_cache, drop_from_cache, machine, measure, sync_files

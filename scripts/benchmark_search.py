@@ -6,19 +6,24 @@ Takes the tiny models: draws over two tasks, the search as one process, the main
 job only some runs are made, and their mean stands for all.
 """
 
-import argparse
 import os
+import sys
+
+if __name__ in ("__main__", "__mp_main__"):  # before the imports, which take a while
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    from utils.interrupts import prepare_process
+
+    prepare_process(__name__)
+
+import argparse
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from inference_llms.command_line import positive_number
 from model_merging_methods.mixup import draw_interpolation_weights

@@ -1,12 +1,18 @@
 """Every score in a results' folder, whatever produced it, as one CSV; and the paper's tables of them, beside the
 published values: python scripts/make_tables.py RESULTS_DIR"""
 
-import logging
+import os
 import sys
+
+if __name__ in ("__main__", "__mp_main__"):  # before the imports, which take a while
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    from utils.interrupts import prepare_process
+
+    prepare_process(__name__)
+
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.paper_tables.figures import FIGURES, figures
 from scripts.paper_tables.rendering import html_page, latex, markdown
@@ -40,18 +46,27 @@ def make_tables(results_dir: Path, scores: Sequence[Score]) -> None:
 
 
 def doubts(scores: Sequence[Score]) -> list[str]:
-    """A line for each reason why scores have no value, with how many, and one of them named."""
+    """A line for each reason why scores have no value, with how many, and one of them named; and one for scores of
+    faulty answers."""
     by_reason: dict[tuple[str, str], list[Score]] = {}
     for score in scores:
         if score.status != OK:
             by_reason.setdefault((score.status, score.note), []).append(score)
     lines = []
     for (status, note), of_reason in by_reason.items():
-        first = of_reason[0]
-        what = " ".join(filter(None, (first.models, first.method, first.variant, first.dataset, first.attack)))
-        seed = "" if first.seed is None else f" seed {first.seed}"
-        lines.append(f"{status}, {len(of_reason)} ({what}{seed}{', ...' if len(of_reason) > 1 else ''}): {note}")
+        lines.append(f"{status}, {len(of_reason)} ({_named(of_reason)}): {note}")
+    faulty = [score for score in scores if score.health is not None and score.health.warning()]
+    if faulty:
+        lines.append(f"check the completions of {len(faulty)} ({_named(faulty)}): {faulty[0].health.warning()}")
     return lines
+
+
+def _named(scores: Sequence[Score]) -> str:
+    """The first of some scores, and whether there are others."""
+    first = scores[0]
+    what = " ".join(filter(None, (first.models, first.method, first.variant, first.dataset, first.attack)))
+    seed = "" if first.seed is None else f" seed {first.seed}"
+    return f"{what}{seed}{', ...' if len(scores) > 1 else ''}"
 
 
 if __name__ == "__main__":

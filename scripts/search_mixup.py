@@ -4,21 +4,24 @@
         --num_draws 20 --seed 0 --tensor_parallel_size 2
 """
 
+import os
+import sys
+
+if __name__ in ("__main__", "__mp_main__"):  # before the imports, which take a while
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    from utils.interrupts import prepare_process
+
+    prepare_process(__name__)
+
 import argparse
 import copy
-import hashlib
-import json
 import logging
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from inference_llms import alpaca_eval
 from inference_llms.command_line import (
@@ -29,7 +32,6 @@ from inference_llms.command_line import (
     positive_number,
 )
 from inference_llms.engine import check_engine_request, resolve_backend
-from inference_llms.model_folder import model_fingerprint
 from inference_llms.tasks import TASKS, TASKS_OF_ROLE
 from merge_llms_instruct_math_code import (
     DEFAULTS,
@@ -41,7 +43,7 @@ from merge_llms_instruct_math_code import (
     role_of_task,
 )
 from model_merging_methods.merge_parameters import run_name
-from model_merging_methods.merge_record import PRETRAINED, MergeRequest, list_input_files, tasks_name
+from model_merging_methods.merge_record import PRETRAINED, MergeRequest, input_states, list_input_files, tasks_name
 from scripts.mixup_search.engines import Engines, OwnEngine
 from scripts.mixup_search.live_merges import EngineOptions, Models
 from scripts.mixup_search.proposals import DRAW_BY, Proposals
@@ -52,10 +54,11 @@ from scripts.mixup_search.splits import TaskParts, split_sentence, split_task
 from scripts.mixup_search.store import SearchStore
 from scripts.mixup_search.verdicts import check_verdicts
 from utils.command_line import OneLineParser
+from utils.content_hashes import FileStates, files_hash, json_hash
 from utils.errors import UserError, run_command_line
 from utils.output_places import OutputPlaces
 from utils.run_log import logged_run
-from utils.whole_files import locked_folder
+from utils.whole_files import locked
 
 log = logging.getLogger(__name__)
 
@@ -159,6 +162,7 @@ def run(options: argparse.Namespace, roles: Sequence[str], proposals: Proposals,
     check_verdicts({task: [*of.validation, *of.test] for task, of in parts.items()}, options.allow_code_execution)
     rungs = [*options.rungs, options.num_validation]
     search = Search(proposals, roles, parts, of_role, rungs)
+    states = input_states(request)
     identity = {
         "roles": list(roles),
         "tasks": tasks,
@@ -175,7 +179,7 @@ def run(options: argparse.Namespace, roles: Sequence[str], proposals: Proposals,
         "models_dir": None if options.models_dir is None else str(options.models_dir),
         "allow_unrelated": options.allow_unrelated,
         "models": {role: getattr(options, f"{role}_model") for role in (PRETRAINED, *roles)},
-        "fingerprints": {role: fingerprint(folder) for role, folder in request.inputs.items()},
+        "fingerprints": {role: files_hash(list_input_files(folder)) for role, folder in request.inputs.items()},
         "backend": resolve_backend(options.backend),
         "engine_dtype": options.engine_dtype,
         "max_tokens": options.max_tokens,
@@ -187,7 +191,7 @@ def run(options: argparse.Namespace, roles: Sequence[str], proposals: Proposals,
     merges.check(proposals.space.base, options.allow_unrelated)
     if alpaca_eval.TASK.name in tasks:
         log.info("alpaca_eval has no judge here: an answer is right if it is the set's reference answer")
-    with closing(open_engines(options, request, of_role)) as engines, SearchStore(results, identity) as store:
+    with closing(open_engines(options, request, states, of_role)) as engines, SearchStore(results, identity) as store:
         search.run(store, engines)
         if isinstance(engines, OwnEngine) and engines.live.seconds.replacements:
             log.info(engines.live.seconds.told())
@@ -256,8 +260,10 @@ def default_results(options: argparse.Namespace, roles: Sequence[str], proposals
     return OutputPlaces(options.output_dir, tasks_name(roles), name).mixup_search()
 
 
-def open_engines(options: argparse.Namespace, request: MergeRequest, role_of_task: Mapping[str, str]) -> Engines:
-    models = Models(request.pretrained.absolute(), absolute(request.finetuned))
+def open_engines(
+    options: argparse.Namespace, request: MergeRequest, states: FileStates, role_of_task: Mapping[str, str]
+) -> Engines:
+    models = Models(request.pretrained.absolute(), absolute(request.finetuned), None if options.ray else states)
     engine = EngineOptions(
         resolve_backend(options.backend),
         options.tensor_parallel_size,
@@ -280,24 +286,13 @@ def absolute(folders: Mapping[str, Path]) -> dict[str, Path]:
 def digest_of_examples(parts: TaskParts) -> str:
     """Of what is asked and what is right, in its order."""
     asked = [[[example.id, example.prompt, example.row] for example in part] for part in (parts.validation, parts.test)]
-    return hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest()[:16]
-
-
-def fingerprint(folder: Path) -> str:
-    """What tells a model or an adapter from others."""
-    if (folder / "config.json").is_file():
-        return model_fingerprint(folder)
-    digest = hashlib.sha256()
-    for path in list_input_files(folder):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
+    return json_hash(asked)
 
 
 def show(store: SearchStore, results: Path) -> None:
     """The report, as files and on the screen."""
     folder = results.with_name(f"{results.name.removesuffix('.sqlite')}_report")
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked_folder(folder, waits=True):  # another process of the search may end just now
+    with locked(folder, waits=True):  # another process of the search may end just now
         write_report(store, folder)
     for line in report_lines(store):
         log.info(line)

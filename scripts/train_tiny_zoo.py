@@ -11,13 +11,21 @@ MIT licence. No test question is ever asked in training. A model that is there a
 table of the models' scores and of merges over λ; `--evaluate_only` prints the table for models that are there already.
 """
 
+import os
+import sys
+
+if __name__ in ("__main__", "__mp_main__"):  # before the imports, which take a while
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    from utils.interrupts import prepare_process
+
+    prepare_process(__name__)
+
 import argparse
 import copy
 import functools
 import json
 import random
 import re
-import sys
 import time
 from itertools import combinations
 from pathlib import Path
@@ -25,8 +33,6 @@ from pathlib import Path
 import torch
 import transformers
 from transformers import AutoTokenizer, BertForMaskedLM, LlamaForCausalLM, PreTrainedTokenizerFast
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from inference_llms import MATH, alpaca_eval, gsm8k, human_eval, mbpp
 from scripts import tiny_zoo_corpus as corpus

@@ -72,6 +72,8 @@ def hub():
     files = {path.name: path.read_bytes() for path in (ZOO / "math").iterdir()}
     files["consolidated.00.pth"] = b"the same weights again"
     files["original/params.json"] = b"{}"
+    files["additional_chat_templates/tool_use.jinja"] = b"a template"
+    files["qwen.tiktoken"] = b"IQ== 0"
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Hub, files))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", files
@@ -79,14 +81,17 @@ def hub():
     server.server_close()
 
 
-def find(hub_id: str, address: str, cache: Path) -> subprocess.CompletedProcess:
+def run(words: list[object], address: str, cache: Path) -> subprocess.CompletedProcess:
     environment = {
         "PATH": "/usr/bin:/bin", "HF_ENDPOINT": address, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1",
         "no_proxy": "*",
     }  # fmt: skip
-    return subprocess.run(
-        [sys.executable, "-c", COMMAND, hub_id], capture_output=True, text=True, cwd=ROOT, env=environment, check=False
-    )
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+
+
+def find(hub_id: str, address: str, cache: Path) -> subprocess.CompletedProcess:
+    return run(["-c", COMMAND, hub_id], address, cache)
 
 
 def test_a_hub_id_is_downloaded_without_what_holds_the_weights_again(hub, tmp_path):
@@ -95,7 +100,15 @@ def test_a_hub_id_is_downloaded_without_what_holds_the_weights_again(hub, tmp_pa
     assert done.returncode == 0 and done.stderr == "", done.stderr
     folder = Path(done.stdout.strip())
     found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert found == {name: content for name, content in files.items() if "/" not in name and not name.endswith(".pth")}
+    assert found == {n: content for n, content in files.items() if not n.startswith(("original/", "consolidated"))}
+
+
+def test_inference_takes_a_hub_id(hub, tmp_path):
+    words = ["-m", "inference_llms", "--load_model_path", "our/model", "--tasks", "gsm8k", "--end_index", 1]
+    words += ["--data_dir", ZOO / "data", "--output_dir", tmp_path / "out", "--backend", "transformers"]
+    done = run(words, hub[0], tmp_path / "cache")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out/save_scores/single_model/model.json").is_file(), "results have the model's name"
 
 
 def test_an_adapter_is_downloaded(hub, tmp_path):

@@ -1,7 +1,9 @@
-"""Mistakes that a user can make, told in one line."""
+"""Mistakes that a user can make, each reported in one line."""
 
 import sys
 from collections.abc import Callable
+
+from utils.interrupts import begin_work, end_interrupted, end_work, was_interrupted
 
 
 class UserError(Exception):
@@ -14,19 +16,34 @@ class UserError(Exception):
 def run_command_line(main: Callable[[], None]) -> int:
     """Run `main`, turning a `UserError` into one line on stderr.
 
-    An `OSError` that came this far is told in the same way. Returns the exit status: 0, 2 after such an error
+    An `OSError` that came this far is reported in the same way. Returns the exit status: 0, 2 after such an error
     (as argparse does), 130 after Ctrl-C.
     """
+    begin_work()
+    try:
+        status = _run(main)
+        return end_interrupted() if was_interrupted() else status
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) or was_interrupted():  # libraries make other errors of it
+            return end_interrupted()
+        raise
+    finally:
+        end_work()
+
+
+def _run(main: Callable[[], None]) -> int:
     try:
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        if was_interrupted():
+            raise
+        print(f"error: {_line(error)}", file=sys.stderr)
         return 2
-    except OSError as error:  # a full disk, a folder that may not be written
-        place = "" if error.filename is None else f"{error.filename}: "
-        print(f"error: {place}{error.strerror or error}; mend that and type the command again", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command takes up where this one stopped", file=sys.stderr)
-        return 130
     return 0
+
+
+def _line(error: UserError | OSError) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    place = "" if error.filename is None else f"{error.filename}: "  # a full disk, a folder that may not be written
+    return f"{place}{error.strerror or error}; fix this and rerun"

@@ -50,7 +50,7 @@ class Findings:
         """Raise UserError with the first error, if there is one, and the number of the others."""
         if self.errors:
             first, *others = self.errors
-            more = f" ({len(others)} more errors; --check lists them)" if others else ""
+            more = f" ({len(others)} more errors; the main script's --check lists them)" if others else ""
             raise UserError(first.text + more)
 
     def _add(self, finding: Finding) -> None:

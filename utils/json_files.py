@@ -1,23 +1,57 @@
 """JSON files that must hold an object, or one on each line."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.stand_ins import stand_in_remedy
 
 
 def read_json_object(path: Path, remedy: str) -> dict[str, Any]:
     """The JSON object in `path`. Raises UserError, ending in the `remedy`, where there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a byte order mark
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {remedy}") from None
     except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}); {remedy}") from error
+        told = stand_in_remedy(path) if path.is_file() else None
+        raise UserError(f"{path} {told or f'is not JSON ({error}); {remedy}'}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a JSON object; {remedy}")
     return value
+
+
+def read_shaped_object(path: Path, shape: type, remedy: str) -> dict[str, Any]:
+    """The JSON object in `path`, checked as by `check_shape`."""
+    value = read_json_object(path, remedy)
+    check_shape(str(path), value, shape, remedy)
+    return value
+
+
+def check_shape(place: str, value: Any, shape: Any, remedy: str) -> None:
+    """Raise UserError, naming `place` and the first field at fault, unless a JSON value has the fields of a dataclass,
+    or another type, in their types; a value may have more fields. No text of a record holds the character NUL."""
+    from pydantic import ValidationError
+
+    text = json.dumps(value)
+    try:
+        _validator(shape).validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"])) or "value"
+        raise UserError(f"{place}: {field}: {first['msg'][:1].lower()}{first['msg'][1:]}; {remedy}") from None
+    if "\\u0000" in text:
+        raise UserError(f"{place}: holds the character NUL; {remedy}")
+
+
+@cache
+def _validator(shape: Any):
+    # Imported late: most commands read no record.
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(shape)
 
 
 def read_json_lines(path: Path, remedy: str) -> list[dict[str, Any]]:

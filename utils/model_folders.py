@@ -1,13 +1,17 @@
 """The paper's models, and where a model's folder is found."""
 
 import contextlib
+import fnmatch
+import glob
 import json
 import logging
 import re
 import sys
 from pathlib import Path
 
+from utils.command_line import expanded_path
 from utils.errors import UserError
+from utils.tokenizer_files import VOCABULARY_PATTERNS
 
 log = logging.getLogger(__name__)
 
@@ -25,25 +29,13 @@ HUB_IDS = {
     "llama-2-13b-code-alpaca": "layoric/llama-2-13b-code-alpaca",
 }
 
-# What decides how a model's text is cut into tokens, wherever a folder has it.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _WEIGHTS = {  # by kind of file, the better kind first
     ".safetensors": ("model*.safetensors", "adapter_model.safetensors"),
     ".bin": ("pytorch_model*.bin", "adapter_model.bin"),
 }
-_SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
+_SMALL_FILES = ("*.json", "*.txt", "*.codes", "*.py", *VOCABULARY_PATTERNS, "*.jinja")
+_CHAT_TEMPLATES = "additional_chat_templates/"
 _HUB_REMEDIES = {
     "GatedRepoError": "accept its licence on its page there, and log in with `hf auth login`",
     "RepositoryNotFoundError": "check its name; if it is private, log in with `hf auth login`",
@@ -59,7 +51,9 @@ def paper_model_folder(name: str, models_dir: Path | None) -> Path:
     try:
         return find_model_folder(HUB_IDS[name])
     except UserError as error:
-        raise UserError(f"{local}: no such folder; {error}") from error
+        raise UserError(
+            f"{local}: no such folder; {error}, or name the folder that holds it with --models_dir"
+        ) from error
 
 
 def find_model_folder(path_or_hub_id: str) -> Path:
@@ -68,10 +62,12 @@ def find_model_folder(path_or_hub_id: str) -> Path:
 
     Raises UserError, with what can be done, where there is neither.
     """
-    path = Path(path_or_hub_id)
+    path = expanded_path(path_or_hub_id)
     if path.is_dir():
         return path
-    if not _HUB_ID.fullmatch(path_or_hub_id) or path.exists():
+    if path.exists():
+        raise UserError(f"{path_or_hub_id}: is a file; give the model folder")
+    if not _HUB_ID.fullmatch(path_or_hub_id):
         raise UserError(f"{path_or_hub_id}: no such model folder")
     try:
         return _download(path_or_hub_id)
@@ -80,12 +76,16 @@ def find_model_folder(path_or_hub_id: str) -> Path:
         if cached is not None:
             log.info("%s: the hub does not answer; taking the copy downloaded before", path_or_hub_id)
             return cached
-        remedy = _HUB_REMEDIES.get(
-            type(error).__name__, "download it and give its path, or the folder that holds it with --models_dir"
-        )
+        remedy = _HUB_REMEDIES.get(type(error).__name__, "download it and give its path")
         raise UserError(
             f"{path_or_hub_id}: no such folder here, and not to be had from the hub ({type(error).__name__}); {remedy}"
         ) from error
+
+
+def local_model_folder(path_or_hub_id: str, root: Path) -> Path | None:
+    """The folder at a path below `root`, or of a hub id that was downloaded; None where neither is on this machine."""
+    path = root / path_or_hub_id
+    return path if path.is_dir() else _whole_download(path_or_hub_id)
 
 
 def _download(hub_id: str) -> Path:
@@ -97,13 +97,15 @@ def _download(hub_id: str) -> Path:
     names = [file.rfilename for file in model_info(hub_id).siblings]
     kind = next((kind for kind in _WEIGHTS if any("/" not in name and name.endswith(kind) for name in names)), ".bin")
     log.info("%s: downloading what is not here yet", hub_id)
-    return Path(snapshot_download(hub_id, **_wanted(kind)))
+    wanted = [glob.escape(name) for name in names if _is_wanted(name, kind)]
+    return Path(snapshot_download(hub_id, allow_patterns=wanted))
 
 
-def _wanted(kind: str) -> dict[str, list[str]]:
-    """Which files hold a model whose weights are of this kind: not the ones in folders, nor those that hold the
-    weights again in forms of other programs (*.pth, consolidated.*, *.gguf)."""
-    return {"allow_patterns": [*_WEIGHTS[kind], *_SMALL_FILES], "ignore_patterns": ["*/*"]}
+def _is_wanted(name: str, kind: str) -> bool:
+    """Whether a file belongs to a model whose weights are of this kind. Files in folders do not, nor do those that
+    hold the weights again in forms of other programs (*.pth, consolidated.*, *.gguf)."""
+    in_folder = "/" in name and not name.startswith(_CHAT_TEMPLATES)
+    return not in_folder and any(fnmatch.fnmatch(name, pattern) for pattern in (*_WEIGHTS[kind], *_SMALL_FILES))
 
 
 def _whole_download(hub_id: str) -> Path | None:
@@ -112,7 +114,10 @@ def _whole_download(hub_id: str) -> Path | None:
 
     for kind in _WEIGHTS:
         with contextlib.suppress(OSError, ValueError, KeyError):
-            folder = Path(snapshot_download(hub_id, local_files_only=True, **_wanted(kind)))
+            wanted = [*_WEIGHTS[kind], *_SMALL_FILES]
+            folder = Path(
+                snapshot_download(hub_id, local_files_only=True, allow_patterns=wanted, ignore_patterns=["*/*"])
+            )
             found = {path.name for path in folder.glob(f"*{kind}") if path.exists()}
             shards = [
                 name

@@ -1,24 +1,40 @@
-"""Files and folders that appear at their final name whole, or not at all."""
+"""Files and folders that appear under their final name whole, or not at all; and locks on names."""
 
+import errno
 import fcntl
+import glob
 import json
 import os
+import secrets
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
 
 
+class Busy(UserError):
+    """Another process is at work on a name."""
+
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # from flock, where a file system has none
+
+
 def unfinished_name(final: Path) -> Path:
-    """The hidden sibling under which `final` is made."""
-    return final.with_name(f".{final.name}.unfinished")
+    """The hidden sibling in which the folder `final` is made."""
+    return _hidden_name(final, "unfinished")
+
+
+def _hidden_name(final: Path, state: str) -> Path:
+    return final.with_name(f".{final.name}.{state}")
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names inside `folder` durable."""
+    """Make the names inside `folder` durable; of a file, its content."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -26,15 +42,125 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def locked(path: Path, waits: bool = False) -> Iterator[None]:
+    """Hold the name `path`, whether or not it exists, for this process; a kill releases it.
+
+    The lock is a hidden file beside `path` while it is held. Where another process holds it, raises Busy unless
+    this one `waits`. Folders made for the lock go with it if they are still empty.
+    """
+    lock = _hidden_name(path, "lock")
+    made_parents = [parent for parent in lock.parents if not parent.exists()]
+    try:
+        descriptor = _hold(lock, path, waits)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            os.close(descriptor)
+    finally:
+        for parent in made_parents:
+            with suppress(OSError):  # it holds something
+                parent.rmdir()
+
+
+def _hold(lock: Path, path: Path, waits: bool) -> int:
+    """The descriptor of the lock file, locked."""
+    while True:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # another process has just removed the folder: once more
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+            except BlockingIOError:
+                holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "starting"
+                os.close(descriptor)
+                raise Busy(f"{path}: another process ({holder}) is at work there; rerun when it has ended") from None
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    os.close(descriptor)
+                    raise
+                _say_there_are_no_locks(lock.parent)
+            if _is_named(descriptor, lock):
+                os.pwrite(descriptor, f"{os.getpid()} on {os.uname().nodename}".encode(), 0)
+                return descriptor
+            os.close(descriptor)  # its holder has just removed it: once more
+
+
+def _is_named(descriptor: int, path: Path) -> bool:
+    """Whether the open file is the one at `path`."""
+    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
+
+
+def remove_left_lock(path: Path) -> None:
+    """Remove the lock of `path` that a killed process has left, if there is one."""
+    _remove_unless_held(_hidden_name(path, "lock"))
+
+
+@cache  # said once for each folder
+def _say_there_are_no_locks(folder: Path) -> None:
+    print(
+        f"warning: {folder}: this file system has no locks (flock), so two runs at once are not kept apart there; "
+        "run one at a time, or choose another --output_dir",
+        file=sys.stderr,
+    )
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a hidden sibling of `path` to write to, and put it there in one step when the block ends well.
+
+    Each call has a sibling of its own. One that a killed process left is removed by the next call for `path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.unfinished"):
+        _remove_unless_held(left)
+    unfinished, descriptor = _make_unfinished(path)
+    try:
+        with errors_name(path):
+            yield unfinished
+            os.fsync(descriptor)
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def errors_name(path: Path) -> Iterator[None]:
+    """Add the path to an OSError that names none, as those of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _make_unfinished(path: Path) -> tuple[Path, int]:
+    """An empty sibling of `path`, held so that no other process takes it for one that was left."""
+    while True:
+        unfinished = _hidden_name(path, f"{secrets.token_hex(4)}.unfinished")
+        descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        with suppress(OSError):  # no locks there, so nobody removes it
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if _is_named(descriptor, unfinished):
+            return unfinished, descriptor
+        os.close(descriptor)  # it was removed before it was held
+
+
+def _remove_unless_held(path: Path) -> None:
+    with suppress(OSError), open(path, "r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write `text` to `path` in UTF-8, replacing what was there in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = unfinished_name(path)
-    with open(unfinished, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    with whole_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -43,55 +169,82 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def whole_folder(final: Path, replace: bool = False) -> Iterator[Path]:
+def whole_folder(final: Path, replace: bool = False, is_locked: bool = False) -> Iterator[Path]:
     """Give a hidden folder beside `final`, and move it to `final` when the block ends well.
 
     What is at `final` is replaced if `replace` says so. After an error inside the block nothing of this is
-    left; after a kill or Ctrl-C the hidden folder stays, and the next call for the same `final` finds in it what
-    was there: to go on with, or to empty.
+    left; after a kill or Ctrl-C the hidden folder stays, and the next call for the same `final` finds its content,
+    to resume from or to empty. `is_locked`: the caller holds `locked(final)`.
     Raises UserError while another process makes the same folder, or where one has made it meanwhile.
     """
     unfinished = unfinished_name(final)
-    made_parents = [parent for parent in unfinished.parents if not parent.exists()]
-    unfinished.mkdir(parents=True, exist_ok=True)
-    with locked_folder(unfinished):
+    with nullcontext() if is_locked else locked(final):
+        finish_replacing(final)
+        unfinished.mkdir(exist_ok=True)
         try:
             yield unfinished
-            for path in unfinished.iterdir():
-                with open(path, "rb") as file:
-                    os.fsync(file.fileno())
-            sync_folder(unfinished)
+            for path in (*unfinished.rglob("*"), unfinished):
+                sync_folder(path)
             if final.exists() and not replace:
-                raise UserError(f"{final}: another run has put something there meanwhile; type the command again")
+                raise UserError(f"{final}: another run has put something there meanwhile; rerun the command")
             _put_in_place(unfinished, final)
         except Exception:
             shutil.rmtree(unfinished, ignore_errors=True)
-            for parent in made_parents:
-                with suppress(OSError):  # another run put something there meanwhile
-                    parent.rmdir()
             raise
 
 
-def remove_replaced(final: Path) -> None:
-    """Remove what a kill in the moment of replacing `final` left of its former content."""
-    shutil.rmtree(_replaced_name(final), ignore_errors=True)
-
-
-def _replaced_name(final: Path) -> Path:
-    return final.with_name(f".{final.name}.replaced")
-
-
 def _put_in_place(unfinished: Path, final: Path) -> None:
-    remove_replaced(final)
-    if final.exists():
-        final.replace(_replaced_name(final))
-    unfinished.replace(final)
+    """Move a whole folder to its name. A kill at any moment leaves the old or the new one for `finish_replacing`."""
+    replaced = _hidden_name(final, "replaced")
+    if not final.exists():
+        unfinished.replace(final)
+    else:
+        unfinished.replace(replaced)
+        if not _exchange(replaced, final):
+            replaced.replace(unfinished)
+            final.replace(replaced)
+            unfinished.replace(final)
     sync_folder(final.parent)
-    remove_replaced(final)
+    finish_replacing(final)
+
+
+def is_half_replaced(final: Path) -> bool:
+    """Whether a replacement or removal of `final` is at work, or was interrupted by a kill."""
+    return any(_hidden_name(final, state).exists() for state in ("replaced", "removed"))
+
+
+def finish_replacing(final: Path) -> None:
+    """Finish or undo what a kill has interrupted of a replacement or removal; the caller holds `locked(final)`."""
+    replaced = _hidden_name(final, "replaced")
+    if replaced.exists() and not final.exists():
+        replaced.replace(final)
+    _remove_as(_hidden_name(final, "removed"), replaced)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder in one step: a kill leaves nothing half-removed under its name."""
+    _remove_as(_hidden_name(folder, "removed"), folder)
+
+
+def _remove_as(removed: Path, folder: Path) -> None:
+    shutil.rmtree(removed, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        folder.replace(removed)
+    shutil.rmtree(removed, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two names in one step; False where the system or the file system cannot."""
+    import ctypes
+
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    working_folder, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    names = (working_folder, os.fsencode(first), working_folder, os.fsencode(second))
+    return rename is not None and rename(*names, exchange) == 0
 
 
 def empty_folder(folder: Path, keep: Iterable[str] = ()) -> None:
-    """Remove what `folder` holds, but for the entries of these names."""
+    """Remove what `folder` holds except the entries of these names."""
     for path in folder.iterdir():
         if path.name in keep:
             continue
@@ -99,17 +252,3 @@ def empty_folder(folder: Path, keep: Iterable[str] = ()) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-@contextmanager
-def locked_folder(folder: Path, waits: bool = False) -> Iterator[None]:
-    """Hold `folder` for this process; a kill lets go of it. Where another process holds it, raises UserError unless
-    this one `waits`."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
-        yield
-    except BlockingIOError:
-        raise UserError(f"{folder}: another process is at work there; wait until it has ended") from None
-    finally:
-        os.close(descriptor)

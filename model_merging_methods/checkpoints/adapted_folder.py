@@ -4,13 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from model_merging_methods.checkpoints.checkpoint_folder import (
-    CheckpointFolder,
-    StoredTensor,
-    check_files_unchanged,
-    file_states,
-)
+from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder
 from model_merging_methods.checkpoints.lora_adapter import LoraAdapter, add_low_rank
+from model_merging_methods.checkpoints.stored_tensors import StoredTensor
 from model_merging_methods.kernels.block_kernels import decode
 from model_merging_methods.kernels.stored_dtypes import FLOATING_CODES
 
@@ -29,8 +25,8 @@ class AdaptedFolder:
         self.config = pretrained.config
         self._pretrained = pretrained
         self._adapter = LoraAdapter(folder, {name: stored.shape for name, stored in pretrained.tensors.items()})
+        self.made_for = self._adapter.made_for
         self.files = self._adapter.files
-        self._states = file_states(self.files)
         self.tensors = dict(pretrained.tensors)
         for name in (*self._adapter.low_rank, *self._adapter.replaced):
             shape = self._adapter.replaced[name].shape if name in self._adapter.replaced else self.tensors[name].shape
@@ -64,10 +60,6 @@ class AdaptedFolder:
         """Ask the system to bring what these values are made of from the disk, without waiting for it."""
         if name not in self._adapter.replaced:
             self._pretrained.read_ahead(name, start, stop)
-
-    def check_unchanged(self) -> None:
-        """Raise UserError, naming the file, where one is not as it was when the adapter was read."""
-        check_files_unchanged(self._states)
 
     def _read_pretrained(self, name: str, start: int, stop: int) -> np.ndarray:
         stored = self._pretrained.tensors[name]

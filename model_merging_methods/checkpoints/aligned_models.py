@@ -1,48 +1,79 @@
 """The models of a merge as one set of parameters of equal names and shapes, read by stretches."""
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder, StoredTensor, not_finite_error
+from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder, not_finite_error
 from model_merging_methods.checkpoints.checkpoint_writer import TensorForm
+from model_merging_methods.checkpoints.stored_tensors import StoredTensor
+from model_merging_methods.checkpoints.tensor_names import match_names
+from model_merging_methods.checkpoints.tokenizer_reading import read_tokens
 from model_merging_methods.checkpoints.vocabulary import (
     MISSING_ROW,
     AlignedVocabulary,
     Vocabulary,
     align_vocabularies,
-    read_tokens,
 )
-from model_merging_methods.kernels.block_kernels import all_finite, decode
-from model_merging_methods.kernels.stored_dtypes import F32, FLOATING_CODES, ITEM_SIZES
+from model_merging_methods.checkpoints.vocabulary_matrices import (
+    OUTPUT_BIASES,
+    VocabularyMatrices,
+    is_vocabulary,
+    match_matrices,
+)
+from model_merging_methods.kernels.block_kernels import all_finite, decode, encode
+from model_merging_methods.kernels.stored_dtypes import F32, FLOATING_CODES, ITEM_SIZES, LONG_NAMES, is_floating
 from utils.errors import UserError
+from utils.findings import Findings
 
-# Endings of names, in one family or another, of the parameters that have a row for every token.
-INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
-OUTPUT_EMBEDDINGS = ("lm_head.weight", "embed_out.weight")
-OUTPUT_BIASES = ("lm_head.bias",)
 _ROWS_AT_ONCE = 1024
 
 BASE = 0  # the position of the pretrained model; the fine-tuned ones follow as 1 … K
 
 
+def align_models(
+    models: Sequence[CheckpointFolder], excludes: Callable[[str], bool], findings: Findings
+) -> "AlignedModels | None":
+    """A pretrained model and its fine-tunes, in this order, as one set of parameters. Fine-tunes need not have
+    parameters that `excludes` names. None where they do not fit together, for reasons that are among the findings."""
+    errors = len(findings.errors)
+    names = match_names(models, excludes, findings)
+    if len(findings.errors) > errors:
+        return None
+    matrices = match_matrices(models, names.stored, lambda name: excludes(name) or name in names.kept, findings)
+    if len(findings.errors) > errors:
+        return None
+    stored = [own | own_matrices for own, own_matrices in zip(names.stored, matrices.stored, strict=True)]
+    _check_forms(models, stored, names.kept, findings)
+    if len(findings.errors) > errors:
+        return None
+    with findings.collect():
+        return AlignedModels(models, stored, kept=names.kept, left_out=names.left_out, matrices=matrices)
+    return None
+
+
 class AlignedModels:
     """A pretrained model and K fine-tunes of it, with the vocabulary's rows aligned.
 
-    `forms` gives each parameter's merged shape and the pretrained model's dtype, in the order of its files.
+    `stored_names` maps, for each model, the merged names to its own. `forms` gives each parameter's merged shape and
+    the pretrained model's dtype, in the order of its files. Parameters in `kept` stay as the pretrained model has
+    them, those in `same_as` repeat another one's matrix, and those in `left_out` only fine-tunes have. `must_untie`:
+    the merged config has to say that the output embeddings are a separate matrix.
 
-    Raises UserError, naming folder and tensor, for other architectures, tensors or shapes.
+    Raises UserError, naming folder and tensor, for vocabularies that cannot be aligned.
     """
 
-    def __init__(self, pretrained: CheckpointFolder, finetuned: Sequence[CheckpointFolder]):
-        self.models = [pretrained, *finetuned]
-        for model in finetuned:
-            _check_same_architecture(pretrained, model)
-        self._vocabulary_names = [name for name in pretrained.tensors if _is_vocabulary(name)]
+    def __init__(self, models, stored_names, kept: set[str], left_out: set[str], matrices: VocabularyMatrices):
+        self.models = list(models)
+        self.kept = kept
+        self.left_out = left_out
+        self.same_as: Mapping[str, str] = matrices.same_as
+        self.must_untie = matrices.must_untie
+        self._stored_names = stored_names
+        self._vocabulary_names = [name for name in stored_names[BASE] if is_vocabulary(name)]
         self.vocabulary = self._align_vocabulary()
-        self.forms = {name: self._merged_form(name) for name in pretrained.tensors}
+        self.forms = {name: self._merged_form(name) for name in stored_names[BASE]}
         self._mean_rows: dict[tuple[int, str], np.ndarray] = {}
 
     @property
@@ -68,6 +99,22 @@ class AlignedModels:
             return self._read_rows(model, name, start, stop)
         return _read_float32(*self._stored(model, name), start, stop)
 
+    def read_copy(self, name: str, start: int, stop: int) -> np.ndarray:
+        """The same values of the pretrained model, as bytes of its own dtype (uint8)."""
+        source, stored_name = self._stored(BASE, name)
+        if not self.has_other_rows(BASE, name):
+            return _read_bytes(source, stored_name, start, stop)
+        width = self.forms[name].numel // self.forms[name].shape[0]
+        first, last = start // width, -(-stop // width)
+        pieces = [
+            np.tile(self._encoded_mean_row(name), count)
+            if row == MISSING_ROW
+            else _read_bytes(source, stored_name, row * width, (row + count) * width)
+            for row, count in _runs(self.vocabulary.row_maps[BASE][first:last])
+        ]
+        size = ITEM_SIZES[self.forms[name].dtype]
+        return np.concatenate(pieces)[(start - first * width) * size : (stop - first * width) * size]
+
     def read_ahead(self, model: int, name: str, start: int, stop: int) -> None:
         """Ask the system to bring these values from the disk, without waiting for them."""
         if not self.has_other_rows(model, name):
@@ -78,13 +125,25 @@ class AlignedModels:
         """Whether a model's rows of this parameter are not the merged ones in the same order."""
         return name in self._vocabulary_names and self.vocabulary.row_maps[model] is not None
 
+    def has(self, model: int, name: str) -> bool:
+        """Whether a model has a parameter, under whatever name."""
+        return name in self._stored_names[model]
+
     def stored_tensor(self, model: int, name: str) -> StoredTensor:
         """Where and how a model stores a parameter."""
         source, stored_name = self._stored(model, name)
         return source.tensors[stored_name]
 
+    def stored_name(self, model: int, name: str) -> str:
+        """A model's own name of a parameter."""
+        return self._stored_names[model][name]
+
+    def matrix(self, name: str) -> str:
+        """The name under which a parameter is merged and counted: another one where it repeats that."""
+        return self.same_as.get(name, name)
+
     def _stored(self, model: int, name: str) -> tuple[CheckpointFolder, str]:
-        return self.models[model], _stored_name(self.models[model], name)
+        return self.models[model], self.stored_name(model, name)
 
     def _read_rows(self, model: int, name: str, start: int, stop: int) -> np.ndarray:
         source, stored_name = self._stored(model, name)
@@ -104,6 +163,12 @@ class AlignedModels:
             self._mean_rows[model, name] = self._compute_mean_row(model, name)
         return self._mean_rows[model, name]
 
+    def _encoded_mean_row(self, name: str) -> np.ndarray:
+        row, dtype = self._mean_row(BASE, name), self.forms[name].dtype
+        encoded = np.empty(row.size * ITEM_SIZES[dtype], np.uint8)
+        encode(row, FLOATING_CODES[dtype], 0, encoded)
+        return encoded
+
     def _compute_mean_row(self, model: int, name: str) -> np.ndarray:
         source, stored_name = self._stored(model, name)
         rows, *rest = source.tensors[stored_name].shape
@@ -118,7 +183,7 @@ class AlignedModels:
     def _align_vocabulary(self) -> AlignedVocabulary:
         if not self._vocabulary_names:
             return AlignedVocabulary({}, 0, (None,) * len(self.models))
-        rows = [_vocabulary_rows(model) for model in self.models]
+        rows = [self.vocabulary_rows(model) for model in range(len(self.models))]
         tokens_of = [read_tokens(model.folder) for model in self.models]
         # A base without a tokenizer names its rows as the first model does that has one.
         base_tokens = next((tokens for tokens in tokens_of if tokens is not None), {})
@@ -132,82 +197,72 @@ class AlignedModels:
             vocabularies.append(Vocabulary(base_tokens if tokens is None else tokens, own_rows))
         return align_vocabularies(vocabularies[BASE], vocabularies[1:])
 
+    def vocabulary_rows(self, model: int) -> int:
+        """How many rows a model's matrices have; of names that it lacks, the pretrained model's count."""
+        has = [name for name in self._vocabulary_names if name in self._stored_names[model]]
+        rows = {name: self.stored_tensor(model, name).shape[0] for name in has}
+        if len(set(rows.values())) > 1:
+            folder = self.models[model].folder
+            raise UserError(f"{folder}: its vocabulary matrices have different numbers of rows ({rows})")
+        return next(iter(rows.values())) if rows else self.vocabulary_rows(BASE)
+
     def _merged_form(self, name: str) -> TensorForm:
-        stored = self.models[BASE].tensors[name]
-        shape = stored.shape
-        if name in self._vocabulary_names:
-            shape = (self.vocabulary.rows, *shape[1:])
-        for model in self.models[1:]:
-            own = model.tensors[_stored_name(model, name)].shape
-            same = own[1:] == shape[1:] if name in self._vocabulary_names else own == shape
-            if not same:
-                raise UserError(
-                    f"tensor {name} is {_dimensions(own)} in {model.folder} but {_dimensions(stored.shape)} in "
-                    f"{self.models[BASE].folder}; only fine-tunes of the pretrained model can be merged"
+        stored = self.stored_tensor(BASE, name)
+        is_aligned = name in self._vocabulary_names
+        return TensorForm(stored.dtype, (self.vocabulary.rows, *stored.shape[1:]) if is_aligned else stored.shape)
+
+
+def _check_forms(
+    models: Sequence[CheckpointFolder], names: Sequence[Mapping[str, str]], kept: set[str], findings: Findings
+) -> None:
+    """Find tensors whose shapes or kinds of dtype are not the pretrained model's, and what they mean."""
+    base = models[BASE]
+    for model, own in zip(models, names, strict=True):
+        wrong = [
+            name
+            for name in own
+            if is_vocabulary(name) and len(model.tensors[own[name]].shape) != (1 if name.endswith(OUTPUT_BIASES) else 2)
+        ]
+        if wrong:
+            shape = _dimensions(model.tensors[own[wrong[0]]].shape)
+            findings.error(f"{model.folder}: tensor {wrong[0]} is {shape}, which is not a vocabulary matrix")
+            return
+    for model, own in zip(models[1:], names[1:], strict=True):
+        shapes, dtypes = [], []
+        for name in names[BASE]:
+            if name not in own or name in kept:
+                continue
+            first, stored = base.tensors[names[BASE][name]], model.tensors[own[name]]
+            if not is_floating(first.dtype) and not is_floating(stored.dtype):
+                continue  # not merged
+            ignored = 1 if is_vocabulary(name) else 0  # rows are aligned by token
+            if stored.shape[ignored:] != first.shape[ignored:]:
+                shapes.append((name, _dimensions(stored.shape), _dimensions(first.shape)))
+            elif is_floating(stored.dtype) != is_floating(first.dtype):
+                dtypes.append((name, LONG_NAMES.get(stored.dtype), LONG_NAMES.get(first.dtype)))
+        for differing, what in ((shapes, "shapes"), (dtypes, "dtypes")):
+            if differing:
+                name, own_form, base_form = differing[0]
+                findings.error(
+                    f"{model.folder}: tensor {name} is {own_form} where {base.folder} has {base_form} "
+                    f"({len(differing)} tensors have other {what}); merge fine-tunes of one pretrained model"
                 )
-        return TensorForm(stored.dtype, shape)
+
+
+def _read_bytes(source: CheckpointFolder, name: str, start: int, stop: int) -> np.ndarray:
+    buffer = np.empty((stop - start) * source.tensors[name].item_size, np.uint8)
+    source.read_into(buffer, name, start, stop)
+    return buffer
 
 
 def _read_float32(source: CheckpointFolder, name: str, start: int, stop: int) -> np.ndarray:
     stored = source.tensors[name]
-    buffer = np.empty((stop - start) * stored.item_size, np.uint8)
-    source.read_into(buffer, name, start, stop)
+    buffer = _read_bytes(source, name, start, stop)
     values = np.empty(stop - start, np.float32)
     decode(buffer, FLOATING_CODES[stored.dtype], 0, values)
     if not all_finite(values):
         raise not_finite_error(stored.file, name)
     return values
-
-
-def tokenizer_folder(model: CheckpointFolder, pretrained: CheckpointFolder) -> Path:
-    """Where the tokenizer for a fine-tune's tasks lies: in its own folder, else in the pretrained model's."""
-    return pretrained.folder if read_tokens(model.folder) is None else model.folder
-
-
-def _check_same_architecture(pretrained: CheckpointFolder, model: CheckpointFolder) -> None:
-    for key in ("model_type", "architectures"):
-        if pretrained.config.get(key) != model.config.get(key):
-            raise UserError(
-                f"{model.folder / 'config.json'}: {key} is {model.config.get(key)} where the pretrained model "
-                f"{pretrained.folder} has {pretrained.config.get(key)}; merge fine-tunes of one backbone"
-            )
-    for name in pretrained.tensors:
-        if _stored_name(model, name) not in model.tensors:
-            raise UserError(f"{model.folder}: lacks tensor {name} that {pretrained.folder} has; complete it")
-    for name in model.tensors:
-        tied_output = name.endswith(OUTPUT_EMBEDDINGS) and _ties_embeddings(model)
-        if name not in pretrained.tensors and not tied_output:
-            raise UserError(f"{pretrained.folder}: lacks tensor {name} that {model.folder} has; complete it")
-
-
-def _stored_name(model: CheckpointFolder, name: str) -> str:
-    """The name under which a model stores a parameter: tied output embeddings are the input embeddings."""
-    if name.endswith(OUTPUT_EMBEDDINGS) and name not in model.tensors and _ties_embeddings(model):
-        return next((stored for stored in model.tensors if stored.endswith(INPUT_EMBEDDINGS)), name)
-    return name
-
-
-def _ties_embeddings(model: CheckpointFolder) -> bool:
-    """Whether a model without output embeddings of its own may be one that shares them: configs leave the
-    setting out where it is the family's default."""
-    inner = model.config.get("text_config")
-    inherited = inner.get("tie_word_embeddings") if isinstance(inner, dict) else None
-    return model.config.get("tie_word_embeddings", inherited) is not False
-
-
-def _is_vocabulary(name: str) -> bool:
-    return name.endswith((*INPUT_EMBEDDINGS, *OUTPUT_EMBEDDINGS, *OUTPUT_BIASES))
-
-
-def _vocabulary_rows(model: CheckpointFolder) -> int:
-    matrices = {name: stored.shape for name, stored in model.tensors.items() if _is_vocabulary(name)}
-    for name, shape in matrices.items():
-        if len(shape) != (1 if name.endswith(OUTPUT_BIASES) else 2) or shape[0] == 0:
-            raise UserError(f"{model.folder}: tensor {name} is {_dimensions(shape)}, which is no vocabulary matrix")
-    rows = {name: shape[0] for name, shape in matrices.items()}
-    if len(set(rows.values())) > 1:
-        raise UserError(f"{model.folder}: its vocabulary matrices have different numbers of rows ({rows})")
-    return next(iter(rows.values()))
 
 
 def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model_merging_methods.checkpoints.checkpoint_folder import INDEX_FILE, SINGLE_FILE
+from model_merging_methods.checkpoints.weight_files import INDEX_FILE, SINGLE_FILE
 from model_merging_methods.kernels.stored_dtypes import ITEM_SIZES
 from utils.whole_files import write_json
 

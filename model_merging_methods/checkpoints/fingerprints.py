@@ -1,10 +1,5 @@
-"""Fingerprints of weights: of what tensors hold, whatever file layout they come in.
+"""Fingerprints of weights: of what tensors hold, whatever file layout they come in (`utils.content_hashes`)."""
 
-A tensor's digest is made of the digests of its stretches of STRETCH values, so that it can be taken from
-what a merge reads anyway, by several threads in any order.
-"""
-
-import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder, StoredTensor
+from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder
+from model_merging_methods.checkpoints.stored_tensors import StoredTensor
+from utils.content_hashes import STRETCH, FileStates, keep_digests, recall_digests, tensors_hash
 
-STRETCH = 1 << 19  # values
 DIGEST_SIZE = 16  # bytes, of xxh3_128
-_READ_AT_ONCE = 1 << 22  # bytes
 
 ReadValues = Callable[[np.ndarray, int, int], None]  # fills a buffer with the stored values start … stop − 1
 
@@ -44,32 +39,34 @@ def read_tensor_digest(stored: StoredTensor, read: ReadValues, stretch: int = ST
 
 
 def weight_file_fingerprints(
-    model: CheckpointFolder, digests: Mapping[str, str], matters: Callable[[str], bool]
+    model: CheckpointFolder,
+    matters: Callable[[str], bool],
+    states: FileStates,
+    read_since: float,
+    digests: Mapping[str, str] | None = None,
 ) -> dict[Path, str]:
     """A fingerprint of every weight file: of its tensors' names, dtypes, shapes, and of the contents of those that
-    matter. Digests that are not in `digests` yet come from reading the tensors."""
+    matter.
+
+    `digests` were taken from reading the tensors since the time `read_since`, the files being in these `states`. Others
+    come from the cache or else from reading the tensors; the cache gets all.
+    """
 
     def digest(name: str) -> str:
         return read_tensor_digest(model.tensors[name], lambda *place: model.read_into(place[0], name, *place[1:]))
 
-    missing = [name for name in model.tensors if matters(name) and name not in digests]
-    with ThreadPoolExecutor() as pool:
-        known = {**digests, **dict(zip(missing, pool.map(digest, missing), strict=True))}
     fingerprints = {}
     for file in model.files:
-        contents = [
-            [name, stored.dtype, stored.shape, known[name] if matters(name) else None]
-            for name, stored in model.tensors.items()
-            if stored.file == file
-        ]
-        fingerprints[file] = xxhash.xxh3_128_hexdigest(json.dumps(contents).encode())
+        stored = {name: tensor for name, tensor in model.tensors.items() if tensor.file == file}
+        cached = recall_digests(states.get(file))
+        known = {**cached, **{name: value for name, value in (digests or {}).items() if name in stored}}
+        missing = [name for name in stored if matters(name) and name not in known]
+        with ThreadPoolExecutor() as pool:
+            known |= zip(missing, pool.map(digest, missing), strict=True)
+        if known != cached:
+            keep_digests(states.get(file), known, read_since)
+        fingerprints[file] = tensors_hash(
+            (name, tensor.dtype, tensor.shape, known[name] if matters(name) else None)
+            for name, tensor in stored.items()
+        )
     return fingerprints
-
-
-def small_file_fingerprint(path: Path) -> str:
-    """The digest of a file's bytes, in hexadecimal."""
-    digest = xxhash.xxh3_128()
-    with open(path, "rb", buffering=0) as file:
-        while chunk := file.read(_READ_AT_ONCE):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -14,18 +14,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from model_merging_methods.checkpoints.aligned_models import INPUT_EMBEDDINGS, OUTPUT_BIASES, OUTPUT_EMBEDDINGS
-from model_merging_methods.checkpoints.checkpoint_folder import (
+from model_merging_methods.checkpoints.checkpoint_folder import not_finite_error
+from model_merging_methods.checkpoints.stored_tensors import StoredTensor, read_weight_file
+from model_merging_methods.checkpoints.vocabulary_matrices import INPUT_EMBEDDINGS, OUTPUT_BIASES, OUTPUT_EMBEDDINGS
+from model_merging_methods.checkpoints.weight_files import (
     ADAPTER_CONFIG_FILE,
     INDEX_FILE,
     PICKLED_FILE,
     PICKLED_INDEX_FILE,
     SINGLE_FILE,
-    StoredTensor,
     adapter_files,
-    not_finite_error,
-    read_header,
-    read_pickled,
 )
 from model_merging_methods.kernels.block_kernels import CHUNK, ZERO, all_finite, decode, exact
 from model_merging_methods.kernels.stored_dtypes import FLOATING_CODES
@@ -44,6 +42,8 @@ HARMLESS_SETTINGS = {
     "lora_dropout", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_core",
     "qalora_group_size", "runtime_config", "ensure_weight_tying",
 }  # fmt: skip
+# What other trainers leave in the config, to no effect on the result.
+_SETTINGS_OF_TRAINERS = {"use_gradient_checkpointing", "unsloth_fixed", "random_state", "unsloth_version"}
 # Other initializations (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ) take something away from the pretrained weights first.
 _INITIALIZATIONS = ("none", "true", "false", "gaussian", "orthogonal", "eva", "mica")
 
@@ -96,7 +96,8 @@ class LoraAdapter:
 
     `low_rank` has the changes to add, `replaced` the tensors that stand in the place of the pretrained model's (of
     the same shape, but that vocabulary matrices may have other rows), both by the pretrained model's names. A tensor
-    that is in both is the replacement plus the change. `files` are the files that tell all this.
+    that is in both is the replacement plus the change. `files` are the files that show all this, `made_for` the model
+    that the adapter's config names as its base ("" for none).
 
     Raises UserError, naming folder, setting or tensor, for whatever cannot be applied exactly.
     """
@@ -106,15 +107,18 @@ class LoraAdapter:
         self._shapes = pretrained_names_and_shapes
         self._shares_embeddings = not any(name.endswith(OUTPUT_EMBEDDINGS) for name in self._shapes)
         self._config = read_json_object(folder / ADAPTER_CONFIG_FILE, "give a whole PEFT adapter folder")
+        made_for = self._config.get("base_model_name_or_path")
+        self.made_for = made_for if isinstance(made_for, str) else ""
         self._check_settings()
         self._check_no_whole_model()
         self.files = adapter_files(folder)
         weights = self.files[-1]
         self.replaced: dict[str, StoredTensor] = {}
+        self._modules: dict[str, str] = {}  # the adapter's own names of what it changes, which patterns refer to
         halves: dict[str, dict[str, np.ndarray]] = {}
-        stored = read_header(weights) if weights.suffix == ".safetensors" else read_pickled(weights)
+        stored = read_weight_file(weights)
         if not stored:
-            raise UserError(f"{weights}: holds no tensors; get the file anew")
+            raise UserError(f"{weights}: holds no tensors; download it again")
         for name, tensor in stored.items():
             if tensor.dtype not in FLOATING_CODES:
                 raise self._error(f"tensor {name} has dtype {tensor.dtype}, which cannot be merged")
@@ -142,7 +146,8 @@ class LoraAdapter:
         if config.get("peft_type") != "LORA":
             raise self._error(f"peft_type is {config.get('peft_type')}, where LORA alone can be applied")
         for key, value in config.items():
-            if key not in READ_SETTINGS | HARMLESS_SETTINGS and value not in (None, False, [], {}):
+            is_known = key in READ_SETTINGS | HARMLESS_SETTINGS | _SETTINGS_OF_TRAINERS
+            if not is_known and value not in (None, False, [], {}):
                 raise self._error(f"its setting {key} is not supported")
         if str(config.get("init_lora_weights")).lower() not in _INITIALIZATIONS:
             raise self._error(f"init_lora_weights is {config['init_lora_weights']}, which changes pretrained weights")
@@ -166,9 +171,10 @@ class LoraAdapter:
         self, name: str, half: re.Match[str], tensor: StoredTensor, halves: dict[str, dict[str, np.ndarray]]
     ) -> None:
         module, side, embedding_side = half.groups()
-        target, key = f"{module}.weight", side or f"embedding {embedding_side}"
+        target, key = self._pretrained_name(f"{module}.weight"), side or f"embedding {embedding_side}"
         if target not in self._shapes:
             raise self._no_target(name, target)
+        self._modules[target] = module
         if key in halves.setdefault(target, {}):
             raise self._error(f"has tensor {name} under two names")
         if len(tensor.shape) != 2 or tensor.numel == 0:
@@ -177,7 +183,7 @@ class LoraAdapter:
 
     def _add_replaced(self, name: str, tensor: StoredTensor) -> None:
         own_name = name.removeprefix(_PREFIX)
-        target = own_name if own_name in self._shapes else _WRAPPERS.sub("", own_name)
+        target = own_name if own_name in self._shapes else self._pretrained_name(_WRAPPERS.sub("", own_name))
         if ".original_module." in own_name and target not in self._shapes:
             return  # the pretrained values of a module that has a trained copy
         if not (self._shares_embeddings and target.endswith(OUTPUT_EMBEDDINGS)):
@@ -191,6 +197,13 @@ class LoraAdapter:
                 )
         if not self._equals(tensor, self.replaced.setdefault(target, tensor), target):
             raise self._error(f"has tensor {name} under two names, and with different values")
+
+    def _pretrained_name(self, name: str) -> str:
+        """The pretrained model's name of a tensor: without the name of its body where it was saved without (as GPT-2 is
+        on the hub), or with it."""
+        bodies = ("model", "transformer", "gpt_neox")
+        names = [name, name.partition(".")[2], *(f"{body}.{name}" for body in bodies)]
+        return next((known for known in names if known in self._shapes), name)
 
     def _no_target(self, name: str, target: str) -> UserError:
         if self._shares_embeddings and target.endswith(OUTPUT_EMBEDDINGS):
@@ -210,7 +223,7 @@ class LoraAdapter:
             raise self._error(
                 f"the low-rank change of {target}, {list(b.shape)} times {list(a.shape)}, does not fit {list(shape)}"
             )
-        module = target.removesuffix(".weight")
+        module = self._modules[target]
         rank, alpha = self._setting("r", "rank_pattern", module), self._setting("lora_alpha", "alpha_pattern", module)
         if rank != a.shape[0]:
             raise self._error(

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from inference_llms.engine import CutOff
 from inference_llms.task import Example
 from inference_llms.tasks import TASKS
 from scripts.mixup_search.candidate import Answer, Candidate, Part
@@ -56,7 +57,15 @@ def answer(job: Job, live: LiveMerges, role_of_task: Mapping[str, str]) -> Itera
 def _judge(task: str, completed: Sequence[tuple[Example, str, float]]) -> list[Answer]:
     examples, texts, times = zip(*completed, strict=True)
     verdicts = verdicts_of_task(task)(examples, texts)
+    is_readable = TASKS[task].is_readable
     return [
-        Answer(example.id, text, bool(right), when)
+        Answer(
+            example.id,
+            str(text),
+            bool(right),
+            when,
+            cut_off=isinstance(text, CutOff),
+            readable=None if is_readable is None else is_readable(text, example.row),
+        )
         for example, text, right, when in zip(examples, texts, verdicts, times, strict=True)
     ]

@@ -1,8 +1,10 @@
 """What a search is made of: candidate merges, what they answered, and how well."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from inference_llms.answer_health import Health, health_of
 from model_merging_methods.merge_parameters import MergeParameters
 from utils.intervals import wilson_interval
 
@@ -28,12 +30,25 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Answer:
-    """A completion of one example of a task, by its id, and whether it is right. `time` in seconds since 1970."""
+    """A completion of one example of a task, by its id, and whether it is right. `time` in seconds since 1970.
+
+    cut_off: whether the limit of tokens ended it. readable: whether it holds what the task looks for. None: not known,
+    or a task that takes any text.
+    """
 
     example: int | str
     completion: str
     right: bool
     time: float
+    cut_off: bool | None = None
+    readable: bool | None = None
+
+
+def health_of_answers(answers: Sequence[Answer]) -> Health:
+    """The health of a candidate's answers to one task."""
+    readable = [answer.readable for answer in answers]
+    cut_off = [answer.cut_off for answer in answers]
+    return health_of([answer.completion for answer in answers], cut_off, None if None in readable else readable)
 
 
 @dataclass(frozen=True)

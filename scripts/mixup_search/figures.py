@@ -11,6 +11,7 @@ import numpy as np
 
 from scripts.mixup_search.candidate import Candidate, Result
 from scripts.mixup_search.findings import Findings, has_all
+from utils.whole_files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,9 +63,10 @@ def save_figure(figure: Figure, folder: Path, name: str) -> Path:
     """Save a picture as `<name>.png` and `<name>.svg`; gives the latter. The same picture is always the same bytes."""
     from matplotlib import rc_context
 
-    figure.savefig(folder / f"{name}.png", dpi=150)
-    with rc_context({"svg.hashsalt": name}):
-        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    with whole_file(folder / f"{name}.png") as file:
+        figure.savefig(file, format="png", dpi=150)
+    with rc_context({"svg.hashsalt": name}), whole_file(folder / f"{name}.svg") as file:
+        figure.savefig(file, format="svg", metadata={"Date": None})
     return folder / f"{name}.svg"
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scripts.mixup_search.candidate import TEST, VALIDATION, Candidate
+from scripts.mixup_search.candidate import TEST, VALIDATION, Candidate, health_of_answers
 from scripts.mixup_search.choice import (
     Difference,
     Scores,
@@ -27,7 +27,8 @@ class Findings:
 
     compared: scores on the validation part over the examples that the choice is made by; reached: over the most that
     each candidate has answered. gains: by candidate and task, of those compared. tested: scores on the test part.
-    differences: by task, and for `mean` of several, of the chosen less equal ratios on the test part.
+    differences: by task, and for `mean` of several, of the chosen less equal ratios on the test part. faults: by
+    candidate and task, of those with faulty answers, what is wrong with them.
     """
 
     identity: dict[str, Any]
@@ -38,6 +39,7 @@ class Findings:
     chosen: Candidate | None
     tested: Scores
     differences: dict[str, Difference]
+    faults: dict[str, dict[str, str]]
 
     @property
     def roles(self) -> list[str]:
@@ -79,6 +81,17 @@ class Findings:
     def mean_gain(self, candidate: Candidate) -> float | None:
         return mean_gain(self.gains[candidate.name]) if candidate.name in self.gains else None
 
+    def fault_lines(self) -> list[str]:
+        """A line for each task with faulty answers: whose, the chosen draw's first, and what is wrong with them."""
+        names = sorted(self.faults, key=lambda name: self.chosen is None or name != self.chosen.name)
+        lines = []
+        for task in self.tasks:
+            faulty = [name for name in names if task in self.faults[name]]
+            if faulty:
+                others = f" and {len(faulty) - 1} more" if len(faulty) > 1 else ""
+                lines.append(f"{task}, {faulty[0]}{others}: {self.faults[faulty[0]][task]}")
+        return lines
+
     def front(self, tasks: Sequence[str]) -> list[str]:
         """The names of the draws on the Pareto front of these tasks."""
         return pareto_front(
@@ -110,6 +123,7 @@ def find_out(store: SearchStore) -> Findings:
         chosen,
         latest_scores(results, TEST),
         _differences(store, chosen, _equal(candidates)),
+        _faults(store, candidates),
     )
 
 
@@ -139,6 +153,17 @@ def _differences(store: SearchStore, chosen: Candidate | None, equal: Candidate 
     if len(pairs) > 1:
         found["mean"] = paired_difference(list(pairs.values()), seed)
     return {name: difference for name, difference in found.items() if difference is not None}
+
+
+def _faults(store: SearchStore, candidates: Sequence[Candidate]) -> dict[str, dict[str, str]]:
+    faults: dict[str, dict[str, str]] = {}
+    for candidate in candidates:
+        for task in store.identity["tasks"]:
+            answers = [*store.answers(candidate.name, task, VALIDATION).values()]
+            answers += store.answers(candidate.name, task, TEST).values()
+            if answers and (warning := health_of_answers(answers).warning()):
+                faults.setdefault(candidate.name, {})[task] = warning
+    return faults
 
 
 def _missing_draws(findings: Findings) -> list[str]:

@@ -11,6 +11,8 @@ from tempfile import TemporaryDirectory
 from inference_llms.live_engine import LiveEngine, open_live_engine
 from inference_llms.task import Example, Task
 from model_merging_methods.merge_parameters import MergeParameters
+from model_merging_methods.merge_record import MergeRequest, input_states
+from utils.content_hashes import FileStates, check_unchanged, file_states
 from utils.progress import progress_of
 
 log = logging.getLogger(__name__)
@@ -18,10 +20,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Models:
-    """The folders of a pretrained model and of its fine-tunes by role, in model order."""
+    """The folders of a pretrained model and of its fine-tunes by role, in model order. `states`: those of their files
+    when the search was identified; None where that was on another machine."""
 
     pretrained: Path
     finetuned: Mapping[str, Path]
+    states: FileStates | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class LiveMerges:
             started = time.monotonic()
             self._in_engine = None
             engine.replace_weights(self._merges.weights(parameters))
+            check_unchanged(self._states, file_states(self._states))
             self._in_engine = parameters
             self.seconds.replacing += time.monotonic() - started
             self.seconds.replacements += 1
@@ -106,6 +111,8 @@ class LiveMerges:
 
         started = time.monotonic()
         models, options = self._models, self._options
+        request = MergeRequest(models.pretrained, models.finetuned, parameters)
+        self._states = input_states(request) if models.states is None else models.states
         with refusals_in_one_line(models.pretrained, "transformers"):
             check_weights(models.pretrained, load_config(models.pretrained))
         self._merges = CandidateMerges(models.pretrained, models.finetuned)

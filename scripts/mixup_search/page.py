@@ -7,7 +7,7 @@ from html import escape
 from scripts.mixup_search.choice import RULE
 from scripts.mixup_search.findings import Findings
 from scripts.mixup_search.save_command import save_command
-from scripts.mixup_search.tables import CHOSEN_MARK, candidate_table, test_table, verdict
+from scripts.mixup_search.tables import CHOSEN_MARK, FAULT_MARK, candidate_table, test_table, verdict
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #111; background: #fff; max-width: 72rem; margin: 2rem auto;
@@ -58,6 +58,8 @@ def page(findings: Findings, pictures: Mapping[str, str]) -> str:
             _paragraph(f"Scores with 95% intervals, over these examples where no other number stands: {numbers}.")
         )
     parts.append(_table(candidate_table(findings)))
+    if faults := findings.fault_lines():
+        parts.append(f'<div class="missing"><p>{FAULT_MARK} Check the completions:</p>{_list(faults)}</div>')
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(heading)}</title>\n'
         f"<style>{_STYLE}</style>\n</head>\n<body>\n" + "\n".join(parts) + "\n</body>\n</html>\n"

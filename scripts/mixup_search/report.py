@@ -8,7 +8,7 @@ from scripts.mixup_search.findings import Findings, find_out
 from scripts.mixup_search.page import page
 from scripts.mixup_search.save_command import save_command
 from scripts.mixup_search.store import SearchStore
-from scripts.mixup_search.tables import CHOSEN_MARK, candidate_table, test_table, verdict
+from scripts.mixup_search.tables import CHOSEN_MARK, FAULT_MARK, candidate_table, test_table, verdict
 from utils.whole_files import write_whole
 
 REPORT = "report.html"
@@ -20,6 +20,7 @@ def report_lines(store: SearchStore) -> list[str]:
     numbers = ", ".join(f"{number} of {task}" for task, number in findings.numbers.items())
     lines = ["validation part, by " + (f"examples: {numbers}" if numbers else "what has been answered so far")]
     lines += _aligned(candidate_table(findings))
+    lines += [f"{FAULT_MARK} check the completions: {line}" for line in findings.fault_lines()]
     if findings.chosen is not None:
         lines += ["", f"{CHOSEN_MARK} chosen: the largest mean gain over the fine-tunes on the validation part"]
         lines += _test_lines(findings)

@@ -44,6 +44,7 @@ def _merge_words(parameters: MergeParameters) -> list[str]:
     if parameters.uses_seed:
         words += _option("seed", parameters.seed)
     words += _option("dtype", parameters.dtype)
+    words += _option("config_from", parameters.config_from)
     if parameters.exclude_param_names_regex:
         words += ["--exclude_param_names_regex", *parameters.exclude_param_names_regex]
     return words

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from inference_llms.task import Example
 from scripts.mixup_search.answering import Job
-from scripts.mixup_search.candidate import TEST, VALIDATION, Candidate, Part, Result
+from scripts.mixup_search.candidate import TEST, VALIDATION, Candidate, Part, Result, health_of_answers
 from scripts.mixup_search.choice import Scores, best, gains, mean_gain
 from scripts.mixup_search.engines import Engines
 from scripts.mixup_search.proposals import Proposals
@@ -150,7 +150,8 @@ class Search:
             right = sum(answer.right for answer in answers)
             result = Result(candidate.name, task, part, len(answers), right, spent, time.time())
             store.add_result(result)
-            scores.append(f"{task} {result.score:.3f}")
+            warning = health_of_answers(answers).warning()
+            scores.append(f"{task} {result.score:.3f}" + (f" (check the completions: {warning})" if warning else ""))
         mixup = candidate.parameters.mixup
         ratios = "" if mixup is None else f" ({', '.join(f'{weight:.4f}' for weight in mixup.weights)})"
         log.info("%s%s: %s on %s, %d examples each", candidate.name, ratios, ", ".join(scores), part, len(answers))

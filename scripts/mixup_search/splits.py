@@ -5,11 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from inference_llms import MATH, alpaca_eval, gsm8k, human_eval, mbpp
 from inference_llms.task import Example, Task
 from utils.errors import UserError
-
-FILES = {module.TASK.name: module.DATA_SET.files for module in (alpaca_eval, gsm8k, MATH, human_eval, mbpp)}
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ def split_task(
 
     Raises UserError where there are not as many, or where none is left to test.
     """
-    files = FILES.get(task.name, ())
+    files = task.set_files
     if validation_dir is not None and files and not any((validation_dir / name).is_file() for name in files):
         raise UserError(f"--validation_dir {validation_dir} holds no {files[0]}; put it there")
     test_set = task.load_examples(data_dir)

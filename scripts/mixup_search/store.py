@@ -13,14 +13,15 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from model_merging_methods.merge_parameters import Mask, parameters_from_fields
+from model_merging_methods.merge_parameters import Mask, MergeParameters, parameters_from_fields
 from scripts.mixup_search.candidate import Answer, Candidate, Part, Result
 from scripts.mixup_search.claims import is_void, this_process
 from utils.errors import UserError
+from utils.json_files import check_shape
 from utils.whole_files import write_whole
 
 FORMAT = 1
@@ -31,6 +32,9 @@ _RENEWED_EVERY = 60  # seconds
 _PARAMETERS = ("method", "scaling_coefficient", "param_value_mask_rate", "seed", "dtype")
 _MASK_PARAMETERS = tuple(field.name for field in fields(Mask))
 
+# Columns of answers that files from earlier versions lack.
+_HEALTH = ("cut_off", "readable")
+
 _TABLES = """
 CREATE TABLE search (identity TEXT NOT NULL);
 CREATE TABLE candidates (
@@ -38,7 +42,7 @@ CREATE TABLE candidates (
 );
 CREATE TABLE answers (
     candidate TEXT NOT NULL, task TEXT NOT NULL, part TEXT NOT NULL, example NOT NULL,
-    completion TEXT NOT NULL, "right" INTEGER NOT NULL, time REAL NOT NULL,
+    completion TEXT NOT NULL, "right" INTEGER NOT NULL, time REAL NOT NULL, {health},
     PRIMARY KEY (candidate, task, part, example)
 );
 CREATE TABLE scores (
@@ -59,6 +63,26 @@ ORDER BY number, task, part DESC, examples;
 """
 
 
+@dataclass(frozen=True)
+class IdentityShape:
+    """The fields of a search's identity that are read again."""
+
+    roles: list[str]
+    tasks: list[str]
+    role_of_task: dict[str, str]
+    draw_by: str
+    num_draws: int
+    seed: int
+    space: dict[str, Any]
+    validation: dict[str, int]
+    test: dict[str, int]
+    models: dict[str, str | None]
+    split: str
+    backend: str
+    models_dir: str | None = None
+    allow_unrelated: bool = False
+
+
 class SearchStore:
     """An open results file of the search that `identity`, a JSON object, describes; its `roles` name the models.
 
@@ -74,6 +98,7 @@ class SearchStore:
             with self._writing() as connection:
                 if not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
                     self._make_tables(connection)
+                self._add_health(connection)
             self._check_same_search(self._read_identity())
         except UserError:
             self.close()
@@ -104,11 +129,18 @@ class SearchStore:
 
     def _make_tables(self, connection: sqlite3.Connection) -> None:
         columns = ", ".join(_column_names(self.identity["roles"]))
-        for statement in _TABLES.format(columns=columns).split(";\n"):
+        health = ", ".join(f"{column} INTEGER" for column in _HEALTH)
+        for statement in _TABLES.format(columns=columns, health=health).split(";\n"):
             connection.execute(statement)
         connection.execute("INSERT INTO search VALUES (?)", (json.dumps(self.identity),))
         connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {FORMAT}")
+
+    def _add_health(self, connection: sqlite3.Connection) -> None:
+        columns = {name for _, name, *_ in connection.execute("PRAGMA table_info(answers)")}
+        for column in _HEALTH:
+            if columns and column not in columns:
+                connection.execute(f"ALTER TABLE answers ADD COLUMN {column} INTEGER")
 
     def _read_identity(self) -> dict[str, Any]:
         [application], [version] = self._read("PRAGMA application_id")[0], self._read("PRAGMA user_version")[0]
@@ -116,7 +148,16 @@ class SearchStore:
             raise UserError(f"{self.path}: is not the results file of a search; name another file")
         if version != FORMAT:
             raise UserError(f"{self.path}: has format {version}, this program writes {FORMAT}; name another file")
-        return json.loads(self._read("SELECT identity FROM search")[0][0])
+        return self._stored_json(self._read("SELECT identity FROM search")[0][0], IdentityShape)
+
+    def _stored_json(self, text: str, shape: type) -> dict[str, Any]:
+        remedy = "name another file"
+        try:
+            value = json.loads(text)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UserError(f"{self.path}: holds a text that is not JSON ({error}); {remedy}") from None
+        check_shape(str(self.path), value, shape, remedy)
+        return value
 
     def _check_same_search(self, stored: Mapping[str, Any]) -> None:
         keys = [
@@ -157,27 +198,34 @@ class SearchStore:
     def candidates(self) -> list[Candidate]:
         """All candidates in the order in which they were added."""
         rows = self._read("SELECT candidate, kind, parameters, alpha FROM candidates ORDER BY number")
-        return [
-            Candidate(name, kind, parameters_from_fields(json.loads(parameters)), alpha)
-            for name, kind, parameters, alpha in rows
-        ]
+        try:
+            return [
+                Candidate(name, kind, parameters_from_fields(self._stored_json(parameters, MergeParameters)), alpha)
+                for name, kind, parameters, alpha in rows
+            ]
+        except (KeyError, TypeError, AttributeError) as error:  # fields of another version
+            raise UserError(f"{self.path}: holds a merge that this version does not know ({error})") from None
 
     def add_answers(self, candidate: str, task: str, part: Part, answers: Sequence[Answer]) -> None:
         """Store a candidate's answers to examples of a part of a task; those that are stored already stay."""
-        rows = [
-            (candidate, task, part, answer.example, answer.completion, answer.right, answer.time) for answer in answers
-        ]
+        names = ("example", "completion", "right", "time", *_HEALTH)
+        rows = [(candidate, task, part, *(getattr(answer, name) for name in names)) for answer in answers]
+        columns = ", ".join(f'"{name}"' for name in ("candidate", "task", "part", *names))
         with self._writing() as connection:
-            connection.executemany("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", rows)
+            connection.executemany(
+                f"INSERT INTO answers ({columns}) VALUES ({', '.join('?' * (3 + len(names)))}) ON CONFLICT DO NOTHING",
+                rows,
+            )
 
     def answers(self, candidate: str, task: str, part: Part) -> dict[int | str, Answer]:
         """A candidate's answers by example, in the order in which they were stored."""
-        rows = self._read(
-            'SELECT example, completion, "right", time FROM answers '
-            "WHERE candidate = ? AND task = ? AND part = ? ORDER BY rowid",
-            (candidate, task, part),
-        )
-        return {example: Answer(example, completion, bool(right), at) for example, completion, right, at in rows}
+        with self._lock, self._errors_in_one_line():
+            cursor = self._connection.execute(
+                "SELECT * FROM answers WHERE candidate = ? AND task = ? AND part = ? ORDER BY rowid",
+                (candidate, task, part),
+            )
+            names, rows = [name for name, *_ in cursor.description], cursor.fetchall()
+        return {row["example"]: _answer(row) for row in (dict(zip(names, values, strict=True)) for values in rows)}
 
     def add_result(self, result: Result) -> None:
         """Store a result, unless there is one of this candidate, task, part and number of examples."""
@@ -274,11 +322,17 @@ class SearchStore:
         try:
             yield
         except sqlite3.OperationalError as error:  # a full disk, no permission, a lock that is never given back
-            raise UserError(f"{self.path}: {error}; mend that and type the command again") from None
+            raise UserError(f"{self.path}: {error}; fix this and rerun") from None
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.ProgrammingError | sqlite3.IntegrityError):
                 raise
             raise UserError(f"{self.path}: is not a whole SQLite file ({error}); name another file") from None
+
+
+def _answer(row: Mapping[str, Any]) -> Answer:
+    # A file from an earlier version that is only read lacks the columns of health.
+    health = [None if row.get(column) is None else bool(row[column]) for column in _HEALTH]
+    return Answer(row["example"], row["completion"], bool(row["right"]), row["time"], *health)
 
 
 def _column_names(roles: Sequence[str]) -> list[str]:

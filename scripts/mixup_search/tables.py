@@ -7,7 +7,7 @@ from scripts.mixup_search.choice import Difference
 from scripts.mixup_search.findings import Findings, has_all
 from scripts.mixup_search.search_space import option_value
 
-CHOSEN_MARK = "*"
+CHOSEN_MARK, FAULT_MARK = "*", "!"
 
 
 def candidate_table(findings: Findings) -> list[list[str]]:
@@ -95,12 +95,14 @@ def _number(value: float | None) -> str:
 
 
 def _validation_cell(findings: Findings, candidate: Candidate, task: str) -> str:
-    """The score that candidates are compared by, else the one over other examples, with their number."""
+    """The score that candidates are compared by, else the one over other examples, with their number; marked where the
+    answers are faulty."""
+    fault = f" {FAULT_MARK}" if task in findings.faults.get(candidate.name, {}) else ""
     result = findings.compared.get(candidate.name, {}).get(task)
     if result is not None and (candidate.kind != "draw" or candidate in findings.compared_draws):
-        return _score_cell(result)
+        return _score_cell(result) + fault
     result = findings.reached[candidate.name].get(task)
-    return "–" if result is None else f"{_score_cell(result)} of {result.examples}"
+    return "–" if result is None else f"{_score_cell(result)} of {result.examples}{fault}"
 
 
 def _score_cell(result: Result | None) -> str:

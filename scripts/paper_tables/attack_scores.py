@@ -1,15 +1,17 @@
 """From the result of an attack on a prompt to its score, the performance drop rate."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scripts.paper_tables.found import Found, check_weights
 from scripts.paper_tables.names import DATA_SETS
 from scripts.paper_tables.score import MISSING, OK, UNREADABLE, Score, without_value
+from scripts.paper_tables.stored_results import read_health
 from utils.errors import UserError
 from utils.intervals import drop_rate_interval
-from utils.json_files import read_json_object
+from utils.json_files import check_shape, read_json_object
 from utils.output_places import SINGLE_MODEL, OutputPlaces
 
 METRIC = "PDR"
@@ -35,6 +37,7 @@ def _attack_score(found: Found, path: Path) -> Score:
         settings = report["settings"]
         about |= {"backend": settings["backend"], "examples": settings["number_of_samples"]}
         about["command"] = report.get("command") or about["command"]
+        about["health"] = read_health(path, report.get("attacked_health"), AGAIN)
         check_weights(about, settings["weights_fingerprint"])
     except UserError as error:
         return without_value(about, dataset, attack, UNREADABLE, str(error))
@@ -58,27 +61,39 @@ def _attack_score(found: Found, path: Path) -> Score:
     )
 
 
+@dataclass(frozen=True)
+class SettingsShape:
+    """The fields of an attack's settings that are read."""
+
+    backend: str
+    weights_fingerprint: str
+    number_of_samples: int
+
+
+@dataclass(frozen=True)
+class ReportShape:
+    """The fields of an attack's result that are read."""
+
+    settings: SettingsShape
+    clean_accuracy: float
+    attacked_accuracy: float
+    performance_drop_rate: float | None
+    clean_right: list[bool]
+    attacked_right: list[bool]
+    command: str | None = None
+
+
 def _check_report(path: Path, report: Mapping[str, Any]) -> None:
     """Raise UserError unless a report holds what a score is made of, and its accuracies are those of its samples."""
-    try:
-        settings = report["settings"]
-        samples = settings["number_of_samples"]
-        if not all(isinstance(settings[name], str) for name in ("backend", "weights_fingerprint")) or samples < 1:
-            raise ValueError
-        shares = []
-        for name in ("clean", "attacked"):
-            right = report[f"{name}_right"]
-            if not all(isinstance(of_sample, bool) for of_sample in right):
-                raise ValueError
-            shares.append(sum(right) / samples)
-            if len(right) != samples or abs(shares[-1] - report[f"{name}_accuracy"]) > 1e-6:
-                raise UserError(f"{path}: its {name} accuracy is not that of its {samples} samples; {AGAIN}")
-        clean, attacked = shares
-        rate = report["performance_drop_rate"]
-        if (rate is None) != (clean == 0) or (rate is not None and abs(rate - (clean - attacked) / clean) > 1e-6):
-            raise UserError(f"{path}: its drop rate is not that of its accuracies; {AGAIN}")
-    except (KeyError, TypeError, ValueError) as error:
-        lacking = (
-            f"it lacks {error}" if isinstance(error, KeyError) else "it holds something else than an attack leaves"
-        )
-        raise UserError(f"{path} is not whole: {lacking}; {AGAIN}") from error
+    check_shape(f"{path} is not whole", report, ReportShape, AGAIN)
+    samples = report["settings"]["number_of_samples"]
+    shares = []
+    for name in ("clean", "attacked"):
+        right = report[f"{name}_right"]
+        if samples < 1 or len(right) != samples or not abs(sum(right) / samples - report[f"{name}_accuracy"]) <= 1e-6:
+            raise UserError(f"{path}: its {name} accuracy is not that of its {samples} samples; {AGAIN}")
+        shares.append(sum(right) / samples)
+    clean, attacked = shares
+    rate = report["performance_drop_rate"]
+    if (rate is None) != (clean == 0) or (rate is not None and not abs(rate - (clean - attacked) / clean) <= 1e-6):
+        raise UserError(f"{path}: its drop rate is not that of its accuracies; {AGAIN}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from inference_llms.tasks import TASKS_OF_ROLE
 from utils.errors import UserError
-from utils.json_files import read_json_object
+from utils.json_files import read_shaped_object
 from utils.whole_files import write_json
 
 MAIN_JOB = "merge_llms_instruct_math_code.py"
@@ -51,15 +51,15 @@ class Cell:
         if self.script.startswith(ATTACKS):
             return [Path(self.script).stem]
         if self.script == LIVEBENCH:
-            return _values("--evaluate_task", self.words)
+            return option_values("--evaluate_task", self.words)
         if "--tasks" in self.merge:
-            return _values("--tasks", self.merge)
+            return option_values("--tasks", self.merge)
         return [task for role, tasks in TASKS_OF_ROLE.items() if f"--merge_{role}" in self.merge for task in tasks]
 
     @property
     def attacks(self) -> list[str]:
         """The attacks on the set's prompt; none of a cell that attacks nothing."""
-        return _values("--attack_method", self.words) if self.script.startswith(ATTACKS) else []
+        return option_values("--attack_method", self.words) if self.script.startswith(ATTACKS) else []
 
     def check(self) -> None:
         """Raise UserError where the words do not tell what the results will be of."""
@@ -69,7 +69,7 @@ class Cell:
             raise UserError("--evaluate_task: name the task, for the tables go by it")
 
 
-def _values(option: str, words: Sequence[str]) -> list[str]:
+def option_values(option: str, words: Sequence[str]) -> list[str]:
     """The words behind an option, up to the next one; none where it is not there."""
     behind = words[words.index(option) + 1 :] if option in words else ()
     return list(takewhile(lambda word: not word.startswith("--"), behind))
@@ -100,6 +100,30 @@ def read_cells(path: Path) -> list[Cell]:
     return list(cells.values())
 
 
+@dataclass(frozen=True)
+class InputsShape:
+    """What a cell was run with: its commands, and the hashes of its models and sets by name."""
+
+    commands: list[str]
+    hashes: dict[str, str]
+
+
+@dataclass(frozen=True)
+class StateShape:
+    """The fields of a cell's state that are read again."""
+
+    cell: str
+    status: str
+    commands: list[str]
+    root: str
+    tasks_name: str
+    name: str
+    reason: str | None = None
+    started: float | None = None
+    seconds: float | None = None
+    inputs: InputsShape | None = None
+
+
 def state_path(results_dir: Path, cell: Cell) -> Path:
     return results_dir / STATES / f"{cell.name}.json"
 
@@ -107,7 +131,7 @@ def state_path(results_dir: Path, cell: Cell) -> Path:
 def read_state(results_dir: Path, cell: Cell) -> dict[str, Any]:
     """What is on record of a cell; empty where nothing is that can be read."""
     try:
-        return read_json_object(state_path(results_dir, cell), "")
+        return read_shaped_object(state_path(results_dir, cell), StateShape, "")
     except UserError:
         return {}
 
@@ -115,7 +139,7 @@ def read_state(results_dir: Path, cell: Cell) -> dict[str, Any]:
 def write_state(results_dir: Path, cell: Cell, commands: Sequence[str], **about: Any) -> None:
     """Put a cell on record: its `commands` as they stand in a shell at the project's root, and what is known `about` it
     (`status`: planned, running, done or failed; `root`, `tasks_name` and `name` of its merge's places; `reason`;
-    `started`, seconds since 1970; `seconds`, `results`)."""
+    `started`, seconds since 1970; `seconds`, `results`, `inputs`)."""
     state = {
         "tables": list(cell.tables),
         "commands": list(commands),

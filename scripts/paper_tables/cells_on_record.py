@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.paper_tables.cell import ATTACKS, STATES, Cell, cell_of_text
+from scripts.paper_tables.cell import ATTACKS, STATES, Cell, StateShape, cell_of_text
 from scripts.paper_tables.commands import CLASSIFIER_RESULTS
 from scripts.paper_tables.jobs import DONE
 from scripts.paper_tables.merge_facts import about_words
 from utils.errors import UserError
-from utils.json_files import read_json_object
+from utils.json_files import check_shape, read_json_object
 from utils.output_places import OutputPlaces
 
 REMEDY = "remove it and run its script again"
@@ -58,14 +58,13 @@ def cell_that_asked(
 def _read_cell(results_dir: Path, path: Path) -> CellOnRecord:
     state = read_json_object(path, REMEDY)
     try:
-        if not all(isinstance(state[name], str) for name in ("cell", "status", "root", "tasks_name", "name")):
-            raise ValueError
+        check_shape(str(path), state, StateShape, REMEDY)
         cell = cell_of_text(state["cell"])
         is_classifier = cell.script.startswith(ATTACKS) and Path(state["root"]).name == CLASSIFIER_RESULTS
         places = OutputPlaces(
             results_dir / CLASSIFIER_RESULTS if is_classifier else results_dir, state["tasks_name"], state["name"]
         )
-        commands, started = tuple(map(str, state["commands"])), float(state.get("started") or 0)
+        commands, started = tuple(state["commands"]), float(state.get("started") or 0)
         # These read the cell's words, and fail here rather than where they are needed.
         about, _, _ = about_words(cell.merge), cell.tasks, cell.attacks
     except (UserError, KeyError, ValueError, TypeError, IndexError) as error:

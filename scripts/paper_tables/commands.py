@@ -80,21 +80,16 @@ def cell_commands(cell: Cell, setting: Setting) -> list[list[str]]:
     ]
 
 
-def other_merge(cell: Cell, setting: Setting) -> str | None:
-    """Why the merge on record in a cell's place is not the one that its commands would make; None where it is, or none
-    is on record. The weights may be deleted by then."""
+def holds_other_merge(cell: Cell, setting: Setting) -> bool:
+    """Whether the merge on record in a cell's place is another than its commands would make. The weights may be deleted
+    by then."""
     record = merge_record_path(merge_places(cell, setting))
     if record is None:
-        return None
-    try:
-        options = build_parser().parse_args([*cell.merge, *_model_words(cell, setting)])
-        roles = chosen_roles(options)
-        request = request_of_folders(options, roles, merge_parameters(options, roles))
-        if is_same_merge(read_record(record), request):
-            return None
-    except (UserError, OSError) as error:
-        return str(error)
-    return f"{setting.results_dir} holds this merge of other models; choose another --results_dir"
+        return False
+    options = build_parser().parse_args([*cell.merge, *_model_words(cell, setting)])
+    roles = chosen_roles(options)
+    request = request_of_folders(options, roles, merge_parameters(options, roles))
+    return not is_same_merge(read_record(record), request)
 
 
 def results_there(cell: Cell, setting: Setting) -> dict[str, Any]:

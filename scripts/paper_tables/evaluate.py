@@ -72,7 +72,7 @@ def files_to_judge(results_dir: Path) -> Iterator[ToJudge]:
             continue
         for task, record in records.items():
             try:
-                check_record(scores.path, task, record)
+                check_record(scores.path, task, record, scores.places.root)
             except UserError:
                 continue
             files = own_files(record, scores.places.root)

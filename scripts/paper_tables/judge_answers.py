@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from inference_llms import alpaca_eval
 from scripts.paper_tables.commands import Setting
-from scripts.paper_tables.evaluator_results import agreement_file, alpaca_eval_folder, command_file, command_to_type
-from scripts.paper_tables.to_judge import ToJudge, each, installed, run_evaluator
+from scripts.paper_tables.evaluator_results import agreement_file, alpaca_eval_folder, command_file, command_with_output
+from scripts.paper_tables.judged_files import keep_hash_lines
+from scripts.paper_tables.to_judge import ToJudge, each, hashes_to_judge, installed, run_evaluator
 from utils.errors import UserError
 from utils.whole_files import write_json, write_whole
 
@@ -21,14 +22,16 @@ def judge_answers(items: Sequence[ToJudge], setting: Setting) -> dict[str, str]:
         return {item.key: "alpaca_eval is not installed" for item in items}
 
     def call(item: ToJudge) -> None:
-        command = command_to_type(item.task, item.files, item.command)
+        command, hashes = command_with_output(item.task, item.files, item.command), hashes_to_judge(item)
         run_evaluator([judge, *shlex.split(command)[1:]])
         write_whole(command_file(alpaca_eval_folder(item.files[0])), f"{command}\n")
+        keep_hash_lines(alpaca_eval_folder(item.files[0]), hashes)
 
     return each(items, call)
 
 
 def _count_agreement(item: ToJudge) -> None:
+    hashes = hashes_to_judge(item)
     rows = [example.row for example in alpaca_eval.load_examples(item.data_dir)]
     if not all(isinstance(row.get("output"), str) for row in rows):
         raise UserError(f"the alpaca_eval set in {item.data_dir} has no reference answers (field 'output') to go by")
@@ -39,3 +42,4 @@ def _count_agreement(item: ToJudge) -> None:
         raise UserError(f"the alpaca_eval set in {item.data_dir} lacks {len(unknown)} of the instructions answered")
     agrees = [row["output"].strip() == references[row["instruction"]] for row in answers]
     write_json(agreement_file(item.files[0]), {"agrees": agrees, "outputs": [row["output"] for row in answers]})
+    keep_hash_lines(agreement_file(item.files[0]), hashes)

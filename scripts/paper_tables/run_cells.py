@@ -1,5 +1,10 @@
 """Run the cells that a script of scripts/paper lists, call the evaluators installed, make tables and figures."""
 
+if __name__ in ("__main__", "__mp_main__"):  # before the imports, which take a while
+    from utils.interrupts import prepare_process
+
+    prepare_process(__name__)
+
 import argparse
 import logging
 import os
@@ -22,6 +27,7 @@ from scripts.plot_figures import plot_figures
 from utils.command_line import OneLineParser
 from utils.errors import UserError, run_command_line
 from utils.run_log import logged_run
+from utils.whole_files import locked
 
 log = logging.getLogger(__name__)
 
@@ -92,10 +98,11 @@ def run(options: argparse.Namespace) -> None:
         slots = slots[:1]
     outcomes = run_jobs(jobs, setting, slots, options.delete_merged_models)
     if options.job is None:
-        evaluate(setting, options.allow_code_execution)
-        scores = collect_scores(setting.results_dir)
-        plot_figures(setting.results_dir, scores)
-        make_tables(setting.results_dir, scores)
+        with locked(setting.results_dir / "tables", waits=True):
+            evaluate(setting, options.allow_code_execution)
+            scores = collect_scores(setting.results_dir)
+            plot_figures(setting.results_dir, scores)
+            make_tables(setting.results_dir, scores)
     report(sum(map(len, jobs)), outcomes)
     if any(outcome.status == FAILED for outcome in outcomes):
         raise UserError(f"some cells failed; their logs are in {setting.results_dir / 'paper_cells'}")

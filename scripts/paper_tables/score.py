@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from inference_llms.answer_health import Health
 from utils.intervals import mean_interval, wilson_interval
 
 OK, MISSING, UNREADABLE, CONFLICT = "ok", "missing", "unreadable", "two results"
@@ -19,8 +20,9 @@ class Score:
 
     `value`, `low` and `high` (95%) in per cent; None where `status` is not ok, and then `note` says why. `inputs`: the
     names of the models that were merged. `variant`: what the merge has beside the paper's parameters. `alpha`, `seed`,
-    `ratios`: of M3; `seed` of DARE too. `attack`: of an attacked prompt. `values` of each example by id, 0 to 1, and
-    `right` before and after an attack, for each sample: for comparisons, not in the CSV.
+    `ratios`: of M3; `seed` of DARE too. `attack`: of an attacked prompt. `health` of the answers, to the
+    attacked prompt where there is one. `values` of each example by id, 0 to 1, and `right` before and after an attack,
+    for each sample: for comparisons, not in the CSV.
     """
 
     models: str
@@ -48,6 +50,7 @@ class Score:
     merge_record: str
     fingerprint: str
     result_file: str
+    health: Health | None = None
     values: tuple[tuple[int | str, float], ...] | None = None
     right: tuple[tuple[bool, ...], tuple[bool, ...]] | None = None
 
@@ -83,16 +86,19 @@ def share_interval(share: float, examples: int) -> tuple[float, float]:
     return 100 * low, 100 * high
 
 
-COLUMNS = [field.name for field in fields(Score) if field.name not in ("values", "right")]
+COLUMNS = [field.name for field in fields(Score) if field.name not in ("health", "values", "right")]
+# Columns of the health, beside the number of answers, which `examples` is.
+HEALTH_COLUMNS = [field.name for field in fields(Health) if field.name != "answers"]
 
 
 def scores_csv(scores: Sequence[Score]) -> str:
     """The tidy table: a row for each score."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow([*COLUMNS, *HEALTH_COLUMNS])
     for score in scores:
-        writer.writerow([_shown(getattr(score, column)) for column in COLUMNS])
+        cells = [_shown(getattr(score, column)) for column in COLUMNS]
+        writer.writerow([*cells, *(getattr(score.health, column, None) for column in HEALTH_COLUMNS)])
     return text.getvalue()
 
 

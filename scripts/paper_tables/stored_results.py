@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from inference_llms.answer_health import Health, health_on_record
 from inference_llms.data_sets import read_rows
 from inference_llms.raw_generations import read_stored_line, whole_lines
 from model_merging_methods.merge_record import RECORD_FILE
 from utils.errors import UserError
-from utils.json_files import read_json_object
+from utils.json_files import check_shape, read_json_object
 from utils.output_places import OutputPlaces
 
 # The folders of evaluators' files, which a run writes below its own root.
 _FOLDER_OF_FILES = re.compile(r"save_\w+_results")
-_FIELDS = {"examples": int, "files": list, "raw_generations": str}
 
 
 @dataclass(frozen=True)
@@ -62,29 +62,49 @@ def read_task_records(path: Path) -> dict[str, dict[str, Any]]:
     return records
 
 
-def check_record(path: Path, task: str, record: Mapping[str, Any]) -> None:
-    """Raise UserError unless a task's record in `path` tells what every task's record tells."""
-    wrong = [name for name, kind in _FIELDS.items() if type(record.get(name)) is not kind]
-    if not wrong and record["examples"] < 1:
-        wrong.append("examples")
-    if not wrong and not all(isinstance(file, str) for file in record["files"]):
-        wrong.append("files")
-    for name, kind in (("evaluator_command", str), ("identity", dict)):
-        if not isinstance(record.get(name), kind | None):
-            wrong.append(name)
-    if wrong:
-        raise UserError(f"{path}: the record of {task} lacks a sound {wrong[0]!r}; remove it and run its command again")
+@dataclass(frozen=True)
+class TaskRecordShape:
+    """The fields of a task's record that are read."""
+
+    examples: int
+    files: list[str]
+    raw_generations: str
+    evaluator_command: str | None = None
+    data_dir: str | None = None
+    backend: str | None = None
+    command: str | None = None
+    identity: dict[str, Any] | None = None
+
+
+def check_record(path: Path, task: str, record: Mapping[str, Any], root: Path) -> None:
+    """Raise UserError unless a task's record in `path` tells what every task's record tells, and names no file for an
+    evaluator outside the outputs below `root`."""
+    remedy = "remove it and run its command again"
+    check_shape(f"{path}: the record of {task}", record, TaskRecordShape, remedy)
+    if record["examples"] < 1:
+        raise UserError(f"{path}: the record of {task}: examples: fewer than one; {remedy}")
+    for file in own_files(record, root):
+        if ".." in file.parts or not file.absolute().is_relative_to(root.absolute()):
+            raise UserError(f"{path}: the record of {task} names {file}, which is outside {root}; {remedy}")
+
+
+def read_health(path: Path, value: Any, remedy: str) -> Health | None:
+    """The health that the record in `path` holds. Raises UserError where it is of another form."""
+    try:
+        return health_on_record(value)
+    except ValueError as error:
+        raise UserError(f"{path} is not whole: {error}; {remedy}") from error
 
 
 def own_files(record: Mapping[str, Any], root: Path) -> list[Path]:
     """Where a run's files for an evaluator lie now, its outputs being below `root`."""
-    return [_own_file(Path(file), root) for file in record["files"]]
+    return [file_below(root, Path(file)) for file in record["files"]]
 
 
 def own_evaluator_command(command: str, record: Mapping[str, Any], root: Path) -> str:
     """An evaluator's `command` on a run's files, with the places where they lie now."""
     for file in record["files"]:
-        now, tail = _own_file(Path(file), root), _tail(Path(file))
+        now, tail = file_below(root, Path(file)), _tail(Path(file))
         if tail is None or str(now) == file:
             continue
         before, after = file.removesuffix(str(tail)), str(now).removesuffix(str(tail))
@@ -94,9 +114,16 @@ def own_evaluator_command(command: str, record: Mapping[str, Any], root: Path) -
     return command
 
 
-def _own_file(recorded: Path, root: Path) -> Path:
+def file_below(root: Path | None, recorded: Path) -> Path:
+    """Where a recorded file of a run lies now, its outputs being below `root`."""
     tail = _tail(recorded)
-    return recorded if tail is None else root.absolute() / tail
+    return recorded if tail is None or root is None else root.absolute() / tail
+
+
+def root_of_file(path: Path) -> Path | None:
+    """The root of outputs that a file for an evaluator lies below; None where it lies below none."""
+    tail = _tail(path)
+    return None if tail is None else path.parents[len(tail.parts) - 1]
 
 
 def _tail(path: Path) -> Path | None:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
+from inference_llms.answer_health import total
 from scripts.paper_tables.score import OK, Score, share_interval
 from utils.intervals import drop_rate_interval, paired_difference_interval
 
@@ -29,6 +30,12 @@ class Summary:
     @property
     def lacking(self) -> tuple[Score, ...]:
         return tuple(score for score in self.scores if score.status != OK)
+
+    @property
+    def health_warning(self) -> str | None:
+        """The faults of the draws' answers together, in a line; None where few have any."""
+        healths = [score.health for score in self.scores if score.health is not None]
+        return total(healths).warning() if healths else None
 
     @property
     def draws(self) -> int:

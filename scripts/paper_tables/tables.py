@@ -182,7 +182,8 @@ def _cell(table: Table, summary: Summary | None) -> tuple[str, ...]:
     """Our value with its interval, its spread and best over draws, the published value and the difference."""
     if summary is None:
         return (NOTHING,)
-    marks = " ".join(dict.fromkeys(table.note(_why(score)) for score in summary.lacking))
+    notes = [*map(_why, summary.lacking), *filter(None, [summary.health_warning])]
+    marks = " ".join(dict.fromkeys(map(table.note, notes)))
     first = summary.scores[0]
     told = _published_line(summary, published_value(first.models, first.method, first.mixup, first.dare, first.dataset))
     if summary.value is None:

@@ -24,6 +24,7 @@ from scripts.paper_tables.stored_results import (
     own_evaluator_command,
     own_files,
     read_completions,
+    read_health,
     read_task_records,
     scores_files,
 )
@@ -53,11 +54,12 @@ def _task_score(found: Found, scores: ScoresFile, task: str, record: Mapping[str
     script = LIVEBENCH if task in LIVEBENCH_TASKS else MAIN_JOB
     about = {**known, **found.commands(scores.places, script, task)}
     try:
-        check_record(scores.path, task, record)
+        check_record(scores.path, task, record, scores.places.root)
         about["command"] = record.get("command") or about["command"]
         about |= {"backend": str(record.get("backend", "")), "examples": record["examples"]}
         of_record = record.get("evaluator_command") or ""
         about["evaluator_command"] = own_evaluator_command(of_record, record, scores.places.root)
+        about["health"] = read_health(scores.path, record.get("health"), AGAIN)
         check_weights(about, (record.get("identity") or {}).get("weights_fingerprint"))
         judged, ids, note = _judge(scores, task, record, about["command"])
         if judged is not None and judged.examples != record["examples"]:

@@ -17,6 +17,7 @@ from scripts.paper_tables.evaluator_results import (
     read_livebench,
     read_programs,
 )
+from scripts.paper_tables.judged_files import hash_lines, set_files
 from utils.errors import UserError
 from utils.json_files import read_json_lines
 
@@ -42,6 +43,11 @@ class ToJudge:
     def key(self) -> str:
         """What notes on it are kept by."""
         return str(self.files[0])
+
+
+def hashes_to_judge(item: ToJudge) -> str:
+    """The hashes of all that an evaluator's result depends on: a run's files, and the set that they are judged by."""
+    return hash_lines([*item.files, *set_files(item.task, item.data_dir)])
 
 
 def note_key(results_dir: Path, file: Path) -> str:

@@ -1,13 +1,16 @@
 """python -m inference_llms: mistakes in one line, names of outputs, whose results they are."""
 
+import argparse
 import json
+import shutil
 
 import numpy
 import pytest
 from safetensors.numpy import save_file
 
-from inference_llms.model_folder import model_fingerprint, output_places, weight_files
-from tests.inference_llms.support import run_command_here, write_rows
+from inference_llms.command_line import model_source
+from inference_llms.model_folder import model_fingerprint, output_places, weight_files, weights_fingerprint
+from tests.inference_llms.support import ROOT, run_command_here, write_rows
 from utils.errors import UserError
 from utils.output_places import OutputPlaces
 
@@ -74,6 +77,10 @@ def test_a_fingerprint_goes_with_the_content_wherever_the_folder_lies(model, tmp
     assert model_fingerprint(moved) == before
     save_weights(moved, numpy.arange(1_000_000, dtype=numpy.float32) * 1.0001)
     other_weights = model_fingerprint(moved)
+    values = numpy.arange(1_000_000, dtype=numpy.float32) * 1.0001
+    values[654_321] += 1  # one value in the middle
+    save_weights(moved, values)
+    assert model_fingerprint(moved) != other_weights
     (moved / "tokenizer.json").write_text('{"added": 1}')
     assert len({before, other_weights, model_fingerprint(moved)}) == 3
 
@@ -83,9 +90,7 @@ def test_a_merge_is_known_by_its_record_and_lies_with_its_merges_results(model, 
     record = {"tasks_name": "instruct_math", "name": "mask_merging/ties/mask_0.2_0.2", "fingerprint": "1"}
     (model / "merge_record.json").write_text(json.dumps(record))
     assert output_places(model, tmp_path) == OutputPlaces(tmp_path, "instruct_math", record["name"])
-    one = model_fingerprint(model)
-    (model / "merge_record.json").write_text(json.dumps({**record, "fingerprint": "2"}))
-    assert model_fingerprint(model) != one
+    assert weights_fingerprint(model) == "1"
 
 
 def test_weights_changed_beside_a_merge_record_are_another_model(model):
@@ -93,6 +98,35 @@ def test_weights_changed_beside_a_merge_record_are_another_model(model):
     before = model_fingerprint(model)
     save_weights(model, numpy.zeros(1_000_000, dtype=numpy.float32))
     assert model_fingerprint(model) != before
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_model_that_changes_before_it_is_loaded_completes_nothing(tmp_path, name):
+    folder = tmp_path / "model"
+    shutil.copytree(ROOT / "scripts" / "tiny_zoo" / "math", folder)
+    options = argparse.Namespace(backend="transformers", tensor_parallel_size=1, pipeline_parallel_size=1)
+    source = model_source(options, folder)
+    source.open_engine().close()
+    (folder / name).touch()
+    with pytest.raises(UserError, match=rf"{folder / name}: was changed while it was being read"):
+        source.open_engine()
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"fingerprint": []},
+        {"fingerprint": "1", "outputs": 5},
+        {"fingerprint": "1", "outputs": [{"name": "model.safetensors"}]},
+        {"tasks_name": {}, "name": "x"},
+        {"tasks_name": "a\0b", "name": "x"},
+    ],
+)
+def test_a_merge_record_of_wrong_types_is_one_line(model, record):
+    (model / "merge_record.json").write_text(json.dumps(record))
+    for read in (weights_fingerprint, lambda folder: output_places(folder, folder)):
+        with pytest.raises(UserError, match=r"merge_record\.json: .*; merge again, or remove the file"):
+            read(model)
 
 
 def test_names_never_lead_out_of_the_output_folder(model, tmp_path):

@@ -82,7 +82,7 @@ def test_tasks_of_one_model_share_one_engine_which_is_closed_and_all_prompts_go_
     assert json.loads(places.scores().read_text()) == scores
     rows = read_json_lines(places.raw_generations("gsm8k"))
     assert sorted(row["id"] for row in rows) == list(range(12))
-    assert all(list(row) == ["id", "prompt", "completion", "time"] for row in rows)
+    assert all(list(row) == ["id", "prompt", "completion", "time", "cut_off"] for row in rows)
     assert places.scores().parent.name == "average_merging" and places.scores().name.endswith("True.json")
 
 
@@ -131,7 +131,7 @@ def test_a_run_killed_while_generating_is_finished_by_the_next(data, places):
         while not (path.is_file() and path.read_bytes().count(b"\n") >= 3):
             assert child.poll() is None and time.monotonic() < patience
             time.sleep(0.02)
-        with pytest.raises(UserError, match="being written by another process"):
+        with pytest.raises(UserError, match=r"gsm8k\.jsonl: another process \(\d+ on .*\) is at work there"):
             run(load_task_examples(["gsm8k"], data, 0, None), places, source(Adder()))
     finally:
         os.kill(child.pid, signal.SIGKILL)
@@ -179,7 +179,14 @@ def test_a_broken_line_amid_the_rows_is_named(data, places):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"), [("{", "is not JSON"), ("[]", "is not a JSON object"), ("{}", "does not say which run")]
+    ("content", "told"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "is not a JSON object"),
+        ("{}", "backend: field required"),
+        ('{"backend": 1}', "backend: input should be"),
+        ('{"backend": "", "weights_fingerprint": []}', "weights_f"),
+    ],
 )
 def test_a_damaged_identity_is_told(data, places, content, told):
     examples = load_task_examples(["gsm8k"], data, 0, None)

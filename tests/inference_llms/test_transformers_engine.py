@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from inference_llms import decoding_batch, transformers_engine
-from inference_llms.engine import Sampling, open_engine
+from inference_llms.engine import CutOff, Sampling, open_engine
+from inference_llms.live_engine import open_live_engine
 from inference_llms.transformers_engine import cut_at_stop
 from tests.inference_llms.tiny_llama import BEGIN, CONTEXT, CUT, END, PROMPTS, write_tiny_llama
 from utils.errors import UserError
@@ -71,6 +73,22 @@ def test_both_end_tokens_end_a_completion(engine, tokenizer, by_hand):
     finally:
         engine._end_tokens = ends
     assert completion == tokenizer.decode(by_hand[0][: by_hand[0].index(frequent)], skip_special_tokens=True)
+
+
+def test_a_completion_says_whether_the_limit_of_tokens_ended_it(engine, by_hand):
+    def cut_off(prompts, **sampling):
+        return [isinstance(text, CutOff) for text in complete(engine, prompts, **sampling)]
+
+    assert cut_off(PROMPTS[:12], max_tokens=24) == [tokens[-1] not in (END, CUT) for tokens in by_hand]
+    ends = engine._end_tokens
+    engine._end_tokens = ends | {by_hand[0][3]}
+    try:
+        assert cut_off(PROMPTS[:1], max_tokens=4) == [False]
+    finally:
+        engine._end_tokens = ends
+    (text,) = complete(engine, PROMPTS[:1], max_tokens=24)
+    assert cut_off(PROMPTS[:1], max_tokens=24, stop=(text[-2:], "zz")) == [False]
+    assert cut_off([" a" * 2 * CONTEXT, " a" * (CONTEXT - 3)], max_tokens=100) == [True, True]
 
 
 def test_a_completion_does_not_depend_on_the_prompts_beside_it(engine):
@@ -168,6 +186,33 @@ def test_a_prompt_near_the_end_of_the_context_gets_what_room_there_is(engine, to
     assert notices == [f"2 of 4 prompts fill the model's context of {CONTEXT} tokens; they get empty completions"]
 
 
+def test_an_end_token_that_the_tokenizer_appends_changes_no_completion(engine, folder, tmp_path, capsys):
+    """As with `add_eos_token`, which training frameworks leave on."""
+    appending = shutil.copytree(folder, tmp_path / "appending")
+    content = json.loads((appending / "tokenizer.json").read_text())
+    content["post_processor"]["single"].append({"SpecialToken": {"id": "</s>", "type_id": 0}})
+    content["post_processor"]["special_tokens"]["</s>"] = {"id": "</s>", "ids": [END], "tokens": ["</s>"]}
+    (appending / "tokenizer.json").write_text(json.dumps(content))
+    assert AutoTokenizer.from_pretrained(appending)(PROMPTS[0])["input_ids"][-1] == END
+    prompts = [*PROMPTS[:4], "ends itself</s>"]
+    other = open_engine("transformers", appending, 1, 1)
+    assert complete(other, prompts, max_tokens=20) == complete(engine, prompts, max_tokens=20)
+    other.close()
+    assert "the tokenizer adds </s> to the end of every prompt" in capsys.readouterr().out
+
+
+def test_a_live_engine_stops_where_the_folder_of_its_tokenizer_says(engine, folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    (other / "generation_config.json").write_text(json.dumps({"eos_token_id": 40}))
+    live, plain = open_live_engine("transformers", folder, 1, 1), open_engine("transformers", other, 1, 1)
+    live.take_tokenizer(other)
+    completions = complete(live, PROMPTS[:12], max_tokens=40)
+    assert completions == complete(plain, PROMPTS[:12], max_tokens=40)
+    assert completions != complete(engine, PROMPTS[:12], max_tokens=40)
+    live.close()
+    plain.close()
+
+
 def test_no_prompts_no_completions(engine):
     assert complete(engine, [], max_tokens=5) == []
 
@@ -214,7 +259,7 @@ def test_remote_code_is_refused(tmp_path, folder):
     }
     (remote / "config.json").write_text(json.dumps(config))
     (remote / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    with pytest.raises(UserError, match="remote"):
+    with pytest.raises(UserError, match="names code"):
         open_engine("transformers", remote, 1, 1)
     assert not (tmp_path / "ran").exists()
 

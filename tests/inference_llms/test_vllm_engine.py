@@ -7,7 +7,7 @@ import psutil
 import pytest
 import torch
 
-from inference_llms.engine import Sampling, open_engine
+from inference_llms.engine import CutOff, Sampling, open_engine
 from tests.inference_llms.tiny_llama import CONTEXT, PROMPTS, write_tiny_llama
 from tests.vllm_marks import two_workers, vllm_installed
 from utils.errors import UserError
@@ -45,8 +45,11 @@ def by_transformers(folder):
 
 
 def agreement(one, other):
+    """The share of equal completions, which the limit of tokens ended in both or in neither."""
     assert sorted(one) == sorted(other)
-    return sum(one[position] == other[position] for position in one) / len(one)
+    equal = [one[position] == other[position] for position in one]
+    cut_off = [isinstance(one[position], CutOff) == isinstance(other[position], CutOff) for position in one]
+    return sum(map(min, equal, cut_off)) / len(one)
 
 
 def shared_memory():

@@ -70,7 +70,7 @@ class SmallSearch:
             chance = 0.2 + 0.6 * ratios[self.roles.index(self.role_of_task[task])] ** 0.5
             luck = np.random.default_rng([len(task), len(part)]).random(60)  # an example is as hard for all candidates
             right = [bool(value) for value in luck[:examples] < chance]
-            answers = [Answer(i, "text", value, 0.0) for i, value in enumerate(right)]
+            answers = [Answer(i, f"text {i}", value, 0.0) for i, value in enumerate(right)]
             self.store.add_answers(candidate.name, task, part, answers)
             self.store.add_result(Result(candidate.name, task, part, examples, sum(right), 1.0, 0.0))
 

@@ -50,6 +50,23 @@ def test_the_screen_shows_every_candidate_and_the_tested_choice(whole):
     assert f"  {save_command(findings.identity, findings.chosen.parameters)}" in lines
 
 
+def test_faulty_answers_are_marked_and_explained(whole, tmp_path):
+    findings = find_out(whole.store)
+    assert findings.faults == {} and " !" not in "\n".join(report_lines(whole.store))
+    chosen = findings.chosen.name
+    with whole.store._connection as connection:
+        for candidate in (chosen, "draw 7"):
+            connection.execute(
+                "UPDATE answers SET completion = '' WHERE candidate = ? AND task = 'gsm8k' AND example < 8",
+                (candidate,),
+            )
+    lines = report_lines(whole.store)
+    told = f"gsm8k, {chosen} and 1 more: of 100 answers: 16 empty"
+    assert f"! check the completions: {told}" in lines
+    assert [line[3:].split("  ")[0] for line in lines if "] !" in line or "of 10 !" in line] == [chosen, "draw 7"]
+    assert told in _Page(write_report(whole.store, tmp_path / "report").read_text(encoding="utf-8")).text
+
+
 def test_the_difference_on_the_test_part_is_over_the_test_answers(whole):
     findings = find_out(whole.store)
     for task in findings.tasks:

@@ -87,6 +87,8 @@ def test_a_search_scores_draws_references_and_tests_its_choice(searched):
     score = {(row[0], row[3]): row[6] / row[5] for row in table if row[4] == "validation"}
     assert score["math alone", "gsm8k"] > score["instruct alone", "gsm8k"]
     assert score["instruct alone", "alpaca_eval"] > score["math alone", "alpaca_eval"]
+    known = set(rows(out, "SELECT task, cut_off IS NULL, readable IS NULL FROM answers"))
+    assert known == {("alpaca_eval", 0, 1), ("gsm8k", 0, 0)}, "gsm8k has a form of answer, alpaca_eval has none"
     assert "report.html" in done.stdout and (results_file(out).parent / "average_merging_mixup_seed_0_report").is_dir()
 
 

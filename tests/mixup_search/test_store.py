@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,23 @@ from scripts.mixup_search.store import SearchStore
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-IDENTITY = {"roles": ["instruct", "math"], "tasks": ["gsm8k", "MATH"], "seed": 0, "rungs": (8, 32)}
+IDENTITY = {
+    "roles": ["instruct", "math"],
+    "tasks": ["gsm8k", "MATH"],
+    "role_of_task": {"gsm8k": "math", "MATH": "math"},
+    "draw_by": "mixup",
+    "num_draws": 2,
+    "seed": 0,
+    "space": {},
+    "rungs": (8, 32),
+    "validation": {"gsm8k": 32, "MATH": 32},
+    "test": {"gsm8k": 8, "MATH": 8},
+    "models": {"pretrained": None, "instruct": None, "math": None},
+    "models_dir": None,
+    "allow_unrelated": False,
+    "split": "",
+    "backend": "transformers",
+}
 TIES = Candidate(
     "draw 0",
     "draw",
@@ -50,6 +67,21 @@ def answer(example: int | str, right: bool = True, completion: str = "The answer
 
 def result(candidate: str, examples: int, right: int, task: str = "gsm8k", part: str = VALIDATION) -> Result:
     return Result(candidate, task, part, examples, right, 2.5, 1_700_000_000.0)
+
+
+def test_a_file_without_the_health_of_answers_is_read_and_continued(path):
+    with SearchStore(path, IDENTITY) as store:
+        store.add_answers("draw 0", "gsm8k", VALIDATION, [answer(1)])
+    with sqlite3.connect(path) as connection:
+        for column in ("cut_off", "readable"):
+            connection.execute(f"ALTER TABLE answers DROP COLUMN {column}")
+    store = SearchStore.open_existing(path)
+    assert store.answers("draw 0", "gsm8k", VALIDATION) == {1: answer(1)}
+    store.close()
+    later = replace(answer(2), cut_off=True, readable=False)
+    with SearchStore(path, IDENTITY) as store:
+        store.add_answers("draw 0", "gsm8k", VALIDATION, [later])
+        assert store.answers("draw 0", "gsm8k", VALIDATION) == {1: answer(1), 2: later}
 
 
 def test_all_that_was_stored_is_there_again(path):
@@ -104,11 +136,33 @@ def test_what_is_stored_first_stays(path):
 def test_another_search_is_told_by_what_differs(path):
     SearchStore(path, IDENTITY).close()
     with pytest.raises(UserError) as caught:
-        SearchStore(path, {**IDENTITY, "seed": 1, "backend": "vllm"})
+        SearchStore(path, {**IDENTITY, "seed": 1, "engine": "vllm"})
     message = str(caught.value)
-    assert message.startswith(f"{path}: holds another search: seed (0 there, 1 here), backend (null there, ")
+    assert message.startswith(f"{path}: holds another search: seed (0 there, 1 here), engine (null there, ")
     assert "name another file" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("place", "text", "told"),
+    [
+        ("search SET identity", "5", "input should be"),
+        ("search SET identity", "{", "not JSON"),
+        ("search SET identity", '{"roles": "math"}', "roles: input should be"),
+        ("search SET identity", json.dumps({**IDENTITY, "split": "\0"}), "the character NUL"),
+        ("candidates SET parameters", '{"method": []}', "method: input should be"),
+        ("candidates SET parameters", '{"method": "ties_merging", "seed": "0"}', "seed: input should be"),
+        ("candidates SET parameters", '{"method": "ties_merging", "other": 1}', "other"),
+    ],
+)
+def test_stored_json_of_wrong_types_is_one_line(path, place, text, told):
+    with SearchStore(path, IDENTITY) as store:
+        store.add_candidate(TIES)
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"UPDATE {place} = ?", (text,))
+    with pytest.raises(UserError, match=rf"{path}.*{told}") as caught:
+        SearchStore.open_existing(path).candidates()
+    assert "\n" not in str(caught.value)
 
 
 def text_file(path: Path) -> None:

@@ -24,7 +24,6 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from model_merging_methods.checkpoints.checkpoint_folder import is_adapter_folder, read_header
 from model_merging_methods.checkpoints.lora_adapter import (
     HARMLESS_SETTINGS,
     READ_SETTINGS,
@@ -32,6 +31,8 @@ from model_merging_methods.checkpoints.lora_adapter import (
     LowRank,
     add_low_rank,
 )
+from model_merging_methods.checkpoints.stored_tensors import read_header
+from model_merging_methods.checkpoints.weight_files import is_adapter_folder
 from utils.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -171,6 +172,19 @@ def test_matrices_that_are_stored_transposed_are_found_by_themselves(tmp_path, t
     folder = save_adapter(base, tmp_path / "adapter", target_modules=targets, fan_in_fan_out=True)
     assert json.loads((folder / CONFIG).read_text())["fan_in_fan_out"] == ("lm_head" not in targets)
     assert_merged_as_by_peft(folder, base)
+
+
+def test_an_adapter_fits_a_base_saved_without_its_body_s_name(tmp_path):
+    base = save_gpt2(tmp_path / "base")
+    patterns = {"alpha_pattern": {"transformer.h.0.attn.c_attn": 5}}
+    folder = save_adapter(
+        base, tmp_path / "adapter", target_modules=["c_attn", "c_fc"], fan_in_fan_out=True, **patterns
+    )
+    expected = apply(open_adapter(folder, base), base)
+    stored = load_file(base / "model.safetensors")
+    save_file({n.removeprefix("transformer."): t for n, t in stored.items()}, base / "model.safetensors")
+    found = apply(open_adapter(folder, base), base)
+    assert all(np.array_equal(found[n.removeprefix("transformer.")], values) for n, values in expected.items())
 
 
 def test_biases_that_are_saved_twice_with_one_value_are_one(tmp_path):

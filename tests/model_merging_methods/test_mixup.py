@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from model_merging_methods.merge_parameters import MergeParameters, Mixup
 from model_merging_methods.mixup import draw_interpolation_weights, given_interpolation_weights
 from utils.errors import UserError
 
@@ -50,7 +51,24 @@ def test_ratios_that_make_no_sense_are_refused(ratios, models):
         given_interpolation_weights(ratios, models)
 
 
-@pytest.mark.parametrize("alpha", [float("nan"), float("inf")])
-def test_alpha_must_be_finite(alpha):
-    with pytest.raises(UserError, match="--alpha"):
-        draw_interpolation_weights(alpha, 2, 0)
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), 9e307, 1.7e308])
+def test_an_alpha_that_cannot_be_drawn_from_is_refused(alpha):
+    for models in (2, 3):
+        with pytest.raises(UserError, match="--alpha"):
+            draw_interpolation_weights(alpha, models, 0)
+
+
+@pytest.mark.parametrize("models", [2, 3])
+@pytest.mark.parametrize("alpha", [1e-310, 1e-100, 1e-3, 1e6, 1e300])
+def test_extreme_alphas_draw_with_the_variance_of_the_distribution(alpha, models):
+    drawn = np.array([draw_interpolation_weights(alpha, models, seed) for seed in range(2000)])
+    deviation = math.sqrt((1 / models) * (1 - 1 / models) / (models * alpha + 1))
+    assert drawn.sum(axis=1) == pytest.approx(1)
+    assert drawn.mean(axis=0) == pytest.approx(1 / models, abs=0.04)
+    assert drawn.std(axis=0) == pytest.approx(deviation, rel=0.1, abs=1e-9)
+
+
+@pytest.mark.parametrize("ratios", [(0.0, 0.0), (0.5, 0.6), (float("nan"), 1.0)])
+def test_ratios_that_do_not_sum_to_one_never_merge(ratios):
+    with pytest.raises(UserError, match="sum to"):
+        MergeParameters("average_merging", mixup=Mixup(ratios, alpha=0.5)).check(2)

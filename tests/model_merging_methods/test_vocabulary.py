@@ -39,12 +39,19 @@ def test_the_same_row_under_two_names_is_two_tokens():
     assert aligned.row_maps[1] == [0, 1, 2, MISSING_ROW, 3]
 
 
-def test_rows_that_no_tokenizer_names_go_by_position():
+def test_rows_that_a_tokenizer_does_not_name_go_by_position():
     padded = Vocabulary({**BASE, "[PAD]": 3}, 8)
     aligned = align_vocabularies(Vocabulary(BASE, 6), [padded])
     assert aligned.rows == 8
-    assert aligned.row_maps[0] == [0, 1, 2, MISSING_ROW, 4, 5, MISSING_ROW, MISSING_ROW]
+    assert aligned.row_maps[0] == [0, 1, 2, 3, 4, 5, MISSING_ROW, MISSING_ROW]
     assert aligned.row_maps[1] is None
+
+
+def test_an_unnamed_row_counts_for_a_token_that_moved_from_there():
+    math, code = Vocabulary({**BASE, "<math>": 3}, 4), Vocabulary({**BASE, "<code>": 3}, 4)
+    aligned = align_vocabularies(Vocabulary(BASE, 4), [math, code])
+    assert aligned.tokens == {**BASE, "<math>": 3, "<code>": 4}
+    assert aligned.row_maps == ([0, 1, 2, 3, 3], [0, 1, 2, 3, MISSING_ROW], [0, 1, 2, MISSING_ROW, 3])
 
 
 def test_a_token_without_a_row_in_its_model_adds_none():

@@ -2,6 +2,7 @@
 nothing from another."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -46,14 +47,22 @@ def leave_out_passed(results: Path) -> None:
         ("GSM8K", lambda results: break_a_line(results / GSM8K), "gsm8k.jsonl line 4 is broken"),
         ("GSM8K", lambda results: one_more_completion(results / GSM8K), "holds 8 completions, and the score is of 7"),
         ("GSM8K", lambda results: change_record(results, "gsm8k", accuracy="high"), "no number from 0 to 1"),
-        ("GSM8K", lambda results: change_record(results, "gsm8k", raw_generations=None), "lacks a sound 'raw_gen"),
-        ("GSM8K", lambda results: change_record(results, "gsm8k", examples=0), "lacks a sound 'examples'"),
-        ("GSM8K", lambda results: change_record(results, "gsm8k", identity="?"), "lacks a sound 'identity'"),
+        (
+            "GSM8K",
+            lambda results: change_record(results, "gsm8k", raw_generations=None),
+            "gsm8k: raw_generations: input",
+        ),
+        ("GSM8K", lambda results: change_record(results, "gsm8k", examples=0), "gsm8k: examples: fewer than one"),
+        ("GSM8K", lambda results: change_record(results, "gsm8k", identity="?"), "gsm8k: identity: input"),
+        ("GSM8K", lambda results: change_record(results, "gsm8k", command="\0"), "holds the character NUL"),
+        ("GSM8K", lambda results: change_record(results, "gsm8k", accuracy=math.nan), "no number from 0 to 1"),
+        ("GSM8K", lambda results: change_record(results, "gsm8k", health={"empty": 9}), "its health does not hold"),
         ("MBPP", lambda results: break_a_line(results / MBPP), "mbpp.jsonl line 4 is broken"),
         ("MBPP", lambda results: one_more_completion(results / MBPP), "holds 8 completions, and the score is of 7"),
         ("MBPP", leave_out_passed, "or what its evaluator left beside it, is not whole: 'completion' is not found"),
         ("MBPP", lambda results: change_record(results, "mbpp", files=[]), "names no file for its evaluator"),
-        ("MBPP", lambda results: change_record(results, "mbpp", files=[1]), "lacks a sound 'files'"),
+        ("MBPP", lambda results: change_record(results, "mbpp", files=[1]), "mbpp: files.0: input"),
+        ("MBPP", lambda results: change_record(results, "mbpp", files=["/etc/hostname"]), "which is outside"),
         ("AlpacaEval", lambda results: (results / ANSWERS).unlink(), "alpaca_eval/average_merging.json"),
     ],
 )
@@ -108,8 +117,9 @@ def test_a_drop_from_nothing_is_told_as_undefined(results, capsys):
     [
         ({"clean_right": [True] * 3}, "its clean accuracy is not that of its 10 samples"),
         ({"performance_drop_rate": 0.9}, "its drop rate is not that of its accuracies"),
-        ({"attacked_right": None}, "it holds something else than an attack leaves"),
-        ({"settings": {}}, "it lacks 'number_of_samples'"),
+        ({"performance_drop_rate": math.nan}, "its drop rate is not that of its accuracies"),
+        ({"attacked_right": None}, "attacked_right: input should be"),
+        ({"settings": {}}, "settings.backend: field required"),
     ],
 )
 def test_a_broken_result_of_an_attack_is_named(results, capsys, changes, told):

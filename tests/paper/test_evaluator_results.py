@@ -11,9 +11,11 @@ from scripts.paper_tables.evaluator_results import (
     command_to_type,
     harness_metrics_file,
     livebench_judgments,
+    program_results_file,
     read_livebench,
     read_programs,
 )
+from scripts.paper_tables.judged_files import hash_lines, hashes_file, keep_hash_lines
 from tests.inference_llms.support import read_json_lines, write_rows
 from utils.errors import UserError
 
@@ -72,17 +74,82 @@ def test_an_answer_with_a_line_separator_inside_is_one_answer(answers):
     assert read_livebench(answers).score == 1
 
 
-def test_a_harness_that_tells_only_the_sum_gives_that(tmp_path):
-    programs = tmp_path / "average_merging.jsonl"
-    programs.write_text(json.dumps([["print(1)"], ["print(2)"], []]))
+@pytest.fixture
+def programs(tmp_path) -> Path:
+    path = tmp_path / "average_merging.jsonl"
+    path.write_text(json.dumps([["print(1)"], ["print(2)"], []]))
+    return path
+
+
+def judge_with_harness(programs: Path, metrics: str = '{"mbpp": {"pass@1": 0.5}, "config": {}}') -> None:
+    harness_metrics_file(programs).write_text(metrics)
+    keep_hash_lines(harness_metrics_file(programs), hash_lines([programs]))
+
+
+def test_a_harness_that_reports_only_the_sum_gives_that(programs):
     assert read_programs("mbpp", programs) is None
-    metrics = harness_metrics_file(programs)
-    metrics.write_text(json.dumps({"mbpp": {"pass@1": 0.5}, "config": {}}))
+    judge_with_harness(programs)
     found = read_programs("mbpp", programs)
     assert (found.score, found.examples, found.values) == (0.5, 2, None)
-    os.utime(programs, (metrics.stat().st_mtime + 10,) * 2)
-    with pytest.raises(UserError, match="is older than"):
+
+
+def with_old_time(programs: Path) -> None:
+    programs.write_text(json.dumps([["other"], ["programs"], ["now"]]))
+    os.utime(programs, (0, 0))
+
+
+def without_hashes(programs: Path) -> None:
+    hashes_file(harness_metrics_file(programs)).unlink()
+
+
+def with_broken_hashes(programs: Path) -> None:
+    hashes_file(harness_metrics_file(programs)).write_text("0.5")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (with_old_time, "was found with another average_merging.jsonl"),
+        (without_hashes, "nothing shows which programs it judged"),
+        (with_broken_hashes, "is not what sha256sum writes"),
+    ],
+)
+def test_a_result_is_taken_only_with_what_it_judged(programs, change, told):
+    judge_with_harness(programs)
+    change(programs)
+    with pytest.raises(UserError, match=told):
         read_programs("mbpp", programs)
+
+
+@pytest.mark.parametrize("score", ['"x"', "NaN", "90", "-0.1", "true", "null", "[]"])
+def test_a_score_is_a_number_from_0_to_1(programs, answers, score):
+    judge_with_harness(programs, f'{{"mbpp": {{"pass@1": {score}}}}}')
+    with pytest.raises(UserError, match=r"not a number from 0 to 1; remove it"):
+        read_programs("mbpp", programs)
+    for path in answers:
+        judge(path, [json.loads(score), 1])
+    with pytest.raises(UserError, match=r"not a number from 0 to 1; remove it"):
+        read_livebench(answers)
+
+
+@pytest.mark.parametrize("metrics", ["[]", "{}", '{"mbpp": 1}', '{"mbpp": {}}', "{"])
+def test_a_harness_result_of_another_form_is_one_line(programs, metrics):
+    judge_with_harness(programs, metrics)
+    with pytest.raises(UserError, match=r"remove it, and the"):
+        read_programs("mbpp", programs)
+
+
+def test_tests_that_changed_since_the_judgment_are_noticed(programs, tmp_path):
+    tests = tmp_path / "mbpp.test.jsonl"
+    tests.write_text("tests")
+    write_rows(program_results_file(programs), [{"completion": f"print({n})", "passed": True} for n in (1, 2)])
+    keep_hash_lines(program_results_file(programs), hash_lines([programs, tests]))
+    assert read_programs("mbpp", programs).score == 1
+    tests.write_text("other tests")
+    with pytest.raises(UserError, match=r"another mbpp\.test\.jsonl"):
+        read_programs("mbpp", programs)
+    tests.unlink()  # another machine
+    assert read_programs("mbpp", programs).score == 1
 
 
 def test_the_command_for_a_missing_evaluator_puts_its_result_where_it_is_looked_for(answers, tmp_path):
@@ -96,6 +163,9 @@ def test_the_command_for_a_missing_evaluator_puts_its_result_where_it_is_looked_
     told = command_to_type("coding", answers, "true")
     subprocess.run(["sh", "-c", told], cwd=tmp_path / "LiveBench", check=True)
     assert read_livebench(answers).values == (1, 1, 0, 0)
+    answers[0].write_text(answers[0].read_text().replace("101.0", "101.5"))
+    with pytest.raises(UserError, match="was found with another"):
+        read_livebench(answers)
     models = {row["model"] for row in read_json_lines(livebench_judgments(answers[0]))}
     assert models == {"judged elsewhere", "math_code_ties"}
     programs = tmp_path / "a b.jsonl"

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from promptbench import cola, sst2
 from promptbench.attack import AttackParts
@@ -118,6 +119,47 @@ def test_a_cell_whose_result_another_command_replaced_is_run_again(done):
     records["typos"]["command"] += " --end_index 2"
     scores.write_text(json.dumps(records))
     assert not is_done(CELL, done)
+
+
+def edit_a_norm(setting: Setting, data: Path) -> str:
+    """In one model's file; its size and times stay."""
+    path = Path(setting.models) / FINETUNED_MODELS["instruct"] / "model.safetensors"
+    before = path.stat()
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith("norm.weight"))
+    save_file({**tensors, name: tensors[name] * 1.01}, path, metadata={"format": "pt"})
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    return "instruct model"
+
+
+def edit_the_questions(setting: Setting, data: Path) -> str:
+    path = next(data.rglob("typos/question.jsonl"))
+    path.write_text(path.read_text().replace('ground_truth": "', 'ground_truth": "Well, '))
+    return "typos set"
+
+
+@pytest.mark.parametrize("edit", [edit_a_norm, edit_the_questions])
+def test_a_cell_is_done_only_for_the_models_and_sets_it_was_run_with(tmp_path, caplog, edit):
+    data, models = tmp_path / "data", tmp_path / "models"
+    shutil.copytree(ZOO / "data", data)
+    for name, role in {PRETRAINED_MODEL: "base", **{name: role for role, name in FINETUNED_MODELS.items()}}.items():
+        shutil.copytree(ZOO / role, models / name)
+    setting = Setting(tmp_path / "results", str(models), data, "transformers", None)
+    run([CELL], setting)
+    before = json.loads(merge_places(CELL, setting).scores().read_text())["typos"]
+    assert is_done(CELL, setting)
+
+    edited = edit(setting, data)
+    assert not is_done(CELL, setting)
+    with caplog.at_level("INFO"):
+        (outcome,) = run([CELL], setting)
+    assert (outcome.status, outcome.reason) == (DONE, None)
+    assert f"run again, replacing its results: another {edited}" in caplog.text
+    after = json.loads(merge_places(CELL, setting).scores().read_text())["typos"]
+    assert (after["identity"] != before["identity"]) == (edited == "instruct model")
+    assert is_done(CELL, setting)
+    shutil.rmtree(models)  # nothing shows that they changed
+    assert is_done(CELL, setting)
 
 
 @pytest.mark.parametrize("text", ['{"status": "done"}', '{"sta', "[]", '{"status": "done", "seconds": 1}'])

@@ -1,11 +1,14 @@
 """Several draws in one figure, and what M3 adds to it."""
 
+import csv
+import io
 import json
 import re
 from dataclasses import replace
 
 import pytest
 
+from inference_llms.answer_health import Health
 from scripts.paper_tables.collect import collect_scores
 from scripts.paper_tables.score import OK, Score, percent_interval, scores_csv
 from scripts.paper_tables.summary import gain, summarise
@@ -95,6 +98,31 @@ def test_the_drop_rate_of_several_draws_has_an_interval_over_draws_and_examples(
     (table,) = paper_tables([attacked(None, [True] * 10, [True, False] * 5), *draws])
     with_mixup = table.rows[0][table.head.index("PDR with M3")]
     assert re.match(r"72\.2 \[\d+\.\d, \d+\.\d\]$", with_mixup[0])
+
+
+def with_health(score: Score, **faults: int | None) -> Score:
+    sound = {"empty": 0, "cut_off": 0, "repeating": 0, "unreadable": 0, "same": 1}
+    return replace(score, health=Health(answers=score.examples, **{**sound, **faults}))
+
+
+def test_a_note_shows_faults_of_more_than_one_answer_in_ten():
+    plain = answered(PLAIN, *[True] * 5, *[False] * 15)
+    (table,) = paper_tables([with_health(plain, empty=2, cut_off=2)])
+    assert table.notes == []
+    (table,) = paper_tables([with_health(plain, empty=3, cut_off=2)])
+    assert table.notes == ["of 20 answers: 3 empty"] and "[1]" in table.rows[0][table.head.index("GSM8K")]
+    draws = [with_health(draw(seed, *[True] * 10), repeating=2 * seed) for seed in (0, 1)]
+    assert paper_tables(draws)[0].notes == []
+    draws = [with_health(draw(seed, *[True] * 10), repeating=2) for seed in (0, 1)]
+    assert paper_tables(draws)[0].notes == ["of 20 answers: 4 repeating the same text to the end"]
+
+
+def test_every_health_is_in_the_csv():
+    known = with_health(answered(PLAIN, True, False), unreadable=1)
+    replayed, before = with_health(known, unreadable=1, cut_off=None), answered(PLAIN, True)
+    rows = list(csv.DictReader(io.StringIO(scores_csv([known, replayed, before]))))
+    shown = [[row[name] for name in ("empty", "cut_off", "repeating", "unreadable", "same")] for row in rows]
+    assert shown == [["0", "0", "0", "1", "1"], ["0", "", "0", "1", "1"], [""] * 5]
 
 
 def test_a_score_of_an_attack_keeps_the_answers_before_and_after(tmp_path):

@@ -186,11 +186,11 @@ if __name__ == "__main__":
 from promptbench.prompt_task import PromptTask, Sample
 
 TASK = PromptTask(
-    name="parity",
-    prompt="Is this number odd or even? {{content}} It is",
-    labels={{"odd": 1, "even": 0}},
-    paraphrases=("Odd or even: {{content}}?",),
-    load_samples=lambda data_dir: [Sample(str(n), n % 2) for n in range(6)],
+    name="films",
+    prompt="Text:{{content}}\\nPlease respond with 'positive' or 'negative'.",
+    labels={{"positive": 1, "negative": 0}},
+    paraphrases=("Is it 'positive' or 'negative'? {{content}}",),
+    load_samples=lambda data_dir: [Sample("a wonderful film", 1), Sample("a dull film", 0)],
 )
 
 if __name__ == "__main__":
@@ -202,23 +202,23 @@ if __name__ == "__main__":
 
 
 def test_a_third_data_set_is_one_file(tmp_path):
-    script = tmp_path / "parity.py"
+    script = tmp_path / "films.py"
     script.write_text(THIRD_DATA_SET.format(root=str(ROOT)))
     done = attack(script, tmp_path / "out", "--attack_method", "semantic")
     assert done.returncode == 0, done.stderr
-    (result,) = results(tmp_path / "out", "parity").values()
+    (result,) = results(tmp_path / "out", "films").values()
     assert result["number_of_queries"] == 2
 
 
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("Is this number odd or even? {{content}} It is", "Is this number odd or even?"),
-        ("Odd or even: {{content}}?", "{{content}} and {{content}}"),
+        ("Text:{{content}}", "Text:"),
+        ("'negative'? {{content}}", "'negative'? {{content}} and {{content}}"),
     ],
 )
 def test_a_prompt_and_a_paraphrase_must_hold_the_text_once(right, wrong, tmp_path):
-    script = tmp_path / "parity.py"
+    script = tmp_path / "films.py"
     script.write_text(THIRD_DATA_SET.replace(right, wrong).format(root=str(ROOT)))
     done = attack(script, tmp_path / "out", "--attack_method", "stresstest")
     assert done.returncode == 2 and "{content} once" in done.stderr and done.stderr.count("\n") == 1
@@ -226,12 +226,14 @@ def test_a_prompt_and_a_paraphrase_must_hold_the_text_once(right, wrong, tmp_pat
 
 
 def test_a_task_without_paraphrases_leaves_the_semantic_attack_out_of_all(tmp_path):
-    script = tmp_path / "parity.py"
-    script.write_text(THIRD_DATA_SET.replace('("Odd or even: {{content}}?",)', "()").format(root=str(ROOT)))
+    script = tmp_path / "films.py"
+    script.write_text(
+        THIRD_DATA_SET.replace("(\"Is it 'positive' or 'negative'? {{content}}\",)", "()").format(root=str(ROOT))
+    )
     options = ("--query_budget", 2, "--mask_lm", "no/ne", "--sentence_encoder", "no/ne")
     done = attack(script, tmp_path / "out", "--attack_method", "all", *options)
     assert done.returncode == 0, done.stderr
-    assert "not run: semantic: the task parity has no paraphrases" in done.stdout
+    assert "not run: semantic: the task films has no paraphrases" in done.stdout
 
 
 def test_an_eighth_attack_is_one_file(tmp_path, monkeypatch):

@@ -4,11 +4,12 @@ import json
 
 import pytest
 
+from inference_llms.engine import CutOff
 from promptbench.attack import AttackParts
 from promptbench.attacks import checklist, deepwordbug, semantic, stresstest
 from promptbench.prompt_accuracy import SAMPLING, PromptAccuracy
 from promptbench.prompt_task import Sample
-from promptbench.report import attack_report, marked, table
+from promptbench.report import attack_report, check_clean_prompt, health_lines, marked
 from promptbench.search import search
 from promptbench.sst2 import TASK
 from utils.errors import UserError
@@ -107,12 +108,43 @@ def test_stresstest_asks_four_prompts_over_all_samples_in_one_call(accuracy):
     assert (result.number_of_queries, engine.calls, len(engine.asked)) == (4, 1, 4 * len(SAMPLES))
 
 
-def test_clean_accuracy_0_is_reported_and_not_divided_by(accuracy):
-    with_engine = accuracy(Reader(lambda prompt: "neutral"))
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (lambda prompt: "", "of 4 answers: 4 empty, 4 without a readable answer; the first is ''"),
+        (lambda prompt: "**positive**", "4 without a readable answer, 4 equal; the first is '**positive**'"),
+        (lambda prompt: CutOff("neutral " * 99), "4 cut off at the token limit, 4 repeating the same text to the end"),
+        (lambda prompt: "negative" if by_sample(prompt) == "positive" else "positive",
+         "4 answers, all of them other labels; the first is 'negative'"),
+    ],
+)  # fmt: skip
+def test_a_model_that_is_right_on_nothing_is_not_attacked(answer, why, accuracy):
+    with pytest.raises(UserError, match="no answer to the clean prompt of sst2 is right") as refused:
+        check_clean_prompt(TASK, "some/model", accuracy(Reader(answer)))
+    assert why in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_report_counts_the_faults_of_the_clean_and_the_attacked_answers(accuracy):
+    def answer(prompt):
+        return CutOff("hm") if "is true" in prompt or "is not true" in prompt else by_sample(prompt)
+
+    with_engine = accuracy(Reader(answer))
+    check_clean_prompt(TASK, "some/model", with_engine)
     result = search(stresstest.open_attack(AttackParts(TASK)), TASK.prompt, TASK.protected_words, with_engine)
     report = attack_report("stresstest", result, with_engine)
-    assert report["clean_accuracy"] == 0 and report["performance_drop_rate"] is None
-    assert table([report])[-1].startswith("PDR none") and " none " in table([report])[1]
+    assert report["clean_health"]["unreadable"] == report["clean_health"]["cut_off"] == 0
+    assert report["attacked_health"]["unreadable"] == report["attacked_health"]["cut_off"] == 4
+    assert health_lines([report]) == [
+        "check the completions with stresstest's prompt: of 4 answers: 4 cut off at the token limit, "
+        "4 without a readable answer, 4 equal"
+    ]
+
+
+def test_rows_without_word_of_the_limit_still_count(accuracy, tmp_path):
+    accuracy(Reader(by_sample))(["A {content}"])
+    path = tmp_path / "asked" / "rows.jsonl"
+    path.write_text(path.read_text().replace(', "cut_off": false', ""))
+    assert accuracy(None).health("A {content}").cut_off is None
 
 
 def test_changed_words_are_marked():

@@ -1,0 +1,199 @@
+"""Compare the configs of a merge's models, and put together the merged model's.
+
+Configs are compared by what they mean: defaults that one file leaves out, and old and new spellings of a setting, are
+equal. The merged config is the pretrained model's. Where all fine-tunes agree on another setting, it has theirs; stop
+tokens and other token ids are those of the model whose tokenizer is beside it.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from functools import cache
+from typing import Any
+
+from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder
+from utils.findings import Findings
+
+Config = Mapping[str, Any]
+
+# Settings without which the weights mean something else.
+_STRUCTURE = re.compile(
+    r"hidden_act|hidden_activation|activation(_function)?|dense_act_fn|is_gated_act|feed_forward_proj"
+    r"|n_heads?|num_(attention_|key_value_|kv_)?heads|(\w+_)?head_dim|d_kv|use_parallel_residual|parallel_attn"
+    r"|n_layers?|num_(hidden_|decoder_)?layers|hidden_size|n_embd|d_model|(moe_)?intermediate_size|d_ff"
+    r"|num_(local_)?experts|n_(routed|shared)_experts"
+)
+# Settings that change nothing in what a model computes, that other checks compare, or that go with the tokenizer.
+_WITHOUT_MEANING = re.compile(
+    r"_.*|\w*dropout\w*|\w*_pdrop|initializer\w*|\w*_init|use_cache|router_\w*coef|router_jitter_noise|pretraining_tp|summary_\w+"
+    r"|architectures|model_type|\w*version|(torch_)?dtype|auto_map|quantization_config|compression_config|unsloth_\w+"
+    r"|id2label|label2id|problem_type|finetuning_task|task_specific_params|output_\w+|return_dict|torchscript"
+    r"|gradient_checkpointing|use_return_dict|is_decoder|tie_word_embeddings|vocab_size|(un)?padded_vocab_size"
+    r"|tokenizer_class|max_length|min_length|do_sample|temperature|top_[kp]|num_beams|repetition_penalty|chunk_size\w+"
+)
+TOKEN_IDS = re.compile(r"\w*_token_(ids?|index)|suppress_tokens|begin_suppress_tokens|bad_words_ids|force_words_ids")
+_ROPE = ("rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq")
+_INACTIVE = (None, False, 0, "", [], {})
+
+
+def check_configs(
+    models: Mapping[str, CheckpointFolder], config_from: str | None, allow_unrelated: bool, findings: Findings
+) -> None:
+    """Report the settings in which fine-tunes differ from the pretrained model, with all models by role.
+
+    Those that change what weights mean are errors, unless `allow_unrelated`; the others are warnings.
+    """
+    settings = _settings_of_all(models)
+    taken = _taken(settings, config_from)
+    for name in _names(settings):
+        values = {role: own.get(name) for role, own in settings.items()}
+        if all(_is_same(value, values["pretrained"]) for value in values.values()):
+            continue
+        others = {role: value for role, value in values.items() if not _is_same(value, values["pretrained"])}
+        text = f"config.json: {name} is {_by_value(others)}, {_shown(values['pretrained'])} in the pretrained model"
+        if _STRUCTURE.fullmatch(name) and not allow_unrelated:
+            roles = " and ".join(f"--{role}_model" for role in others)
+            findings.error(f"{text}, which changes what the weights mean; give another {roles}, or --allow_unrelated")
+            continue
+        chosen = taken.get(name, values["pretrained"])
+        advice = "" if name in taken else "; choose another model's with --config_from"
+        findings.warn(f"{text}; the merged config has {_shown(chosen)}{advice}")
+    for role, model in models.items():
+        for key in ("model_type", "architectures"):
+            own, base = model.config.get(key), models["pretrained"].config.get(key)
+            if own and base and own != base:
+                kept = own if config_from == role else base
+                text = f"config.json: {key} is {_shown(own)} in {role}, {_shown(base)} in the pretrained model"
+                findings.warn(f"{text}; the merged config has {_shown(kept)}")
+
+
+def merged_config(models: Mapping[str, CheckpointFolder], config_from: str | None) -> dict[str, Any]:
+    """The config of the merged model, except token ids, vocabulary rows and dtype."""
+    config = deepcopy(dict(models[config_from or "pretrained"].config))
+    if config_from is not None:
+        return config
+    settings = _settings_of_all(models)
+    agreeing = next(model for role, model in models.items() if role != "pretrained").config
+    for name, value in _taken(settings, None).items():
+        if not _is_same(value, settings["pretrained"].get(name)):
+            _set(config, name, value, _inner(agreeing))
+    if not config.get("architectures"):
+        named = (model.config.get("architectures") for model in models.values())
+        config["architectures"] = next((names for names in named if names), None)
+    return config
+
+
+def take_token_ids(config: dict[str, Any], source: Config, new_ids: Mapping[int, int]) -> None:
+    """Give a config the token ids of another, renumbered: where to stop, to begin, to pad."""
+    for key in [key for key in config if TOKEN_IDS.fullmatch(key)]:
+        del config[key]
+    config.update({key: renumbered(value, new_ids) for key, value in source.items() if TOKEN_IDS.fullmatch(key)})
+    if isinstance(config.get("text_config"), dict) and isinstance(source.get("text_config"), dict):
+        take_token_ids(config["text_config"], source["text_config"], new_ids)
+
+
+def renumbered(value: Any, new_ids: Mapping[int, int]) -> Any:
+    """A token id, or lists of them, with the merged vocabulary's ids."""
+    if isinstance(value, list):
+        return [renumbered(item, new_ids) for item in value]
+    return new_ids.get(value, value) if type(value) is int else value
+
+
+def _settings_of_all(models: Mapping[str, CheckpointFolder]) -> dict[str, dict[str, Any]]:
+    """What each model's config says, by role and setting."""
+    configs = {role: model.config for role, model in models.items()}
+    plain = {role: _flat(config) for role, config in configs.items()}
+    families = {config.get("model_type") for config in configs.values()}
+    if len(families) == 1 and all(settings == plain["pretrained"] for settings in plain.values()):
+        return plain  # without the seconds that transformers takes to load
+    full = {role: _with_defaults(json.dumps(config)) for role, config in configs.items()}
+    return plain if None in full.values() else full
+
+
+@cache
+def _with_defaults(config: str) -> dict[str, Any] | None:
+    """The settings of a config as transformers reads it, defaults included; None for one that it does not know."""
+    from utils.transformers_classes import config_with_defaults
+
+    filled = config_with_defaults(json.loads(config))
+    return None if filled is None else _flat(filled)
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    """The settings that have a meaning, those of the language model under their own names."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and key.endswith("_config") and not _WITHOUT_MEANING.fullmatch(key):
+            prefix = "" if key == "text_config" else f"{key}."
+            flat |= {prefix + inner: setting for inner, setting in _flat(value).items()}
+        elif not _WITHOUT_MEANING.fullmatch(key) and not TOKEN_IDS.fullmatch(key) and value is not None:
+            flat[key] = _without_old_names(value)
+    return flat
+
+
+def _without_old_names(value: Any) -> Any:
+    """Rope settings without `type`, which transformers keeps beside `rope_type`."""
+    if not isinstance(value, dict):
+        return value
+    return {k: _without_old_names(v) for k, v in value.items() if not (k == "type" and "rope_type" in value)}
+
+
+def _names(settings: Mapping[str, Config]) -> Iterator[str]:
+    """All settings, those of encoders beside the language model only where each model has them."""
+    own = list(settings.values())
+    for name in dict.fromkeys(name for config in own for name in config):
+        if "." not in name or all(name in config for config in own):
+            yield name
+
+
+def _taken(settings: Mapping[str, Config], config_from: str | None) -> dict[str, Any]:
+    """The settings that the merged config has in place of the pretrained model's."""
+    if config_from is not None:
+        return {name: settings[config_from].get(name) for name in _names(settings)}
+    first, *others = [own for role, own in settings.items() if role != "pretrained"]
+    return {
+        name: first.get(name)
+        for name in _names(settings)
+        if all(_is_same(own.get(name), first.get(name)) for own in others)
+    }
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two values of a setting mean the same: one that is switched off is as one that is left out."""
+    return one == other or (one in _INACTIVE and other is None) or (one is None and other in _INACTIVE)
+
+
+def _set(config: dict[str, Any], name: str, value: Any, source: Config) -> None:
+    """Change a setting where the config has it; rope in the spelling of `source`, because versions of transformers
+    differ."""
+    place = config
+    *prefix, key = name.split(".")
+    if prefix:
+        place = config[prefix[0]]
+    elif isinstance(config.get("text_config"), dict):
+        place = config["text_config"]
+    changed = {key: value}
+    if key in _ROPE:
+        for old in _ROPE:
+            place.pop(old, None)
+        changed = {old: source[old] for old in _ROPE if old in source} or changed
+    place.update(changed)
+
+
+def _inner(config: Config) -> Config:
+    inner = config.get("text_config")
+    return inner if isinstance(inner, dict) else config
+
+
+def _by_value(values: Mapping[str, Any]) -> str:
+    """Such as `10 in math and code, 20 in instruct`."""
+    roles: dict[str, list[str]] = {}
+    for role, value in values.items():
+        roles.setdefault(_shown(value), []).append(role)
+    return ", ".join(f"{value} in {' and '.join(names)}" for value, names in roles.items())
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return text if len(text) <= 120 else text[:117] + "..."

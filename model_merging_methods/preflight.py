@@ -1,0 +1,148 @@
+"""Checks of a merge's inputs before the first weight is read, the same for merges, searches and diagnoses.
+
+Configs, headers, indexes and tokenizers of all models are read and compared. The result is a list of findings, each an
+error or a warning with a remedy, and the models if they can be merged. Two kinds of values are read as well, because
+names cannot decide about them: matrices stored under two names, and integers.
+"""
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from model_merging_methods.checkpoints.adapted_folder import AdaptedFolder
+from model_merging_methods.checkpoints.aligned_models import BASE, AlignedModels, align_models
+from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder
+from model_merging_methods.checkpoints.configs import check_configs
+from model_merging_methods.checkpoints.custom_code import check_custom_code
+from model_merging_methods.checkpoints.generation_configs import check_generation_configs
+from model_merging_methods.checkpoints.model_files import write_model_files
+from model_merging_methods.checkpoints.tokenizer_checks import check_tokenizers
+from model_merging_methods.checkpoints.weight_files import is_adapter_folder, passed_over_files
+from model_merging_methods.kernels.stored_dtypes import LONG_NAMES, is_floating
+from model_merging_methods.merge_checks import check_exclusions, check_related
+from model_merging_methods.merge_engine import Merge
+from model_merging_methods.merge_record import MergeRequest, check_sizes_against_record
+from model_merging_methods.model_card import model_name
+from utils.findings import Findings
+
+Folder = CheckpointFolder | AdaptedFolder
+
+
+def check_inputs(
+    request: MergeRequest, stack: ExitStack, allow_unrelated: bool = False, roles: Iterable[str] | None = None
+) -> tuple[AlignedModels | None, Findings]:
+    """The models of a merge, open until `stack` closes them, and what was found. The models are None where there is an
+    error. Differences that `allow_unrelated` lets pass are warnings then. `roles` are those whose tokenizers will be
+    written (default: all)."""
+    findings = Findings()
+    folders = _open_folders(request, stack, findings)
+    opened = [folder for folder in folders if folder is not None]
+    by_role = {role: folder for role, folder in zip(request.inputs, folders, strict=True) if folder is not None}
+    if folders[BASE] is not None:
+        check_configs(by_role, request.parameters.config_from, allow_unrelated, findings)
+    check_generation_configs({role: folder.folder for role, folder in by_role.items()}, findings)
+    check_custom_code(by_role, findings)
+    models = None
+    if folders[BASE] is not None and len(opened) > 1:
+        models = align_models(opened, request.parameters.excludes, findings)
+    if models is None or len(opened) < len(folders):
+        return None, findings
+    with findings.collect():
+        merge = Merge(models, list(request.finetuned), request.parameters)
+        check_exclusions(merge)
+        _check_values(merge, findings)
+    rows = {role: models.vocabulary_rows(number) for number, role in enumerate(request.inputs)}
+    check_tokenizers(request.inputs, rows, findings)
+    for role in request.finetuned if roles is None else roles:
+        with findings.collect(), tempfile.TemporaryDirectory() as folder:
+            write_model_files(request, models, role, Path(folder))
+    return (None if findings.errors else models), findings
+
+
+def check_merge(request: MergeRequest, allow_unrelated: bool, made_from: Path | None = None) -> Findings:
+    """All that a merge would stop at because of its inputs, and all that it would warn of. `made_from` is the record
+    that the inputs must agree with, if there is one."""
+    with ExitStack() as stack:
+        models, findings = check_inputs(request, stack, allow_unrelated or made_from is not None)
+        if made_from is not None:
+            with findings.collect():
+                check_sizes_against_record(made_from, request)
+        elif models is not None and not allow_unrelated:
+            with findings.collect():
+                check_related(Merge(models, list(request.finetuned), request.parameters))
+    return findings
+
+
+def _open_folders(request: MergeRequest, stack: ExitStack, findings: Findings) -> list[Folder | None]:
+    """All folders, the pretrained model's first; None for one that cannot be read."""
+    folders: list[Folder | None] = []
+    for folder in request.inputs.values():
+        opened: Folder | None = None
+        with findings.collect():
+            if folders and is_adapter_folder(folder):
+                opened = None if folders[BASE] is None else _open_adapter(folder, folders[BASE], findings)
+            else:
+                opened = stack.enter_context(CheckpointFolder(folder))
+                _warn_of_pickled(folder, findings)
+        folders.append(opened)
+    return folders
+
+
+def _open_adapter(folder: Path, pretrained: CheckpointFolder, findings: Findings) -> AdaptedFolder:
+    opened = AdaptedFolder(folder, pretrained)
+    base, own = opened.made_for, model_name(pretrained.folder)
+    if base and Path(base).name.lower() != Path(own).name.lower():
+        findings.warn(
+            f"{folder}: this adapter was made for {base}, and is applied to {own}; check that these are the same model"
+        )
+    return opened
+
+
+def _warn_of_pickled(folder: Path, findings: Findings) -> None:
+    pickled = passed_over_files(folder)
+    if pickled:
+        findings.warn(
+            f"{folder}: holds both safetensors files and {', '.join(pickled[:2])}; the safetensors files are read"
+        )
+
+
+def _check_values(merge: Merge, findings: Findings) -> None:
+    """Warn of values that are not merged, and of those that lose precision."""
+    models = merge.models
+    integers = [name for name, form in models.forms.items() if not is_floating(form.dtype)]
+    for number, model in enumerate(models.models[1:], start=1):
+        differing = [name for name in integers if not _holds_base_values(models, number, name)]
+        if differing:
+            dtype = LONG_NAMES[models.forms[differing[0]].dtype]
+            findings.warn(
+                f"{model.folder}: {_count(differing)} ({dtype}) differs from the pretrained model's; only "
+                "floating-point tensors are merged, so the pretrained model's stays"
+            )
+    doubles = {
+        name: None
+        for number, model in enumerate(models.models)
+        for name in merge.merged_names
+        if models.stored_tensor(number, name).dtype == "F64"
+    }
+    if doubles:
+        findings.warn(f"{_count(list(doubles))} is stored in float64; merges compute in float32, as the paper's do")
+
+
+def _holds_base_values(models: AlignedModels, model: int, name: str) -> bool:
+    """Whether a model that has this tensor has the pretrained model's bytes in it."""
+    if not models.has(model, name):
+        return True
+    base, own = models.stored_tensor(BASE, name), models.stored_tensor(model, name)
+    if (base.dtype, base.shape) != (own.dtype, own.shape):
+        return False
+    values = [np.empty(base.numel * base.item_size, np.uint8) for _ in range(2)]
+    for buffer, number in zip(values, (BASE, model), strict=True):
+        models.models[number].read_into(buffer, models.stored_name(number, name), 0, base.numel)
+    return np.array_equal(*values)
+
+
+def _count(names: Sequence[str]) -> str:
+    return f"tensor {names[0]}" + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")

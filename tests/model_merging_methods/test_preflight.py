@@ -1,0 +1,374 @@
+"""Everything that is wrong with the inputs is found before a weight is read, in one line each, with the remedy."""
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from small_models import save_model
+from transformers import AutoModelForCausalLM
+
+from merge_llms_instruct_math_code import main
+from model_merging_methods.candidate_weights import CandidateMerges
+from model_merging_methods.diagnose import main as diagnose
+from model_merging_methods.merge_models import merge_models
+from model_merging_methods.merge_parameters import MergeParameters
+from model_merging_methods.merge_record import MergeRequest, read_record
+from model_merging_methods.preflight import check_inputs
+from tests.commands import run_here
+from utils.errors import UserError
+from utils.findings import Findings
+
+Change = Callable[[Path], object]
+ROLES = ("instruct", "math")
+WEIGHTS = "model.safetensors"
+UP = "model.layers.0.mlp.up_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("whole")
+    save_model(root / "base", seed=0)
+    for seed, role in enumerate(ROLES, start=1):
+        save_model(root / role, seed, base=root / "base")
+    return root
+
+
+@pytest.fixture
+def models(whole, tmp_path) -> Path:
+    return shutil.copytree(whole, tmp_path / "models")
+
+
+def request(root: Path, *excluded: str, dtype: str | None = None) -> MergeRequest:
+    parameters = MergeParameters("task_arithmetic", dtype=dtype, exclude_param_names_regex=excluded)
+    return MergeRequest(root / "base", {role: root / role for role in ROLES}, parameters)
+
+
+def check(root: Path, *excluded: str) -> Findings:
+    with ExitStack() as stack:
+        return check_inputs(request(root, *excluded), stack)[1]
+
+
+def only_error(findings: Findings) -> str:
+    assert [finding.is_error for finding in findings.found] == [True], findings
+    assert "\n" not in findings.found[0].text
+    return findings.found[0].text
+
+
+def only_warning(findings: Findings) -> str:
+    assert [finding.is_error for finding in findings.found] == [False], findings
+    return findings.found[0].text
+
+
+def tensors(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Change:
+    return lambda folder: save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS)
+
+
+def with_config(**settings) -> Change:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+
+    return change
+
+
+def quantised(suffixes: dict[str, torch.Tensor], **settings) -> Change:
+    """Every up projection as these tensors, and a config that says how."""
+
+    def replace(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        codes = {}
+        for name in [name for name in stored if name.endswith("up_proj.weight")]:
+            del stored[name]
+            codes |= {name.removesuffix("weight") + suffix: tensor.clone() for suffix, tensor in suffixes.items()}
+        return stored | codes
+
+    def change(folder: Path) -> None:
+        tensors(replace)(folder)
+        with_config(**settings)(folder)
+
+    return change
+
+
+def codes(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    return torch.ones(shape or (40, 16)).to(dtype)
+
+
+def method(name: str, **settings) -> dict:
+    return {"quantization_config": {"quant_method": name, **settings}}
+
+
+GPTQ = {"qweight": codes(torch.int32, 2, 40), "qzeros": codes(torch.int32, 1, 5), "scales": codes(torch.float16, 1, 40)}
+INT8 = {"weight": codes(torch.int8), "SCB": codes(torch.float32, 40)}
+NF4 = {"weight": codes(torch.uint8, 320, 1), "weight.absmax": codes(torch.float32, 10)}
+FP8 = {"weight": codes(torch.float8_e4m3fn), "weight_scale_inv": codes(torch.float32, 1, 1)}
+QUANTISED = {
+    "GPTQ": (quantised(GPTQ, **method("gptq", bits=4)), "GPTQ"),
+    "AWQ": (quantised(GPTQ, **method("awq")), "AWQ"),
+    "GPTQ without a config": (quantised(GPTQ), "GPTQ or AWQ"),
+    "bitsandbytes int8": (quantised(INT8, **method("bitsandbytes", load_in_8bit=True)), "bitsandbytes int8"),
+    "bitsandbytes nf4": (
+        quantised(NF4, **method("bitsandbytes", load_in_4bit=True, bnb_4bit_quant_type="nf4")),
+        "bitsandbytes nf4",
+    ),
+    "bitsandbytes without a config": (quantised(NF4), "bitsandbytes"),
+    "FP8": (quantised(FP8, **method("fp8")), "FP8"),
+    "FP8 without a config": (quantised({"weight": codes(torch.float8_e5m2)}), "FP8"),
+    "MXFP4": (quantised({"weight_blocks": codes(torch.uint8), "weight_scales": codes(torch.uint8)}), "MXFP4"),
+    "compressed-tensors": (
+        quantised({"weight_packed": codes(torch.int32)}, compression_config={"quant_method": "compressed-tensors"}),
+        "compressed-tensors",
+    ),
+    "HQQ": (quantised({"W_q": codes(torch.uint8)}, **method("hqq")), "HQQ"),
+    "AQLM": (quantised({"codes": codes(torch.int16), "codebooks": codes(torch.float16)}, **method("aqlm")), "AQLM"),
+    "EETQ": (quantised({"weight": codes(torch.int8)}, **method("eetq")), "EETQ"),
+    "MLX": (quantised({"weight": codes(torch.uint32)}, quantization={"bits": 4}), "MLX"),
+    "plain int8": (quantised({"weight": codes(torch.int8)}), "of an unknown kind, with int8"),
+    "a method of the future": (quantised({"weight": codes(torch.uint8)}, **method("future")), "future"),
+    "multimodal": (quantised(GPTQ, text_config=method("gptq")), "GPTQ"),
+}
+
+
+@pytest.mark.parametrize(("change", "kind"), QUANTISED.values(), ids=QUANTISED)
+def test_quantised_weights_are_refused_by_kind(models, change, kind):
+    change(models / "math")
+    error = only_error(check(models))
+    assert error.startswith(f"{models / 'math'}: is quantised ({kind}") and "; " in error
+
+
+def test_a_config_that_alone_says_quantised_is_named(models):
+    with_config(**method("bitsandbytes", load_in_4bit=True))(models / "math")
+    assert "its tensors are plain weights; remove that entry" in only_error(check(models))
+
+
+def test_searches_and_diagnoses_stop_as_merges_do(models, tmp_path):
+    quantised(FP8)(models / "math")
+    with pytest.raises(UserError, match=r"math: is quantised \(FP8"):
+        CandidateMerges(models / "base", request(models).finetuned).check(request(models).parameters, False)
+    names = ["--pretrained_model", models / "base", "--models", models / "instruct", models / "math"]
+    done = run_here(diagnose, [*names, "--output_dir", tmp_path / "out"])
+    assert done.returncode == 2 and "math: is quantised (FP8" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def pointer(name: str) -> Change:
+    def write(folder: Path) -> None:
+        (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 99\n")
+
+    return write
+
+
+def pickled_pointer(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    pointer("pytorch_model.bin")(folder)
+
+
+def instead_of_weights(name: str, content: bytes = b"x") -> Change:
+    def write(folder: Path) -> None:
+        (folder / WEIGHTS).unlink()
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+
+    return write
+
+
+def doubled_header(folder: Path) -> None:
+    content = (folder / WEIGHTS).read_bytes()
+    (size,) = struct.unpack("<Q", content[:8])
+    header = content[8 : 8 + size].rstrip()
+    name = f'"{UP}":'.encode()
+    entry = header[header.index(name) :]
+    entry = entry[: entry.index(b"}") + 1]
+    header = header[:-1] + b"," + entry + b"}"
+    (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(header)) + header + content[8 + size :])
+
+
+def in_shards(folder: Path, number: int = 2, without: int | None = None) -> None:
+    """Shards without an index."""
+    stored = sorted(load_file(folder / WEIGHTS).items())
+    (folder / WEIGHTS).unlink()
+    for i in range(number):
+        if i != without:
+            save_file(dict(stored[i::number]), folder / f"model-{i + 1:05d}-of-{number:05d}.safetensors")
+
+
+def two_saves(folder: Path) -> None:
+    stored = load_file(folder / WEIGHTS)
+    in_shards(folder)
+    for i in range(3):
+        save_file(stored, folder / f"model-{i + 1:05d}-of-00003.safetensors")
+
+
+def empty(every: bool) -> Change:
+    return tensors(lambda stored: {n: torch.empty(0) if every or "mlp" in n else t for n, t in stored.items()})
+
+
+FILES = {
+    "LFS pointer as weights": (pointer(WEIGHTS), [WEIGHTS, "Git LFS pointer", "git lfs pull"]),
+    "LFS pointer as a pickle": (pickled_pointer, ["pytorch_model.bin", "git lfs pull"]),
+    "LFS pointer as config": (pointer("config.json"), ["config.json", "git lfs pull"]),
+    "web page as weights": (lambda f: (f / WEIGHTS).write_text("<!DOCTYPE html><p>429"), ["web page", "download"]),
+    "a name twice in the header": (doubled_header, [WEIGHTS, UP, "twice"]),
+    "an incomplete set of shards": (lambda f: in_shards(f, 3, without=1), ["2 of the 3 shards", "download the others"]),
+    "shards of two saves": (two_saves, ["2 checkpoints and no index"]),
+    "a Trainer's output": (instead_of_weights("checkpoint-500/model.safetensors"), ["checkpoint-500", "give one"]),
+    "DeepSpeed": (instead_of_weights("zero_to_fp32.py"), ["DeepSpeed checkpoint", "zero_to_fp32.py"]),
+    "GGUF": (instead_of_weights("model-Q4_K_M.gguf"), ["GGUF"]),
+    "Meta's files": (instead_of_weights("consolidated.00.pth"), ["another program", "Hugging Face"]),
+    "a file of another name": (instead_of_weights("weights_fp16.safetensors"), ["weights_fp16.safetensors", "rename"]),
+    "nothing": (lambda folder: (folder / WEIGHTS).unlink(), ["no weights", "download them"]),
+    "all tensors empty": (empty(every=True), ["21 of 21 tensors are empty", "ZeRO-3", "zero_to_fp32.py"]),
+    "some tensors empty": (empty(every=False), ["6 of 21 tensors are empty", "ZeRO-3"]),
+    "codes where the base has floats": (
+        tensors(lambda stored: {**stored, "model.norm.weight": torch.ones(16, dtype=torch.int64)}),
+        ["model.norm.weight is int64 where", "float32"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "told"), FILES.values(), ids=FILES)
+def test_what_a_folder_holds_instead_of_weights_is_named(models, change, told):
+    change(models / "math")
+    error = only_error(check(models))
+    assert str(models / "math") in error
+    for part in told:
+        assert part in error
+
+
+def old_pickle(folder: Path) -> None:
+    torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    (folder / WEIGHTS).unlink()
+
+
+def index_with_a_tied_head(folder: Path) -> None:
+    """As some programs write it: the second name of a matrix is listed, and no shard has it."""
+    weight_map = dict.fromkeys(
+        [*load_file(folder / WEIGHTS), "model.shared.weight"], "model-00001-of-00001.safetensors"
+    )
+    (folder / WEIGHTS).rename(folder / "model-00001-of-00001.safetensors")
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+@pytest.mark.parametrize("change", [in_shards, old_pickle, index_with_a_tied_head])
+def test_weights_in_unusual_files_merge_to_the_same_values(models, tmp_path, change):
+    for name in ("usual", "unusual"):
+        if name == "unusual":
+            change(models / "math")
+        merge_models(request(models), {"math": tmp_path / name})
+    assert (tmp_path / "usual" / WEIGHTS).read_bytes() == (tmp_path / "unusual" / WEIGHTS).read_bytes()
+
+
+def doubles(pattern: str) -> Change:
+    return tensors(lambda stored: {n: t.double() if pattern in n else t for n, t in stored.items()})
+
+
+def counter(value: int) -> Change:
+    return tensors(lambda stored: {**stored, "model.steps": torch.tensor([value])})
+
+
+def test_integers_that_differ_stay_the_base_s_and_are_reported(models):
+    for role, value in (("base", 1), ("instruct", 1), ("math", 2)):
+        counter(value)(models / role)
+    warning = only_warning(check(models))
+    assert warning.startswith(f"{models / 'math'}: tensor model.steps (int64) differs")
+
+
+def test_a_warning_of_float64_says_how_it_is_merged(models, tmp_path):
+    doubles("norm")(models / "math")
+    merge_models(request(models), {"math": tmp_path / "merged"})
+    warnings = read_record(tmp_path / "merged" / "merge_record.json")["found"]["warnings"]
+    assert len(warnings) == 1 and "float64; merges compute in float32" in warnings[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64])
+def test_an_excluded_parameter_keeps_its_bytes(models, tmp_path, dtype):
+    values = (torch.arange(40 * 16).view(40, 16) / 7).to(dtype)
+    tensors(lambda stored: {**stored, "model.layers.0.mlp.up_proj.bias": values})(models / "base")
+    merge_models(request(models, "bias"), {"math": tmp_path / "merged"})
+    kept = load_file(tmp_path / "merged" / WEIGHTS)["model.layers.0.mlp.up_proj.bias"]
+    assert kept.dtype == dtype and torch.equal(kept, values)
+
+
+def test_excluded_rows_keep_their_bytes_when_the_vocabulary_grows(whole, models, tmp_path):
+    save_model(models / "math", 5, added_tokens=("[PAD]",), base=models / "base")
+    doubles("embed_tokens")(models / "base")
+    embedding = load_file(models / "base" / WEIGHTS)["model.embed_tokens.weight"] / 3
+    tensors(lambda stored: {**stored, "model.embed_tokens.weight": embedding})(models / "base")
+    merge_models(request(models, "embed_tokens"), {"math": tmp_path / "merged"})
+    merged = load_file(tmp_path / "merged" / WEIGHTS)["model.embed_tokens.weight"]
+    assert merged.dtype == torch.float64 and torch.equal(merged[:-1], embedding)
+    torch.testing.assert_close(merged[-1], embedding.mean(dim=0), rtol=1e-6, atol=0)
+
+
+def test_both_kinds_of_files_are_reported_and_safetensors_read(models):
+    torch.save({}, models / "math" / "pytorch_model.bin")
+    assert only_warning(check(models)).startswith(
+        f"{models / 'math'}: holds both safetensors files and pytorch_model.bin"
+    )
+
+
+def test_an_adapter_of_another_base_is_reported(models):
+    base = AutoModelForCausalLM.from_pretrained(models / "base")
+    shutil.rmtree(models / "math")
+    get_peft_model(base, LoraConfig(target_modules=["q_proj"])).save_pretrained(models / "math")
+    assert not check(models).found
+    path = models / "math" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": "org/Mistral-7B"}))
+    assert "made for org/Mistral-7B, and is applied to base" in only_warning(check(models))
+
+
+def run_check(root: Path, *more: object):
+    chosen = [word for role in ROLES for word in (f"--merge_{role}", f"--{role}_model", root / role)]
+    return run_here(main, ["--check", "--pretrained_model", root / "base", *chosen, *more])
+
+
+def test_check_prints_every_finding_and_writes_nothing(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run_check(models)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "no errors and no warnings\n", "")
+    torch.save({}, models / "instruct" / "pytorch_model.bin")
+    done = run_check(models, "--merging_method_name", "ties_merging")
+    assert done.returncode == 0 and done.stdout.startswith("warning: ") and done.stdout.count("\n") == 1
+    pointer(WEIGHTS)(models / "base")
+    empty(every=True)(models / "math")
+    done = run_check(models)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 2 and [line.split(":")[0] for line in lines] == ["error", "warning", "error"]
+    assert {path.name for path in tmp_path.iterdir()} == {"models"}
+
+
+def test_check_names_models_of_another_backbone_and_all_missing_folders(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_model(models / "other", seed=9)
+    done = run_check(models, "--math_model", models / "other")
+    assert done.returncode == 2 and "error: --math_model: " in done.stdout
+    done = run_check(models, "--math_model", models / "other", "--allow_unrelated")
+    assert done.returncode == 0
+
+
+def test_check_of_a_record_compares_the_inputs_with_it(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    merge_models(request(models), {"math": tmp_path / "merged"})
+    record = ["--check", "--from_record", tmp_path / "merged" / "merge_record.json"]
+    assert run_here(main, record).returncode == 0
+    (models / "math" / "tokenizer_config.json").write_text("{}")
+    done = run_here(main, record)
+    assert done.returncode == 2 and "math model's tokenizer_config.json is not the file" in done.stdout
+
+
+def test_the_first_error_stops_a_merge_and_the_others_are_counted(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for role in ROLES:
+        pointer(WEIGHTS)(models / role)
+    done = run_check(models)
+    assert done.stdout.count("error: ") == 2
+    chosen = [word for role in ROLES for word in (f"--merge_{role}", f"--{role}_model", models / role)]
+    merged = run_here(main, ["--merge_only", "--pretrained_model", models / "base", *chosen])
+    assert merged.returncode == 2 and merged.stderr.count("\n") == 1 and "(1 more errors; " in merged.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"models"}

@@ -1,0 +1,112 @@
+"""Ctrl-C in every entry script, from its imports on: one line, status 130; and children that end with their parent."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.inference_llms.support import ROOT
+
+ZOO = ROOT / "scripts" / "tiny_zoo"
+SCRIPTS = {
+    "merge_llms_instruct_math_code.py": ["--merge_instruct", "--merge_math"],
+    "ood_robust_inference.py": ["--help"],
+    "-m inference_llms": ["--help"],
+    "-m model_merging_methods.diagnose": ["--help"],
+    "-m scripts.paper_tables.run_cells": ["--help"],
+    "promptbench/sst2.py": ["--help"],
+    "promptbench/cola.py": ["--help"],
+    "scripts/search_mixup.py": ["--help"],
+    "scripts/make_tables.py": ["--help"],
+    "scripts/plot_figures.py": ["--help"],
+    "scripts/run_demo.py": ["--help"],
+    "scripts/train_tiny_zoo.py": ["--help"],
+}
+
+
+def interrupt(words: list[object], library: str, folder: Path) -> tuple[int, str]:
+    """Start a command and send Ctrl-C once it has loaded a library; its status and what it said."""
+    command = [sys.executable, *map(str, words)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    maps = Path(f"/proc/{process.pid}/maps")
+    while library not in maps.read_text():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert not list(folder.iterdir())
+    return process.returncode, error
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_ctrl_c_while_a_script_imports_is_one_line(script, tmp_path):
+    # The first compiled module of the standard library comes after the interpreter's start, long before the rest.
+    status, error = interrupt([*script.split(), *SCRIPTS[script]], "lib-dynload", tmp_path)
+    assert (status, error) == (130, "interrupted; rerun the command and it resumes\n")
+
+
+def test_ctrl_c_while_torch_starts_is_one_line(tmp_path):
+    words = ["-m", "inference_llms", "--load_model_path", ZOO / "math", "--tasks", "gsm8k", "--backend", "transformers"]
+    words += ["--data_dir", ZOO / "data", "--output_dir", tmp_path / "out"]
+    status, error = interrupt(words, "libtorch_python", tmp_path)
+    assert (status, error) == (130, "interrupted; rerun the command and it resumes\n")
+
+
+COMMAND = """
+import sys
+sys.path.insert(0, {root!r})
+from utils.interrupts import prepare_process
+prepare_process("__main__")
+import os, signal, time
+from utils.errors import run_command_line
+{main}
+sys.exit(run_command_line(main))
+"""
+
+
+def run_interrupted(main: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", COMMAND.format(root=str(ROOT), main=main)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    ("main", "printed"),
+    [
+        ("try: stop(); time.sleep(60)\n  finally: print('closed')", "closed\n"),
+        ("try: stop()\n  except BaseException: raise OSError('gone')", ""),
+        ("try: stop()\n  except BaseException: pass", ""),
+        ("try: stop()\n  finally: stop(); print('closed')", ""),
+        ("threading.Thread(target=time.sleep, args=[60]).start(); stop()", ""),
+    ],
+    ids=["the work is closed", "a library raises another error", "a library swallows it", "twice", "a thread hangs"],
+)
+def test_ctrl_c_ends_the_work_in_one_line(main, printed):
+    before = "import threading\nstop = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
+    done = run_interrupted(f"{before}def main():\n  {main}\n")
+    assert (done.returncode, done.stderr) == (130, "interrupted; rerun the command and it resumes\n")
+    assert done.stdout == printed
+
+
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
+def test_children_end_when_their_command_is_killed(by):
+    main = """
+from utils.child_processes import child_process
+def main():
+    words = [sys.executable, "-c", "import sys; sys.path.insert(0, {root!r}); from utils.interrupts import *; "
+        "prepare_process('__main__'); print('up', flush=True); import time; time.sleep(60)"]
+    with child_process(words, os.environ) as child:
+        print(child.pid, flush=True)
+        time.sleep(60)
+"""
+    command = [sys.executable, "-c", COMMAND.format(root=str(ROOT), main=main.replace("{root!r}", repr(str(ROOT))))]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    child = psutil.Process(int(process.stdout.readline()))
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(by)
+    process.wait()
+    gone, _ = psutil.wait_procs([child], timeout=20)
+    assert gone or child.status() == psutil.STATUS_ZOMBIE

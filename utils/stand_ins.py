@@ -1,0 +1,16 @@
+"""Files that stand in for others: Git LFS pointers, and web pages saved under a file's name."""
+
+from pathlib import Path
+
+_STAND_INS = {
+    b"version https://git-lfs": "is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder",
+    b"<!doctype html": "is a web page, not the file itself; download it again",
+    b"<html": "is a web page, not the file itself; download it again",
+}
+
+
+def stand_in_remedy(path: Path) -> str | None:
+    """What to say of a file that only stands in for the real one; None for a real one."""
+    with open(path, "rb") as file:
+        beginning = file.read(64).lstrip().lower()
+    return next((remedy for start, remedy in _STAND_INS.items() if beginning.startswith(start)), None)
