@@ -23,7 +23,6 @@ from model_merging_methods.checkpoints.checkpoint_writer import (
     write_index,
 )
 from model_merging_methods.checkpoints.model_files import output_forms, write_model_files
-from model_merging_methods.checkpoints.weight_files import INDEX_FILE
 from model_merging_methods.kernels.block_arithmetic import choose_device
 from model_merging_methods.merge_checks import check_related, comparison
 from model_merging_methods.merge_engine import BLOCK_SIZE, Merge, TensorReport
@@ -48,6 +47,7 @@ from model_merging_methods.model_card import model_card
 from model_merging_methods.preflight import check_inputs
 from utils.content_hashes import STRETCH, FileStates, check_unchanged, tensors_hash
 from utils.errors import UserError
+from utils.weight_files import INDEX_FILE
 from utils.whole_files import (
     empty_folder,
     finish_replacing,

@@ -20,13 +20,13 @@ from model_merging_methods.checkpoints.custom_code import check_custom_code
 from model_merging_methods.checkpoints.generation_configs import check_generation_configs
 from model_merging_methods.checkpoints.model_files import write_model_files
 from model_merging_methods.checkpoints.tokenizer_checks import check_tokenizers
-from model_merging_methods.checkpoints.weight_files import is_adapter_folder, passed_over_files
 from model_merging_methods.kernels.stored_dtypes import LONG_NAMES, is_floating
 from model_merging_methods.merge_checks import check_exclusions, check_related
 from model_merging_methods.merge_engine import Merge
 from model_merging_methods.merge_record import MergeRequest, check_sizes_against_record
 from model_merging_methods.model_card import model_name
 from utils.findings import Findings
+from utils.weight_files import is_adapter_folder, passed_over_files
 
 Folder = CheckpointFolder | AdaptedFolder
 

@@ -9,11 +9,11 @@ from model_merging_methods.checkpoints.tokenizer_reading import (
     read_tokenizer_config,
     read_tokens,
 )
-from model_merging_methods.checkpoints.weight_files import is_adapter_folder
 from utils.findings import Findings
 from utils.json_files import read_json_object
 from utils.stand_ins import stand_in_remedy
 from utils.tokenizer_files import vocabulary_files
+from utils.weight_files import is_adapter_folder
 
 # Matrices are padded to a multiple of 64 or 128, and byte-level tokenizers name 259 tokens of 384 rows.
 SMALLEST_NAMED_SHARE = 0.5
