@@ -41,7 +41,7 @@ def check_inputs(
     folders = _open_folders(request, stack, findings)
     opened = [folder for folder in folders if folder is not None]
     by_role = {role: folder for role, folder in zip(request.inputs, folders, strict=True) if folder is not None}
-    if folders[BASE] is not None:
+    if folders[BASE] is not None and len(opened) > 1:
         check_configs(by_role, request.parameters.config_from, allow_unrelated, findings)
     check_generation_configs({role: folder.folder for role, folder in by_role.items()}, findings)
     check_custom_code(by_role, findings)
