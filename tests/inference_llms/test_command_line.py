@@ -8,7 +8,7 @@ import numpy
 import pytest
 from safetensors.numpy import save_file
 
-from inference_llms.command_line import model_source
+from inference_llms.command_line import add_inference_options, model_source
 from inference_llms.model_folder import model_files, model_fingerprint, output_places, weights_fingerprint
 from tests.inference_llms.support import ROOT, run_command_here, write_rows
 from utils.errors import UserError
@@ -101,10 +101,9 @@ def test_weights_changed_beside_a_merge_record_are_another_model(model):
 def test_a_model_that_changes_before_it_is_loaded_completes_nothing(tmp_path, name):
     folder = tmp_path / "model"
     shutil.copytree(ROOT / "scripts" / "tiny_zoo" / "math", folder)
-    options = argparse.Namespace(
-        backend="transformers", tensor_parallel_size=1, pipeline_parallel_size=1, engine_dtype="float32"
-    )
-    source = model_source(options, folder)
+    parser = argparse.ArgumentParser()
+    add_inference_options(parser)
+    source = model_source(parser.parse_args(["--backend", "transformers", "--tensor_parallel_size", "1"]), folder)
     source.open_engine().close()
     (folder / name).touch()
     with pytest.raises(UserError, match=rf"{folder / name}: was changed while it was being read"):
