@@ -199,6 +199,19 @@ def test_a_full_disk_is_reported_with_the_file_and_a_rerun_resumes(data, places,
         subprocess.run(["umount", disk], check=True)
 
 
+def test_a_read_only_folder_is_reported_before_an_engine_opens(data, tmp_path):
+    place = tmp_path / "archive"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", place], capture_output=True).returncode:
+        pytest.skip("mounting a file system takes root's rights")
+    try:
+        with pytest.raises(OSError, match="Read-only file system") as error:
+            run(load_task_examples(["gsm8k"], data, 0, None), OutputPlaces(place / "out", "a", "b"), no_engine())
+        assert error.value.filename.startswith(str(place))
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
 def test_another_models_results_are_neither_mixed_nor_overwritten_unless_asked(data, places):
     examples = load_task_examples(["gsm8k"], data, 0, None)
     run(examples, places, source(Adder()))
