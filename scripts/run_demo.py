@@ -179,7 +179,7 @@ def main() -> None:
         try:
             completed = list(pool.map(scores_of_row, table))
             robustness = list(pool.map(run, robustness_commands(output_dir)))
-        except KeyboardInterrupt:
+        except BaseException:
             interrupt_children()
             raise
     scores = {
