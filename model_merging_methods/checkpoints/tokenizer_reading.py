@@ -64,8 +64,9 @@ def _read_once(folder: Path, states: tuple) -> _Read:
             raise UserError(f"{path}: {told}")
     if own in files:
         backend = _load_backend(own)
-        if _is_whole(folder, backend) or _has_code(folder):
-            return _Read(backend.get_vocab(), _appended(lambda **options: backend.encode("a", **options).tokens))
+        tokens = backend.get_vocab()
+        if _is_whole(folder, backend, tokens) or _has_code(folder):
+            return _Read(tokens, _appended(lambda **options: backend.encode("a", **options).tokens))
     ranks = [path for path in files if path.suffix == ".tiktoken"]
     if ranks and _has_code(folder):  # the first Qwen's and others
         return _Read(_tiktoken_ranks(ranks[0]))
@@ -84,8 +85,10 @@ def backend_json(folder: Path) -> dict[str, Any]:
     """The content of a `tokenizer.json` for the tokenizer in `folder`: that file, or what transformers makes of the
     folder where tokens are added beside it or it does not exist."""
     path = folder / TOKENIZER_JSON
-    if path in vocabulary_files(folder) and _is_whole(folder, _load_backend(path)):
-        return read_json_object(path, _AGAIN)
+    if path in vocabulary_files(folder):
+        backend = _load_backend(path)
+        if _is_whole(folder, backend, backend.get_vocab()):
+            return read_json_object(path, _AGAIN)
     tokenizer = load_tokenizer(folder)
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise UserError(
@@ -137,11 +140,11 @@ def _has_code(folder: Path) -> bool:
     return bool(classes.get("AutoTokenizer")) if isinstance(classes, dict) else bool(classes)
 
 
-def _is_whole(folder: Path, backend: "Tokenizer") -> bool:
+def _is_whole(folder: Path, backend: "Tokenizer", tokens: dict[str, int]) -> bool:
     """Whether `tokenizer.json` has every token that files beside it name, with the same ids, so that transformers'
     vocabulary is the same."""
     config = read_tokenizer_config(folder)
-    sources, tokens = [config], backend.get_vocab()
+    sources = [config]
     try:
         if "added_tokens_decoder" in config:
             added = {int(row): entry["content"] for row, entry in config["added_tokens_decoder"].items()}
