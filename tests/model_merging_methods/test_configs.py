@@ -133,7 +133,7 @@ def test_a_folder_stops_where_its_role_s_model_stops(models, config_from, stops)
 
 def test_config_from_an_unreadable_model_is_one_line(models):
     (models / "math" / "config.json").write_text("{,")
-    with pytest.raises(UserError, match="math/config.json is not JSON"):
+    with pytest.raises(UserError, match=r"math/config\.json is not JSON"):
         merge(models, "instruct", "math")
 
 
