@@ -148,8 +148,9 @@ def _names(settings: Mapping[str, Config]) -> Iterator[str]:
 
 
 def _taken(settings: Mapping[str, Config], config_from: str | None) -> dict[str, Any]:
-    """The settings that the merged config has in place of the pretrained model's."""
-    if config_from is not None:
+    """The settings that the merged config has in place of the pretrained model's. The model of `config_from` may be
+    missing, if it cannot be read."""
+    if config_from in settings:
         return {name: settings[config_from].get(name) for name in _names(settings)}
     first, *others = [own for role, own in settings.items() if role != "pretrained"]
     return {

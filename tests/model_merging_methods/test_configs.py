@@ -131,6 +131,12 @@ def test_a_folder_stops_where_its_role_s_model_stops(models, config_from, stops)
     assert json.loads((merged / "config.json").read_text())["eos_token_id"] == stops
 
 
+def test_config_from_an_unreadable_model_is_one_line(models):
+    (models / "math" / "config.json").write_text("{,")
+    with pytest.raises(UserError, match=r"math/config\.json is not JSON"):
+        merge(models, "instruct", "math")
+
+
 def test_config_from_gives_all_settings_of_that_model(models):
     edit(models / "math" / "config.json", {"rms_norm_eps": 1e-3})
     assert AutoModelForCausalLM.from_pretrained(merge(models, "instruct", "math")).config.rms_norm_eps == 1e-3
