@@ -18,11 +18,10 @@ from torch import Tensor
 
 from inference_llms.engine import context_length, tokens_of_prompts
 from inference_llms.live_engine import Weights
-from inference_llms.model_loading import load_config, model_without_weights, refusals_in_one_line
-from inference_llms.transformers_live_engine import fill_model
+from inference_llms.model_loading import load_config, load_model, model_without_weights, refusals_in_one_line
 from utils.errors import UserError
 from utils.memory import available_memory
-from utils.transformers_classes import AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from utils.transformers_classes import AutoTokenizer, PreTrainedModel
 
 if TYPE_CHECKING:
     from inference_llms.vllm_live_engine import VllmLiveEngine
@@ -52,12 +51,13 @@ def prove(engine: "VllmLiveEngine", folder: Path, weights: Weights) -> None:
     with refusals_in_one_line(folder, "transformers"):
         config = load_config(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        exact_dtype = _dtype_that_fits(folder, config, engine.dtype)
-        model = model_without_weights(folder, config, exact_dtype, "cpu").eval()
+        empty = model_without_weights(folder, config, "float32", "meta")
+    exact_dtype = _dtype_that_fits(empty, engine.dtype)
     prompts = tokens_of_prompts(tokenizer, PROMPTS, context_length(config) - NEW_TOKENS)
     engine.replace_weights(weights)
     texts = engine.complete_with_scores([tokens for tokens in prompts if tokens is not None], NEW_TOKENS)
-    fill_model(model, weights, folder)
+    with refusals_in_one_line(folder, "transformers"):
+        model = load_model(None, type(empty), config=config, state_dict=dict(weights), dtype=exact_dtype).eval()
     exact = [_log_probabilities(model, text.tokens) for text in texts]
     rounded = None
     if exact_dtype == "float32":
@@ -92,15 +92,16 @@ def check_against(texts: Sequence[ScoredText], exact: Sequence[Tensor], rounded:
             )
 
 
-def _dtype_that_fits(folder: Path, config: PreTrainedConfig, dtype: torch.dtype) -> str:
-    """float32 where the memory holds the model in it, else the engine's dtype. Raises UserError where neither fits."""
-    parameters = model_without_weights(folder, config, "float32", "meta").num_parameters()
-    names = ("float32", str(dtype).removeprefix("torch."))
-    for name in names:
-        if parameters * getattr(torch, name).itemsize < available_memory():
-            return name
+def _dtype_that_fits(model: PreTrainedModel, dtype: torch.dtype) -> str:
+    """float32 where the memory holds the model in it, beside the checkpoint's tensors, else the engine's dtype. Raises
+    UserError where neither fits."""
+    parameters = model.num_parameters()
+    for of_model in (torch.float32, dtype):
+        needed = parameters * (of_model.itemsize + dtype.itemsize)
+        if needed < available_memory():
+            return str(of_model).removeprefix("torch.")
     raise UserError(
-        f"--backend vllm: checking vLLM takes {parameters * dtype.itemsize / 1e9:.0f} GB of memory, and there are "
+        f"--backend vllm: checking vLLM takes {needed / 1e9:.0f} GB of memory, and there are "
         f"{available_memory() / 1e9:.0f}; free some, or search with --backend transformers"
     )
 

@@ -68,13 +68,13 @@ def load_config(model_folder: Path) -> PreTrainedConfig:
     return config
 
 
-def load_model(model_folder: Path, **options: Any) -> PreTrainedModel:
-    """The model, with `options` of `from_pretrained`.
+def load_model(model_folder: Path | None, model_class: type = AutoModelForCausalLM, **options: Any) -> PreTrainedModel:
+    """The model, with `options` of `from_pretrained`; folder None: of the `state_dict` among them.
 
     Raises UserError where a tensor is missing or of another shape: transformers itself would go on with
     random numbers in its place.
     """
-    model, found = AutoModelForCausalLM.from_pretrained(
+    model, found = model_class.from_pretrained(
         model_folder, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
     )
     if found["missing_keys"]:

@@ -9,7 +9,7 @@ from inference_llms.live_engine import Weights
 from inference_llms.model_loading import generation_config
 from inference_llms.transformers_engine import TransformersEngine, end_tokens
 from utils.errors import UserError
-from utils.transformers_classes import AutoTokenizer, PreTrainedModel
+from utils.transformers_classes import AutoTokenizer
 
 
 class TransformersLiveEngine(TransformersEngine):
@@ -18,8 +18,21 @@ class TransformersLiveEngine(TransformersEngine):
     def __init__(self, model_folder: Path, engine_dtype: str = "float32"):
         super().__init__(model_folder, any(model_folder.glob("*.safetensors")), engine_dtype)
 
+    @torch.no_grad()
     def replace_weights(self, weights: Weights) -> None:
-        fill_model(self._model, weights, self._folder)
+        own = self._model.state_dict(keep_vars=True)
+        filled = set()
+        for name, tensor in weights:
+            if name not in own or own[name].shape != tensor.shape:
+                raise UserError(
+                    f"{self._folder}: transformers holds no tensor {name} of this shape that could be replaced; choose "
+                    "--backend vllm"
+                )
+            own[name].copy_(tensor)
+            filled.add(own[name].data_ptr())
+        for name, tensor in own.items():
+            if tensor.data_ptr() not in filled:  # tied ones share their memory with a filled one
+                raise UserError(f"{self._folder}: the models lack tensor {name}; copy or download them again")
 
     def take_tokenizer(self, folder: Path) -> None:
         self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -32,22 +45,3 @@ class TransformersLiveEngine(TransformersEngine):
             digest.update(name.encode())
             digest.update(tensor.contiguous().cpu().view(torch.uint8).numpy())
         return digest.hexdigest()
-
-
-@torch.no_grad()
-def fill_model(model: PreTrainedModel, weights: Weights, folder: Path) -> None:
-    """Put weights into a model's tensors. Raises UserError, naming the model's folder, for one that has no place in the
-    model, and for a tensor of the model that gets none."""
-    own = model.state_dict(keep_vars=True)
-    filled = set()
-    for name, tensor in weights:
-        if name not in own or own[name].shape != tensor.shape:
-            raise UserError(
-                f"{folder}: transformers holds no tensor {name} of this shape that could be replaced; choose "
-                "--backend vllm"
-            )
-        own[name].copy_(tensor)
-        filled.add(own[name].data_ptr())
-    for name, tensor in own.items():
-        if tensor.data_ptr() not in filled:  # tied ones share their memory with a filled one
-            raise UserError(f"{folder}: the models lack tensor {name}; copy or download them again")

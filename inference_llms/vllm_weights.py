@@ -36,15 +36,18 @@ class ReplaceableWeights:
 
 
 def _reload(model: "nn.Module", weights: Iterable[tuple[str, "Tensor"]], model_config) -> None:
-    """vLLM's own reload, which processes each layer again once it is filled, and then the layers that it passes over.
+    """vLLM's own reload, which processes each layer again once it is filled, and what it leaves out on the CPU.
 
-    A tied head gets no weights of its own, so vLLM never processes it again. On the CPU it would keep computing with
-    its packed copy of the old embeddings.
+    A tied head gets no weights of its own, so vLLM never processes it again: it would keep computing with its packed
+    copy of the old embeddings. Fused experts are packed only while they have no kernel, and would compute with weights
+    that are not packed as if they were.
     """
     from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
     names = {name for name, _ in model.named_parameters()}
     tied = list(_tied_layers(model))
+    for layer in _packed_experts(model):
+        layer.quant_method.moe_kernel = None
     initialize_layerwise_reload(model)
     loaded = model.load_weights(iter(weights))
     finalize_layerwise_reload(model, model_config)
@@ -65,6 +68,14 @@ def _tied_layers(model: "nn.Module") -> Iterator["nn.Module"]:
         if own and own <= seen and isinstance(getattr(layer, "quant_method", None), QuantizeMethodBase):
             yield layer
         seen |= own
+
+
+def _packed_experts(model: "nn.Module") -> Iterator["nn.Module"]:
+    """The layers of fused experts on the CPU. On GPUs vLLM copies weights into the kernel's own tensors."""
+    for layer in model.modules():
+        has_kernel = getattr(getattr(layer, "quant_method", None), "moe_kernel", None) is not None
+        if has_kernel and all(parameter.device.type == "cpu" for parameter in layer.parameters(recurse=False)):
+            yield layer
 
 
 def _digest_of_packed(layer: "nn.Module", dtype) -> str:

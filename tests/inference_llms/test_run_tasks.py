@@ -289,6 +289,22 @@ def test_a_replayed_slice_is_scored_alone(data, places, tmp_path):
     assert scores["gsm8k"]["examples"] == 2
 
 
+def test_a_cap_reaches_the_engine_the_record_and_the_identity(data, places):
+    class Recorder(Adder):
+        def generate(self, prompts, sampling):
+            self.sampling = sampling
+            return super().generate(prompts, sampling)
+
+    engine = Recorder()
+    capped = load_task_examples(["gsm8k"], data, 0, None, 7)
+    (score,) = run(capped, places, source(engine)).values()
+    assert engine.sampling.max_tokens == 7 == score["identity"]["sampling"]["max_tokens"]
+    with pytest.raises(UserError, match="another sampling"):
+        run(load_task_examples(["gsm8k"], data, 0, None), places, no_engine())
+    longer = load_task_examples(["gsm8k"], data, 0, None, 10**6)["gsm8k"].task
+    assert longer.sampling == load_task_examples(["gsm8k"], data, 0, None)["gsm8k"].task.sampling
+
+
 def test_a_slice_of_nothing_is_refused(data):
     with pytest.raises(UserError, match=r"--start_index 12: that leaves none of the 12 examples of gsm8k"):
         load_task_examples(["gsm8k"], data, 12, None)

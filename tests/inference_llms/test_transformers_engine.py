@@ -1,11 +1,13 @@
 """The transformers engine, on a million random parameters, against plain decoding by hand."""
 
+import inspect
 import json
 import shutil
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from inference_llms import decoding_batch, transformers_engine
 from inference_llms.engine import CutOff, Sampling, open_engine
@@ -93,6 +95,33 @@ def test_a_completion_does_not_depend_on_the_prompts_beside_it(engine):
     together = complete(engine, PROMPTS, max_tokens=40, stop=("re",))
     alone = [complete(engine, [prompt], max_tokens=40, stop=("re",))[0] for prompt in PROMPTS]
     assert together == alone
+
+
+def test_a_model_that_names_its_cache_anew_completes_alike(engine, monkeypatch):
+    """transformers renames the argument in 5.24, and drops the old name in 5.40."""
+    expected = complete(engine, PROMPTS[:4], max_tokens=8)
+    forward = engine._model.forward
+    of_now = "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+
+    def with_cache(input_ids, cache, **options):
+        return forward(input_ids=input_ids, **{of_now: cache}, **options)
+
+    def with_past_key_values(input_ids, past_key_values, **options):
+        return forward(input_ids=input_ids, **{of_now: past_key_values}, **options)
+
+    for named in (with_cache, with_past_key_values):
+        monkeypatch.setattr(engine._model, "forward", named)
+        assert complete(engine, PROMPTS[:4], max_tokens=8) == expected
+
+
+def test_transformers_has_nothing_to_warn_of(engine, capfd):
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_info()
+    try:
+        complete(engine, PROMPTS[:4], max_tokens=8)
+    finally:
+        logging.set_verbosity(verbosity)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_prompts_wait_for_free_places_and_come_out_the_same(engine, monkeypatch):

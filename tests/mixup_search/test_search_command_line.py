@@ -1,7 +1,6 @@
 """Searches from the command line, on the tiny models: the same table however they are run, interrupted or not."""
 
 import os
-import re
 import signal
 import sqlite3
 import subprocess
@@ -15,7 +14,6 @@ import pytest
 from scripts import search_mixup
 from tests.commands import run_here
 from tests.inference_llms.support import ROOT
-from tests.vllm_marks import two_workers, vllm_installed
 
 ZOO = ROOT / "scripts" / "tiny_zoo"
 TABLE = 'SELECT candidate, ratio_instruct, ratio_math, task, part, examples, "right" FROM results ORDER BY 1, 4, 5, 6'
@@ -209,21 +207,6 @@ def test_ray_gives_the_same_table_though_an_actor_and_then_the_driver_are_killed
     assert rows(tmp_path) == rows(searched[0]) and rows(tmp_path, ANSWERS) == rows(searched[0], ANSWERS)
 
 
-@pytest.mark.vllm
-@vllm_installed
-@two_workers
-def test_on_vllm_two_draws_take_one_start_and_score_alike(searched, tmp_path):
-    """Rounding differs from one engine to another, so a completion here and there may."""
-    done = search(tmp_path, "--backend", "vllm", "--tensor_parallel_size", 2)
-    told = re.search(r"engine start ([\d.]+) s, .* weights ([\d.]+) s each", done.stdout)
-    assert float(told[2]) < float(told[1]) / 10, "a replacement takes less than a tenth of a start"
-    by_vllm, by_transformers = rows(tmp_path, ANSWERS), rows(searched[0], ANSWERS)
-    asked = [row[:4] for row in by_transformers if row[2] == "validation"]
-    assert [row[:4] for row in by_vllm if row[2] == "validation"] == asked
-    same = set(by_vllm) & set(by_transformers)
-    assert len(same) >= 0.9 * len(by_transformers)
-
-
 BAD = {
     "a rate above one": (["--merging_method_name", "ties_merging", "--param_value_mask_rate", "0.5", "1.5"], "param_"),
     "a range backwards": (["--merging_method_name", "task_arithmetic", "--scaling_coefficient", "2:1"], "scaling_"),
@@ -233,6 +216,7 @@ BAD = {
     "no draws": (["--num_draws", "0"], "--num_draws"),
     "rungs that fall": (["--rungs", "6", "4"], "--rungs"),
     "no validation data": (["--num_validation", "60"], "--num_validation"),
+    "a dtype that vLLM has already": (["--backend", "vllm", "--engine_dtype", "auto"], "--engine_dtype"),
     "programs that may not run": (["--tasks", "human_eval"], "--allow_code_execution"),
     "a folder as results file": (["--results", "."], "."),
     "engines without a cluster": (["--ray_engines", "2"], "--ray_engines"),
