@@ -15,7 +15,7 @@ import numpy as np
 from model_merging_methods.checkpoints.adapted_folder import AdaptedFolder
 from model_merging_methods.checkpoints.aligned_models import BASE, AlignedModels, align_models
 from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder
-from model_merging_methods.checkpoints.configs import check_configs
+from model_merging_methods.checkpoints.configs import check_configs, check_vocabulary_sizes
 from model_merging_methods.checkpoints.custom_code import check_custom_code
 from model_merging_methods.checkpoints.generation_configs import check_generation_configs
 from model_merging_methods.checkpoints.model_files import write_model_files
@@ -55,6 +55,7 @@ def check_inputs(
         check_exclusions(merge)
         _check_values(merge, findings)
     rows = {role: models.vocabulary_rows(number) for number, role in enumerate(request.inputs)}
+    check_vocabulary_sizes(by_role, rows, findings)
     check_tokenizers(request.inputs, rows, findings)
     for role in request.finetuned if roles is None else roles:
         with findings.collect(), tempfile.TemporaryDirectory() as folder:

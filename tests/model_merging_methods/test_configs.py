@@ -161,7 +161,9 @@ def test_a_byte_order_mark_and_a_wrong_vocab_size_do_no_harm(models):
     path = models / "base" / "config.json"
     edit(path, {"vocab_size": 99})
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    model = AutoModelForCausalLM.from_pretrained(merge(models))
+    merged = merge(models)
+    model = AutoModelForCausalLM.from_pretrained(merged)
+    assert "vocab_size is 99 in pretrained, whose matrices have 12 rows" in (merged / "README.md").read_text()
     assert model.config.vocab_size == model.get_input_embeddings().num_embeddings == 12
 
 
