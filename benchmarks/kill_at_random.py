@@ -152,6 +152,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--output", type=Path, help="write the table here")
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell script's background jobs
     lines = ["| kind | kills | inside the work | same results | one line after Ctrl-C | processes left | files left |"]
     lines += ["|---|---|---|---|---|---|---|"]
     for name in options.kinds:

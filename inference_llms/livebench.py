@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ FIELDS = {"question_id": str, "task": str, "turns": list}
 # Where the tree of LiveBench's own files may begin below --data_dir.
 ROOTS = (".", "live_bench", "livebench", "data/live_bench")
 RELEASE = "2024-11-25"  # the paper's
+RELEASES = ("2024-06-24", "2024-07-26", "2024-08-31", RELEASE)  # those of LiveBench's code of February 2025
+DATES = ("livebench_release_date", "livebench_removal_date", "release_date")
 JUDGE = "gen_ground_truth_judgment.py"  # LiveBench's script
+JUDGMENTS = "model_judgment/ground_truth_judgment.jsonl"  # what it writes, in a task's folder
 _ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"  # shortuuid's: no two look alike
 _ID_LENGTH = 22
 
@@ -104,57 +108,94 @@ def check_model_id(model_id: str) -> None:
 
 def first_turns(rows: Iterable[Row]) -> list[Example]:
     """Questions asked bare, by their first turn."""
-    return [
-        Example(id=row.fields["question_id"], prompt=row.fields["turns"][0], row={"task": row.fields["task"]})
-        for row in rows
-    ]
+    return [Example(id=row.fields["question_id"], prompt=row.fields["turns"][0], row=row.fields) for row in rows]
 
 
-def judge_words(category: str, model_id: str, release: str, from_files: bool) -> list[str]:
-    """LiveBench's judge and its options, for the answers of one model: of every other model in its folder it would ask
-    that all is answered. `from_files`: the questions are those in its folder, not the hub's."""
-    return [JUDGE, *_bench_words(category, release, from_files), "--model", model_id]
+def write_questions(answers: Sequence[Path], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the answered questions beside the files of `answers`, in the form that LiveBench's judge reads."""
+    for path in answers:
+        of_task = [row for row in rows if row["task"] == path.parents[1].name]
+        lines = [json.dumps({**row, **_dates(row)}, default=_date_text) + "\n" for row in of_task]
+        write_whole(questions_file(path), "".join(lines))
 
 
-def judge_command(category: str, answers: Sequence[Path], release: str | None, questions: Mapping[str, Path]) -> str:
-    """What to type in LiveBench's folder `livebench` for the scores of one model's files of `answers`. `questions`: as
-    of `question_files`. It copies nothing over questions of LiveBench's that are others."""
-    release = release or RELEASE
-    folder = shlex.quote(str(answers[0].absolute().parents[2]))
-    place = f"data/live_bench/{category}/$task"
+def questions_file(answers: Path) -> Path:
+    """The questions that a file of answers is to."""
+    return answers.parents[1] / "questions" / answers.name
+
+
+def judge_words(category: str, model_id: str, release: str) -> list[str]:
+    """LiveBench's judge and its options, for one model's answers in a folder of LiveBench's `data` that has nothing
+    else in it."""
+    words = [JUDGE, "--bench-name", bench_name(category, model_id), "--livebench-release-option", release]
+    return [*words, "--question-source", "jsonl", "--model", model_id]
+
+
+def bench_name(category: str, model_id: str) -> str:
+    """That folder. LiveBench goes by the category in its name."""
+    return f"m3_{model_id}/{category}"
+
+
+def log_folder(category: str, task: str) -> str:
+    """Where the judge of instruction_following logs its work, whatever folder its questions are in. It must exist."""
+    return f"data/live_bench/{category}/{task}/model_judgment"
+
+
+def judge_command(category: str, answers: Sequence[Path], releases: Sequence[str]) -> str:
+    """The command that has LiveBench judge one model's files of `answers`, for LiveBench's folder `livebench`. It
+    copies the answered questions and the answers there, judges them, release by release, and appends the judgments to
+    those beside the answers."""
     model_id = answers[0].name.removesuffix(".jsonl")
-    copies = [f"mkdir -p {place}/model_answer"]
-    if questions:
-        ours = f"{shlex.quote(str(next(iter(questions.values())).absolute().parents[1]))}/$task/question.jsonl"
-        theirs = f"{place}/question.jsonl"
-        copies += [f"{{ [ -e {theirs} ] || cp {ours} {theirs}; }}", f"cmp {ours} {theirs}"]
-    copies += [f"cp {folder}/$task/model_answer/{model_id}.jsonl {place}/model_answer"]
+    ours = f"{shlex.quote(str(answers[0].absolute().parents[2]))}/$task"
+    theirs = f"data/{bench_name(category, model_id)}/$task"
+    copies = [
+        f"rm -rf {theirs}",  # what an earlier command left
+        f"mkdir -p {theirs}/model_answer {log_folder(category, '$task')} {ours}/model_judgment",
+        f"cp {ours}/questions/{model_id}.jsonl {theirs}/question.jsonl",
+        f"cp {ours}/model_answer/{model_id}.jsonl {theirs}/model_answer",
+    ]
+    judges = [shlex.join(["python", *judge_words(category, model_id, release)]) for release in releases]
     tasks = " ".join(path.parents[1].name for path in answers)
-    copy = f"(for task in {tasks}; do {' && '.join(copies)} || exit; done)"
-    judge = judge_words(category, model_id, release, bool(questions))
-    show = ["show_livebench_result.py", *_bench_words(category, release, bool(questions))]
-    return " && ".join([f"ls {JUDGE}", copy, shlex.join(["python", *judge]), shlex.join(["python", *show])])
+    return " && ".join(
+        [
+            f"ls {JUDGE}",
+            f"(for task in {tasks}; do {' && '.join(copies)} || exit; done)",
+            *judges,
+            f"(for task in {tasks}; do cat {theirs}/{JUDGMENTS} >> {ours}/{JUDGMENTS} || exit; done)",
+        ]
+    )
 
 
-def judged_release(command: str) -> str:
-    """The release that a command of `judge_command` names."""
+def judged_releases(command: str) -> list[str]:
+    """The releases that a command of `judge_command` names."""
     words = shlex.split(command)
-    option = "--livebench-release-option"
-    return words[words.index(option) + 1] if option in words else RELEASE
+    return [release for word, release in pairwise(words) if word == "--livebench-release-option"]
 
 
-def question_files(category: str, data_dir: Path | None, answers: Sequence[Path]) -> dict[str, Path]:
-    """The files in LiveBench's form that the questions of the files of `answers` come from, by task; none where they
-    come from parquet files or the hub."""
-    tasks = {path.parents[1].name for path in answers}
-    files = [file for file in question_sources(category, data_dir) if file.suffix != ".parquet"]
-    return {file.parent.name: file for file in files if file.parent.name in tasks}
+def releases_of(rows: Sequence[Mapping[str, Any]], release: str | None) -> list[str]:
+    """The releases that together have all of these questions: `release` where one was asked for, else for each question
+    the newest that has it. LiveBench leaves out whatever is not of the release that it is called with."""
+    if release is not None:
+        return [release]
+    return sorted({_newest_release(row) for row in rows})
 
 
-def _bench_words(category: str, release: str, from_files: bool) -> list[str]:
-    source = "jsonl" if from_files else "huggingface"
-    words = ["--bench-name", f"live_bench/{category}", "--livebench-release-option", release]
-    return [*words, "--question-source", source]
+def _newest_release(row: Mapping[str, Any]) -> str:
+    dates = _dates(row)
+    if not {"livebench_release_date", "livebench_removal_date"} <= dates.keys():
+        return RELEASE
+    out, removed = dates["livebench_release_date"], dates["livebench_removal_date"]
+    having = [release for release in RELEASES if out <= release and (removed == "" or removed > release)]
+    return max(having, default=out)
+
+
+def _dates(row: Mapping[str, Any]) -> dict[str, str]:
+    """A question's dates as LiveBench writes them."""
+    return {name: _date_text("" if row[name] is None else row[name], "%Y-%m-%d") for name in DATES if name in row}
+
+
+def _date_text(value: Any, form: str = "%Y-%m-%d %H:%M:%S") -> str:
+    return value.strftime(form) if isinstance(value, date | datetime) else str(value)
 
 
 def _rows(category: str, data_dir: Path | None) -> list[Row]:

@@ -11,8 +11,9 @@ from inference_llms.livebench import (
     first_turns,
     judge_command,
     load_questions,
-    question_files,
+    releases_of,
     write_answers,
+    write_questions,
 )
 from inference_llms.task import Answers, Example, Outcome, Task
 from utils.output_places import OutputPlaces
@@ -32,8 +33,9 @@ def is_readable(completion: str, row: Mapping[str, Any]) -> bool:
 
 def finish(release: str | None, model_id: str, answers: Answers, places: OutputPlaces) -> Outcome:
     files = write_answers(answers, answers.completions, places, NAME, NAME, model_id)
-    command = judge_command(NAME, files, release, question_files(NAME, answers.data_dir, files))
-    return Outcome(files=files, evaluator_command=command)
+    questions = [example.row for example in answers.examples]
+    write_questions(files, questions)
+    return Outcome(files=files, evaluator_command=judge_command(NAME, files, releases_of(questions, release)))
 
 
 def task(release: str | None, model_id: str) -> Task:

@@ -9,6 +9,7 @@ from utils.errors import UserError
 from utils.json_files import read_shaped_object
 from utils.output_places import SINGLE_MODEL, OutputPlaces
 from utils.tokenizer_files import tokenizer_files
+from utils.weight_files import weight_files
 
 MERGE_RECORD = "merge_record.json"
 CONFIG_FILES = ("config.json", "generation_config.json")
@@ -24,8 +25,8 @@ class RecordShape:
     outputs: list[FileOnRecord] | dict[str, int] = field(default_factory=list)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a model folder, by name.
+def model_files(folder: Path) -> list[Path]:
+    """The files that decide what the model answers: config, tokenizer, weights.
 
     Raises `UserError` unless the folder is there with a config and weights.
     """
@@ -33,21 +34,12 @@ def weight_files(folder: Path) -> list[Path]:
         raise UserError(f"{folder} is not a folder; give the path of a model folder")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no config.json; give the path of a Hugging Face model folder")
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    if not files:
-        raise UserError(f"{folder} holds no weights (*.safetensors or pytorch_model*.bin); copy them there")
-    return files
-
-
-def model_files(folder: Path) -> list[Path]:
-    """The files that decide what the model answers: config, tokenizer, weights. Raises as `weight_files`."""
-    files = weight_files(folder)
     configs = [folder / name for name in CONFIG_FILES if (folder / name).is_file()]
-    return [*configs, *tokenizer_files(folder), *files]
+    return [*configs, *tokenizer_files(folder), *weight_files(folder)]
 
 
 def model_fingerprint(folder: Path) -> str:
-    """A hash of all that the model's answers depend on: config, tokenizer and weights. Raises as `weight_files`."""
+    """A hash of all that the model's answers depend on: config, tokenizer and weights. Raises as `model_files`."""
     return files_hash(model_files(folder))
 
 

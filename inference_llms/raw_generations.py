@@ -3,10 +3,10 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from inference_llms.data_sets import read_rows
 from inference_llms.engine import Sampling
@@ -158,19 +158,24 @@ def read_stored_line(line: bytes, place: str) -> dict[str, Any]:
 
 @contextmanager
 def appended_rows(path: Path, identity: dict[str, Any], overwrite: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Open `path` for further rows; gives a function that writes one, which is in the file when it returns.
+    """Give a function that adds a row to `path`, where it is when the function returns.
 
-    A half-written last line is cut off first; with `overwrite` every row is. The caller holds `locked(path)` since
-    before it read the rows that are there.
+    With the first row a half-written last line is cut off; with `overwrite` every row is. Until then nothing is
+    changed, so that a run that fails at once leaves and loses nothing. The caller holds `locked(path)` since before it
+    read the rows that are there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab", buffering=0) as file:
-        file.truncate(0 if overwrite else whole_lines(path))
-        write_json(identity_path(path), identity)
+    with ExitStack() as opened:
+        file: BinaryIO | None = None
 
         def write(row: dict[str, Any]) -> None:
-            line = f"{json.dumps(row)}\n".encode()
+            nonlocal file
             with errors_name(path):
+                if file is None:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    file = opened.enter_context(open(path, "ab", buffering=0))
+                    file.truncate(0 if overwrite else whole_lines(path))
+                    write_json(identity_path(path), identity)
+                line = f"{json.dumps(row)}\n".encode()
                 while line:
                     line = line[file.write(line) :]
 

@@ -23,7 +23,6 @@ from model_merging_methods.checkpoints.checkpoint_writer import (
     write_index,
 )
 from model_merging_methods.checkpoints.model_files import output_forms, write_model_files
-from model_merging_methods.checkpoints.weight_files import INDEX_FILE
 from model_merging_methods.kernels.block_arithmetic import choose_device
 from model_merging_methods.merge_checks import check_related, comparison
 from model_merging_methods.merge_engine import BLOCK_SIZE, Merge, TensorReport
@@ -48,6 +47,7 @@ from model_merging_methods.model_card import model_card
 from model_merging_methods.preflight import check_inputs
 from utils.content_hashes import STRETCH, FileStates, check_unchanged, tensors_hash
 from utils.errors import UserError
+from utils.weight_files import INDEX_FILE
 from utils.whole_files import (
     empty_folder,
     finish_replacing,
@@ -98,13 +98,15 @@ def merge_models(
         raise UserError("a merge takes two models or more: give two of the --merge_* options")
     for target in targets.values():
         _check_place(target, request)
+        if is_half_replaced(target):
+            with locked(target):
+                finish_replacing(target)
     work = replace(work, device=choose_device(work.device))
     if made_from is not None:
         check_sizes_against_record(made_from, request)
     before, read_since = input_states(request), time.time()
     # Without locks first: many commands may use one finished merge at once.
-    are_settled = not overwrite and not any(is_half_replaced(target) for target in targets.values())
-    if are_settled and all(_is_done(target, request) for target in targets.values()):
+    if not overwrite and all(_is_done(target, request) for target in targets.values()):
         for target in targets.values():
             remove_left_lock(target)
         _say_already_merged(targets)
@@ -112,7 +114,6 @@ def merge_models(
     with ExitStack() as stack:
         for target in targets.values():
             stack.enter_context(locked(target))
-            finish_replacing(target)
         wanted = {role: target for role, target in targets.items() if overwrite or not _is_done(target, request)}
         if not wanted:
             _say_already_merged(targets)

@@ -14,7 +14,6 @@ from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder
 from model_merging_methods.checkpoints.fingerprints import weight_file_fingerprints
 from model_merging_methods.checkpoints.tensor_names import is_never_loaded
 from model_merging_methods.checkpoints.vocabulary_matrices import holds_equal, is_vocabulary_matrix
-from model_merging_methods.checkpoints.weight_files import adapter_files, index_file, is_adapter_folder, weight_files
 from model_merging_methods.kernels.stored_dtypes import is_floating
 from model_merging_methods.merge_parameters import MergeParameters, parameters_from_fields
 from utils.content_hashes import FileOnRecord, FileStates, bytes_hash, content_hash, file_states
@@ -22,6 +21,7 @@ from utils.errors import UserError
 from utils.json_files import check_shape, read_json_object
 from utils.package_versions import package_versions
 from utils.tokenizer_files import tokenizer_files
+from utils.weight_files import adapter_files, index_file, is_adapter_folder, weight_files
 
 RECORD_FILE = "merge_record.json"
 CARD_FILE = "README.md"

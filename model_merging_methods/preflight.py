@@ -15,18 +15,18 @@ import numpy as np
 from model_merging_methods.checkpoints.adapted_folder import AdaptedFolder
 from model_merging_methods.checkpoints.aligned_models import BASE, AlignedModels, align_models
 from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder
-from model_merging_methods.checkpoints.configs import check_configs
+from model_merging_methods.checkpoints.configs import check_configs, check_vocabulary_sizes
 from model_merging_methods.checkpoints.custom_code import check_custom_code
 from model_merging_methods.checkpoints.generation_configs import check_generation_configs
 from model_merging_methods.checkpoints.model_files import write_model_files
 from model_merging_methods.checkpoints.tokenizer_checks import check_tokenizers
-from model_merging_methods.checkpoints.weight_files import is_adapter_folder, passed_over_files
 from model_merging_methods.kernels.stored_dtypes import LONG_NAMES, is_floating
 from model_merging_methods.merge_checks import check_exclusions, check_related
 from model_merging_methods.merge_engine import Merge
 from model_merging_methods.merge_record import MergeRequest, check_sizes_against_record
 from model_merging_methods.model_card import model_name
 from utils.findings import Findings
+from utils.weight_files import is_adapter_folder, passed_over_files
 
 Folder = CheckpointFolder | AdaptedFolder
 
@@ -41,7 +41,7 @@ def check_inputs(
     folders = _open_folders(request, stack, findings)
     opened = [folder for folder in folders if folder is not None]
     by_role = {role: folder for role, folder in zip(request.inputs, folders, strict=True) if folder is not None}
-    if folders[BASE] is not None:
+    if folders[BASE] is not None and len(opened) > 1:
         check_configs(by_role, request.parameters.config_from, allow_unrelated, findings)
     check_generation_configs({role: folder.folder for role, folder in by_role.items()}, findings)
     check_custom_code(by_role, findings)
@@ -55,6 +55,7 @@ def check_inputs(
         check_exclusions(merge)
         _check_values(merge, findings)
     rows = {role: models.vocabulary_rows(number) for number, role in enumerate(request.inputs)}
+    check_vocabulary_sizes(by_role, rows, findings)
     check_tokenizers(request.inputs, rows, findings)
     for role in request.finetuned if roles is None else roles:
         with findings.collect(), tempfile.TemporaryDirectory() as folder:

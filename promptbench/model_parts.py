@@ -27,12 +27,17 @@ def part_of_attack(option: str, path_or_hub_id: str, public_model: str) -> Itera
         raise
     except Exception as error:
         # The packages raise errors of many unrelated kinds, on folders as on the hub.
-        if not is_folder:
+        if not is_folder and "trust_remote_code" not in str(error):
             raise MissingPart(
                 f"--{option} {path_or_hub_id}: no such folder, and not to be had from the hub; download "
                 f"https://huggingface.co/{public_model} where there is a connection, and give its folder"
             ) from error
         reason = " ".join(str(error).split())[:300]
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"--{option} {path_or_hub_id} needs code that comes with it, which is never run here; give another "
+                f"({reason})"
+            ) from error
         raise UserError(
             f"--{option} {path_or_hub_id}: cannot be loaded ({type(error).__name__}: {reason}); copy or download it "
             "again, or give another"

@@ -21,7 +21,11 @@ class SentenceEncoder:
 
             # The GPUs' memory is the engine's; float32, as cosines must not hang on the precision of the file.
             self._model = SentenceTransformer(
-                path_or_hub_id, device="cpu", local_files_only=here, model_kwargs={"dtype": "float32"}
+                path_or_hub_id,
+                device="cpu",
+                local_files_only=here,
+                trust_remote_code=False,
+                model_kwargs={"dtype": "float32"},
             )
         self._directions: dict[str, np.ndarray] = {}
 

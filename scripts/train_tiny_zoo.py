@@ -35,12 +35,12 @@ import transformers
 from transformers import AutoTokenizer, BertForMaskedLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from inference_llms import MATH, alpaca_eval, gsm8k, human_eval, mbpp
+from inference_llms.evaluators.programs import programs_pass
 from scripts import tiny_zoo_corpus as corpus
 from scripts import tiny_zoo_masked as masked
 from scripts import tiny_zoo_scores as scores
 from scripts import tiny_zoo_sentences as sentences
 from scripts import tiny_zoo_training as training
-from scripts.program_scores import programs_pass
 from utils.errors import UserError, run_command_line
 from utils.whole_files import write_json, write_whole
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from inference_llms import gsm8k
+from inference_llms.evaluators.programs import pass_rate
 from merge_llms_instruct_math_code import main
-from scripts.program_scores import pass_rate
 from tests.commands import run_here
 from tests.inference_llms.support import ROOT, read_json_lines, write_rows
 from tests.vllm_marks import two_workers, vllm_installed

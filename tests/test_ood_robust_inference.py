@@ -42,7 +42,8 @@ def run_ood(out: Path, *options: object) -> subprocess.CompletedProcess:
 def answers(out: Path, task: str = "coding") -> dict[str, list[dict]]:
     """Rows of answers by the file's place in LiveBench's folder."""
     folder = out / FOLDERS[task]
-    return {str(path.relative_to(folder)): read_json_lines(path) for path in sorted(folder.rglob("*.jsonl"))}
+    files = sorted(folder.rglob("model_answer/*.jsonl"))
+    return {str(path.relative_to(folder)): read_json_lines(path) for path in files}
 
 
 def ids(rows: list[dict]) -> dict[str, tuple]:
@@ -54,7 +55,7 @@ def coding(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("coding")
     done = run(out, "--evaluate_task", "coding")
     assert done.returncode == 0, done.stderr
-    assert "gen_ground_truth_judgment.py --bench-name live_bench/coding" in done.stdout
+    assert "gen_ground_truth_judgment.py --bench-name m3_code/coding" in done.stdout
     return out
 
 

@@ -8,6 +8,7 @@ import pytest
 from safetensors import safe_open
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from inference_llms.evaluators.programs import programs_pass
 from promptbench.masked_words import MaskedLanguageModel
 from promptbench.prompt_words import PromptWords
 from scripts import tiny_zoo_corpus as corpus
@@ -15,7 +16,6 @@ from scripts import tiny_zoo_masked as masked
 from scripts import tiny_zoo_scores as scores
 from scripts import tiny_zoo_sentences as sentences
 from scripts import train_tiny_zoo as trainer
-from scripts.program_scores import programs_pass
 
 ZOO = Path(trainer.__file__).parent / "tiny_zoo"
 MODELS = ("base", "instruct", "math", "code", "classify")

@@ -13,6 +13,10 @@ _is_interrupted = False
 _is_said = False
 
 
+class Interrupted(BaseException):
+    """Ctrl-C during the work. Not a KeyboardInterrupt, which vLLM swallows while it starts."""
+
+
 def prepare_process(name: str) -> None:
     """Prepare a process for Ctrl-C; entry scripts call this before their imports, with their `__name__`.
 
@@ -28,12 +32,14 @@ def prepare_process(name: str) -> None:
         _is_prepared = True
         # Called last at exit. Python resets its handlers when it ends, and a late Ctrl-C would then kill it silently.
         atexit.register(_signal.signal, _signal.SIGINT, _signal.SIG_IGN)
+    if name == "__main__":  # multiprocessing passes over a package's __main__ unless it knows it by its path
+        sys.modules[name].__spec__ = None
     if PARENT in os.environ:
         _end_with(int(os.environ.pop(PARENT)))
 
 
 def begin_work() -> None:
-    """Let the next Ctrl-C raise KeyboardInterrupt, so that the work can clean up, and a further one end the process."""
+    """Let the next Ctrl-C raise Interrupted, so that the work can clean up, and a further one end the process."""
     if _is_prepared:
         _signal.signal(_signal.SIGINT, _interrupt)
 
@@ -46,7 +52,7 @@ def end_work() -> None:
 
 
 def was_interrupted() -> bool:
-    """Whether a Ctrl-C came since `begin_work`, whatever a library made of the KeyboardInterrupt."""
+    """Whether a Ctrl-C came since `begin_work`, whatever a library made of the exception."""
     return _is_interrupted
 
 
@@ -69,7 +75,7 @@ def _interrupt(_number: int, frame: FrameType | None) -> None:
     _say_interrupted()
     _signal.signal(_signal.SIGINT, _end_at_once)
     if not _is_importing(frame):
-        raise KeyboardInterrupt
+        raise Interrupted
     # torch aborts when an exception passes through its start: once more when the import has ended.
     _signal.signal(_signal.SIGALRM, _interrupt)
     _signal.setitimer(_signal.ITIMER_REAL, 0.05)

@@ -48,6 +48,11 @@ class OutputPlaces:
         folder = self.root / "save_gen_instruct_responses_results" / self.tasks / "alpaca_eval"
         return folder / f"{self.name}.json"
 
+    def alpaca_eval_references(self) -> Path:
+        """The set's reference outputs to the same instructions."""
+        folder = self.root / "save_gen_instruct_responses_results" / self.tasks / "alpaca_eval"
+        return folder / f"{self.name}.references.json"
+
     def code(self, task: str) -> Path:
         """The programs of human_eval or mbpp, as their evaluators take them."""
         return self.root / "save_gen_codes_results" / self.tasks / task / f"{self.name}.jsonl"

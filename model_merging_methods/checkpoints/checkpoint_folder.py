@@ -12,9 +12,9 @@ from model_merging_methods.checkpoints.buffers import is_buffer
 from model_merging_methods.checkpoints.quantised import quantisation_error
 from model_merging_methods.checkpoints.stored_tensors import StoredTensor, read_weight_file
 from model_merging_methods.checkpoints.vocabulary_matrices import is_vocabulary_matrix
-from model_merging_methods.checkpoints.weight_files import index_file, weight_files, weight_map
 from utils.errors import UserError
 from utils.json_files import read_json_object
+from utils.weight_files import index_file, weight_files, weight_map
 
 
 class CheckpointFolder:

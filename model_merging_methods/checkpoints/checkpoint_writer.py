@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from model_merging_methods.checkpoints.weight_files import INDEX_FILE, SINGLE_FILE
 from model_merging_methods.kernels.stored_dtypes import ITEM_SIZES
+from utils.weight_files import INDEX_FILE, SINGLE_FILE
 from utils.whole_files import write_json
 
 LARGEST_SHARD = 2_000_000_000  # bytes; what is lost of an interrupted merge is at most a shard or two

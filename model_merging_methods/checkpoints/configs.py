@@ -21,13 +21,14 @@ Config = Mapping[str, Any]
 _STRUCTURE = re.compile(
     r"hidden_act|hidden_activation|activation(_function)?|dense_act_fn|is_gated_act|feed_forward_proj"
     r"|n_heads?|num_(attention_|key_value_|kv_)?heads|(\w+_)?head_dim|d_kv|use_parallel_residual|parallel_attn"
-    r"|n_layers?|num_(hidden_|decoder_)?layers|hidden_size|n_embd|d_model|(moe_)?intermediate_size|d_ff"
-    r"|num_(local_)?experts|n_(routed|shared)_experts"
 )
-# Settings that change nothing in what a model computes, that other checks compare, or that go with the tokenizer.
+# Settings that change nothing in what a model computes, that the tensors' names and shapes show, or that go with the
+# tokenizer.
 _WITHOUT_MEANING = re.compile(
     r"_.*|\w*dropout\w*|\w*_pdrop|initializer\w*|\w*_init|use_cache|router_\w*coef|router_jitter_noise|pretraining_tp|summary_\w+"
     r"|architectures|model_type|\w*version|(torch_)?dtype|auto_map|quantization_config|compression_config|unsloth_\w+"
+    r"|n_layers?|num_(hidden_|decoder_)?layers|hidden_size|n_embd|d_model|(moe_)?intermediate_size|d_ff"
+    r"|num_(local_)?experts|n_(routed|shared)_experts"
     r"|id2label|label2id|problem_type|finetuning_task|task_specific_params|output_\w+|return_dict|torchscript"
     r"|gradient_checkpointing|use_return_dict|is_decoder|tie_word_embeddings|vocab_size|(un)?padded_vocab_size"
     r"|tokenizer_class|max_length|min_length|do_sample|temperature|top_[kp]|num_beams|repetition_penalty|chunk_size\w+"
@@ -66,6 +67,17 @@ def check_configs(
                 kept = own if config_from == role else base
                 text = f"config.json: {key} is {_shown(own)} in {role}, {_shown(base)} in the pretrained model"
                 findings.warn(f"{text}; the merged config has {_shown(kept)}")
+
+
+def check_vocabulary_sizes(models: Mapping[str, CheckpointFolder], rows: Mapping[str, int], findings: Findings) -> None:
+    """Report configs, by role, that state another vocabulary size than their matrices have rows."""
+    for role, model in models.items():
+        stated = _inner(model.config).get("vocab_size", rows[role])
+        if rows[role] and stated != rows[role] and not model.reads_pretrained:
+            findings.warn(
+                f"config.json: vocab_size is {_shown(stated)} in {role}, whose matrices have {rows[role]} rows; the "
+                "merged config has the number of its rows"
+            )
 
 
 def merged_config(models: Mapping[str, CheckpointFolder], config_from: str | None) -> dict[str, Any]:
@@ -148,8 +160,9 @@ def _names(settings: Mapping[str, Config]) -> Iterator[str]:
 
 
 def _taken(settings: Mapping[str, Config], config_from: str | None) -> dict[str, Any]:
-    """The settings that the merged config has in place of the pretrained model's."""
-    if config_from is not None:
+    """The settings that the merged config has in place of the pretrained model's. The model of `config_from` may be
+    missing, if it cannot be read."""
+    if config_from in settings:
         return {name: settings[config_from].get(name) for name in _names(settings)}
     first, *others = [own for role, own in settings.items() if role != "pretrained"]
     return {

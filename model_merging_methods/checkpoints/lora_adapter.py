@@ -17,7 +17,11 @@ import numpy as np
 from model_merging_methods.checkpoints.checkpoint_folder import not_finite_error
 from model_merging_methods.checkpoints.stored_tensors import StoredTensor, read_weight_file
 from model_merging_methods.checkpoints.vocabulary_matrices import INPUT_EMBEDDINGS, OUTPUT_BIASES, OUTPUT_EMBEDDINGS
-from model_merging_methods.checkpoints.weight_files import (
+from model_merging_methods.kernels.block_kernels import CHUNK, ZERO, all_finite, decode, exact
+from model_merging_methods.kernels.stored_dtypes import FLOATING_CODES
+from utils.errors import UserError
+from utils.json_files import read_json_object
+from utils.weight_files import (
     ADAPTER_CONFIG_FILE,
     INDEX_FILE,
     PICKLED_FILE,
@@ -25,10 +29,6 @@ from model_merging_methods.checkpoints.weight_files import (
     SINGLE_FILE,
     adapter_files,
 )
-from model_merging_methods.kernels.block_kernels import CHUNK, ZERO, all_finite, decode, exact
-from model_merging_methods.kernels.stored_dtypes import FLOATING_CODES
-from utils.errors import UserError
-from utils.json_files import read_json_object
 
 # The settings of LoraConfig that are taken into account here, and those that change nothing once the adapter is
 # trained: which modules have one shows in the tensors. Any other setting that is in use is refused.

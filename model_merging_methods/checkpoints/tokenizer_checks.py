@@ -2,18 +2,18 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from model_merging_methods.checkpoints.tokenizer_reading import (
     TOKENIZER_JSON,
+    appended_token,
     read_tokenizer_config,
     read_tokens,
 )
-from model_merging_methods.checkpoints.weight_files import is_adapter_folder
 from utils.findings import Findings
 from utils.json_files import read_json_object
 from utils.stand_ins import stand_in_remedy
 from utils.tokenizer_files import vocabulary_files
+from utils.weight_files import is_adapter_folder
 
 # Matrices are padded to a multiple of 64 or 128, and byte-level tokenizers name 259 tokens of 384 rows.
 SMALLEST_NAMED_SHARE = 0.5
@@ -59,7 +59,7 @@ def _check_files(role: str, folder: Path, tokens: Mapping[str, int] | None, find
         told = stand_in_remedy(path)
         if told is not None:  # tokenizer.json is whole, or reading the tokens had raised
             findings.warn(f"{role}: {path.name}, which {TOKENIZER_JSON} stands in for here, {told}")
-    end = None if tokens is None else appended_token(folder)
+    end = None if tokens is None else _end_token(folder)
     if end is not None:
         findings.warn(
             f"{role}: its tokenizer adds {end} to the end of every prompt, so the model sees a text that is over; "
@@ -84,31 +84,14 @@ def _check_same_tokenizer(folder: Path, base: Mapping[str, int], own: Mapping[st
         )
 
 
-def appended_token(folder: Path) -> str | None:
+def _end_token(folder: Path) -> str | None:
     """The token that a causal model's tokenizer puts behind every text, if any. Encoders are made for theirs."""
     if _is_encoder(folder):
         return None
     config = read_tokenizer_config(folder)
     end = config.get("eos_token")
     end = end.get("content") if isinstance(end, dict) else end
-    path = folder / TOKENIZER_JSON
-    if path.exists():
-        processor = read_json_object(path, "download it again").get("post_processor")
-        found = _last_token(processor)
-        if found is not None and (end is None or found == end):
-            return found
-    return str(end) if config.get("add_eos_token") is True and end else None
-
-
-def _last_token(processor: Any) -> str | None:
-    """The special token that a post-processor puts last."""
-    if not isinstance(processor, dict):
-        return None
-    found = None
-    for inner in processor.get("processors", ()):
-        found = _last_token(inner) or found
-    template = processor.get("single") or [{}]
-    return template[-1].get("SpecialToken", {}).get("id") or found
+    return appended_token(folder) or (str(end) if config.get("add_eos_token") is True and end else None)
 
 
 def _is_encoder(folder: Path) -> bool:

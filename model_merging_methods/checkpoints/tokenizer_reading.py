@@ -5,6 +5,8 @@ No code of a checkpoint is executed.
 
 import base64
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +17,20 @@ from utils.stand_ins import stand_in_remedy
 from utils.tokenizer_files import tokenizer_files, vocabulary_files
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 TOKENIZER_JSON = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 _AGAIN = "download it again"
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A folder's vocabulary, and the special token that its tokenizer puts behind every text, if any."""
+
+    tokens: dict[str, int] | None
+    appended: str | None = None
 
 
 def read_tokens(folder: Path) -> dict[str, int] | None:
@@ -28,41 +39,46 @@ def read_tokens(folder: Path) -> dict[str, int] | None:
 
     Raises UserError for a tokenizer that cannot be read.
     """
-    states = tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in tokenizer_files(folder))
-    return _read_tokens(folder, states)
+    return _read_once(folder, _states(folder)).tokens
 
 
-@lru_cache(maxsize=8)
-def _read_tokens(folder: Path, states: tuple) -> dict[str, int] | None:
-    """As `read_tokens`; `states` tell whether the files are those of an earlier call."""
+def appended_token(folder: Path) -> str | None:
+    """The special token that the tokenizer in `folder` puts behind every text, if any. Raises as `read_tokens`."""
+    return _read_once(folder, _states(folder)).appended
+
+
+def _states(folder: Path) -> tuple:
+    """What tells whether a folder's tokenizer is that of an earlier call."""
+    return tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in tokenizer_files(folder))
+
+
+@lru_cache(maxsize=16)
+def _read_once(folder: Path, states: tuple) -> _Read:
     files = vocabulary_files(folder)
     if not files:
-        return None
+        return _Read(None)
     own = folder / TOKENIZER_JSON
     for path in [own] if own in files else files:
         told = stand_in_remedy(path)
         if told is not None:
             raise UserError(f"{path}: {told}")
-    if own not in files:
-        return _load_vocabulary(folder, files)
-    content = _read_tokenizer_json(own)
-    tokens = _tokens_of(content)
-    if not _adds_tokens(folder, content, tokens):
-        return tokens
-    try:
-        return load_tokenizer(folder).get_vocab()
-    except UserError:  # a tokenizer with code of its own
-        return tokens
+    if own in files:
+        backend = _load_backend(own)
+        tokens = backend.get_vocab()
+        if _is_whole(folder, backend, tokens) or _has_code(folder):
+            return _Read(tokens, _appended(lambda **options: backend.encode("a", **options).tokens))
+    ranks = [path for path in files if path.suffix == ".tiktoken"]
+    if ranks and _has_code(folder):  # the first Qwen's and others
+        return _Read(_tiktoken_ranks(ranks[0]))
+    tokenizer = load_tokenizer(folder)
+    end = _appended(lambda **options: tokenizer.convert_ids_to_tokens(tokenizer("a", **options)["input_ids"]))
+    return _Read(tokenizer.get_vocab(), end)
 
 
-def _load_vocabulary(folder: Path, files: list[Path]) -> dict[str, int]:
-    try:
-        return load_tokenizer(folder).get_vocab()
-    except UserError:
-        ranks = [path for path in files if path.suffix == ".tiktoken"]
-        if not ranks:
-            raise
-        return _tiktoken_ranks(ranks[0])  # the first Qwen's and others, whose tokenizers are code
+def _appended(tokens_of_a: Callable[..., list[str]]) -> str | None:
+    """The last token of a text, where it comes behind the text's own ones."""
+    whole, plain = tokens_of_a(), tokens_of_a(add_special_tokens=False)
+    return whole[-1] if plain and whole and whole[-len(plain) :] != plain else None
 
 
 def backend_json(folder: Path) -> dict[str, Any]:
@@ -70,9 +86,9 @@ def backend_json(folder: Path) -> dict[str, Any]:
     folder where tokens are added beside it or it does not exist."""
     path = folder / TOKENIZER_JSON
     if path in vocabulary_files(folder):
-        content = _read_tokenizer_json(path)
-        if not _adds_tokens(folder, content, _tokens_of(content)):
-            return content
+        backend = _load_backend(path)
+        if _is_whole(folder, backend, backend.get_vocab()):
+            return read_json_object(path, _AGAIN)
     tokenizer = load_tokenizer(folder)
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise UserError(
@@ -109,39 +125,40 @@ def model_tokens(content: dict[str, Any]) -> dict[str, int]:
     return dict(vocabulary)
 
 
-def _read_tokenizer_json(path: Path) -> dict[str, Any]:
-    content = read_json_object(path, _AGAIN)
+def _load_backend(path: Path) -> "Tokenizer":
+    from tokenizers import Tokenizer
+
     try:
-        if not all(isinstance(row, int) for row in _tokens_of(content).values()):
-            raise TypeError("an id is not a number")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path}: is not a tokenizer; {_AGAIN}") from None
-    return content
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # of no class of its own
+        raise UserError(f"{path}: is not a tokenizer ({' '.join(str(error).split())[:150]}); {_AGAIN}") from error
 
 
-def _tokens_of(content: dict[str, Any]) -> dict[str, int]:
-    return model_tokens(content) | {entry["content"]: entry["id"] for entry in content["added_tokens"]}
+def _has_code(folder: Path) -> bool:
+    """Whether transformers would have to run a folder's code to load its tokenizer."""
+    classes = read_tokenizer_config(folder).get("auto_map")
+    return bool(classes.get("AutoTokenizer")) if isinstance(classes, dict) else bool(classes)
 
 
-def _adds_tokens(folder: Path, content: dict[str, Any], tokens: dict[str, int]) -> bool:
-    """Whether files beside `tokenizer.json` name tokens that it lacks or numbers otherwise, so that transformers'
-    vocabulary may be another."""
+def _is_whole(folder: Path, backend: "Tokenizer", tokens: dict[str, int]) -> bool:
+    """Whether `tokenizer.json` has every token that files beside it name, with the same ids, so that transformers'
+    vocabulary is the same."""
     config = read_tokenizer_config(folder)
     sources = [config]
     try:
         if "added_tokens_decoder" in config:
             added = {int(row): entry["content"] for row, entry in config["added_tokens_decoder"].items()}
-            if added != {entry["id"]: entry["content"] for entry in content["added_tokens"]}:
-                return True
+            if added != {row: token.content for row, token in backend.get_added_tokens_decoder().items()}:
+                return False
         else:
             path = folder / "added_tokens.json"
             if path.exists() and not read_json_object(path, _AGAIN).items() <= tokens.items():
-                return True
+                return False
             path = folder / "special_tokens_map.json"
             sources += [read_json_object(path, _AGAIN)] if path.exists() else []
-        return not {token for source in sources for token in _special_tokens(source)} <= tokens.keys()
+        return {token for source in sources for token in _special_tokens(source)} <= tokens.keys()
     except (ValueError, KeyError, TypeError, AttributeError):
-        return True
+        return False
 
 
 def _special_tokens(config: dict[str, Any]) -> list[str]:

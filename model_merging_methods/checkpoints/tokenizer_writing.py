@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model_merging_methods.checkpoints.tokenizer_reading import (
     TOKENIZER_CONFIG,
@@ -18,6 +18,9 @@ from model_merging_methods.checkpoints.tokenizer_reading import (
 from utils.errors import UserError
 from utils.tokenizer_files import tokenizer_files, vocabulary_files
 from utils.whole_files import write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _SAMPLE = "What is two and three?\nThe answer is 5."
 
@@ -42,8 +45,9 @@ def write_tokenizer(source: Path, target: Path, merged: Mapping[str, int]) -> No
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, copy)
     if is_moved:
+        before = load_tokenizer(source)
         _write_moved(source, target, tokens, merged)
-        _check_written(source, target, tokens, merged)
+        _check_written(source, before, target, tokens, merged)
 
 
 def new_ids(source: Path, merged: Mapping[str, int]) -> dict[int, int]:
@@ -99,9 +103,15 @@ def _moved_config(config: Mapping[str, Any], added: list[dict[str, Any]], ids: M
     return moved
 
 
-def _check_written(source: Path, target: Path, tokens: Mapping[str, int], merged: Mapping[str, int]) -> None:
+def _check_written(
+    source: Path,
+    before: "PreTrainedTokenizerBase",
+    target: Path,
+    tokens: Mapping[str, int],
+    merged: Mapping[str, int],
+) -> None:
     """Raise UserError unless the written tokenizer gives the merged ids and the tokens that it gave before."""
-    before, written = load_tokenizer(source), load_tokenizer(target)
+    written = load_tokenizer(target)
     vocabulary = written.get_vocab()
     moving = [token for token in tokens if token in merged]
     for token in moving:
@@ -120,7 +130,7 @@ def _check_written(source: Path, target: Path, tokens: Mapping[str, int], merged
             )
 
 
-def _tokens_in(tokenizer, text: str) -> list[str]:
+def _tokens_in(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[str]:
     return tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])
 
 

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from inference_llms import human_eval, mbpp
+from inference_llms.evaluators.guard import check_guard
+from inference_llms.evaluators.programs import mbpp_problem, programs_pass
 from inference_llms.task import Example
 from inference_llms.tasks import TASKS
-from scripts.guard import guarded_words
-from scripts.program_scores import guarded_programs_pass, mbpp_problem
 from utils.errors import UserError
 
 Verdicts = Callable[[Sequence[Example], Sequence[str]], list[bool]]
@@ -28,13 +28,13 @@ def by_row(task: str, examples: Sequence[Example], completions: Sequence[str]) -
 def passes_human_eval(examples: Sequence[Example], completions: Sequence[str]) -> list[bool]:
     programs = [human_eval.extract_program(text) for text in completions]
     problems = [example.row for example in examples]
-    return guarded_programs_pass(list(zip(problems, programs, strict=True)))
+    return programs_pass(list(zip(problems, programs, strict=True)))
 
 
 def passes_mbpp(examples: Sequence[Example], completions: Sequence[str]) -> list[bool]:
     programs = [mbpp.extract_program(text) for text in completions]
     problems = [mbpp_problem(example.row) for example in examples]
-    return guarded_programs_pass(list(zip(problems, programs, strict=True)))
+    return programs_pass(list(zip(problems, programs, strict=True)))
 
 
 VERDICTS: dict[str, Verdicts] = {
@@ -52,7 +52,7 @@ def verdicts_of_task(task: str) -> Verdicts:
 def check_verdicts(examples: Mapping[str, Sequence[Example]], allow_code_execution: bool) -> None:
     """Raise UserError where a task's programs may not or cannot be run, or where its set has no answers to go by."""
     if allow_code_execution and any(name in RUN_PROGRAMS for name in examples):
-        guarded_words([])
+        check_guard()
     for name in examples:
         if name not in VERDICTS and TASKS[name].is_right is None:
             raise UserError(f"--tasks {name}: nothing tells a right answer from a wrong one; give its Task an is_right")

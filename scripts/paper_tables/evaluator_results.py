@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from inference_llms.livebench import JUDGMENTS
 from scripts.paper_tables.judged_files import check_hashes, hashing_command
 from utils.errors import UserError
 from utils.json_files import read_json_lines, read_shaped_object
 
 REMOVE = "remove it"
-JUDGMENTS = "model_judgment/ground_truth_judgment.jsonl"  # LiveBench's, in a task's folder
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,7 @@ def command_to_type(task: str, files: Sequence[Path], command: str) -> str:
     if task == "mbpp":
         hashing = hashing_command(harness_metrics_file(files[0]), files)
         return f"{command_with_output(task, files, command)} && {hashing}"
-    folder, judged = shlex.quote(str(files[0].parents[2])), f"$task/{JUDGMENTS}"
-    tasks = " ".join(file.parents[1].name for file in files)
-    copy = f"mkdir -p {folder}/$task/model_judgment && cat data/live_bench/{task}/{judged} >> {folder}/{judged}"
-    hashing = hashing_command(livebench_result(files), files)
-    return f"{command} && for task in {tasks}; do {copy}; done && {hashing}"
+    return f"{command} && {hashing_command(livebench_result(files), files)}"
 
 
 def read_alpaca_eval(answers: Path) -> Judged | None:

@@ -4,14 +4,25 @@ import importlib.util
 import json
 import os
 import shlex
-import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from inference_llms.livebench import JUDGE, judge_words, judged_release, question_files
-from scripts.guard import TORCH_MEMORY_BYTES, run_guarded
+from inference_llms.evaluators.guard import EVALUATOR_LIMITS, GuardedCommandError, LimitError, Places, run_guarded
+from inference_llms.livebench import (
+    JUDGE,
+    JUDGMENTS,
+    bench_name,
+    judge_words,
+    judged_releases,
+    log_folder,
+    questions_file,
+)
 from scripts.paper_tables.evaluator_results import command_file, livebench_judgments, livebench_result, read_livebench
 from scripts.paper_tables.judged_files import keep_hash_lines
 from scripts.paper_tables.to_judge import ToJudge, each, hashes_to_judge, run_evaluator
@@ -48,66 +59,95 @@ def livebench_folder() -> Path | None:
 
 
 def _judge(category: str, item: ToJudge, folder: Path) -> None:
-    """Have LiveBench judge one model, of whose files alone it is told."""
-    place = folder / "data" / "live_bench" / category
-    if item.data_dir is not None and not item.data_dir.is_dir():
-        raise UserError(f"{item.data_dir}, where the run's questions were, is not there; put it back")
-    questions = question_files(category, item.data_dir, item.files)
+    """Have LiveBench judge one model, from a folder of ours: LiveBench's own `data` stays as it is."""
     hashes = hashes_to_judge(item)
     model_id = item.files[0].name.removesuffix(".jsonl")
-    words = judge_words(category, model_id, judged_release(item.command), bool(questions))
-    with _placed(questions, place):
-        for answers in item.files:
-            target = place / answers.parents[1].name / "model_answer" / answers.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(answers, target)
-        if category == RUNS_PROGRAMS:
-            _run_without_network(words, folder, asks_the_hub=not questions)
-        else:
-            run_evaluator([sys.executable, *words], folder)
-    for answers in item.files:
-        _take_judgments(place / answers.parents[1].name, answers, model_id)
+    commands = [judge_words(category, model_id, release) for release in judged_releases(item.command)]
+    run = partial(_run, folder, category, model_id, commands)
+    answered = [answered_question for path in item.files for answered_question in _answered_questions(path)]
+    judgments = _judged_apart(run, answered) if category == RUNS_PROGRAMS else run(answered)
+    for path in item.files:
+        ids = {answered_question.id for answered_question in answered if answered_question.task == path.parents[1].name}
+        _keep_judgments([row for row in judgments if row["question_id"] in ids], path, model_id)
     keep_hash_lines(livebench_result(item.files), hashes)
     if read_livebench(item.files) is None:
         raise UserError(f"{JUDGE} ended well and left no judgment of {item.files[0]}")
-    write_whole(command_file(livebench_result(item.files)), shlex.join(["python", *words]) + "\n")
+    typed = " && ".join(shlex.join(["python", *words]) for words in commands)
+    write_whole(command_file(livebench_result(item.files)), f"{typed}\n")
 
 
-def _run_without_network(words: Sequence[str], folder: Path, asks_the_hub: bool) -> None:
+@dataclass(frozen=True)
+class AnsweredQuestion:
+    """A question of one of LiveBench's tasks and a model's answer, as rows of LiveBench's files."""
+
+    task: str
+    question: Mapping[str, Any]
+    answer: Mapping[str, Any]
+
+    @property
+    def id(self) -> str:
+        return self.question["question_id"]
+
+
+def _answered_questions(answers: Path) -> list[AnsweredQuestion]:
+    remedy = "run the command of its answers again"
+    if not questions_file(answers).is_file():
+        raise UserError(f"{questions_file(answers)}, the questions of {answers.name}, is missing; {remedy}")
+    questions = {row["question_id"]: row for row in read_json_lines(questions_file(answers), remedy)}
+    rows = read_json_lines(answers, remedy)
+    return [AnsweredQuestion(answers.parents[1].name, questions[row["question_id"]], row) for row in rows]
+
+
+def _run(
+    folder: Path, category: str, model_id: str, commands: Sequence[Sequence[str]], answered: Sequence[AnsweredQuestion]
+) -> list[dict[str, Any]]:
+    """LiveBench's judgments of these answers, by its `commands`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch, "data", bench_name(category, model_id))
+        for task in dict.fromkeys(one.task for one in answered):
+            of_task = [one for one in answered if one.task == task]
+            Path(scratch, log_folder(category, task)).mkdir(parents=True)
+            _write_rows(place / task / "question.jsonl", [one.question for one in of_task])
+            _write_rows(place / task / "model_answer" / f"{model_id}.jsonl", [one.answer for one in of_task])
+        variables = {"PYTHONPATH": os.pathsep.join(filter(None, (str(folder.parent), os.environ.get("PYTHONPATH"))))}
+        for script, *options in commands:
+            words = [sys.executable, str(folder / script), *options]
+            if category == RUNS_PROGRAMS:
+                places = Places(readable=(folder,), scratch=Path(scratch))
+                run_guarded(words, SECONDS, EVALUATOR_LIMITS, places, variables=variables)
+            else:
+                run_evaluator(words, Path(scratch), variables)
+        files = sorted(place.glob(f"*/{JUDGMENTS}"))
+        rows = [row for file in files for row in read_json_lines(file, "see what LiveBench left there")]
+    return rows
+
+
+def _judged_apart(
+    run: Callable[[Sequence[AnsweredQuestion]], list[dict[str, Any]]], answered: Sequence[AnsweredQuestion]
+) -> list[dict[str, Any]]:
+    """The judgments that `run` gives. A batch that it fails on is halved until the program at fault is alone, with the
+    score 0."""
     try:
-        run_guarded([sys.executable, *words], SECONDS, folder, TORCH_MEMORY_BYTES)
-    except UserError as error:
-        hint = " (it runs without network, so `datasets` must have livebench/coding in its cache)"
-        raise UserError(f"{error}{hint if asks_the_hub else ''}") from error
+        return run(answered)
+    except GuardedCommandError as error:
+        if len(answered) > 1:
+            middle = len(answered) // 2
+            return _judged_apart(run, answered[:middle]) + _judged_apart(run, answered[middle:])
+        if not isinstance(error, LimitError):  # which may be LiveBench's fault
+            raise
+        (one,) = answered
+        model = one.answer["model_id"].lower()
+        return [{"question_id": one.id, "task": one.task, "model": model, "score": 0, "turn": 1, "tstamp": time.time()}]
 
 
-@contextmanager
-def _placed(questions: Mapping[str, Path], place: Path) -> Iterator[None]:
-    """Hold the questions of a run's own files in LiveBench's folder, where it looks for them.
-
-    Raises UserError where others are there."""
-    added = []
-    try:
-        for task, ours in questions.items():
-            theirs = place / task / ours.name
-            if not theirs.exists():
-                theirs.parent.mkdir(parents=True, exist_ok=True)
-                added.append(theirs)
-                shutil.copyfile(ours, theirs)
-            elif theirs.read_bytes() != ours.read_bytes():
-                raise UserError(f"{theirs} holds other questions than {ours}, which were asked; move it away")
-        yield
-    finally:
-        for path in added:
-            path.unlink()
+def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def _take_judgments(task_folder: Path, answers: Path, model_id: str) -> None:
+def _keep_judgments(found: Sequence[Mapping[str, Any]], answers: Path, model_id: str) -> None:
     """Put LiveBench's judgments of one model among those of our other models."""
     target = livebench_judgments(answers)
-    judged = task_folder / "model_judgment" / target.name
-    found = read_json_lines(judged, "see what LiveBench left there")
     before = read_json_lines(target, "remove it") if target.is_file() else []
     rows = [row for row in before if row["model"].lower() != model_id.lower()]
-    rows += [row for row in found if row["model"].lower() == model_id.lower()]
-    write_whole(target, "".join(json.dumps(row) + "\n" for row in rows))
+    write_whole(target, "".join(json.dumps(row) + "\n" for row in (*rows, *found)))

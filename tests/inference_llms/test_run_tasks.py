@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from inference_llms.run_tasks import ModelSource, ModelTasks, ReplaySource, load
 from tests.inference_llms.support import ROOT, read_json_lines, write_rows
 from utils.errors import UserError
 from utils.output_places import OutputPlaces
+from utils.whole_files import locked
 
 NAME = "mask_merging/average_merging/mask_0.2_0.2_rescale_True"
 
@@ -142,6 +144,72 @@ def test_a_run_killed_while_generating_is_finished_by_the_next(data, places):
     scores = run(load_task_examples(["gsm8k"], data, 0, None), places, source(engine))
     assert len(engine.asked) == 12 - kept
     assert scores["gsm8k"]["accuracy"] == 1.0
+
+
+def test_a_second_run_is_refused_before_it_opens_an_engine(data, places):
+    examples = load_task_examples(["gsm8k", "MATH"], data, 0, None)
+    with locked(places.raw_generations("MATH")):
+        before = files_below(places.root)
+        with pytest.raises(UserError, match=r"MATH\.jsonl: another process"):
+            run(examples, places, no_engine())
+        assert files_below(places.root) == before
+    assert not places.root.exists()
+
+
+def test_runs_that_end_at_once_keep_each_others_scores(data, places):
+    def add(task: str) -> None:
+        for _ in range(5):
+            run(load_task_examples([task], data, 0, None), places, source(Adder()))
+
+    with ThreadPoolExecutor() as pool:  # a lock keeps two threads apart as it does two processes
+        for _ in pool.map(add, ("gsm8k", "MATH")):
+            pass
+    assert json.loads(places.scores().read_text()).keys() == {"gsm8k", "MATH"}
+
+
+def test_scores_of_another_model_that_came_meanwhile_are_kept(data, places):
+    class Slow(Adder):
+        def generate(self, prompts, sampling):
+            run(load_task_examples(["MATH"], data, 0, None), places, source(Adder(), "e" * 64))
+            yield from super().generate(prompts, sampling)
+
+    with pytest.raises(UserError, match=r"True\.json holds the results of another model \(MATH\)"):
+        run(load_task_examples(["gsm8k"], data, 0, None), places, source(Slow()))
+    assert list(json.loads(places.scores().read_text())) == ["MATH"]
+
+
+def test_a_full_disk_is_reported_with_the_file_and_a_rerun_resumes(data, places, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12k", "none", disk], capture_output=True).returncode:
+        pytest.skip("mounting a small file system takes root's rights")
+    long = [{"question": f"{n:0300}+{n}?", "answer": f"#### {2 * n}"} for n in range(12)]
+    write_rows(data / "gsm8k_test.jsonl", long)  # two pages of memory with the completions, where one is free
+    try:
+        examples = load_task_examples(["gsm8k"], data, 0, None)
+        full = OutputPlaces(disk, "a", "b")
+        with pytest.raises(OSError, match="No space left") as error:
+            run(examples, full, source(Adder()))
+        assert error.value.filename == str(full.raw_generations("gsm8k"))
+        subprocess.run(["mount", "-o", "remount,size=1m", disk], check=True)
+        engine = Adder()
+        assert run(examples, full, source(engine))["gsm8k"]["accuracy"] == 1.0
+        assert 0 < len(engine.asked) < 12
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_read_only_folder_is_reported_before_an_engine_opens(data, tmp_path):
+    place = tmp_path / "archive"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", place], capture_output=True).returncode:
+        pytest.skip("mounting a file system takes root's rights")
+    try:
+        with pytest.raises(OSError, match="Read-only file system") as error:
+            run(load_task_examples(["gsm8k"], data, 0, None), OutputPlaces(place / "out", "a", "b"), no_engine())
+        assert error.value.filename.startswith(str(place))
+    finally:
+        subprocess.run(["umount", place], check=True)
 
 
 def test_another_models_results_are_neither_mixed_nor_overwritten_unless_asked(data, places):

@@ -1,6 +1,8 @@
 """Merges put into a running engine answer as the merges that the main job saves, and hold the same bits."""
 
+import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,10 @@ from inference_llms.task import Task
 from model_merging_methods.candidate_weights import CandidateMerges
 from model_merging_methods.merge_models import merge_models
 from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
-from model_merging_methods.merge_record import MergeRequest
+from model_merging_methods.merge_record import MergeRequest, input_states
+from scripts.mixup_search.live_merges import EngineOptions, LiveMerges, Models
 from tests.vllm_marks import two_workers, vllm_installed
+from utils.errors import UserError
 
 ZOO = Path(__file__).parents[2] / "scripts" / "tiny_zoo"
 MODELS = {"instruct": ZOO / "instruct", "math": ZOO / "math"}
@@ -94,3 +98,16 @@ def test_an_average_at_ratio_one_answers_as_the_model_alone(live, tokenizers, we
             assert answers(engine, task) == answers(alone, task)
     finally:
         alone.close()
+
+
+@pytest.mark.parametrize("name", ["math/model.safetensors", "base/config.json"])
+def test_a_search_stops_when_a_model_changes(tmp_path, name):
+    for model in ("base", "instruct", "math"):
+        shutil.copytree(ZOO / model, tmp_path / model)
+    folders = {role: tmp_path / role for role in MODELS}
+    states = input_states(MergeRequest(tmp_path / "base", folders, AVERAGE))
+    with closing(LiveMerges(Models(tmp_path / "base", folders, states), EngineOptions("transformers"))) as merges:
+        merges.take(AVERAGE, "math")
+        (tmp_path / name).touch()
+        with pytest.raises(UserError, match=rf"{tmp_path / name}: was changed while it was being read"):
+            merges.take(TIES, "math")

@@ -145,13 +145,13 @@ masks = st.builds(
 @st.composite
 def merges(draw):
     number = draw(st.integers(2, 5))
-    ratios = draw(st.lists(st.floats(-0.5, 1.5), min_size=number, max_size=number))
+    ratios = draw(st.lists(st.floats(-0.5, 1.5), min_size=number - 1, max_size=number - 1))
     parameters = MergeParameters(
         method=draw(st.sampled_from(sorted(MERGING_METHODS))),
         scaling_coefficient=draw(st.sampled_from([1.0, 0.5, -0.3])),
         param_value_mask_rate=draw(rates),
         mask=draw(st.none() | masks),
-        mixup=draw(st.none() | st.just(Mixup(tuple(ratios)))),
+        mixup=draw(st.none() | st.just(Mixup((*ratios, 1 - sum(ratios))))),
         seed=draw(st.integers(0, 3)),
         dtype=draw(st.sampled_from([None, "float32", "float16", "bfloat16"])),
         exclude_param_names_regex=draw(st.sampled_from([(), (), (r"layers\.0\.",), ("lm_head", "embed")])),
@@ -235,7 +235,7 @@ def test_a_changed_value_changes_the_fingerprint_where_it_matters(folder):
 
 def test_what_is_not_floating_point_is_the_base_s(folder):
     for number, role in enumerate(("base", "instruct", "math")):
-        buffer = {"model.position_ids": torch.arange(5) + number, "model.mask": torch.tensor([True, False])}
+        buffer = {"model.token_types": torch.arange(5) + number, "model.mask": torch.tensor([True, False])}
         save_file(buffer, folder / role / "model-2.safetensors")
         index = folder / role / "model.safetensors.index.json"
         content = json.loads(index.read_text())
@@ -244,5 +244,5 @@ def test_what_is_not_floating_point_is_the_base_s(folder):
     for method in ("average_merging", "ties_merging"):
         record_of(folder, method, MergeParameters(method, dtype="float32"))
         merged = load_file(folder / method / "model.safetensors")
-        assert torch.equal(merged["model.position_ids"], torch.arange(5))
+        assert torch.equal(merged["model.token_types"], torch.arange(5))
         assert torch.equal(merged["model.mask"], torch.tensor([True, False]))

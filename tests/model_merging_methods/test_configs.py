@@ -131,6 +131,12 @@ def test_a_folder_stops_where_its_role_s_model_stops(models, config_from, stops)
     assert json.loads((merged / "config.json").read_text())["eos_token_id"] == stops
 
 
+def test_config_from_an_unreadable_model_is_one_line(models):
+    (models / "math" / "config.json").write_text("{,")
+    with pytest.raises(UserError, match=r"math/config\.json is not JSON"):
+        merge(models, "instruct", "math")
+
+
 def test_config_from_gives_all_settings_of_that_model(models):
     edit(models / "math" / "config.json", {"rms_norm_eps": 1e-3})
     assert AutoModelForCausalLM.from_pretrained(merge(models, "instruct", "math")).config.rms_norm_eps == 1e-3
@@ -155,7 +161,9 @@ def test_a_byte_order_mark_and_a_wrong_vocab_size_do_no_harm(models):
     path = models / "base" / "config.json"
     edit(path, {"vocab_size": 99})
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    model = AutoModelForCausalLM.from_pretrained(merge(models))
+    merged = merge(models)
+    model = AutoModelForCausalLM.from_pretrained(merged)
+    assert "vocab_size is 99 in pretrained, whose matrices have 12 rows" in (merged / "README.md").read_text()
     assert model.config.vocab_size == model.get_input_embeddings().num_embeddings == 12
 
 

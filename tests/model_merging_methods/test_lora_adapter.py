@@ -32,8 +32,8 @@ from model_merging_methods.checkpoints.lora_adapter import (
     add_low_rank,
 )
 from model_merging_methods.checkpoints.stored_tensors import read_header
-from model_merging_methods.checkpoints.weight_files import is_adapter_folder
 from utils.errors import UserError
+from utils.weight_files import is_adapter_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -158,14 +158,14 @@ def test_an_input_that_changes_meanwhile_is_named_and_nothing_is_written(models,
 
 
 def test_a_tokenizer_that_changes_after_the_weights_is_noticed(models, monkeypatch):
-    write = module.write_merged_tokenizer
+    write = module.write_model_files
 
     def write_then_change(asked, aligned, role, folder) -> None:
         write(asked, aligned, role, folder)
         if "unfinished" in folder.name:
             replace_text(models / "code" / "tokenizer.json")
 
-    monkeypatch.setattr(module, "write_merged_tokenizer", write_then_change)
+    monkeypatch.setattr(module, "write_model_files", write_then_change)
     with pytest.raises(UserError, match=r"code/tokenizer\.json: was changed"):
         merge(models, "again")
     assert not (models / "again").exists()

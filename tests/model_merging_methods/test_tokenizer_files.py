@@ -134,7 +134,8 @@ def test_tiktoken_files_of_tokenizers_with_code_are_read_without_it(tmp_path):
 STAND_INS = {
     "a Git LFS pointer": ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
     "a web page": ("<!DOCTYPE html><html>Access denied</html>", "web page"),
-    "garbage": ("no tokenizer", "cannot be loaded|is not JSON"),
+    "garbage": ("no tokenizer", "cannot be loaded|is not a tokenizer"),
+    "another program's file": ('{"model": {"vocab": {"a": "b"}}, "added_tokens": 1}', "cannot be loaded|is not a tok"),
 }
 
 
@@ -157,12 +158,20 @@ def renamed(folder: Path, rename) -> None:
     (folder / "tokenizer_config.json").write_text("{}")
 
 
+def appending(folder: Path) -> None:
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["post_processor"] = {"type": "BertProcessing", "sep": ["</s>", 2], "cls": ["<s>", 1]}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
 ODD = {
     "of another order": (lambda f: renamed(f, lambda _, row: WORDS[-row - 1]), True, "12 of 12 shared tokens"),
     "of other words": (lambda f: renamed(f, lambda token, row: token if row < 3 else f"x{row}"), True, "only 3 are"),
     "of few words": (lambda f: renamed(f, lambda token, row: WORDS[row % 5]), True, "names 5 tokens .* 12 vocabulary"),
     "without its vocabulary": (lambda f: (f / "tokenizer.json").unlink(), False, "gets the tokenizer of pretrained"),
     "empty": (lambda f: (f / "tokenizer.json").write_text(""), False, "no vocabulary in the folder"),
+    "with an end token behind prompts": (lambda f: appending(f), False, "adds </s> to the end of every prompt"),
+    "with add_eos_token": (lambda f: settings(f, eos_token="</s>", add_eos_token=True), False, "adds </s> to the end"),
     "with two tokens more": (lambda f: small_tokenizer(("<a>", "<b>")).save_pretrained(f), False, None),
 }
 

