@@ -93,6 +93,7 @@ def check_inference_options(arguments: argparse.Namespace) -> None:
         raise UserError("--replay_from has no use without --backend replay; add that or leave this out")
     if arguments.backend == "replay" and arguments.max_tokens is not None:
         raise UserError("--max_tokens has no effect with --backend replay, which generates nothing; remove it")
+    check_engine_dtype(arguments)
     if arguments.output_dir.exists() and not arguments.output_dir.is_dir():
         raise UserError(f"--output_dir {arguments.output_dir} is not a folder; name another place")
     if arguments.end_index is not None and arguments.end_index <= arguments.start_index:
@@ -101,7 +102,6 @@ def check_inference_options(arguments: argparse.Namespace) -> None:
 
 def check_engine(arguments: argparse.Namespace) -> None:
     """Raise `UserError`, before any long work, where the engine asked for cannot run on this machine."""
-    check_engine_dtype(arguments)
     engine.check_engine_request(arguments.backend, arguments.tensor_parallel_size, arguments.pipeline_parallel_size)
 
 

@@ -14,7 +14,14 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-from inference_llms.command_line import add_engine_options, check_engine, model_source, positive_number, whole_number
+from inference_llms.command_line import (
+    add_engine_options,
+    check_engine,
+    check_engine_dtype,
+    model_source,
+    positive_number,
+    whole_number,
+)
 from inference_llms.engine import Sampling
 from inference_llms.model_folder import output_places
 from inference_llms.run_tasks import PACKAGES, ModelSource
@@ -82,6 +89,7 @@ def main(task: PromptTask, arguments: Sequence[str] | None = None) -> None:
 def run_attacks(task: PromptTask, options: argparse.Namespace, command: str) -> None:
     """All that can be checked first; then one search after another, on one engine, each with its file."""
     task.check_prompts()
+    check_engine_dtype(options)
     check_engine(options)
     folder = find_model_folder(str(options.model_path))
     source = model_source(options, folder)

@@ -70,7 +70,7 @@ def test_a_draw_on_live_vllm_answers_as_its_saved_merge(models, tmp_path):
         "--output_dir",
         saved,
     )
-    (folder,) = (path.parent for path in saved.rglob("config.json") if path.parent.name == "math")
+    (folder,) = (saved / "save_merge_models" / "instruct_math" / "math").iterdir()
     shown = ["--load_model_path", folder, "--data_dir", validation, "--output_dir", tmp_path / "scores"]
     run("-m", "inference_llms", *shown, *of_vllm)
     (rows,) = (tmp_path / "scores").rglob("gsm8k.jsonl")

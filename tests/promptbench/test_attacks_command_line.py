@@ -264,11 +264,11 @@ def test_an_eighth_attack_is_one_file(tmp_path, monkeypatch):
 
 
 def test_a_cap_on_completions_is_in_the_settings(tmp_path):
-    options = ("--attack_method", "stresstest", "--num_samples", 2, "--max_tokens", 3)
+    options = ("--attack_method", "stresstest", "--num_samples", 8, "--max_tokens", 5)
     done = attack("sst2.py", tmp_path, *options)
     assert done.returncode == 0, done.stderr
-    assert results(tmp_path, "sst2")["stresstest"]["settings"]["sampling"]["max_tokens"] == 3
-    done = attack("sst2.py", tmp_path, *options[:-1], 4)
+    assert results(tmp_path, "sst2")["stresstest"]["settings"]["sampling"]["max_tokens"] == 5
+    done = attack("sst2.py", tmp_path, *options[:-1], 6)
     assert done.returncode == 2 and "another sampling" in done.stderr
 
 
