@@ -1,5 +1,6 @@
 """A picture of how models lie to each other: cosines by layer, change by layer, sizes of changes."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +23,9 @@ def draw_comparison(comparison: ModelComparison, samples: Sequence[MagnitudeSamp
     _draw_cosines(comparison, figure, cosines)
     _draw_changes(comparison, changes)
     _draw_sizes(comparison, samples, sizes)
-    figure.savefig(path, dpi=130)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a model's name in a script that the font lacks
+        figure.savefig(path, dpi=130)
 
 
 def _draw_cosines(comparison: ModelComparison, figure, axes) -> None:

@@ -50,7 +50,8 @@ class Findings:
         """Raise UserError with the first error, if there is one, and the number of the others."""
         if self.errors:
             first, *others = self.errors
-            more = f" ({len(others)} more errors; the main script's --check lists them)" if others else ""
+            number = "1 more error" if len(others) == 1 else f"{len(others)} more errors"
+            more = f" ({number}; the main script's --check lists them)" if others else ""
             raise UserError(first.text + more)
 
     def _add(self, finding: Finding) -> None:

@@ -370,5 +370,5 @@ def test_the_first_error_stops_a_merge_and_the_others_are_counted(models, tmp_pa
     assert done.stdout.count("error: ") == 2
     chosen = [word for role in ROLES for word in (f"--merge_{role}", f"--{role}_model", models / role)]
     merged = run_here(main, ["--merge_only", "--pretrained_model", models / "base", *chosen])
-    assert merged.returncode == 2 and merged.stderr.count("\n") == 1 and "(1 more errors; " in merged.stderr
+    assert merged.returncode == 2 and merged.stderr.count("\n") == 1 and "(1 more error; " in merged.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"models"}
