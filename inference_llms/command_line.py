@@ -5,7 +5,7 @@ from pathlib import Path
 
 from inference_llms import engine
 from inference_llms.folder_checks import check_model_folder
-from inference_llms.model_folder import model_files, model_fingerprint, weights_fingerprint
+from inference_llms.model_folder import file_hashes, model_files, model_fingerprint, weights_fingerprint
 from inference_llms.run_tasks import ModelSource
 from inference_llms.tasks import TASKS
 from utils.content_hashes import FileStates, check_unchanged, file_states
@@ -121,11 +121,12 @@ def model_source(arguments: argparse.Namespace, folder: Path) -> ModelSource:
     check_model_folder(folder)
     backend = engine.resolve_backend(arguments.backend)
     states = file_states(model_files(folder))
+    hashes = file_hashes(folder)
     return ModelSource(
         backend=backend,
         model=str(folder),
-        model_fingerprint=model_fingerprint(folder),
-        weights_fingerprint=weights_fingerprint(folder),
+        model_fingerprint=model_fingerprint(hashes),
+        weights_fingerprint=weights_fingerprint(folder, hashes),
         open_engine=lambda: _open_unchanged(arguments, backend, folder, states),
         unusual_dtype=unusual_dtype(arguments.engine_dtype, folder),
     )

@@ -1,10 +1,11 @@
 """A model's folder: whether it is whole, whose weights it holds, and its name."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils.content_hashes import FileOnRecord, content_hash, files_hash
+from utils.content_hashes import FileOnRecord, content_hash, json_hash
 from utils.errors import UserError
 from utils.json_files import read_shaped_object
 from utils.output_places import SINGLE_MODEL, OutputPlaces
@@ -38,24 +39,29 @@ def model_files(folder: Path) -> list[Path]:
     return [*configs, *tokenizer_files(folder), *weight_files(folder)]
 
 
-def model_fingerprint(folder: Path) -> str:
-    """A hash of all that the model's answers depend on: config, tokenizer and weights. Raises as `model_files`."""
-    return files_hash(model_files(folder))
+def file_hashes(folder: Path) -> dict[Path, str]:
+    """The hashes of `model_files`. Raises as that."""
+    return {path: content_hash(path) for path in model_files(folder)}
 
 
-def weights_fingerprint(folder: Path) -> str:
+def model_fingerprint(hashes: Mapping[Path, str]) -> str:
+    """A hash of all that a model's answers depend on, from its `file_hashes`."""
+    return json_hash([[path.name, value] for path, value in hashes.items()])
+
+
+def weights_fingerprint(folder: Path, hashes: Mapping[Path, str]) -> str:
     """A hash that the folders of one merge, which differ in their tokenizer, share: the merge's fingerprint on record.
-    For any other folder `model_fingerprint`.
+    For any other folder `model_fingerprint`. `hashes` are the folder's `file_hashes`.
 
     Raises UserError where the weights are no longer those that the merge wrote.
     """
     record = merge_record(folder)
     if record.get("fingerprint") is None:
-        return model_fingerprint(folder)
+        return model_fingerprint(hashes)
     outputs = record.get("outputs")
     written = {file["name"]: file["xxh3_128"] for file in outputs} if isinstance(outputs, list) else {}
     for path in weight_files(folder):
-        if written and content_hash(path) != written.get(path.name):
+        if written and hashes[path] != written.get(path.name):
             raise UserError(
                 f"{path}: was changed since the merge that {MERGE_RECORD} describes; make the merge again with "
                 f"--overwrite, or remove {MERGE_RECORD} from a model of other weights"

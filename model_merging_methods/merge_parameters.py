@@ -99,6 +99,13 @@ class MergeParameters:
             raise UserError(f"--param_value_mask_rate {self.param_value_mask_rate}: a rate lies between 0 and 1")
         if self.mask and not 0 <= self.mask.weight_mask_rate <= 1:
             raise UserError(f"--weight_mask_rate {self.mask.weight_mask_rate}: a rate lies between 0 and 1")
+        chosen = {"--dtype": (self.dtype, (None, *DTYPE_NAMES))}
+        if self.mask:
+            chosen["--mask_strategy"] = (self.mask.mask_strategy, MASK_STRATEGIES)
+            chosen["--weight_format"] = (self.mask.weight_format, WEIGHT_FORMATS)
+        for option, (value, choices) in chosen.items():
+            if value not in choices:
+                raise UserError(f"{option} {value}: choose one of {', '.join(filter(None, choices))}")
         if not abs(self.scaling_coefficient) < float("inf"):
             raise UserError(f"--scaling_coefficient {self.scaling_coefficient}: give a finite number")
         for pattern in self.exclude_param_names_regex:

@@ -12,11 +12,12 @@ from typing import Any
 
 from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder
 from model_merging_methods.checkpoints.fingerprints import weight_file_fingerprints
-from model_merging_methods.checkpoints.tensor_names import is_never_loaded
+from model_merging_methods.checkpoints.tensor_names import is_never_loaded, without_wrappers
 from model_merging_methods.checkpoints.vocabulary_matrices import holds_equal, is_vocabulary_matrix
 from model_merging_methods.kernels.stored_dtypes import is_floating
 from model_merging_methods.merge_parameters import MergeParameters, parameters_from_fields
 from utils.content_hashes import FileOnRecord, FileStates, bytes_hash, content_hash, file_states
+from utils.custom_code import code_files
 from utils.errors import UserError
 from utils.json_files import check_shape, read_json_object
 from utils.package_versions import package_versions
@@ -76,6 +77,7 @@ def list_input_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder}: {'is a file, not a' if folder.exists() else 'no such'} model folder")
     files = [folder / name for name in _CONFIG_FILES if (folder / name).exists()] + tokenizer_files(folder)
+    files += code_files(folder)
     if is_adapter_folder(folder):
         return [*files, *adapter_files(folder)]
     index = index_file(folder)
@@ -99,12 +101,12 @@ def fingerprint_inputs(
 
     `digests` are those of each model's tensors that were read since the time `read_since`, by name, the files being in
     these `states`."""
-    files = {}
+    files, base_names = {}, {without_wrappers(name): name for name in models[0].tensors}
     for i, (role, model) in enumerate(zip(request.inputs, models, strict=True)):
         weights = {}
         if not model.reads_pretrained:
             known = digests[i] if digests else {}
-            matters = partial(_matters, request, models, i)
+            matters = partial(_matters, request, models, i, base_names)
             weights = weight_file_fingerprints(model, matters, states, read_since, known)
         files[role] = [
             FileOnRecord(
@@ -117,15 +119,22 @@ def fingerprint_inputs(
     return files
 
 
-def _matters(request: MergeRequest, models: Sequence[CheckpointFolder], model: int, name: str) -> bool:
-    """Whether the result depends on the values of a model's tensor, not only on its name, dtype and shape."""
-    base, stored = models[0], models[model].tensors[name]
-    copied = not is_floating(stored.dtype) or request.parameters.excludes(name)
+def _matters(
+    request: MergeRequest,
+    models: Sequence[CheckpointFolder],
+    model: int,
+    base_names: Mapping[str, str],
+    name: str,
+) -> bool:
+    """Whether the result depends on the values of a model's tensor, not only on its name, dtype and shape.
+    `base_names` maps the merged names to the pretrained model's own."""
+    base, merged = models[0], without_wrappers(name)
+    copied = not is_floating(models[model].tensors[name].dtype) or request.parameters.excludes(merged)
     if model:
-        return not copied or name not in base.tensors
+        return not copied or merged not in base_names or _is_tied(base, base_names[merged])
     if request.parameters.reads_pretrained or any(other.reads_pretrained for other in models):
         return True
-    return copied or is_never_loaded(name, base.config) or _is_tied(base, name)
+    return copied or is_never_loaded(merged, base.config) or _is_tied(base, name)
 
 
 def _is_tied(model: CheckpointFolder, name: str) -> bool:
@@ -219,6 +228,8 @@ def read_record(path: Path) -> dict[str, Any]:
     names = [*outputs] if isinstance(outputs, dict) else [file["name"] for file in outputs]
     names += [file["name"] for entry in record["inputs"] for file in entry["files"]]
     roles = [entry["role"] for entry in record["inputs"]]
+    if len(set(roles)) < len(roles):
+        raise UserError(f"{path}: names a role twice; {remedy}")
     for name in (*names, *roles):
         parts = PurePosixPath(name).parts
         if not parts or ".." in parts or name.startswith("/") or (name in roles and len(parts) > 1):
@@ -239,6 +250,8 @@ def request_from_record(path: Path, moved: Mapping[str, Path]) -> MergeRequest:
         pretrained = folders.pop(PRETRAINED)
         request = MergeRequest(pretrained, folders, parameters)
         parameters.check(len(folders))
+        if parameters.config_from not in (None, PRETRAINED, *folders):
+            raise UserError(f"{path}: config_from is {parameters.config_from!r}, which is not a role of this merge")
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: is not a complete merge record ({error}); give an unchanged one") from None
     return request

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from inference_llms.engine import open_engine
-from inference_llms.model_folder import model_fingerprint, output_places, weights_fingerprint
+from inference_llms.model_folder import file_hashes, model_fingerprint, output_places, weights_fingerprint
 from inference_llms.run_tasks import ModelSource, ModelTasks, load_task_examples, run_tasks
 from model_merging_methods.merge_models import merge_models
 from model_merging_methods.merge_parameters import MergeParameters
@@ -18,8 +18,8 @@ def scores_of(folder: Path, out: Path) -> dict[str, float]:
     source = ModelSource(
         "transformers",
         str(folder),
-        model_fingerprint(folder),
-        weights_fingerprint(folder),
+        model_fingerprint(file_hashes(folder)),
+        weights_fingerprint(folder, file_hashes(folder)),
         lambda: open_engine("transformers", folder, 1, 1),
     )
     work = [ModelTasks(load_task_examples(TASKS, DATA, 0, None), source)]

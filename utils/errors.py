@@ -44,6 +44,6 @@ def _run(main: Callable[[], None]) -> int:
 
 def _line(error: UserError | OSError) -> str:
     if isinstance(error, UserError):
-        return str(error)
+        return " ".join(str(error).splitlines())  # names that it quotes may hold line breaks
     place = "" if error.filename is None else f"{error.filename}: "  # a full disk, a folder that may not be written
     return f"{place}{error.strerror or error}; fix this and rerun"

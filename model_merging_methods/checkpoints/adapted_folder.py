@@ -7,6 +7,7 @@ import numpy as np
 from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder
 from model_merging_methods.checkpoints.lora_adapter import LoraAdapter, add_low_rank
 from model_merging_methods.checkpoints.stored_tensors import StoredTensor
+from model_merging_methods.checkpoints.tensor_names import without_wrappers
 from model_merging_methods.kernels.block_kernels import decode
 from model_merging_methods.kernels.stored_dtypes import FLOATING_CODES
 
@@ -24,13 +25,16 @@ class AdaptedFolder:
         self.folder = folder
         self.config = pretrained.config
         self._pretrained = pretrained
-        self._adapter = LoraAdapter(folder, {name: stored.shape for name, stored in pretrained.tensors.items()})
+        shapes = {without_wrappers(name): stored.shape for name, stored in pretrained.tensors.items()}
+        self._adapter = LoraAdapter(folder, shapes)
         self.made_for = self._adapter.made_for
         self.files = self._adapter.files
         self.tensors = dict(pretrained.tensors)
-        for name in (*self._adapter.low_rank, *self._adapter.replaced):
-            shape = self._adapter.replaced[name].shape if name in self._adapter.replaced else self.tensors[name].shape
-            self.tensors[name] = StoredTensor(self.files[-1], "F32", shape)
+        for name, stored in pretrained.tensors.items():
+            changed = without_wrappers(name)
+            replacement = self._adapter.replaced.get(changed)
+            if replacement is not None or changed in self._adapter.low_rank:
+                self.tensors[name] = StoredTensor(self.files[-1], "F32", (replacement or stored).shape)
 
     def close(self) -> None:
         """There is nothing of its own to close."""
@@ -44,9 +48,10 @@ class AdaptedFolder:
     def read_into(self, buffer: np.ndarray, name: str, start: int, stop: int) -> None:
         """Put values start … stop − 1 of the flattened tensor `name` into `buffer` (uint8): as float32 where the
         adapter changes it, else as stored."""
-        change = self._adapter.low_rank.get(name)
-        if name in self._adapter.replaced:
-            values = self._adapter.read_replaced(name, start, stop)
+        changed = without_wrappers(name)
+        change = self._adapter.low_rank.get(changed)
+        if changed in self._adapter.replaced:
+            values = self._adapter.read_replaced(changed, start, stop)
         elif change is not None:
             values = self._read_pretrained(name, start, stop)
         else:
@@ -58,7 +63,7 @@ class AdaptedFolder:
 
     def read_ahead(self, name: str, start: int, stop: int) -> None:
         """Ask the system to bring what these values are made of from the disk, without waiting for it."""
-        if name not in self._adapter.replaced:
+        if without_wrappers(name) not in self._adapter.replaced:
             self._pretrained.read_ahead(name, start, stop)
 
     def _read_pretrained(self, name: str, start: int, stop: int) -> np.ndarray:

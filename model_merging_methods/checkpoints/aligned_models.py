@@ -203,8 +203,14 @@ class AlignedModels:
         rows = {name: self.stored_tensor(model, name).shape[0] for name in has}
         if len(set(rows.values())) > 1:
             folder = self.models[model].folder
-            raise UserError(f"{folder}: its vocabulary matrices have different numbers of rows ({rows})")
-        return next(iter(rows.values())) if rows else self.vocabulary_rows(BASE)
+            told = ", ".join(f"{name} {count}" for name, count in rows.items())
+            raise UserError(
+                f"{folder}: its vocabulary matrices have different numbers of rows ({told}); save the model again, or "
+                "download it again"
+            )
+        if rows:
+            return next(iter(rows.values()))
+        return 0 if model == BASE else self.vocabulary_rows(BASE)
 
     def _merged_form(self, name: str) -> TensorForm:
         stored = self.stored_tensor(BASE, name)
@@ -225,7 +231,9 @@ def _check_forms(
         ]
         if wrong:
             shape = _dimensions(model.tensors[own[wrong[0]]].shape)
-            findings.error(f"{model.folder}: tensor {wrong[0]} is {shape}, which is not a vocabulary matrix")
+            findings.error(
+                f"{model.folder}: tensor {wrong[0]} is {shape}, which is not a vocabulary matrix; save the model again"
+            )
             return
     for model, own in zip(models[1:], names[1:], strict=True):
         shapes, dtypes = [], []

@@ -53,7 +53,9 @@ def check_configs(
             continue
         others = {role: value for role, value in values.items() if not _is_same(value, values["pretrained"])}
         text = f"config.json: {name} is {_by_value(others)}, {_shown(values['pretrained'])} in the pretrained model"
-        if _STRUCTURE.fullmatch(name) and not allow_unrelated:
+        # A family that transformers does not know leaves out its defaults, which may be the same.
+        is_left_out = None in values.values()
+        if _STRUCTURE.fullmatch(name) and not is_left_out and not allow_unrelated:
             roles = " and ".join(f"--{role}_model" for role in others)
             findings.error(f"{text}, which changes what the weights mean; give another {roles}, or --allow_unrelated")
             continue
@@ -116,8 +118,9 @@ def _settings_of_all(models: Mapping[str, CheckpointFolder]) -> dict[str, dict[s
     """What each model's config says, by role and setting."""
     configs = {role: model.config for role, model in models.items()}
     plain = {role: _flat(config) for role, config in configs.items()}
-    families = {config.get("model_type") for config in configs.values()}
-    if len(families) == 1 and all(settings == plain["pretrained"] for settings in plain.values()):
+    families = [config.get("model_type") for config in configs.values()]
+    is_one_family = all(family == families[0] for family in families)
+    if is_one_family and all(settings == plain["pretrained"] for settings in plain.values()):
         return plain  # without the seconds that transformers takes to load
     full = {role: _with_defaults(json.dumps(config)) for role, config in configs.items()}
     return plain if None in full.values() else full
@@ -144,10 +147,13 @@ def _flat(config: Config) -> dict[str, Any]:
     return flat
 
 
+_SAME_FUNCTIONS = {"swish": "silu", "gelu_pytorch_tanh": "gelu_new"}
+
+
 def _without_old_names(value: Any) -> Any:
     """Rope settings without `type`, which transformers keeps beside `rope_type`."""
     if not isinstance(value, dict):
-        return value
+        return _SAME_FUNCTIONS.get(value, value) if isinstance(value, str) else value
     return {k: _without_old_names(v) for k, v in value.items() if not (k == "type" and "rope_type" in value)}
 
 

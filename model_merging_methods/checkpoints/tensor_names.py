@@ -65,11 +65,16 @@ def unwrapped_names(model: Folder, findings: Findings) -> dict[str, str]:
     """A model's own names by the names without wrappers' prefixes."""
     names: dict[str, str] = {}
     for own in model.tensors:
-        name = _OUTER_WRAPPERS.sub("", _WRAPPERS.sub("", own))
+        name = without_wrappers(own)
         if name in names:
             findings.error(f"{model.folder}: holds {name} twice, as {names[name]} and as {own}; save the model anew")
         names[name] = own
     return names
+
+
+def without_wrappers(name: str) -> str:
+    """A tensor's name without the prefixes of wrappers."""
+    return _OUTER_WRAPPERS.sub("", _WRAPPERS.sub("", name))
 
 
 def is_never_loaded(name: str, config: Mapping[str, Any]) -> bool:

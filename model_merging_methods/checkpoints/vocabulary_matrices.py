@@ -15,9 +15,24 @@ from model_merging_methods.checkpoints.stored_tensors import StoredTensor
 from utils.findings import Findings
 
 # Endings of names, in one family or another, of the parameters that have a row for every token.
-INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "shared.weight")
-OUTPUT_EMBEDDINGS = ("lm_head.weight", "embed_out.weight")
-OUTPUT_BIASES = ("lm_head.bias",)
+INPUT_EMBEDDINGS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "embed_in.weight",
+    "word_embeddings.weight",
+    "shared.weight",
+    "tok_embeddings.weight",  # InternLM2, ModernBERT
+    "tokens_embed.weight",  # OpenAI-GPT
+    "word_embedding.weight",  # XLNet
+    "backbone.embeddings.weight",  # Mamba
+)
+OUTPUT_EMBEDDINGS = (
+    "lm_head.weight",
+    "embed_out.weight",
+    "lm_head.decoder.weight",  # RoBERTa
+    "predictions.decoder.weight",  # BERT
+)
+OUTPUT_BIASES = ("lm_head.bias", "lm_head.decoder.bias", "predictions.decoder.bias", "predictions.bias")
 _ALIASES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # of T5, BART and the like
 _COMPARED_AT_ONCE = 1 << 22  # bytes
 

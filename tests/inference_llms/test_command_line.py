@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from inference_llms.command_line import add_inference_options, model_source
-from inference_llms.model_folder import model_files, model_fingerprint, output_places, weights_fingerprint
+from inference_llms.model_folder import file_hashes, model_files, model_fingerprint, output_places, weights_fingerprint
 from tests.inference_llms.support import ROOT, run_command_here, write_rows
 from utils.errors import UserError
 from utils.output_places import OutputPlaces
@@ -72,17 +72,17 @@ def test_a_model_folder_must_hold_a_config_and_weights(model, tmp_path):
 
 
 def test_a_fingerprint_goes_with_the_content_wherever_the_folder_lies(model, tmp_path):
-    before = model_fingerprint(model)
+    before = model_fingerprint(file_hashes(model))
     moved = model.rename(tmp_path / "moved")
-    assert model_fingerprint(moved) == before
+    assert model_fingerprint(file_hashes(moved)) == before
     save_weights(moved, numpy.arange(1_000_000, dtype=numpy.float32) * 1.0001)
-    other_weights = model_fingerprint(moved)
+    other_weights = model_fingerprint(file_hashes(moved))
     values = numpy.arange(1_000_000, dtype=numpy.float32) * 1.0001
     values[654_321] += 1  # one value in the middle
     save_weights(moved, values)
-    assert model_fingerprint(moved) != other_weights
+    assert model_fingerprint(file_hashes(moved)) != other_weights
     (moved / "tokenizer.json").write_text('{"added": 1}')
-    assert len({before, other_weights, model_fingerprint(moved)}) == 3
+    assert len({before, other_weights, model_fingerprint(file_hashes(moved))}) == 3
 
 
 def test_a_merge_is_known_by_its_record_and_lies_with_its_merges_results(model, tmp_path):
@@ -90,14 +90,14 @@ def test_a_merge_is_known_by_its_record_and_lies_with_its_merges_results(model, 
     record = {"tasks_name": "instruct_math", "name": "mask_merging/ties/mask_0.2_0.2", "fingerprint": "1"}
     (model / "merge_record.json").write_text(json.dumps(record))
     assert output_places(model, tmp_path) == OutputPlaces(tmp_path, "instruct_math", record["name"])
-    assert weights_fingerprint(model) == "1"
+    assert weights_fingerprint(model, file_hashes(model)) == "1"
 
 
 def test_weights_changed_beside_a_merge_record_are_another_model(model):
     (model / "merge_record.json").write_text(json.dumps({"tasks_name": "a_b", "name": "n", "fingerprint": "1"}))
-    before = model_fingerprint(model)
+    before = model_fingerprint(file_hashes(model))
     save_weights(model, numpy.zeros(1_000_000, dtype=numpy.float32))
-    assert model_fingerprint(model) != before
+    assert model_fingerprint(file_hashes(model)) != before
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
@@ -125,7 +125,8 @@ def test_a_model_that_changes_before_it_is_loaded_completes_nothing(tmp_path, na
 )
 def test_a_merge_record_of_wrong_types_is_one_line(model, record):
     (model / "merge_record.json").write_text(json.dumps(record))
-    for read in (weights_fingerprint, lambda folder: output_places(folder, folder)):
+    hashes = file_hashes(model)
+    for read in (lambda folder: weights_fingerprint(folder, hashes), lambda folder: output_places(folder, folder)):
         with pytest.raises(UserError, match=r"merge_record\.json: .*; merge again, or remove the file"):
             read(model)
 

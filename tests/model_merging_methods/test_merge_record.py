@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from small_models import save_model
 from transformers import AutoModelForCausalLM
 
-from inference_llms.model_folder import model_fingerprint, weights_fingerprint
+from inference_llms.model_folder import file_hashes, model_fingerprint, weights_fingerprint
 from model_merging_methods import merge_models as module
 from model_merging_methods.merge_engine import Merge
 from model_merging_methods.merge_models import MergeWork, merge_models
@@ -129,6 +130,58 @@ def test_an_average_does_not_depend_on_the_base_s_values(models):
         merge(models, parameters=MERGES["task arithmetic"])
 
 
+def rewrite(folder: Path, change) -> None:
+    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def prefixed(models: Path, more: dict[str, torch.Tensor]) -> None:
+    rewrite(models / "base", lambda tensors: {f"module.{name}": t for name, t in {**tensors, **more}.items()})
+
+
+def doubled_head(models: Path) -> None:
+    """Both names of a tied head, as some programs save it."""
+    for role in ("base", *ROLES):
+        rewrite(
+            models / role, lambda tensors: {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+        )
+
+
+NEVER_LOADED = {"model.layers.2.eh_proj.weight": torch.ones(4, 4)}
+COPIED = {
+    "an excluded tensor of a wrapped base": (
+        lambda models: prefixed(models, {}),
+        (r"^model\.norm",),
+        lambda models: change_value(models / "base" / "model.safetensors", "module.model.norm.weight"),
+    ),
+    "a layer of a wrapped base that is never loaded": (
+        lambda models: prefixed(models, NEVER_LOADED),
+        (),
+        lambda models: change_value(models / "base" / "model.safetensors", f"module.{next(iter(NEVER_LOADED))}"),
+    ),
+    "an excluded head that decides what is one matrix": (
+        doubled_head,
+        ("lm_head",),
+        lambda models: change_value(models / "math" / "model.safetensors", "lm_head.weight"),
+    ),
+    "code that is copied": (
+        lambda models: (models / "base" / "modeling_ours.py").write_text("version = 1"),
+        (),
+        lambda models: (models / "base" / "modeling_ours.py").write_text("version = 2"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("prepare", "exclude", "change"), COPIED.values(), ids=COPIED)
+def test_whatever_a_merge_copies_decides_which_merge_it_is(models, prepare, exclude, change):
+    prepare(models)
+    parameters = replace(MERGES["average"], exclude_param_names_regex=exclude)
+    merge(models, "copied", parameters)
+    merge(models, "copied", parameters)  # already merged
+    change(models)
+    with pytest.raises(UserError, match="another run"):
+        merge(models, "copied", parameters)
+
+
 @pytest.mark.parametrize(
     ("role", "file", "change"),
     [
@@ -201,12 +254,16 @@ def test_a_record_of_the_earlier_format_still_works(models):
 
 def test_merged_weights_that_changed_do_not_pass_as_the_merge(models):
     math, code = (models / "merged" / role for role in ROLES)
-    assert weights_fingerprint(math) == weights_fingerprint(code) == read_record(math / RECORD_FILE)["fingerprint"]
-    before = model_fingerprint(code)
+    assert (
+        weights_fingerprint(math)
+        == weights_fingerprint(code, file_hashes(code))
+        == read_record(math / RECORD_FILE)["fingerprint"]
+    )
+    before = model_fingerprint(file_hashes(code))
     change_value(code / "model.safetensors")
-    assert model_fingerprint(code) != before
+    assert model_fingerprint(file_hashes(code)) != before
     with pytest.raises(UserError, match=r"model\.safetensors: was changed since the merge"):
-        weights_fingerprint(code)
+        weights_fingerprint(code, file_hashes(code))
 
 
 def nothing(record: dict) -> None:
@@ -246,6 +303,11 @@ def set_to(*place: str | int, value: object):
         set_to("parameters", "mixup", value={"weights": "01", "alpha": None}),
         set_to("parameters", "another_option", value=1),
         set_to("parameters", "method", value="../../../x"),
+        set_to("parameters", "dtype", value="int8"),
+        set_to("parameters", "config_from", value="instruct"),
+        set_to("parameters", "mask", value={"mask_strategy": "half"}),
+        set_to("parameters", "mask", value={"weight_format": "half"}),
+        set_to("inputs", 2, "role", value="math"),
     ],
 )
 def test_a_record_of_wrong_types_is_one_line(models, change):
@@ -253,7 +315,11 @@ def test_a_record_of_wrong_types_is_one_line(models, change):
     record = json.loads(path.read_text())
     change(record)
     path.write_text(json.dumps(record))
-    for use in (lambda: request_from_record(path, {}), lambda: merge(models), lambda: weights_fingerprint(path.parent)):
+    for use in (
+        lambda: request_from_record(path, {}),
+        lambda: merge(models),
+        lambda: weights_fingerprint(path.parent, file_hashes(path.parent)),
+    ):
         try:
             use()
         except UserError as error:

@@ -44,6 +44,10 @@ FAMILIES = {
     ),
     "qwen3 moe": ("Qwen3MoeConfig", {**SIZES, **EXPERTS}),
     "gpt2": ("GPT2Config", {**COMMON, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}),
+    "mamba": (
+        "MambaConfig",
+        {**COMMON, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "conv_kernel": 2, "time_step_rank": 2},
+    ),
     "gpt neox": (
         "GPTNeoXConfig",
         {**COMMON, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2},
