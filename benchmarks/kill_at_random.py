@@ -3,7 +3,8 @@
     python benchmarks/kill_at_random.py merge generation search table --rounds 20 --output benchmarks/kills.md
 
 Each kind runs once undisturbed. Then each round starts it anew, kills it between its first result and its last one, by
-SIGKILL and Ctrl-C in turn, and reruns the command. The results must be the same, bytes and all, except times.
+SIGKILL and Ctrl-C in turn, and reruns the command. The results must be the same, bytes and all, except times. Processes
+are forks of this one, which has loaded their modules; only tables start others, as they always do.
 """
 
 import argparse
@@ -14,7 +15,6 @@ import random
 import shutil
 import signal
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,19 +26,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import psutil
 
+from inference_llms import __main__ as generation
+from inference_llms import transformers_engine  # noqa: F401 (imported here, forks need not)
+from merge_llms_instruct_math_code import main as merge_main
+from model_merging_methods import candidate_weights, merge_models  # noqa: F401
+from scripts import search_mixup
 from scripts.benchmark_checkpoints import LlamaShape, make_checkpoint
+from scripts.paper_tables import run_cells
+from utils.errors import run_command_line
+from utils.interrupts import INTERRUPTED, prepare_process
 from utils.whole_files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 ZOO = ROOT / "scripts" / "tiny_zoo"
 SHAPE = LlamaShape(8, 768, 2048, 12, 12, vocabulary=8000)
-TABLE = """
-source {shared}
-table=performance
-models="--merge_instruct --merge_math --end_index 20 --tasks gsm8k alpaca_eval"
-cell merge_llms_instruct_math_code.py $models --merging_method_name average_merging
-cell merge_llms_instruct_math_code.py $models --merging_method_name task_arithmetic
-run_cells "$@"
+CELLS = """
+merge_llms_instruct_math_code.py --merge_instruct --merge_math --merging_method_name average_merging
+merge_llms_instruct_math_code.py --merge_instruct --merge_math --merging_method_name task_arithmetic
 """
 
 
@@ -47,7 +51,8 @@ class Kind:
     """A command that writes below a folder. `has_begun` and `has_ended`: whether there is a first result there, and
     the last one. `results`: what must be the same."""
 
-    words: list[str]
+    main: Callable[[list[str]], None]
+    words: list[object]
     has_begun: Callable[[Path], bool]
     has_ended: Callable[[Path], bool]
     results: Callable[[Path], object]
@@ -63,34 +68,25 @@ def kind_of_name(name: str, folder: Path, out: Path) -> Kind:
         for number, role in enumerate(models):
             make_checkpoint(models[role], SHAPE, number)
         method = ["--mask_apply_method", "ties_merging", "--weight_mask_rate", 0.3, "--use_weight_rescale"]
-        words = ["merge_llms_instruct_math_code.py", *merge, *method, "--merge_only"]
-        return Kind(_words(words), _glob(".*.unfinished"), _glob("merge_record.json", 2), _models)
+        return Kind(
+            merge_main,
+            [*merge, *method, "--merge_only"],
+            _glob(".*.unfinished"),
+            _glob("merge_record.json", 2),
+            _models,
+        )
     if name == "generation":
-        words = [
-            "-m",
-            "inference_llms",
-            "--load_model_path",
-            ZOO / "math",
-            "--tasks",
-            "gsm8k",
-            "MATH",
-            "alpaca_eval",
-            "mbpp",
-        ]
+        words = ["--load_model_path", ZOO / "math", "--tasks", "gsm8k", "MATH", "alpaca_eval", "mbpp"]
         words += ["--output_dir", out, *running]
-        return Kind(_words(words), _glob("gsm8k.jsonl"), _has_scores, _completions)
+        return Kind(generation.main, words, _glob("gsm8k.jsonl"), _has_scores, _completions)
     if name == "search":
-        words = ["scripts/search_mixup.py", *merge, "--merging_method_name", "average_merging", "--num_draws", 3]
+        words = [*merge, "--merging_method_name", "average_merging", "--num_draws", 3]
         words += ["--tasks", "gsm8k", "--num_validation", 8, "--num_test", 8, "--tensor_parallel_size", 1, *running]
-        return Kind(_words(words), _has_answers, _glob("report.html"), _answers)
-    script = folder / "table.sh"
-    script.write_text(TABLE.format(shared=ROOT / "scripts" / "paper" / "shared.sh"))
-    words = ["bash", script, "--models", "tiny", "--results_dir", out]
-    return Kind([str(word) for word in words], _glob("paper_cells/*.json"), _glob("tables.html"), _tables)
-
-
-def _words(words: list[object]) -> list[str]:
-    return [sys.executable, *map(str, words)]
+        return Kind(search_mixup.main, words, _has_answers, _glob("report.html"), _answers)
+    listed, examples = folder / "cells.tsv", "--end_index 20 --tasks gsm8k alpaca_eval"
+    listed.write_text("".join(f"performance\t\t{cell} {examples}\n" for cell in CELLS.split("\n") if cell))
+    words = ["--cells", listed, "--models", "tiny", "--results_dir", out]
+    return Kind(run_cells.main, words, _glob("paper_cells/*.json"), _glob("tables.html"), _tables)
 
 
 def _found(out: Path, pattern: str) -> list[Path]:
@@ -164,57 +160,57 @@ def main() -> None:
 
 
 def kill_rounds(name: str, rounds: int, folder: Path) -> str:
-    out = folder / "out"
+    out, said = folder / "out", folder / "stderr"
     kind = kind_of_name(name, folder, out)
-    process, began = start(kind, out), time.monotonic()
-    while not kind.has_ended(out) and process.poll() is None:
-        time.sleep(0.002)
+    child = start(kind, said)
+    wait_until(kind.has_begun, child, out)
+    began = time.monotonic()
+    wait_until(kind.has_ended, child, out)
     seconds = time.monotonic() - began
-    assert process.wait() == 0, process.stderr.read()
+    assert child.wait() == 0, said.read_text()
     expected, files = kind.results(out), hidden_files(out)
     assert kind.has_ended(out) and not files
     inside = same = lines = interrupts = processes = left = 0
     moments = random.Random(0)
     for number in range(rounds):
         shutil.rmtree(out)
-        process = start(kind, out)
+        child = start(kind, said)
+        wait_until(kind.has_begun, child, out)
         time.sleep(moments.uniform(0, 0.8 * seconds))
         by_kill = number % 2 == 0
-        is_inside = process.poll() is None and not kind.has_ended(out)
-        process.send_signal(signal.SIGKILL if by_kill else signal.SIGINT)
-        error = process.communicate()[1]
-        inside += is_inside and not kind.has_ended(out)
-        if not by_kill and is_inside:
+        others = child.children(recursive=True)
+        child.send_signal(signal.SIGKILL if by_kill else signal.SIGINT)
+        status = child.wait()
+        is_inside = status == (-signal.SIGKILL if by_kill else INTERRUPTED) and not kind.has_ended(out)
+        inside += is_inside
+        if is_inside and not by_kill:
             interrupts += 1
-            lines += process.returncode == 130 and error.count("\n") == error.count("interrupted; ") == 1
-        processes += processes_of(out)
-        finished = start(kind, out)
-        error = finished.communicate()[1]
-        is_same = finished.returncode == 0 and kind.results(out) == expected
+            lines += said.read_text() == "interrupted; rerun the command and it resumes\n"
+        processes += len(psutil.wait_procs(others, timeout=10)[1])
+        status = start(kind, said).wait()
+        is_same = status == 0 and kind.results(out) == expected
         if not is_same:
-            print(f"{name}, round {number}: {finished.returncode} {error[-500:]}", file=sys.stderr)
+            print(f"{name}, round {number}: {status} {said.read_text()[-500:]}", file=sys.stderr)
         same += is_same
         left += hidden_files(out)
     return f"| {name} | {rounds} | {inside} | {same} | {lines} of {interrupts} | {processes} | {left} |"
 
 
-def start(kind: Kind, out: Path) -> subprocess.Popen:
-    """The command, once it has a first result where there was none."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
-    had_begun = out.exists()
-    process = subprocess.Popen(
-        kind.words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    while not had_begun and not kind.has_begun(out) and process.poll() is None:
+def start(kind: Kind, said: Path) -> psutil.Process:
+    """The command in a process of its own; its stderr goes to the file `said`."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        for stream, path in ((1, os.devnull), (2, said)):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+        prepare_process("__main__")
+        os._exit(run_command_line(lambda: kind.main([str(word) for word in kind.words])))
+    return psutil.Process(child)
+
+
+def wait_until(is_true: Callable[[Path], bool], child: psutil.Process, out: Path) -> None:
+    while not is_true(out) and child.status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.002)
-    return process
-
-
-def processes_of(out: Path) -> int:
-    """How many processes still work below a folder, a second after the kill."""
-    time.sleep(1)
-    words = (process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"]))
-    return sum(str(out) in " ".join(line) for line in words)
 
 
 def hidden_files(out: Path) -> int:
