@@ -88,7 +88,7 @@ def check_same_run(path: Path, found: dict[str, Any] | None, identity: dict[str,
     else:
         keys = sorted(key for key in {*found, *identity} if found.get(key) != identity.get(key))
         difference = "another " + " and ".join(key.replace("_", " ") for key in keys)
-        if len(str(found.get("model_fingerprint"))) == 64:
+        if len(str(found.get("model_fingerprint"))) == 64 != len(str(identity.get("model_fingerprint"))):
             difference = "of an earlier version, which did not hash the whole model"
     raise UserError(
         f"{path} holds the results of another run ({difference}); "

@@ -225,7 +225,7 @@ BROKEN_MODELS = {
     "more layers": (more_layers, MERGING, "math"),
     "tokenizer is a pointer": (write("tokenizer.json", POINTER), ALL, "git lfs pull"),
     "tokenizer is no JSON": (write("tokenizer.json", "{"), ALL, "tokenizer.json"),
-    "tokenizer of wrong types": (write("tokenizer.json", '{"model": 3, "added_tokens": 4}'), ALL, "tokenizer.json"),
+    "tokenizer of wrong types": (write("tokenizer.json", '{"model": 3, "added_tokens": 4}'), ALL, "math"),
     "adapter without weights": (adapter_without_weights, ALL, "adapter"),
     "code of its own": (edit_config(model_type="mine", auto_map={"AutoModel": "mine.Mine"}), ("inference",), "math"),
     "no causal model": (edit_config(model_type="vit", architectures=["ViTModel"]), ("inference",), "math"),

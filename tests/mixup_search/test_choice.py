@@ -123,7 +123,7 @@ def test_a_paired_difference_is_meant_over_the_examples_that_both_answered():
 def test_no_difference_where_the_answers_are_the_same():
     same = answers(np.arange(50) % 3 == 0)
     found = paired_difference([(same, same), (same, same)], seed=1)
-    assert (found.mean, found.low, found.high) == (0, 0, 0)
+    assert found.mean == 0 and found.low < 0 < found.high
 
 
 def test_the_interval_holds_the_true_difference_nineteen_times_in_twenty():
