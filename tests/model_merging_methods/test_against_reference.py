@@ -132,7 +132,7 @@ def merge_whole(models: list[Model], parameters: MergeParameters) -> Tensors:
     return {name: pieces[name].reshape(base[name].shape) if name in pieces else base[name] for name in base}
 
 
-rates = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9, 1.0]) | st.floats(0, 1)
+rates = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9, 1.0]) | st.floats(0, 0.99)
 masks = st.builds(
     Mask,
     weight_mask_rate=rates,

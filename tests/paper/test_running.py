@@ -133,7 +133,7 @@ def test_ctrl_c_for_the_tables_reaches_the_command_at_work(tmp_path):
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert (process.returncode, error) == (130, "interrupted; rerun the command and it resumes\n")
-    gone, left = psutil.wait_procs(children, timeout=1)
+    gone, left = psutil.wait_procs(children, timeout=20)
     assert gone and not left
 
 
