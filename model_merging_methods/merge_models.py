@@ -123,6 +123,8 @@ def merge_models(
         findings.stop_at_errors()
         for warning in findings.warnings:
             log.warning("warning: %s", warning.text)
+        record: dict | None = None
+        weights: dict[str, str] = {}
         for role, target in wanted.items():
             with whole_folder(target, replace=overwrite, is_locked=True) as folder:
                 if finished is None:
@@ -131,8 +133,9 @@ def merge_models(
                     record["found"]["warnings"] = [finding.text for finding in findings.warnings]
                 else:
                     empty_folder(folder)
-                    record, weights = _link_into(folder, finished)
-                    record["found"].setdefault("warnings", [])  # older records have none
+                    _link_into(folder, finished)
+                    if record is None:
+                        record, weights = _recorded(finished)
                 write_model_files(request, models, role, folder)
                 warnings = record["found"]["warnings"]
                 (folder / CARD_FILE).write_text(model_card(request, role, warnings), encoding="utf-8")
@@ -292,15 +295,19 @@ def _digests_of_inputs(reports: Mapping[str, TensorReport], models: AlignedModel
     ]
 
 
-def _link_into(folder: Path, finished: Path) -> tuple[dict, dict[str, str]]:
-    """Put the weights of the `finished` folder of another role into `folder`; returns its record, and the hashes of
-    the weight files that it has."""
+def _link_into(folder: Path, finished: Path) -> None:
+    """Put the weights of the `finished` folder of another role into `folder`."""
     for path in finished.iterdir():
         if path.suffix == ".safetensors":
             _link_or_copy(path, folder / path.name)
         elif path.name == INDEX_FILE:
             shutil.copyfile(path, folder / path.name)
+
+
+def _recorded(finished: Path) -> tuple[dict, dict[str, str]]:
+    """The record of a folder that an earlier run finished, and the hashes of the weight files that it has."""
     record = read_record(finished / RECORD_FILE)
+    record["found"].setdefault("warnings", [])  # older records have none
     outputs = [] if isinstance(record["outputs"], dict) else record["outputs"]
     hashes = {file["name"]: file["xxh3_128"] for file in outputs if file["name"].endswith(".safetensors")}
     return {**record, "format": RECORD_FORMAT}, hashes

@@ -139,8 +139,10 @@ def _matters(
 
 def _is_tied(model: CheckpointFolder, name: str) -> bool:
     """Whether a matrix with rows for tokens repeats another one, so that both are one in the merged model."""
+    if not is_vocabulary_matrix(name):
+        return False
     others = [other for other in model.tensors if is_vocabulary_matrix(other) and other != name]
-    return is_vocabulary_matrix(name) and any(holds_equal(model, name, other) for other in others)
+    return any(holds_equal(model, name, other) for other in others)
 
 
 def list_output_files(folder: Path, known: Mapping[str, str]) -> list[FileOnRecord]:
