@@ -165,6 +165,10 @@ class SearchStore:
             for key in dict.fromkeys((*stored, *self.identity))
             if key not in stored or key not in self.identity or stored[key] != self.identity[key]
         ]
+        if "engine_dtype" in self.identity and "engine_dtype" not in stored:
+            raise UserError(
+                f"{self.path}: holds a search of an earlier version, which did not hash whole models; name another file"
+            )
         if keys:
             here = ", ".join(
                 f"{key} ({_short(stored.get(key))} there, {_short(self.identity.get(key))} here)" for key in keys
