@@ -145,7 +145,7 @@ def test_another_search_is_told_by_what_differs(path):
 
 def test_a_search_of_an_earlier_version_is_named(path):
     SearchStore(path, IDENTITY).close()
-    with pytest.raises(UserError, match="a search of an earlier version.*name another file"):
+    with pytest.raises(UserError, match=r"a search of an earlier version.*name another file"):
         SearchStore(path, {**IDENTITY, "engine_dtype": "float32"})
 
 
