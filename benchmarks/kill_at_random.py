@@ -197,7 +197,7 @@ def kill_rounds(name: str, rounds: int, folder: Path) -> str:
 
 
 def start(kind: Kind, said: Path) -> psutil.Process:
-    """The command in a process of its own; its stderr goes to the file `said`."""
+    """The command in a separate process; its stderr goes to the file `said`."""
     child = os.fork()
     if child == 0:
         os.setsid()

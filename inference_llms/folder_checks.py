@@ -22,8 +22,8 @@ def check_model_folder(folder: Path) -> None:
                 f"{folder} holds no model itself, but folders that do ({', '.join(inside)}); give one of them"
             )
     for path in model_files(folder):
-        if told := stand_in_remedy(path):
-            raise UserError(f"{path} {told}")
+        if fault := stand_in_remedy(path):
+            raise UserError(f"{path} {fault}")
     check_tokenizer([folder])
 
 

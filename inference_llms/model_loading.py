@@ -96,7 +96,7 @@ def _missing_tensors(model_folder: Path, missing: list[str], others: list[str]) 
             "is inside"
         )
     lacks = f"{model_folder} lacks tensor {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
-    instead = f", and holds {len(others)} that it has no use for ({others[0]})" if others else ""
+    instead = f", and holds {len(others)} that it does not need ({others[0]})" if others else ""
     return f"{lacks}{instead}; copy or download the model again, or save it as a causal language model"
 
 

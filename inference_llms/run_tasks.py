@@ -169,7 +169,7 @@ def check_scores(path: Path, found: dict[str, Completions], overwrite: bool) -> 
 
 
 def check_outputs(task: Task, completions: Completions, places: OutputPlaces) -> None:
-    """Raise `UserError` where an evaluator's file that is there was made of other completions."""
+    """Raise `UserError` where an evaluator's file is already there, of other completions."""
     task.check({example: completion.time for example, completion in completions.by_id.items()}, places)
 
 

@@ -38,7 +38,7 @@ class ReplaceableWeights:
 def _reload(model: "nn.Module", weights: Iterable[tuple[str, "Tensor"]], model_config) -> None:
     """vLLM's own reload, which processes each layer again once it is filled, and what it leaves out on the CPU.
 
-    A tied head gets no weights of its own, so vLLM never processes it again: it would keep computing with its packed
+    A tied head gets no separate weights, so vLLM never processes it again: it would keep computing with its packed
     copy of the old embeddings. Fused experts are packed only while they have no kernel, and would compute with weights
     that are not packed as if they were.
     """

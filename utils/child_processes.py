@@ -14,7 +14,7 @@ _running: set[subprocess.Popen] = set()
 
 @contextmanager
 def child_process(words: Sequence[str], environment: Mapping[str, str], **options: Any) -> Iterator[subprocess.Popen]:
-    """Start one of the project's commands, in a session of its own; waits for it when the block ends.
+    """Start one of the project's commands, in a separate session; waits for it when the block ends.
 
     A Ctrl-C in the terminal does not reach it, so that `interrupt_children` is the only one it gets.
     """

@@ -1,4 +1,4 @@
-"""Checkpoints with code of their own, which is never executed here."""
+"""Checkpoints that come with code, which is never executed here."""
 
 from collections.abc import Mapping
 from pathlib import Path

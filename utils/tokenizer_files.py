@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-# Files that hold a vocabulary. The SentencePiece models of many families have names of their own (tokenizer.model,
+# Files that hold a vocabulary. The SentencePiece models of many families have their own names (tokenizer.model,
 # spiece.model, sentencepiece.bpe.model, spm.model, source.spm, tokenizer.model.v3, ...).
 VOCABULARY_PATTERNS = (
     "tokenizer.json",

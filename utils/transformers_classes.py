@@ -84,7 +84,7 @@ def knows_model_type(model_type: Any) -> bool:
     """Whether transformers has a config class for a `model_type`."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    return model_type in CONFIG_MAPPING_NAMES
+    return isinstance(model_type, str) and model_type in CONFIG_MAPPING_NAMES
 
 
 def why_no_generation_config(content: dict[str, Any]) -> str | None:

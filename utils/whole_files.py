@@ -110,7 +110,7 @@ def _say_there_are_no_locks(folder: Path) -> None:
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a hidden sibling of `path` to write to, and put it there in one step when the block ends well.
 
-    Each call has a sibling of its own. One that a killed process left is removed by the next call for `path`.
+    Each call has a separate sibling. One that a killed process left is removed by the next call for `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.unfinished"):

@@ -129,9 +129,9 @@ def run_guarded(
             raise LimitError(f"{name} {reason}")
         if process.returncode:
             lines = [line for line in _end_of(errors).splitlines() if line.strip()]
-            told = lines[-1] if lines else f"status {process.returncode}"
+            reason = lines[-1] if lines else f"status {process.returncode}"
             # As a shell's, the status of a command that a signal ended is above 128.
-            raise (LimitError if process.returncode > 128 else GuardedCommandError)(f"{name} failed: {told}")
+            raise (LimitError if process.returncode > 128 else GuardedCommandError)(f"{name} failed: {reason}")
         return _end_of(output)
 
 
@@ -249,8 +249,8 @@ def _wait(process: subprocess.Popen, seconds: float, limits: Limits) -> str | No
         processes = _with_descendants(process.pid)
         held = sum(map(_memory_held, processes))
         if held > limits.memory:
-            told = f"{held / 2**30:.1f} GiB together (the limit is {limits.memory / 2**30:.0f})"
-            return f"and its processes held {told} and were ended"
+            used = f"{held / 2**30:.1f} GiB together (the limit is {limits.memory / 2**30:.0f})"
+            return f"and its processes held {used} and were ended"
         # The kernel starts no more; what runs then only takes the time of others.
         is_full = sum(processes.values()) >= limits.processes
         if is_full and was_full:

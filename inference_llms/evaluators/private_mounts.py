@@ -1,4 +1,4 @@
-"""The first process of a guard without bubblewrap: give it mounts of its own, then run a command there.
+"""The first process of a guard without bubblewrap: give it private mounts, then run a command there.
 
 Runs as `python -I -S private_mounts.py PLACES COMMAND...` in new mount and process namespaces that `unshare` made.
 PLACES is JSON: the folders to `hide`, what stays `readable` or `writable` below them, the `folder` to run in, and the

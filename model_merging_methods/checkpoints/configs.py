@@ -35,6 +35,7 @@ _WITHOUT_MEANING = re.compile(
 )
 TOKEN_IDS = re.compile(r"\w*_token_(ids?|index)|suppress_tokens|begin_suppress_tokens|bad_words_ids|force_words_ids")
 _ROPE = ("rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq")
+_SAME_ACTIVATIONS = {"swish": "silu", "gelu_pytorch_tanh": "gelu_new"}  # two names of one function
 _INACTIVE = (None, False, 0, "", [], {})
 
 
@@ -147,13 +148,10 @@ def _flat(config: Config) -> dict[str, Any]:
     return flat
 
 
-_SAME_FUNCTIONS = {"swish": "silu", "gelu_pytorch_tanh": "gelu_new"}
-
-
 def _without_old_names(value: Any) -> Any:
-    """Rope settings without `type`, which transformers keeps beside `rope_type`."""
+    """Rope settings without `type`, which transformers keeps beside `rope_type`; activations under one name."""
     if not isinstance(value, dict):
-        return _SAME_FUNCTIONS.get(value, value) if isinstance(value, str) else value
+        return _SAME_ACTIVATIONS.get(value, value) if isinstance(value, str) else value
     return {k: _without_old_names(v) for k, v in value.items() if not (k == "type" and "rope_type" in value)}
 
 

@@ -39,8 +39,8 @@ def _read(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
     try:
         content = read_json_object(path, "")
     except UserError as error:
-        told = str(error).removeprefix(str(path)).strip(" ;")
-        return None, f"{told}; it is left out, and the merged model stops where config.json says"
+        reason = str(error).removeprefix(str(path)).strip(" ;")
+        return None, f"{reason}; it is left out, and the merged model stops where config.json says"
     if all(_is_plain(key, value) for key, value in content.items()):
         return content, None
     from utils.transformers_classes import why_no_generation_config

@@ -56,9 +56,9 @@ def check_tokenizers(folders: Mapping[str, Path], rows: Mapping[str, int], findi
 
 def _check_files(role: str, folder: Path, tokens: Mapping[str, int] | None, findings: Findings) -> None:
     for path in vocabulary_files(folder):
-        told = stand_in_remedy(path)
-        if told is not None:  # tokenizer.json is whole, or reading the tokens had raised
-            findings.warn(f"{role}: {path.name}, which {TOKENIZER_JSON} stands in for here, {told}")
+        fault = stand_in_remedy(path)
+        if fault is not None:  # tokenizer.json is whole, or reading the tokens had raised
+            findings.warn(f"{role}: {path.name}, which {TOKENIZER_JSON} replaces here, {fault}")
     end = None if tokens is None else _end_token(folder)
     if end is not None:
         findings.warn(

@@ -48,7 +48,7 @@ def appended_token(folder: Path) -> str | None:
 
 
 def _states(folder: Path) -> tuple:
-    """What tells whether a folder's tokenizer is that of an earlier call."""
+    """A key that changes when a folder's tokenizer files do."""
     return tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in tokenizer_files(folder))
 
 
@@ -59,9 +59,9 @@ def _read_once(folder: Path, states: tuple) -> _Read:
         return _Read(None)
     own = folder / TOKENIZER_JSON
     for path in [own] if own in files else files:
-        told = stand_in_remedy(path)
-        if told is not None:
-            raise UserError(f"{path}: {told}")
+        fault = stand_in_remedy(path)
+        if fault is not None:
+            raise UserError(f"{path}: {fault}")
     if own in files:
         backend = _load_backend(own)
         tokens = backend.get_vocab()
@@ -130,7 +130,7 @@ def _load_backend(path: Path) -> "Tokenizer":
 
     try:
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # of no class of its own
+    except Exception as error:  # of no specific class
         raise UserError(f"{path}: is not a tokenizer ({' '.join(str(error).split())[:150]}); {_AGAIN}") from error
 
 

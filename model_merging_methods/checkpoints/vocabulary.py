@@ -2,7 +2,7 @@
 
 The merged vocabulary is the base's, followed by each model's added tokens in model order. Rows that a model's
 tokenizer does not name (padding of the matrix) go by position: they count for the token that another model
-has there. A model without any row for a token stands in with the mean of its own rows.
+has there. A model without any row for a token gets the mean of its own rows.
 """
 
 from collections.abc import Sequence

@@ -122,7 +122,7 @@ def match_matrices(
 
 
 def _must_untie(base: Folder, own: Mapping[str, str], findings: Findings) -> bool:
-    """Whether the pretrained model's config would tie a head that the merged model has as a matrix of its own."""
+    """Whether the pretrained model's config would tie a head that is a separate matrix in the merged model."""
     ties, is_tied = ties_embeddings(base.config), _is_tied(base, own)
     if ties and not is_tied:
         findings.warn(

@@ -86,7 +86,7 @@ def run_jobs(
     jobs: Sequence[Sequence[Cell]], setting: Setting, slots: Sequence[dict[str, str]], delete_merged_models: bool
 ) -> list[Outcome]:
     """Run the jobs, as many at a time as there are `slots`: environment variables that say what a job may use of the
-    machine. What fails is told and stops nothing else. What another process runs is waited for. Ctrl-C stops all; a
+    machine. What fails is reported and stops nothing else. What another process runs is waited for. Ctrl-C stops all; a
     rerun resumes."""
     for job in jobs:
         with suppress(Busy), locked(_place(job, setting)):
@@ -197,7 +197,7 @@ def _changed_inputs(cell: Cell, setting: Setting, state: Mapping[str, Any]) -> l
         return []
     try:
         now = hash_inputs(input_files(cell, setting))
-    except (UserError, OSError):  # told when the cell runs
+    except (UserError, OSError):  # reported when the cell runs
         return ["model"]
     return [name for name, found in now.items() if state["inputs"]["hashes"].get(name) != found]
 

@@ -77,7 +77,7 @@ class TaskRecordShape:
 
 
 def check_record(path: Path, task: str, record: Mapping[str, Any], root: Path) -> None:
-    """Raise UserError unless a task's record in `path` tells what every task's record tells, and names no file for an
+    """Raise UserError unless a task's record in `path` has what every task's record has, and names no file for an
     evaluator outside the outputs below `root`."""
     remedy = "remove it and run its command again"
     check_shape(f"{path}: the record of {task}", record, TaskRecordShape, remedy)
@@ -115,13 +115,13 @@ def own_evaluator_command(command: str, record: Mapping[str, Any], root: Path) -
 
 
 def file_below(root: Path | None, recorded: Path) -> Path:
-    """Where a recorded file of a run lies now, its outputs being below `root`."""
+    """Where a recorded file of a run is now, its outputs being below `root`."""
     tail = _tail(recorded)
     return recorded if tail is None or root is None else root.absolute() / tail
 
 
 def root_of_file(path: Path) -> Path | None:
-    """The root of outputs that a file for an evaluator lies below; None where it lies below none."""
+    """The root of outputs that holds a file for an evaluator; None where none does."""
     tail = _tail(path)
     return None if tail is None else path.parents[len(tail.parts) - 1]
 

@@ -228,6 +228,11 @@ BROKEN_MODELS = {
     "tokenizer of wrong types": (write("tokenizer.json", '{"model": 3, "added_tokens": 4}'), ALL, "math"),
     "adapter without weights": (adapter_without_weights, ALL, "adapter"),
     "code of its own": (edit_config(model_type="mine", auto_map={"AutoModel": "mine.Mine"}), ("inference",), "math"),
+    "family of a wrong type": (
+        edit_config(model_type=["llama"], auto_map={"AutoModel": "mine.Mine"}),
+        ("inference",),
+        "math",
+    ),
     "no causal model": (edit_config(model_type="vit", architectures=["ViTModel"]), ("inference",), "math"),
 }
 
