@@ -13,16 +13,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from inference_llms import livebench_coding, livebench_instruction_following, livebench_typos
 from inference_llms.command_line import (
     add_inference_options,
     check_engine,
     check_inference_options,
     model_source,
 )
-from inference_llms.livebench import check_model_id
 from inference_llms.model_folder import output_places
 from inference_llms.run_tasks import ModelTasks, ReplaySource, run_tasks, score_lines, task_examples
+from inference_llms.tasks import livebench_coding, livebench_instruction_following, livebench_typos
+from inference_llms.tasks.livebench import check_model_id
 from utils.command_line import OneLineParser
 from utils.errors import UserError, run_command_line
 from utils.model_folders import find_model_folder

@@ -22,16 +22,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import psutil
 
+from benchmarks.benchmark_checkpoints import LlamaShape, make_checkpoint
 from inference_llms import __main__ as generation
-from inference_llms import transformers_engine  # noqa: F401 (imported here, forks need not)
+from inference_llms.engines import transformers as _transformers  # noqa: F401 (imported here, forks need not)
 from merge_llms_instruct_math_code import main as merge_main
 from model_merging_methods import candidate_weights, merge_models  # noqa: F401
 from scripts import search_mixup
-from scripts.benchmark_checkpoints import LlamaShape, make_checkpoint
 from scripts.paper_tables import run_cells
 from utils.errors import run_command_line
 from utils.interrupts import INTERRUPTED, prepare_process

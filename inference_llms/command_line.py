@@ -3,37 +3,17 @@
 import argparse
 from pathlib import Path
 
-from inference_llms import engine
+from inference_llms.engines import engine
 from inference_llms.folder_checks import check_model_folder
 from inference_llms.model_folder import file_hashes, model_files, model_fingerprint, weights_fingerprint
 from inference_llms.run_tasks import ModelSource
 from inference_llms.tasks import TASKS
+from utils.command_line import positive_number, whole_number
 from utils.content_hashes import FileStates, check_unchanged, file_states
 from utils.errors import UserError
 
 BACKENDS = ("auto", "vllm", "transformers", "replay")
 ENGINE_DTYPES = ("float32", "auto")
-
-
-def whole_number(text: str) -> int:
-    number = _integer(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative; give 0 or more")
-    return number
-
-
-def positive_number(text: str) -> int:
-    number = _integer(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is too small; give 1 or more")
-    return number
-
-
-def _integer(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from error
 
 
 def add_tasks_option(parser: argparse.ArgumentParser) -> None:
@@ -152,7 +132,7 @@ def unusual_dtype(engine_dtype: str, folder: Path) -> str | None:
     """The dtype that an engine computes in, where that is not the one without `--engine_dtype`."""
     if engine_dtype == ENGINE_DTYPES[0]:
         return None
-    from inference_llms.model_loading import load_config, refusals_in_one_line
+    from inference_llms.engines.model_loading import load_config, refusals_in_one_line
 
     with refusals_in_one_line(folder, "transformers"):
         checkpoint = engine.checkpoint_dtype(load_config(folder))

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from inference_llms.data_sets import read_rows
-from inference_llms.engine import Sampling
-from inference_llms.task import Example
+from inference_llms.engines.engine import Sampling
+from inference_llms.tasks.task import Example
 from utils.errors import UserError
 from utils.json_files import read_shaped_object
 from utils.whole_files import errors_name, write_json

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from inference_llms.answer_health import Health, health_of
-from inference_llms.engine import CutOff, Engine
+from inference_llms.engines.engine import CutOff, Engine
 from inference_llms.raw_generations import (
     Completion,
     Completions,
@@ -20,8 +20,8 @@ from inference_llms.raw_generations import (
     stored_completions,
     stored_row,
 )
-from inference_llms.task import Answers, Example, Outcome, Task
 from inference_llms.tasks import TASKS
+from inference_llms.tasks.task import Answers, Example, Outcome, Task
 from utils.errors import UserError
 from utils.output_places import OutputPlaces
 from utils.package_versions import package_versions

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -192,7 +192,7 @@ def _merge_into(
 ) -> tuple[dict, dict[str, str]]:
     """Write merged weights and configs into `folder`; returns the record of it, and the hashes of the weight files."""
     models = inputs.models
-    started, clock = datetime.now(timezone.utc), time.monotonic()
+    started, clock = datetime.now(UTC), time.monotonic()
     roles, parameters = list(request.finetuned), request.parameters
     merge = Merge(models, roles, parameters, work.device, work.threads, work.block_size)
     forms = output_forms(models, parameters)
@@ -230,7 +230,7 @@ def _merge_into(
     }
     times = {
         "started": started.isoformat(timespec="seconds"),
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - clock, 2),
         "sync_seconds": round(sync_seconds, 2),
         "device": work.device,

@@ -1,10 +1,8 @@
 """Attack the prompt of CoLA: is an English sentence grammatical?"""
 
-import os
 import sys
 
 if __name__ in ("__main__", "__mp_main__"):  # before the imports, which take a while
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
     from utils.interrupts import prepare_process
 
     prepare_process(__name__)

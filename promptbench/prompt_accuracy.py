@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from inference_llms.answer_health import Health, health_of
-from inference_llms.engine import CutOff, Engine, Sampling
+from inference_llms.engines.engine import CutOff, Engine, Sampling
 from inference_llms.raw_generations import appended_rows, check_same_run, cut_off, read_identity, whole_lines
 from promptbench.labels import read_label
 from promptbench.prompt_task import PLACEHOLDER, PromptTask, Sample

@@ -19,10 +19,8 @@ from inference_llms.command_line import (
     check_engine,
     check_engine_dtype,
     model_source,
-    positive_number,
-    whole_number,
 )
-from inference_llms.engine import Sampling
+from inference_llms.engines.engine import Sampling
 from inference_llms.model_folder import output_places
 from inference_llms.run_tasks import PACKAGES, ModelSource
 from promptbench import attacks
@@ -32,7 +30,7 @@ from promptbench.prompt_accuracy import SAMPLING, PromptAccuracy
 from promptbench.prompt_task import PromptTask, Sample
 from promptbench.report import attack_report, check_clean_prompt, health_lines, prompt_lines, table
 from promptbench.search import search
-from utils.command_line import OneLineParser
+from utils.command_line import OneLineParser, positive_number, whole_number
 from utils.content_hashes import content_hash, folder_hash
 from utils.errors import UserError
 from utils.json_files import read_json_object

@@ -1,11 +1,9 @@
 """Every score in a results' folder, whatever produced it, as one CSV; and the paper's tables of them, beside the
 published values: python scripts/make_tables.py RESULTS_DIR"""
 
-import os
 import sys
 
 if __name__ in ("__main__", "__mp_main__"):  # before the imports, which take a while
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
     from utils.interrupts import prepare_process
 
     prepare_process(__name__)

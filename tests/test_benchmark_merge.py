@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="be
 
 
 def benchmark(*options: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "scripts/benchmark_merge.py", "--parameters", "tiny", "--repeat", "1", *options]
+    command = [sys.executable, "benchmarks/benchmark_merge.py", "--parameters", "tiny", "--repeat", "1", *options]
     return subprocess.run([str(word) for word in command], capture_output=True, text=True, cwd=ROOT, check=False)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from inference_llms import gsm8k
 from inference_llms.evaluators.programs import pass_rate
+from inference_llms.tasks import gsm8k
 from merge_llms_instruct_math_code import main
 from tests.commands import run_here
 from tests.inference_llms.support import ROOT, read_json_lines, write_rows

@@ -11,13 +11,11 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from inference_llms.evaluators.programs import programs_pass
 from promptbench.masked_words import MaskedLanguageModel
 from promptbench.prompt_words import PromptWords
-from scripts import tiny_zoo_corpus as corpus
-from scripts import tiny_zoo_masked as masked
-from scripts import tiny_zoo_scores as scores
-from scripts import tiny_zoo_sentences as sentences
-from scripts import train_tiny_zoo as trainer
+from scripts.tiny_zoo import corpus, scores, sentences
+from scripts.tiny_zoo import masked_model as masked
+from scripts.tiny_zoo import train as trainer
 
-ZOO = Path(trainer.__file__).parent / "tiny_zoo"
+ZOO = Path(trainer.__file__).parent
 MODELS = ("base", "instruct", "math", "code", "classify")
 FIELDS = {
     "alpaca_eval": {"dataset", "instruction", "output", "generator"},

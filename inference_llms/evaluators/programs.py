@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from inference_llms import human_eval, mbpp
 from inference_llms.evaluators import judge_program
 from inference_llms.evaluators.guard import GuardedCommandError, Limits, Places, run_guarded
+from inference_llms.tasks import human_eval, mbpp
 from utils.cores import available_cores
 from utils.errors import UserError
 from utils.json_files import read_json_lines

@@ -4,9 +4,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from inference_llms.engine import CutOff
-from inference_llms.task import Example
+from inference_llms.engines.engine import CutOff
 from inference_llms.tasks import TASKS
+from inference_llms.tasks.task import Example
 from scripts.mixup_search.candidate import Answer, Candidate, Part
 from scripts.mixup_search.live_merges import LiveMerges
 from scripts.mixup_search.verdicts import verdicts_of_task

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from inference_llms.live_engine import LiveEngine, open_live_engine
-from inference_llms.task import Example, Task
+from inference_llms.engines.live_engine import LiveEngine, open_live_engine
+from inference_llms.tasks.task import Example, Task
 from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merge_record import MergeRequest, input_states
 from utils.content_hashes import FileStates, check_unchanged, file_states
@@ -106,7 +106,7 @@ class LiveMerges:
 
     def _start(self, parameters: MergeParameters) -> LiveEngine:
         # Both bring in much that a search without a missing answer does without.
-        from inference_llms.model_loading import check_weights, load_config, refusals_in_one_line
+        from inference_llms.engines.model_loading import check_weights, load_config, refusals_in_one_line
         from model_merging_methods.candidate_weights import CandidateMerges
 
         started = time.monotonic()
@@ -138,7 +138,7 @@ class LiveMerges:
 
     def _prove(self, parameters: MergeParameters) -> None:
         """Raise UserError unless vLLM computes with the weights of this merge once they are in the engine."""
-        from inference_llms.engine_proof import prove
+        from inference_llms.engines.engine_proof import prove
 
         started = time.monotonic()
         prove(self._engine, next(iter(self._folders.values())), self._merges.weights(parameters))

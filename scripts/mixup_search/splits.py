@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from inference_llms.task import Example, Task
+from inference_llms.tasks.task import Example, Task
 from utils.errors import UserError
 
 

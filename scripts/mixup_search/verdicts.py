@@ -3,11 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from inference_llms import human_eval, mbpp
 from inference_llms.evaluators.guard import check_guard
 from inference_llms.evaluators.programs import mbpp_problem, programs_pass
-from inference_llms.task import Example
-from inference_llms.tasks import TASKS
+from inference_llms.tasks import TASKS, human_eval, mbpp
+from inference_llms.tasks.task import Example
 from utils.errors import UserError
 
 Verdicts = Callable[[Sequence[Example], Sequence[str]], list[bool]]

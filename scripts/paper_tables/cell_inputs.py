@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from merge_llms_instruct_math_code import build_parser, chosen_roles
+from merge_llms_instruct_math_code import build_parser
+from model_merging_methods.command_line import chosen_roles
 from model_merging_methods.merge_record import PRETRAINED, list_input_files
 from scripts.paper_tables.cell import Cell, option_values
 from scripts.paper_tables.commands import ROOT, Setting, cell_commands, data_dir_of

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merge_llms_instruct_math_code import build_parser, chosen_roles, merge_parameters, request_of_folders
+from merge_llms_instruct_math_code import build_parser
+from model_merging_methods.command_line import chosen_roles, merge_parameters, request_of_folders
 from model_merging_methods.merge_parameters import run_name
 from model_merging_methods.merge_record import is_same_merge, read_record, tasks_name
 from scripts.paper_tables.cell import ATTACKS, MAIN_JOB, MERGED, Cell

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inference_llms.livebench import JUDGMENTS
+from inference_llms.tasks.livebench import JUDGMENTS
 from scripts.paper_tables.judged_files import check_hashes, hashing_command
 from utils.errors import UserError
 from utils.json_files import read_json_lines, read_shaped_object

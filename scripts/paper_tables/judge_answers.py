@@ -4,7 +4,7 @@ import json
 import shlex
 from collections.abc import Sequence
 
-from inference_llms import alpaca_eval
+from inference_llms.tasks import alpaca_eval
 from scripts.paper_tables.commands import Setting
 from scripts.paper_tables.evaluator_results import agreement_file, alpaca_eval_folder, command_file, command_with_output
 from scripts.paper_tables.judged_files import keep_hash_lines

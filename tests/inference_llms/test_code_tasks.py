@@ -5,7 +5,7 @@ from dataclasses import astuple
 
 import pytest
 
-from inference_llms import human_eval, mbpp
+from inference_llms.tasks import human_eval, mbpp
 from tests.inference_llms.support import (
     DATA,
     golden,

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from inference_llms import MATH, alpaca_eval, gsm8k, human_eval, mbpp
 from inference_llms.data_sets import DataSet, load_rows
+from inference_llms.tasks import MATH, alpaca_eval, gsm8k, human_eval, mbpp
 from tests.inference_llms.support import ROOT, write_rows
 from utils.errors import UserError
 
@@ -111,7 +111,7 @@ def test_without_a_network_one_line_says_which_file_to_put_where(tmp_path):
     program = (
         "import time\n"
         "time.sleep = lambda seconds: None  # the hub's client waits between its attempts\n"
-        "from inference_llms import gsm8k\n"
+        "from inference_llms.tasks import gsm8k\n"
         "from utils.errors import run_command_line\n"
         "raise SystemExit(run_command_line(lambda: gsm8k.load_examples(None)))\n"
     )

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
-from inference_llms import engine as engine_room
-from inference_llms.engine import (
+from inference_llms.engines import engine as engine_room
+from inference_llms.engines.engine import (
     Sampling,
     check_engine_request,
     dtype_in_transformers,
@@ -21,9 +21,9 @@ from inference_llms.engine import (
     resolve_backend,
     widest_split,
 )
-from inference_llms.model_loading import check_weights, load_config
-from inference_llms.transformers_engine import TransformersEngine
-from inference_llms.vllm_engine import VllmEngine
+from inference_llms.engines.model_loading import check_weights, load_config
+from inference_llms.engines.transformers import TransformersEngine
+from inference_llms.engines.vllm import VllmEngine
 from tests.inference_llms.tiny_llama import PROMPTS, write_tiny_llama
 from utils.cores import available_cores
 from utils.errors import UserError
@@ -221,10 +221,10 @@ def test_without_a_gpu_auto_is_transformers_and_says_what_has_no_effect(tmp_path
 def test_importing_and_checking_loads_no_engine():
     """A merge checks its request first, and must not wait for packages that it may never need."""
     heavy = "[name for name in ('torch', 'transformers', 'vllm') if name in sys.modules]"
-    assert run_python(f"import sys, inference_llms, inference_llms.engine; print({heavy})").stdout == "[]\n"
+    assert run_python(f"import sys, inference_llms, inference_llms.engines.engine; print({heavy})").stdout == "[]\n"
     code = f"""
 import sys
-from inference_llms.engine import check_engine_request, resolve_backend
+from inference_llms.engines.engine import check_engine_request, resolve_backend
 check_engine_request("auto", 1, 1); resolve_backend("auto")
 assert not {{"transformers", "vllm"}} & set(sys.modules), {heavy}
 """

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from inference_llms.engine_proof import ScoredText, check_against
+from inference_llms.engines.engine_proof import ScoredText, check_against
 from tests.vllm_marks import vllm_installed
 from utils.errors import UserError
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_llms import gsm8k
+from inference_llms.tasks import gsm8k
 from tests.inference_llms.support import (
     DATA,
     golden,

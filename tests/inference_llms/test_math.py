@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_llms import MATH
-from inference_llms.math_normalisation import is_equivalent, last_boxed
+from inference_llms.tasks import MATH
+from inference_llms.tasks.math_normalisation import is_equivalent, last_boxed
 from tests.inference_llms.support import (
     DATA,
     golden,

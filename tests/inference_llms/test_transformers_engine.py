@@ -9,10 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from inference_llms import decoding_batch, transformers_engine
-from inference_llms.engine import CutOff, Sampling, open_engine
-from inference_llms.live_engine import open_live_engine
-from inference_llms.transformers_engine import cut_at_stop
+from inference_llms.engines import decoding_batch
+from inference_llms.engines import transformers as transformers_engine
+from inference_llms.engines.engine import CutOff, Sampling, open_engine
+from inference_llms.engines.live_engine import open_live_engine
+from inference_llms.engines.transformers import cut_at_stop
 from tests.inference_llms.tiny_llama import BEGIN, CONTEXT, CUT, END, PROMPTS, write_tiny_llama
 from utils.errors import UserError
 

@@ -7,7 +7,7 @@ import psutil
 import pytest
 import torch
 
-from inference_llms.engine import CutOff, Sampling, open_engine
+from inference_llms.engines.engine import CutOff, Sampling, open_engine
 from tests.inference_llms.tiny_llama import CONTEXT, PROMPTS, write_tiny_llama
 from tests.vllm_marks import two_workers, vllm_installed
 from utils.errors import UserError

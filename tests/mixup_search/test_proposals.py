@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merge_llms_instruct_math_code import build_parser, merge_parameters
+from merge_llms_instruct_math_code import build_parser
+from model_merging_methods.command_line import merge_parameters
 from model_merging_methods.merge_parameters import Mask, MergeParameters
 from scripts.mixup_search.proposals import DRAW_BY, Proposals, even_ratios, ratios_at, shares_of
 from scripts.mixup_search.search_space import Values

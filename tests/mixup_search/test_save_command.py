@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merge_llms_instruct_math_code import build_parser, chosen_roles, merge_parameters
+from merge_llms_instruct_math_code import build_parser
+from model_merging_methods.command_line import chosen_roles, merge_parameters
 from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
 from model_merging_methods.mixup import two_model_weights
 from scripts.mixup_search.proposals import ratios_at

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from inference_llms import gsm8k
+from inference_llms.tasks import gsm8k
 from scripts.mixup_search.splits import split_task
 from utils.errors import UserError
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.benchmark_checkpoints import LlamaShape, make_checkpoint
 from model_merging_methods.merge_engine import Merge
 from model_merging_methods.merge_models import MergeWork, merge_models
 from model_merging_methods.merge_parameters import Mask, MergeParameters
 from model_merging_methods.merge_progress import PROGRESS_FILE
 from model_merging_methods.merge_record import MergeRequest
-from scripts.benchmark_checkpoints import LlamaShape, make_checkpoint
 from utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import torch
 
 import merge_llms_instruct_math_code
 from inference_llms import tasks
-from inference_llms.task import Answers
+from inference_llms.tasks.task import Answers
 from model_merging_methods import merging_methods
 from model_merging_methods.merge_models import merge_models
 from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup

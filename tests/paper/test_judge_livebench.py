@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from inference_llms.evaluators.guard import check_guard
-from inference_llms.livebench import releases_of
+from inference_llms.tasks.livebench import releases_of
 from ood_robust_inference import main as ood_robust_inference
 from scripts.paper_tables.commands import Setting
 from scripts.paper_tables.evaluate import NOTES, evaluate, files_to_judge

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "attacks"
+GOLDEN = Path(__file__).parents[1] / "golden" / "attacks"
 RELEASE = "0.3.7"
 
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="no recorded attacks in ../shared/golden/attacks")

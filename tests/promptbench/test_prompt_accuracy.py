@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from inference_llms.engine import CutOff
+from inference_llms.engines.engine import CutOff
 from promptbench.attack import AttackParts
 from promptbench.attacks import checklist, deepwordbug, semantic, stresstest
 from promptbench.prompt_accuracy import SAMPLING, PromptAccuracy

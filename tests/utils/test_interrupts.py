@@ -24,7 +24,7 @@ SCRIPTS = {
     "scripts/make_tables.py": ["--help"],
     "scripts/plot_figures.py": ["--help"],
     "scripts/run_demo.py": ["--help"],
-    "scripts/train_tiny_zoo.py": ["--help"],
+    "scripts/tiny_zoo/train.py": ["--help"],
 }
 
 

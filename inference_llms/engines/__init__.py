@@ -1,0 +1,1 @@
+"""Engines, which complete prompts."""

@@ -1,0 +1,1 @@
+"""The tiny models, their data, and what makes them."""
