@@ -243,7 +243,7 @@ def our_command(bench: Bench, case: Case) -> list[object]:
         models = [word for role in roles for word in (role, bench.models[role])]
         return [
             sys.executable,
-            ROOT / "scripts" / "benchmark_many.py",
+            ROOT / "benchmarks" / "benchmark_many.py",
             bench.models["base"],
             bench.out,
             *models,
@@ -259,7 +259,7 @@ def our_command(bench: Bench, case: Case) -> list[object]:
 
 
 def floor_command(bench: Bench, case: Case) -> list[object]:
-    script = ROOT / "scripts" / "benchmark_floor.py"
+    script = ROOT / "benchmarks" / "benchmark_floor.py"
     return [sys.executable, script, bench.out / "floor", bench.output_bytes(), *bench.inputs(case)]
 
 

