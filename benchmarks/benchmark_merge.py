@@ -1,9 +1,9 @@
-"""Time and memory of every merging method, beside the floor of reading and writing alone, and beside mergekit.
+"""Time and memory of each merging method, compared with plain reading and writing and with mergekit.
 
     python benchmarks/benchmark_merge.py --parameters 1.1 --vs mergekit --output benchmarks/merge_1.1b.md
 
 Every merge is a fresh process, timed from its start to its end without the final sync of its output, which
-has a column of its own. The floor, in the same round, reads the inputs that the method needs once and writes
+has a separate column. The floor, in the same round, reads the inputs that the method needs once and writes
 the output once. Cold rounds begin with the inputs out of the system's cache, warm ones with them in it.
 """
 
@@ -58,7 +58,7 @@ METHODS = {  # the options of each; mergekit's method that does the same work, w
 }
 PACKAGES = ("numpy", "numba", "xxhash")
 LONG = 60.0  # seconds, beyond which a machine's noise averages out within a process
-MERGEKIT_FLAGS = ("--lazy-unpickle", "--async-write")  # the quickest of those that bear on the CPU, by trial
+MERGEKIT_FLAGS = ("--lazy-unpickle", "--async-write")  # the fastest of those that affect the CPU, by trial
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Bench:
-    """Where everything lies: models by role, the base's role being `base`."""
+    """The folders of a benchmark: models by role; the base has the role `base`."""
 
     folder: Path
     models: dict[str, Path]
@@ -120,10 +120,10 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all")
     parser.add_argument("--states", nargs="+", choices=("cold", "warm"), default=["cold", "warm"])
     parser.add_argument("--repeat", type=int, default=3, help="rounds, of which medians are taken (default: 3)")
-    parser.add_argument("--vs", choices=("mergekit",), help="measure this beside, warm, in an environment of its own")
+    parser.add_argument("--vs", choices=("mergekit",), help="also measure this, warm, in a separate environment")
     parser.add_argument("--work_dir", type=Path, help="where models are made (default: a temporary folder)")
     parser.add_argument("--keep", action="store_true", help="leave the models there")
-    parser.add_argument("--output", type=Path, help="write the table here, and all figures beside it as JSON")
+    parser.add_argument("--output", type=Path, help="write the table here, and all figures next to it as JSON")
     options = parser.parse_args()
     if not sys.platform.startswith("linux"):
         raise UserError("benchmarks are for Linux: they read /proc")
@@ -153,7 +153,7 @@ def main() -> None:
 
 
 def prepare(folder: Path, options: argparse.Namespace) -> Bench:
-    """Make the models, and mergekit's environment if it is asked for."""
+    """Make the models, and mergekit's environment if requested."""
     shape = SHAPES[options.parameters]
     roles = ("base", *ROLES[: options.models])
     missing = [role for role in roles if not (folder / role).exists()]
@@ -289,12 +289,12 @@ def report(rounds: dict[tuple[Case, str], list[Round]], bench: Bench, options: a
     lines = [
         heading,
         "",
-        f"Made by `{made}` on {date.today()}; medians of {options.repeat}, but what took over {LONG:.0f} s ran once.",
+        f"Made by `{made}` on {date.today()}; medians of {options.repeat}; merges of more than {LONG:.0f} s ran once.",
         "",
         about,
         "",
-        "Seconds are from process start to process end, without the final sync of the output, which stands beside.",
-        "Memory is the peak of the process's own, in MB (10^6 bytes); read and written are GB (10^9 bytes) asked for.",
+        "Seconds are from process start to process end, without the final sync of the output (own column).",
+        "Memory is the peak of private memory, in MB (10^6 bytes). Read and written: GB (10^9 bytes) requested.",
         "The floor reads the inputs that the method needs once and writes the output once, with positioned reads and",
         "writes and a thread a core, in the same round. Kernels were compiled before, on tiny models.",
         "",
@@ -362,14 +362,14 @@ def _estimate(rounds: dict[tuple[Case, str], list[Round]], parameters: int) -> s
     if parameters < 1e9:
         return ""
     sizes = [size for size in (7, 13, 70) if size * 1e9 > 1.5 * parameters]
-    told = []
+    estimates = []
     for method in ("task arithmetic", "TIES"):
         of = rounds.get((Case(method, "cold"), "ours"))
         if of:
             per_parameter = _median(of, "wall") / parameters
             minutes = [f"{size}B {per_parameter * size * 1e9 / 60:.1f} min" for size in sizes]
-            told.append(f"{method} {', '.join(minutes)}")
-    return f"Estimated from the cold seconds per parameter: {'; '.join(told)}." if told else ""
+            estimates.append(f"{method} {', '.join(minutes)}")
+    return f"Estimated from the cold seconds per parameter: {'; '.join(estimates)}." if estimates else ""
 
 
 def _mergekit_version(environment: Path) -> str:

@@ -12,14 +12,14 @@ from pathlib import Path
 
 from utils.cores import available_cores
 
-_EVERY = 0.02  # seconds between looks at a process
+_EVERY = 0.02  # seconds between two samples of a process
 _CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A process from start to end. Bytes of memory: `own_memory` is the peak of what is its own (neither files mapped
-    nor cached), `resident` the peak of all. `read`, `written`: bytes asked for; `from_disk`: met the disk."""
+    """A process from start to end, with peaks of memory in bytes: `own_memory` is private (no mapped or cached files),
+    `resident` is all. `read` and `written` are bytes requested, `from_disk` bytes that the disk delivered."""
 
     wall: float
     own_memory: int

@@ -2,8 +2,8 @@
 
     python benchmarks/kill_at_random.py merge generation search table --rounds 20 --output benchmarks/kills.md
 
-Each kind runs once undisturbed. Then each round starts it anew, kills it between its first result and its last one, by
-SIGKILL and Ctrl-C in turn, and reruns the command. The results must be the same, bytes and all, except times. Processes
+Each kind runs once undisturbed. Then each round starts it again, kills it between its first and its last result, with
+SIGKILL and Ctrl-C alternately, and reruns the command. The results must be equal byte for byte, except times. Processes
 are forks of this one, which has loaded their modules; only tables start others, as they always do.
 """
 

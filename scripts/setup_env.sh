@@ -87,8 +87,8 @@ has_torch() {
 }
 
 install_torch_without_cuda() {
-    # PyPI's torch for Linux brings gigabytes of CUDA; builds without have the version's +cpu. First where pip
-    # is configured to look, then PyTorch's own index, which may be out of reach, then whatever there is.
+    # PyPI's torch for Linux includes gigabytes of CUDA; builds without it are called +cpu. Try pip's configured
+    # indexes, then PyTorch's own index, which may be out of reach, then the plain build.
     local wheel="torch==$TORCH_VERSION+cpu"
     install --only-binary :all: "$wheel" 2>/dev/null && return
     install --only-binary :all: --timeout 15 --retries 0 --extra-index-url "$PYTORCH_CPU_INDEX" "$wheel" \
@@ -113,8 +113,8 @@ fi
 echo "installing the project and its packages"
 install "${packages[@]}"
 if [ "$with_vllm" = yes ] && ! has_gpu; then
-    # The CPU build asks for these; those of PyPI are made for the CUDA torch, and beside the CPU one they
-    # make `import transformers` fail. No text model needs them.
+    # The CPU build requires these; PyPI's are built for torch with CUDA, and with the CPU build they make
+    # `import transformers` fail. No text model needs them.
     "$python" -m pip uninstall -qq --yes torchvision torchaudio torchcodec
 fi
 

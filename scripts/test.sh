@@ -27,13 +27,13 @@ run_tests() {
     case $status in
         0) tested=yes ;;
         1) tested=yes failed=yes ;;
-        5) ;; # none of the tests asked for is of this kind
+        5) ;; # no selected test is of this kind
         *) exit $status ;;
     esac
 }
 
-# A process a core, each with one thread: with more, torch's threads wait for one another a hundred times as long as they
-# work. vLLM's and Ray's tests come after, one by one, as their workers take all cores.
+# One single-threaded process per core: with more threads, torch's threads mostly wait for each other.
+# vLLM's and Ray's tests run afterwards, one by one, because their workers use all cores.
 OMP_NUM_THREADS=1 run_tests -m "not vllm and not alone" -n logical --maxprocesses 8 --dist loadfile
 run_tests -m "vllm or alone"
 if [ "$tested" = no ]; then

@@ -1,7 +1,7 @@
 """The text of the tiny models: questions and answers made from templates, wholly synthetic.
 
 Written for this project, under its MIT licence; nothing is taken from any data set. Three domains, each
-asked in the paper's own prompts: instructions about words (Vicuna chat form), arithmetic (Alpaca form,
+with the paper's own prompts: instructions about words (Vicuna chat form), arithmetic (Alpaca form,
 step by step) and Python functions of one line (Alpaca form, code). An `Example` is one prompt with its
 right answer. `sample_example` draws one; the same random state gives the same text on every machine.
 """
@@ -49,7 +49,7 @@ ARGUMENTS = "x n a m y v".split()
 class Example:
     """One question with its right answer.
 
-    `kind` is the skill asked for, `completion` what a fine-tune learns to write after `prompt`, and `row`
+    `kind` is the required skill, `completion` what a fine-tune learns to write after `prompt`, and `row`
     the example as a line of its task's data file, without the fields that number it.
     """
 
@@ -165,7 +165,7 @@ def sample_expression(rng: random.Random) -> Example:
 
 @dataclass(frozen=True)
 class Function:
-    """A Python function of one argument and one constant: how it is asked for, and how it is written."""
+    """A Python function of one argument and one constant: its description and its code."""
 
     docstring: str
     request: str
@@ -197,7 +197,7 @@ def sample_function(rng: random.Random, task: str) -> Example:
     """One Python function to write, in the fields of HumanEval or MBPP as `task` says.
 
     `question` is the constant and what to do with it, without the function's name, so that a test asks
-    for a function that training never asked for under any name.
+    for a function that training never used under any name.
     """
     kind, k = rng.choice(list(FUNCTIONS)), rng.choice(CONSTANTS)
     function = FUNCTIONS[kind]

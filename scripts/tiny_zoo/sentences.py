@@ -42,7 +42,7 @@ def sample_review(rng: random.Random) -> Sample:
 
 
 def sample_sentence(rng: random.Random) -> Sample:
-    """An English sentence (1), or one whose verb is missing or stands last, or whose article stands last (0)."""
+    """An English sentence (1), or one without a verb, or with the verb or the article at the end (0)."""
     label = rng.randrange(2)
     person, thing, deed = rng.choice(PEOPLE), rng.choice(THINGS), rng.choice(DEEDS)
     several = rng.random() < 0.5

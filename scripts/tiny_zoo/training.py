@@ -86,7 +86,7 @@ def encode_batch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and labels of (prompt, completion) pairs, both [pairs, longest]; only the completion and the
     end-of-sequence token after it are labelled, as the loss is on them alone."""
-    # An end token does for padding where there is none: what follows the labels is never looked at.
+    # Without a padding token, the end token serves: the loss ignores everything after the labels.
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
     completions = tokenizer([text for _, text in pairs], add_special_tokens=False)["input_ids"]
@@ -128,8 +128,8 @@ def train(
         for draw in draws:
             ids, labels = encode_batch(tokenizer, [draw(rng) for _ in range(batch_size)])
             hidden = model.model(ids).last_hidden_state[:, :-1]
-            asked = labels[:, 1:] != IGNORED
-            loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[asked]), labels[:, 1:][asked])
+            labelled = labels[:, 1:] != IGNORED
+            loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[labelled]), labels[:, 1:][labelled])
             (loss / len(draws)).backward()
             losses.append(loss.item())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
