@@ -4,14 +4,14 @@ import json
 from dataclasses import replace
 
 import pytest
-
-from inference_llms.answer_health import Health, health_of, health_on_record, repeats_itself
-from inference_llms.run_tasks import task_health
-from inference_llms.tasks import MATH, TASKS, gsm8k, human_eval, mbpp
 from inference_llms.tasks.livebench_coding import task as livebench_coding
 from inference_llms.tasks.livebench_instruction_following import task as livebench_instruction_following
 from inference_llms.tasks.livebench_typos import task as livebench_typos
 from inference_llms.tasks.task import Example
+
+from inference_llms.answer_health import Health, health_of, health_on_record, repeats_itself
+from inference_llms.run_tasks import task_health
+from inference_llms.tasks import MATH, TASKS, gsm8k, human_eval, mbpp
 from tests.inference_llms.support import DATA, ROOT, needs_data, read_json_lines, replay, run_command_here, write_rows
 
 ZOO = ROOT / "scripts" / "tiny_zoo"

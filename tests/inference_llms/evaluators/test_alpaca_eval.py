@@ -9,9 +9,9 @@ from dataclasses import astuple
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from scripts.paper_tables.evaluator_results import command_to_type, read_alpaca_eval
 
 from inference_llms.tasks import alpaca_eval
-from scripts.paper_tables.evaluator_results import command_to_type, read_alpaca_eval
 from tests.inference_llms.support import (
     DATA,
     ROOT,

@@ -5,9 +5,9 @@ from dataclasses import astuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from inference_llms.tasks.math_normalisation import is_equivalent, last_boxed
 
 from inference_llms.tasks import MATH
-from inference_llms.tasks.math_normalisation import is_equivalent, last_boxed
 from tests.inference_llms.support import (
     DATA,
     golden,

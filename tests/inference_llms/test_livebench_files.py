@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from inference_llms.tasks.livebench import answer_id, load_questions
 
 from inference_llms.engines.engine import Sampling
 from inference_llms.tasks import livebench_coding, livebench_instruction_following, livebench_typos
-from inference_llms.tasks.livebench import answer_id, load_questions
 from tests.inference_llms.support import DATA, ROOT, golden, needs_data, needs_golden, write_rows
 from utils.errors import UserError
 
