@@ -43,14 +43,9 @@ def extract_program(completion: str) -> str:
 
 def make_problem(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row in HumanEval's form: an empty prompt, and the row's tests."""
-    checks = "".join(f"    {test}\n" for test in row["test_list"])
-    return {
-        "task_id": f"mbpp/{row['task_id']}",
-        "prompt": "",
-        # The evaluator calls check(entry_point): any name that exists will do.
-        "entry_point": "len",
-        "test": f"{row.get('test_setup_code', '')}\ndef check(candidate):\n{checks}",
-    }
+    # The evaluator calls check(entry_point) at the end. The tests come first, because some programs define a `check`.
+    tests = [row.get("test_setup_code", ""), *row["test_list"], "def check(candidate): pass"]
+    return {"task_id": f"mbpp/{row['task_id']}", "prompt": "", "entry_point": "len", "test": "\n".join(tests)}
 
 
 def write_files(answers: Answers, places: OutputPlaces) -> tuple[Path, ...]:
