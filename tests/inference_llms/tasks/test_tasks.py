@@ -20,11 +20,11 @@ from tests.inference_llms.support import (
 )
 
 ALPACA_FILE = "out/save_gen_instruct_responses_results/single_model/alpaca_eval/model.json"
-# Of each task: the start of its first prompt after the preamble, and its completions with the rules that accept them.
+# Of each task: the end of its first prompt, and completions with the rules that accept them.
 OWN = {
     "alpaca_eval": ("USER: Name a colour. ASSISTANT:", [(" Green. ", "is_right"), ("Hello!", "")]),
     "gsm8k": (
-        "### Instruction:\nA jar holds 12 pears. Kim eats 5. How many are left?\n\n### Response: Let's think step by step.",
+        "Instruction:\nA jar holds 12 pears. Kim eats 5. How many are left?\n\n### Response: Let's think step by step.",
         [
             (" 12 - 5 = 7. The answer is: 7", "accuracy lenient_accuracy"),
             (" 1,200 * 2 is 2,400.", "lenient_accuracy"),
@@ -40,11 +40,11 @@ OWN = {
         ],
     ),
     "human_eval": (
-        '### Instruction:\nCreate a Python script for this problem:\ndef double(x):\n\t"""Twice x."""\n\n\n### Response:',
+        'Create a Python script for this problem:\ndef double(x):\n\t"""Twice x."""\n\n\n### Response:',
         [("```python\ndef double(x):\n\treturn x + x\n```", "passes"), ("def first(items):\n    return items", "")],
     ),
     "mbpp": (
-        "### Instruction:\nCreate a Python script for this problem:\n\nWrite a function to count the letters of a word.\n"
+        "Create a Python script for this problem:\n\nWrite a function to count the letters of a word.\n"
         "Test examples:\nassert letters('abc') == SIZE\n\n### Response:",
         [
             ("Sure:\n```python\ndef letters(word): return len(word)\n```", "passes"),
@@ -54,7 +54,7 @@ OWN = {
     "instruction_following": ("Rewrite this in one sentence: It rains.", []),
     "coding": ("Write a program that prints 1.", []),
     "typos": (
-        "### Instruction:\nPlease output this exact text, fixing the misspellings.\n\n### Text with errors:\nTeh cat sat.\n\n"
+        "Please output this exact text, fixing the misspellings.\n\n### Text with errors:\nTeh cat sat.\n\n"
         "### Response: the corrected paragraph is:",
         [("Sure:\nThe cat sat.", "accuracy livebench_accuracy")],
     ),
