@@ -7,6 +7,7 @@ in for it.
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -130,21 +131,20 @@ def test_judgments_made_elsewhere_are_kept_when_more_is_judged(livebench, tmp_pa
     assert {row["model"]: row["score"] for row in read_json_lines(judgments)} == {"others": 1, "m": 1.0}
 
 
-def test_answers_without_their_questions_are_refused(livebench, tmp_path):
+def test_missing_questions_and_a_misspelt_folder_are_named(livebench, tmp_path, monkeypatch):
     answers = answer(tmp_path)
     (answers.files[0].parents[1] / "questions/m.jsonl").unlink()
     assert refusal(answers).endswith("the questions of m.jsonl, is missing; rerun the command of its answers")
-
-
-def test_a_misspelt_folder_is_named_and_not_made(livebench, tmp_path, monkeypatch):
     monkeypatch.setenv("LIVEBENCH_DIR", str(tmp_path / "LiveBensh"))
-    assert refusal(answer(tmp_path)).startswith(f"{tmp_path / 'LiveBensh'} holds no gen_ground_truth_judgment.py")
+    assert refusal(answers).startswith(f"{tmp_path / 'LiveBensh'} holds no gen_ground_truth_judgment.py")
     assert not (tmp_path / "LiveBensh").exists()
 
 
-def test_a_slice_is_judged_on_its_own_questions(livebench, tmp_path):
-    found = judge(answer(tmp_path, "right", TASK, "a_part", "--end_index", "2"))
-    assert (found.score, found.examples) == (1, 2)
+def test_a_slice_is_judged_on_its_own_questions_in_the_chosen_release(livebench, tmp_path):
+    answers = answer(tmp_path, "right", TASK, "m", "--end_index", "2", "--livebench_release", "2024-12-01")
+    assert "--livebench-release-option 2024-12-01 " in answers.command
+    found = judge(replace(answers, release="2024-12-01"))
+    assert (found.score, found.examples) == (1, 2) and "--livebench-release-option 2024-12-01 " in found.command
 
 
 def test_every_answer_is_judged_in_a_release_that_has_its_question():
@@ -152,13 +152,6 @@ def test_every_answer_is_judged_in_a_release_that_has_its_question():
     rows = [{"livebench_release_date": out, "livebench_removal_date": gone} for out, gone in dates.values()]
     assert releases_of(rows) == ["2024-08-31", "2024-11-25"]
     assert releases_of(rows[1:]) == ["2024-11-25"]
-
-
-def test_the_chosen_release_is_the_judges(livebench, tmp_path):
-    answers = answer(tmp_path, "right", TASK, "m", "--livebench_release", "2024-12-01")
-    assert "--livebench-release-option 2024-12-01 " in answers.command
-    found = judge(AnswerFiles(answers.task, answers.files, answers.command, answers.data_dir, "2024-12-01"))
-    assert "--livebench-release-option 2024-12-01 " in found.command
 
 
 @pytest.fixture
