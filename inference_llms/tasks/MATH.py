@@ -119,11 +119,9 @@ def without_units(text: str) -> str:
 
 def with_sqrt_braces(text: str) -> str:
     """\\sqrt3 as \\sqrt{3}."""
-    before, *arguments = text.split("\\sqrt")
-    if "" in arguments:
+    if re.search(r"\\sqrt(\\sqrt|$)", text):
         raise CannotNormalise(text)
-    braced = (rest if rest[0] == "{" else f"{{{rest[0]}}}{rest[1:]}" for rest in arguments)
-    return "\\sqrt".join([before, *braced])
+    return re.sub(r"\\sqrt([^{])", r"\\sqrt{\1}", text)
 
 
 def with_frac_braces(text: str) -> str:
