@@ -23,10 +23,10 @@ from utils.errors import UserError
 
 ZOO = ROOT / "scripts" / "tiny_zoo"
 TASK = "instruction_following"
-# An answer is right that says so. Ids are lower-cased, every model named must have answered every question, judgments
-# are appended and the last of each question and model is kept: as LiveBench does.
+# Answers that contain "right" are right. As in LiveBench: ids are lower-cased, each model must have answered every
+# question, judgments are appended, and the last of each question and model is kept.
 JUDGE = """
-import argparse, glob, json, os, time
+import argparse, glob, json, os, pathlib, time
 parser = argparse.ArgumentParser()
 parser.add_argument("--bench-name")
 parser.add_argument("--model", nargs="+")
@@ -34,29 +34,24 @@ parser.add_argument("--livebench-release-option", default="2025-04-25")
 parser.add_argument("--question-source", default="huggingface")
 options = parser.parse_args()
 assert options.question_source == "jsonl", "no network"
-for file in glob.glob(f"data/{options.bench_name}/**/question.jsonl", recursive=True):
-    folder = os.path.dirname(file)
+for file in pathlib.Path("data", options.bench_name).rglob("question.jsonl"):
     questions = [json.loads(line) for line in open(file)]
     questions = [q for q in questions if q["livebench_release_date"] <= options.livebench_release_option]
     answers = {}
-    for path in glob.glob(f"{folder}/model_answer/*.jsonl"):
+    for path in file.parent.glob("model_answer/*.jsonl"):
         rows = [json.loads(line) for line in open(path)]
-        answers[os.path.basename(path)[:-6].lower()] = {row["question_id"]: row for row in rows}
-    models = [name.lower() for name in options.model or answers]
-    for model in models:
-        for question in questions:
-            assert question["question_id"] in answers[model], f"Missing model {model}'s answer"
-    os.makedirs(f"{folder}/model_judgment", exist_ok=True)
-    judged = f"{folder}/model_judgment/ground_truth_judgment.jsonl"
-    with open(judged, "a") as out:
-        for model in models:
-            for q in questions:
-                right = "right" in answers[model][q["question_id"]]["choices"][0]["turns"][0]
-                row = {"question_id": q["question_id"], "task": q["task"], "model": model, "score": float(right),
-                       "turn": 1, "tstamp": time.time()}
-                out.write(json.dumps(row) + "\\n")
-    kept = {(json.loads(line)["question_id"], json.loads(line)["model"]): line for line in open(judged)}
-    open(judged, "w").writelines(kept[key] for key in sorted(kept))
+        answers[path.stem.lower()] = {row["question_id"]: row for row in rows}
+    (file.parent / "model_judgment").mkdir(exist_ok=True)
+    judged = file.parent / "model_judgment/ground_truth_judgment.jsonl"
+    kept = [json.loads(line) for line in open(judged)] if judged.exists() else []
+    for model in [name.lower() for name in options.model or answers]:
+        for q in questions:
+            assert q["question_id"] in answers[model], f"Missing model {model}'s answer"
+            right = "right" in answers[model][q["question_id"]]["choices"][0]["turns"][0]
+            kept.append({"question_id": q["question_id"], "task": q["task"], "model": model, "score": float(right),
+                         "turn": 1, "tstamp": time.time()})
+    last = {(row["question_id"], row["model"]): json.dumps(row) for row in kept}
+    judged.write_text("".join(last[key] + "\\n" for key in sorted(last)))
 """
 
 
