@@ -58,7 +58,7 @@ def test_links_and_paths_in_the_readme_exist():
     assert len(links) > 10
     for link in links:
         path, _, anchor = link.partition("#")
-        text = (ROOT / path).read_text(encoding="utf-8")
+        text = (ROOT / (path or "README.md")).read_text(encoding="utf-8")
         headings = [re.sub(r"[^\w -]", "", line.lstrip("# ").lower()) for line in text.split("\n") if line[:1] == "#"]
         assert not anchor or anchor in [heading.replace(" ", "-") for heading in headings], link
     for path in re.findall(
