@@ -1,4 +1,4 @@
-"""Intervals contain the value, and pairing narrows them."""
+"""Intervals: where the figure lies in them, and what pairing does to them."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ PAIRS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=6
 few = settings(max_examples=15, deadline=None)
 
 
-def test_wilsons_interval_agrees_with_published_examples():
+def test_wilsons_interval_agrees_with_the_published_example():
     # Newcombe 1998, table I: 81 of 263, and 0 of 20.
     assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
     assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
@@ -20,7 +20,7 @@ def test_wilsons_interval_agrees_with_published_examples():
 
 @pytest.mark.parametrize("examples", [1, 2, 20])
 @pytest.mark.parametrize("value", [0, 0.5, 1])
-def test_equal_values_still_have_an_interval_with_a_width(examples, value):
+def test_values_that_are_all_alike_have_an_interval_with_a_width(examples, value):
     alike, nothing, right = [value] * examples, [0] * examples, [1] * examples
     intervals = [
         (value, mean_interval(alike)),
@@ -32,13 +32,13 @@ def test_equal_values_still_have_an_interval_with_a_width(examples, value):
         assert low <= found + 1e-9 and found - 1e-9 <= high and high - low > 0.1
 
 
-def test_without_examples_the_interval_is_everything():
+def test_without_an_example_nothing_is_known():
     assert wilson_interval(0, 0) == mean_interval([]) == (0, 1)
 
 
 @few
 @given(ANSWERS)
-def test_a_mean_is_in_its_interval(answers):
+def test_a_mean_lies_in_its_interval(answers):
     low, high = mean_interval(answers)
     assert low <= sum(answers) / len(answers) <= high
     assert mean_interval(answers) == (low, high)
@@ -46,16 +46,16 @@ def test_a_mean_is_in_its_interval(answers):
 
 @few
 @given(PAIRS)
-def test_a_difference_is_in_its_interval_and_changes_sign_with_the_order(pairs):
+def test_a_difference_lies_in_its_interval_and_changes_sign_with_the_order(pairs):
     first, second = zip(*pairs, strict=True)
     low, high = paired_difference_interval([([first], [second])])
     assert low <= (sum(first) - sum(second)) / len(pairs) <= high
-    # The samples differ, so an end may be a step away.
+    # The samples are others: an end may lie a step away.
     step = 1.01 / len(pairs)
     assert paired_difference_interval([([second], [first])]) == pytest.approx((-high, -low), abs=step)
 
 
-def test_examples_hard_for_both_do_not_widen_the_interval():
+def test_what_is_hard_for_both_does_not_widen_the_interval():
     first = [True] * 50 + [False] * 50
     second = [True] * 45 + [False] * 55
     low, high = paired_difference_interval([([first], [second])])
@@ -67,7 +67,7 @@ def test_examples_hard_for_both_do_not_widen_the_interval():
 @pytest.mark.parametrize(
     ("first", "second"), [([[True]], [[True, False]]), ([[]], [[]]), ([], [[True]]), ([[True], []], [[True]])]
 )
-def test_answers_that_cannot_be_paired_are_an_error(first, second):
+def test_what_cannot_be_paired_is_an_error(first, second):
     with pytest.raises(ValueError, match="cannot be paired"):
         paired_difference_interval([(first, second)])
     with pytest.raises(ValueError, match="no drop rate"):
@@ -76,7 +76,7 @@ def test_answers_that_cannot_be_paired_are_an_error(first, second):
 
 @few
 @given(PAIRS, st.integers(2, 4), st.integers(1, 4))
-def test_draws_that_agree_everywhere_say_no_more_than_one(pairs, of_first, of_second):
+def test_draws_that_agree_on_every_example_tell_no_more_than_one(pairs, of_first, of_second):
     first, second = zip(*pairs, strict=True)
     one = paired_difference_interval([([first], [second])])
     assert paired_difference_interval([([first] * of_first, [second] * of_second)]) == pytest.approx(one)
@@ -87,15 +87,15 @@ def test_draws_that_agree_everywhere_say_no_more_than_one(pairs, of_first, of_se
 
 @few
 @given(st.permutations([True, False]) | st.permutations([True, False, True]), st.integers(1, 50))
-def test_draws_that_differ_widen_the_interval_even_if_examples_agree(draws, examples):
-    """Each draw is right on all examples or on none: at least one sample in 27 repeats a single draw."""
+def test_draws_that_differ_have_an_interval_however_well_their_examples_agree(draws, examples):
+    """Each draw is right on all examples or on none: of up to three draws at least one sample in 27 is of one alone."""
     found = [[right] * examples for right in draws]
     assert paired_difference_interval([(found, [[True] * examples])]) == (min(draws) - 1, max(draws) - 1)
     assert drop_rate_interval([[True] * examples] * len(draws), found) == (1 - max(draws), 1 - min(draws))
 
 
 def coverage(interval_of_draws) -> float:
-    """How often an interval from 12 draws on 40 examples contains the mean over all possible draws."""
+    """How often an interval holds the mean over all draws that could have been, of 12 draws on 40 examples."""
     generator, held = np.random.default_rng(0), []
     for _ in range(60):
         ease, skill = generator.normal(size=40), generator.normal(size=(12, 1))
@@ -104,7 +104,7 @@ def coverage(interval_of_draws) -> float:
     return float(np.mean(held))
 
 
-def test_resampling_draws_too_covers_the_truth_and_examples_alone_do_not():
+def test_over_draws_and_examples_the_interval_holds_the_truth_and_over_examples_alone_it_does_not():
     nothing = [[False] * 40]
     assert coverage(lambda draws: paired_difference_interval([(draws, nothing)])) >= 0.88
     assert coverage(lambda draws: paired_difference_interval([([np.mean(draws, axis=0)], nothing)])) < 0.75
@@ -114,7 +114,7 @@ def test_resampling_draws_too_covers_the_truth_and_examples_alone_do_not():
 
 @few
 @given(PAIRS)
-def test_a_drop_rate_is_in_its_interval(pairs):
+def test_a_drop_rate_lies_in_its_interval(pairs):
     before, after = zip(*pairs, strict=True)
     if not any(before):
         with pytest.raises(ValueError, match="no drop rate"):
