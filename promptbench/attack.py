@@ -35,18 +35,6 @@ def accept_all(clean: PromptWords, current: PromptWords, candidates: Sequence[Pr
     return [True] * len(candidates)
 
 
-def both(first: Constraint, second: Constraint) -> Constraint:
-    """The constraint that two others hold. The second sees only candidates that pass the first."""
-
-    def holds(clean: PromptWords, current: PromptWords, candidates: Sequence[PromptWords]) -> Sequence[bool]:
-        passed_first = first(clean, current, candidates)
-        left = [candidate for candidate, passed in zip(candidates, passed_first, strict=True) if passed]
-        passed_second = iter(second(clean, current, left))
-        return [passed and next(passed_second) for passed in passed_first]
-
-    return holds
-
-
 @dataclass(frozen=True)
 class WordAttack:
     """Changes one word after another, the most important first.

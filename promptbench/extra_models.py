@@ -313,14 +313,13 @@ def part_of_speech(before: tuple[str, ...], word: str, after: tuple[str, ...]) -
     return PART_OF_TAG.get(tag[:1], PART_OF_TAG.get(tag[:2], "other"))
 
 
-def same_part_of_speech(clean: PromptWords, current: PromptWords, candidates: Sequence[PromptWords]) -> Sequence[bool]:
-    """The constraint that the changed word has the part of speech of the clean prompt's word, in that prompt: between
-    the four words before and the three after. Noun and verb may swap; the number of words may not change."""
-
-    def same(index: int, candidate: PromptWords) -> bool:
-        before = clean.words[max(0, index - WORDS_BEFORE) : index]
-        after = clean.words[index + 1 : index + 1 + WORDS_AFTER]
-        parts = {part_of_speech(before, prompt.words[index], after) for prompt in (clean, candidate)}
-        return len(parts) == 1 or parts == {"noun", "verb"}
-
-    return [len(each.words) == len(clean.words) and same(each.index_of_change(current), each) for each in candidates]
+def same_part_of_speech(clean: PromptWords, current: PromptWords, candidate: PromptWords) -> bool:
+    """Whether the changed word has the part of speech of the clean prompt's word, in that prompt: between the four
+    words before and the three after. Noun and verb may swap; the number of words may not change."""
+    if len(candidate.words) != len(clean.words):
+        return False
+    index = candidate.index_of_change(current)
+    before = clean.words[max(0, index - WORDS_BEFORE) : index]
+    after = clean.words[index + 1 : index + 1 + WORDS_AFTER]
+    parts = {part_of_speech(before, prompt.words[index], after) for prompt in (clean, candidate)}
+    return len(parts) == 1 or parts == {"noun", "verb"}

@@ -50,7 +50,10 @@ class PromptAccuracy:
         self._labels_of: dict[str, np.ndarray] = {}
         with ExitStack() as opened:
             opened.enter_context(locked(path))
-            self._read_stored()
+            if whole_lines(path):
+                check_same_run(path, read_identity(path), identity)
+                for row in self._rows():
+                    self._keep_label(row)
             self._opened = opened.pop_all()
 
     def __call__(self, prompts: Sequence[str]) -> list[float]:
@@ -62,15 +65,7 @@ class PromptAccuracy:
         ]
         if missing:
             self._complete(missing)
-        return [self.number_right(prompt) / len(self._samples) for prompt in prompts]
-
-    @property
-    def number_of_samples(self) -> int:
-        return len(self._samples)
-
-    def number_right(self, prompt: str) -> int:
-        """How many samples were answered correctly with a scored prompt."""
-        return sum(self.right(prompt))
+        return [sum(self.right(prompt)) / len(self._samples) for prompt in prompts]
 
     def right(self, prompt: str) -> list[bool]:
         """For each sample, whether it was answered correctly with a scored prompt."""
@@ -114,13 +109,6 @@ class PromptAccuracy:
     def _keep_label(self, row: dict[str, Any]) -> None:
         label = self._task.read_label(row["completion"])
         self._labels(row["prompt"])[row["sample"]] = _NO_LABEL if label is None else label
-
-    def _read_stored(self) -> None:
-        if whole_lines(self._path) == 0:
-            return
-        check_same_run(self._path, read_identity(self._path), self._identity)
-        for row in self._rows():
-            self._keep_label(row)
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         """The stored rows, without a last line that a kill cut off. Raises UserError for a broken one."""

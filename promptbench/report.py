@@ -20,7 +20,8 @@ def attack_report(name: str, result: SearchResult, accuracy: PromptAccuracy) -> 
     and the whole search."""
 
     def interval(prompt: str) -> list[float]:
-        return list(wilson_interval(accuracy.number_right(prompt), accuracy.number_of_samples))
+        right = accuracy.right(prompt)
+        return list(wilson_interval(sum(right), len(right)))
 
     return {
         "attack": name,
@@ -87,7 +88,10 @@ def check_clean_prompt(task: PromptTask, model: str, accuracy: PromptAccuracy) -
     if accuracy([task.prompt]) != [0]:
         return
     labels = " or ".join(map(repr, task.labels))
-    looks = accuracy.health(task.prompt).warning() or f"{accuracy.number_of_samples} answers, all with the wrong label"
+    looks = (
+        accuracy.health(task.prompt).warning()
+        or f"{len(accuracy.right(task.prompt))} answers, all with the wrong label"
+    )
     first, _ = accuracy.completions(task.prompt)[0]
     raise UserError(
         f"{model}: no answer to the clean prompt of {task.name} is right ({looks}; the first is {_shortened(first)}), "

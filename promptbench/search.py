@@ -115,13 +115,12 @@ class _Accuracies:
             self._known.update(zip(new, self._score(new), strict=True))
         return {prompt: self._known[prompt] for prompt in prompts if prompt in self._known}
 
-    @property
-    def number(self) -> int:
+    def __len__(self) -> int:
         return len(self._known)
 
     @property
     def exhausted(self) -> bool:
-        return self.number == self._budget
+        return len(self) == self._budget
 
 
 def _change_words(
@@ -156,7 +155,7 @@ def _change_words(
         clean_accuracy=clean_accuracy,
         final_prompt=current.text,
         final_accuracy=accuracy,
-        number_of_queries=accuracies.number,
+        number_of_queries=len(accuracies),
         changed_places=tuple(current.places[index] for index in sorted(current.changed)),
         ranking=tuple(ranking),
         steps=tuple(steps),
@@ -195,7 +194,7 @@ def _take_worst(attack: WholePromptAttack, clean: PromptWords, accuracies: _Accu
         clean_accuracy=clean_accuracy,
         final_prompt=worst,
         final_accuracy=scored.get(worst, clean_accuracy),
-        number_of_queries=accuracies.number,
+        number_of_queries=len(accuracies),
         changed_places=_new_words(clean, PromptWords.of(worst)),
         ranking=(),
         steps=(_step(None, None, prompts, kept, scored, worst != clean.text, worst),),

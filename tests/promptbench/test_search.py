@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptbench.attack import AttackParts, WholePromptAttack, WordAttack, both
+from promptbench.attack import AttackParts, WholePromptAttack, WordAttack
 from promptbench.attacks import deepwordbug, stresstest
 from promptbench.letter_edits import within_edit_distance
 from promptbench.prompt_words import PromptWords
@@ -262,21 +262,6 @@ def test_the_constraint_sees_clean_prompt_current_prompt_and_all_candidates():
     model = Model(lambda prompt: 0.5 if "[UNK]" in prompt else 1 / (1 + prompt.count("X")))
     search(changing(lambda word: ["X", "Y"], holds=holds), "one two", NOTHING, model.score)
     assert seen == [("one two", "one two", ["X two", "Y two"]), ("one two", "X two", ["X X", "X Y"])]
-
-
-def test_of_two_constraints_the_second_sees_only_what_passes_the_first():
-    seen = []
-
-    def short(clean, current, candidates):
-        return [len(each.text) < 5 for each in candidates]
-
-    def with_a(clean, current, candidates):
-        seen.extend(each.text for each in candidates)
-        return ["a" in each.text for each in candidates]
-
-    clean, *candidates = [PromptWords.of(text) for text in ("clean", "a long one", "a", "b", "ba")]
-    assert list(both(short, with_a)(clean, clean, candidates)) == [False, True, False, True]
-    assert seen == ["a", "b", "ba"]
 
 
 def test_a_whole_prompt_attack_takes_the_lowest_even_above_the_clean_one():
