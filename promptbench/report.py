@@ -88,11 +88,9 @@ def check_clean_prompt(task: PromptTask, model: str, accuracy: PromptAccuracy) -
     if accuracy([task.prompt]) != [0]:
         return
     labels = " or ".join(map(repr, task.labels))
-    looks = (
-        accuracy.health(task.prompt).warning()
-        or f"{len(accuracy.right(task.prompt))} answers, all with the wrong label"
-    )
-    first, _ = accuracy.completions(task.prompt)[0]
+    completions = accuracy.completions(task.prompt)
+    looks = accuracy.health(task.prompt).warning() or f"{len(completions)} answers, all with the wrong label"
+    first, _ = completions[0]
     raise UserError(
         f"{model}: no answer to the clean prompt of {task.name} is right ({looks}; the first is {_shortened(first)}), "
         f"so an attack has no accuracy to lower; choose a model that answers {labels}"
