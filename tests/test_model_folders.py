@@ -1,4 +1,4 @@
-"""Models by hub id: the real client against a small hub on this machine."""
+"""Models by hub id: the real client against a small hub of our own on this machine."""
 
 import functools
 import hashlib
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 ZOO = ROOT / "scripts" / "tiny_zoo"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 COMMAND = (
@@ -21,7 +21,7 @@ COMMAND = (
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The endpoints of the hub that a download uses, for one public model and a gated one."""
+    """The few endpoints of the hub that a download takes, for one public model and a gated one."""
 
     def __init__(self, files: dict[str, bytes], *arguments):
         self.files = files
@@ -63,7 +63,7 @@ class Hub(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Print nothing."""
+        """Keep quiet."""
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def find(hub_id: str, address: str, cache: Path) -> subprocess.CompletedProcess:
     return run(["-c", COMMAND, hub_id], address, cache)
 
 
-def test_a_hub_id_is_downloaded_without_copies_of_its_weights(hub, tmp_path):
+def test_a_hub_id_is_downloaded_without_what_holds_the_weights_again(hub, tmp_path):
     address, files = hub
     done = find("our/model", address, tmp_path)
     assert done.returncode == 0 and done.stderr == "", done.stderr
@@ -103,7 +103,7 @@ def test_a_hub_id_is_downloaded_without_copies_of_its_weights(hub, tmp_path):
     assert found == {n: content for n, content in files.items() if not n.startswith(("original/", "consolidated"))}
 
 
-def test_inference_accepts_a_hub_id(hub, tmp_path):
+def test_inference_takes_a_hub_id(hub, tmp_path):
     words = ["-m", "inference_llms", "--load_model_path", "our/model", "--tasks", "gsm8k", "--end_index", 1]
     words += ["--data_dir", ZOO / "data", "--output_dir", tmp_path / "out", "--backend", "transformers"]
     done = run(words, hub[0], tmp_path / "cache")
@@ -119,7 +119,7 @@ def test_an_adapter_is_downloaded(hub, tmp_path):
     assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.bin"}
 
 
-def test_without_a_connection_only_a_complete_download_is_used(hub, tmp_path):
+def test_without_a_connection_a_whole_download_is_used_and_a_part_of_one_is_not(hub, tmp_path):
     address, _ = hub
     first = find("our/model", address, tmp_path)
     nowhere = "http://127.0.0.1:9"
@@ -130,9 +130,7 @@ def test_without_a_connection_only_a_complete_download_is_used(hub, tmp_path):
     assert again.returncode == 2 and again.stderr.count("\n") == 1 and "our/model" in again.stderr
 
 
-@pytest.mark.parametrize(
-    ("hub_id", "message"), [("our/gated", "accept its licence"), ("our/nothing", "check its name")]
-)
-def test_a_refusal_of_the_hub_is_reported_with_a_remedy(hub, tmp_path, hub_id, message):
+@pytest.mark.parametrize(("hub_id", "told"), [("our/gated", "accept its licence"), ("our/nothing", "check its name")])
+def test_what_the_hub_refuses_is_told_with_a_remedy(hub, tmp_path, hub_id, told):
     done = find(hub_id, hub[0], tmp_path)
-    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
