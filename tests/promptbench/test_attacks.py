@@ -19,7 +19,7 @@ from promptbench.prompt_words import PromptWords
 from promptbench.run_attacks import ATTACK_NAMES, parts_of_attack
 from promptbench.search import search
 from tests.promptbench.attack_parts import ENCODER, word_piece_tokenizer, write_mask_lm, write_vectors
-from tests.promptbench.golden_attacks import PROMPT, PROTECTED, TASK, golden
+from tests.promptbench.support import PROMPT, PROTECTED, TASK, Model, golden
 from utils.errors import UserError
 
 LONG_PROMPT = (
@@ -72,19 +72,14 @@ def test_a_model_that_ignores_the_prompt_loses_nothing(name, parts):
 @pytest.mark.parametrize("name", ["deepwordbug", "textbugger", "textfooler", "bertattack"])
 def test_no_label_placeholder_or_stop_word_changes_and_no_word_twice(name, parts):
     """A model that notices every changed letter lets the attack go as far as it may."""
-    scored = []
-
-    def score(prompts):
-        scored.extend(prompts)
-        return [sum(word in prompt for word in CLEAN.words) / len(CLEAN.words) for prompt in prompts]
-
-    result = search(open_attack(name, parts), LONG_PROMPT, PROTECTED, score)
+    model = Model(lambda prompt: sum(word in prompt for word in CLEAN.words) / len(CLEAN.words))
+    result = search(open_attack(name, parts), LONG_PROMPT, PROTECTED, model.score)
     assert result.final_accuracy < 1 and result.changed_places
-    for prompt in scored:
+    for prompt in model.prompts:
         assert prompt.count("{content}") == 1
         assert prompt.count("'good' or 'bad'.") == 2
         assert " the " in prompt and " with " in prompt and " or " in prompt
-    assert len(scored) == len(set(scored)) == result.number_of_queries
+    assert len(model.prompts) == len(set(model.prompts)) == result.number_of_queries
     assert {step.index for step in result.steps} == set(MODIFIABLE)
 
 
@@ -92,27 +87,17 @@ def test_no_label_placeholder_or_stop_word_changes_and_no_word_twice(name, parts
     ("name", "deletes"), [("deepwordbug", False), ("bertattack", False), ("textbugger", True), ("textfooler", True)]
 )
 def test_words_are_ranked_by_deletion_or_by_unk(name, deletes, parts):
-    calls = []
-
-    def score(prompts):
-        calls.append(list(prompts))
-        return [0.5] * len(prompts)
-
-    search(open_attack(name, parts), LONG_PROMPT, PROTECTED, score, query_budget=len(MODIFIABLE) + 1)
+    model = Model(lambda prompt: 0.5)
+    search(open_attack(name, parts), LONG_PROMPT, PROTECTED, model.score, query_budget=len(MODIFIABLE) + 1)
     without = [(CLEAN.delete(index) if deletes else CLEAN.replace(index, "[UNK]")).text for index in MODIFIABLE]
-    assert calls[0] == [LONG_PROMPT, *without]
+    assert model.calls[0] == [LONG_PROMPT, *without]
 
 
 @pytest.mark.parametrize("name", ["stresstest", "checklist", "semantic"])
 def test_whole_prompt_attacks_score_everything_in_one_call(name, parts):
-    calls = []
-
-    def score(prompts):
-        calls.append(list(prompts))
-        return [0.5] * len(prompts)
-
-    result = search(open_attack(name, parts), PROMPT, PROTECTED, score)
-    assert [len(call) for call in calls] == [result.number_of_queries]
+    model = Model(lambda prompt: 0.5)
+    result = search(open_attack(name, parts), PROMPT, PROTECTED, model.score)
+    assert [len(call) for call in model.calls] == [result.number_of_queries]
     assert result.number_of_queries == {"stresstest": 4, "checklist": 51, "semantic": 2}[name]
 
 
@@ -163,10 +148,8 @@ def test_stresstest_puts_its_statements_before_the_final_full_stop():
 
 
 def test_a_suffix_marks_its_new_words_and_takes_the_worst():
-    def score(prompts):
-        return [0.5 if "false" in prompt else 0.7 for prompt in prompts]
-
-    result = search(stresstest.open_attack(None), PROMPT, PROTECTED, score)
+    model = Model(lambda prompt: 0.5 if "false" in prompt else 0.7)
+    result = search(stresstest.open_attack(None), PROMPT, PROTECTED, model.score)
     assert (result.clean_accuracy, result.final_accuracy) == (0.7, 0.5)
     marked = [result.final_prompt[start:end] for start, end in result.changed_places]
     assert marked == ["and", "false", "is", "not", "true"]
@@ -174,7 +157,7 @@ def test_a_suffix_marks_its_new_words_and_takes_the_worst():
 
 def test_a_suffix_that_would_break_the_placeholder_is_refused():
     with pytest.raises(UserError, match="add a word after it to the prompt"):
-        search(stresstest.open_attack(None), "Text: {content}", PROTECTED, lambda prompts: [1.0] * len(prompts))
+        search(stresstest.open_attack(None), "Text: {content}", PROTECTED, Model(lambda prompt: 1.0).score)
 
 
 def with_paraphrases(*paraphrases: str) -> AttackParts:
@@ -276,11 +259,8 @@ def test_draws_depend_only_on_seed_prompt_and_place():
 @pytest.mark.parametrize("seed", range(3))
 def test_deepwordbug_stops_at_thirty_edits(seed):
     clean = "Wonderful acting, remarkable melodrama, overwhelming music of great entertainment: " * 2 + PROMPT
-
-    def score(prompts):
-        return [1 - edit_distance(clean, prompt) / 1000 for prompt in prompts]
-
-    result = search(deepwordbug.open_attack(seeded(seed)), clean, PROTECTED, score)
+    model = Model(lambda prompt: 1 - edit_distance(clean, prompt) / 1000)
+    result = search(deepwordbug.open_attack(seeded(seed)), clean, PROTECTED, model.score)
     assert 25 < edit_distance(clean, result.final_prompt) <= 30
     assert any(step.refused for step in result.steps)
     assert all(edit_distance(clean, each.prompt) <= 30 for step in result.steps for each in step.candidates)

@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from promptbench.prompt_words import STOP_WORDS, PromptWords
-from tests.promptbench.golden_attacks import GOLDEN, PROMPT, PROTECTED, golden
+from tests.promptbench.support import GOLDEN, PROMPT, PROTECTED, golden
 
 texts = st.text(alphabet="abAB ef9'-_*@.{}:\n\u00e9\u0435\u00d7`", max_size=30)
 

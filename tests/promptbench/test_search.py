@@ -13,27 +13,11 @@ from promptbench.attacks import deepwordbug, stresstest
 from promptbench.letter_edits import within_edit_distance
 from promptbench.prompt_words import PromptWords
 from promptbench.search import SearchResult, SearchStep, search
-from tests.promptbench.golden_attacks import PROMPT, PROTECTED, TASK, golden
+from tests.promptbench.support import PROMPT, PROTECTED, TASK, Model, golden
 from utils.errors import UserError
 
 PARTS = AttackParts(TASK, seed=0)
 NOTHING: frozenset[str] = frozenset()
-
-
-class Model:
-    """A made-up accuracy for each prompt, and the calls that scored them."""
-
-    def __init__(self, accuracy: Callable[[str], float]):
-        self.accuracy = accuracy
-        self.calls: list[list[str]] = []
-
-    def score(self, prompts: Sequence[str]) -> list[float]:
-        self.calls.append(list(prompts))
-        return [self.accuracy(prompt) for prompt in prompts]
-
-    @property
-    def prompts(self) -> list[str]:
-        return [prompt for call in self.calls for prompt in call]
 
 
 def checksum(prompt: str, modulus: int = 997) -> float:
