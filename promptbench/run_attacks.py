@@ -145,7 +145,7 @@ def run_attacks(task: PromptTask, options: argparse.Namespace, command: str) -> 
     }
 
     reports = []
-    completions = places.adversarial_completions(task.name, digest(identity))
+    completions = places.adversarial_completions(task.name, short_hash(identity))
     with ExitStack() as held:
         for name, path in paths.items():
             held.enter_context(locked(path))
@@ -230,11 +230,11 @@ def completions_identity(source: ModelSource, sampling: Sampling, samples: Seque
         "weights_fingerprint": source.weights_fingerprint,
         "sampling": {"max_tokens": sampling.max_tokens, "stop": list(sampling.stop), "temperature": 0.0},
         **({} if source.unusual_dtype is None else {"engine_dtype": source.unusual_dtype}),
-        "samples": digest([[sample.text, sample.label] for sample in samples]),
+        "samples": short_hash([[sample.text, sample.label] for sample in samples]),
     }
 
 
-def digest(value: Any) -> str:
+def short_hash(value: Any) -> str:
     """A short hash of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
