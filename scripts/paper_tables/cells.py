@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from inference_llms.command_line import add_inference_options, add_tasks_option
+from inference_llms.command_line import add_inference_options
 from inference_llms.tasks import TASKS_OF_ROLE
 from model_merging_methods.command_line import add_merge_options, chosen_roles, merge_parameters
 from model_merging_methods.merge_parameters import MergeParameters
@@ -64,8 +64,8 @@ class Cell:
             return [Path(self.script).stem]
         if self.script == LIVEBENCH:
             return [self.options["evaluate_task"]]
-        chosen = self.options.get("tasks")
-        return chosen or [task for role, tasks in TASKS_OF_ROLE.items() if f"merge_{role}" in self.merge for task in tasks]
+        roles = [role for role in TASKS_OF_ROLE if f"merge_{role}" in self.merge]
+        return self.options.get("tasks") or [task for role in roles for task in TASKS_OF_ROLE[role]]
 
     @property
     def attacks(self) -> list[str]:
@@ -228,8 +228,9 @@ class CellState:
 
     def places(self, results_dir: Path) -> OutputPlaces:
         """The places of its outputs, in a results folder that may have moved."""
-        is_classifier = self.cell.is_attack and Path(self.root).name == CLASSIFIER_RESULTS
-        return OutputPlaces(results_dir / CLASSIFIER_RESULTS if is_classifier else results_dir, self.tasks_name, self.name)
+        if self.cell.is_attack and Path(self.root).name == CLASSIFIER_RESULTS:
+            results_dir = results_dir / CLASSIFIER_RESULTS
+        return OutputPlaces(results_dir, self.tasks_name, self.name)
 
 
 def state_path(results_dir: Path, cell: Cell) -> Path:
@@ -258,10 +259,10 @@ def _of_earlier_version(path: Path, value: dict[str, Any]) -> dict[str, Any]:
     """The fields of a state that has the options of its cell only as text: merge, `--`, script and options."""
     try:
         words = shlex.split(value["cell"])
-        merge, script = words[: words.index("--")], words[words.index("--") + 1]
-    except (ValueError, IndexError) as error:
+        script = words[words.index("--") + 1]
+        options = options_of_text(value["cell"].replace(" -- ", " "))
+    except (UserError, ValueError, IndexError) as error:
         raise UserError(f"{path} is not the whole record of a cell; {REMEDY}") from error
-    options = options_of_words([*merge, *words[len(merge) + 2 :]])
     shaping = vars(_merge_parser().parse_args([]))
     inputs = value.get("inputs") or {}
     return {
@@ -275,14 +276,12 @@ def _of_earlier_version(path: Path, value: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def options_of_words(words: Sequence[str]) -> dict[str, Any]:
-    """The options of a command that an earlier version recorded only as text."""
+def options_of_text(command: str) -> dict[str, Any]:
+    """The options of a command that an earlier version recorded only as text. Raises UserError if it is none of an
+    entry script's."""
     parser = _merge_parser()
-    add_tasks_option(parser)
     add_inference_options(parser)
-    for name in ("--evaluate_task", "--livebench_release"):
-        parser.add_argument(name)
-    parser.add_argument("--attack_method", nargs="+")
-    given = parser.parse_known_args(list(words))[0]
-    defaults = vars(parser.parse_args([]))
+    for name, number in (("tasks", "+"), ("attack_method", "+"), ("evaluate_task", None), ("livebench_release", None)):
+        parser.add_argument(f"--{name}", nargs=number)
+    given, defaults = parser.parse_known_args(shlex.split(command))[0], vars(parser.parse_args([]))
     return options_on_record(argparse.Namespace(**{k: v for k, v in vars(given).items() if v != defaults[k]}))

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from inference_llms.tasks import TASKS
 
-from inference_llms.tasks import TASKS
-
 ROLES = {"instruct": "LM", "math": "Math", "code": "Code"}
 # By task: the data set's name and test size in the paper (LiveBench: release 2024-11-25).
 DATA_SETS = {name: (task.title, task.set_size) for name, task in TASKS.items()}

@@ -16,7 +16,7 @@ from inference_llms.evaluators.results import file_below, path_below_root
 from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
 from model_merging_methods.merge_record import PRETRAINED, RECORD_FILE
 from model_merging_methods.model_card import model_name
-from scripts.paper_tables.cells import DONE, MAIN_JOB, STATES, CellState, merge_of_options, read_state
+from scripts.paper_tables.cells import DONE, MAIN_JOB, STATES, CellState, merge_of_options, options_of_text, read_state
 from scripts.paper_tables.commands import merge_record_path
 from scripts.paper_tables.names import METHODS, models_name
 from utils.errors import UserError
@@ -238,6 +238,11 @@ def read_health(path: Path, value: Any) -> Health | None:
         return health_on_record(value)
     except ValueError as error:
         raise UserError(f"{path} is not whole: {error}; {AGAIN}") from error
+
+
+def options_of_record(record: Mapping[str, Any], command: str) -> dict[str, Any]:
+    """The options of a task's run. Records of earlier versions have only its command; without that, `command` is it."""
+    return record.get("options") or options_of_text(record.get("command") or command)
 
 
 def own_files(record: Mapping[str, Any], root: Path) -> list[Path]:
