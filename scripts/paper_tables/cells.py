@@ -13,6 +13,7 @@ from inference_llms.command_line import add_inference_options
 from inference_llms.tasks import TASKS_OF_ROLE
 from model_merging_methods.command_line import add_merge_options, chosen_roles, merge_parameters
 from model_merging_methods.merge_parameters import MergeParameters
+from model_merging_methods.merge_record import RECORD_FILE
 from utils.command_line import OneLineParser, options_on_record
 from utils.errors import UserError
 from utils.json_files import check_shape, read_json_object
@@ -165,6 +166,20 @@ def without_copies(cells: Iterable[Cell]) -> list[Cell]:
         known = found.get(cell.name, cell)
         found[cell.name] = replace(known, tables=tuple(dict.fromkeys((*known.tables, *cell.tables))))
     return list(found.values())
+
+
+def read_cells(path: Path) -> list[Cell]:
+    """The cells of a job array."""
+    remedy = "write it again with --slurm"
+    cells = read_json_object(path, remedy).get("cells")
+    check_shape(str(path), cells, list[Cell], remedy)
+    return without_copies(Cell(**{**cell, "tables": tuple(cell["tables"])}) for cell in cells)
+
+
+def merge_record_path(places: OutputPlaces) -> Path | None:
+    """The record of a merge: beside its weights, else the copy that outlives them."""
+    beside = sorted((places.root / "save_merge_models" / places.tasks).glob(f"*/{places.name}/{RECORD_FILE}"))
+    return next((path for path in (*beside, places.kept_record()) if path.is_file()), None)
 
 
 def option_words(options: Mapping[str, Any]) -> list[str]:

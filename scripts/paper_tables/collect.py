@@ -10,8 +10,8 @@ from inference_llms.data_sets import read_rows
 from inference_llms.evaluators.results import Verdicts
 from inference_llms.raw_generations import stored_rows
 from inference_llms.tasks import LIVEBENCH_TASKS, TASKS
+from scripts.paper_tables.cell_runs import ROOT
 from scripts.paper_tables.cells import DONE, FAILED, LIVEBENCH, MAIN_JOB, RUNNING, CellState
-from scripts.paper_tables.commands import ROOT
 from scripts.paper_tables.names import DATA_SETS, METHODS, dataset_name
 from scripts.paper_tables.results import (
     AGAIN,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from inference_llms.task import AnswerFiles
 from inference_llms.tasks import TASKS
-from scripts.paper_tables.commands import Setting
+from scripts.paper_tables.cell_runs import Setting
 from scripts.paper_tables.results import (
     NOTES,
     check_record,

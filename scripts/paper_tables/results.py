@@ -16,8 +16,16 @@ from inference_llms.evaluators.results import file_below, path_below_root
 from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
 from model_merging_methods.merge_record import PRETRAINED, RECORD_FILE
 from model_merging_methods.model_card import model_name
-from scripts.paper_tables.cells import DONE, MAIN_JOB, STATES, CellState, merge_of_options, options_of_text, read_state
-from scripts.paper_tables.commands import merge_record_path
+from scripts.paper_tables.cells import (
+    DONE,
+    MAIN_JOB,
+    STATES,
+    CellState,
+    merge_of_options,
+    merge_record_path,
+    options_of_text,
+    read_state,
+)
 from scripts.paper_tables.names import METHODS, models_name
 from utils.errors import UserError
 from utils.json_files import check_shape, read_json_object

@@ -16,28 +16,22 @@ from pathlib import Path
 from statistics import mean
 
 from scripts.make_tables import make_tables
-from scripts.paper_tables.cells import (
-    DONE,
-    FAILED,
-    MAIN_JOB,
-    STATES,
-    Cell,
-    cells_of_tables,
-    read_state,
-    without_copies,
-)
+from scripts.paper_tables import cells
+from scripts.paper_tables.cell_runs import ROOT, TINY, Setting
+from scripts.paper_tables.cells import DONE, FAILED, Cell
 from scripts.paper_tables.collect import collect_scores
-from scripts.paper_tables.commands import ROOT, TINY, Setting, cell_commands
 from scripts.paper_tables.evaluate import evaluate
-from scripts.paper_tables.machines import (
+from scripts.paper_tables.job_array import write_job_array
+from scripts.paper_tables.runner import (
     GPUS_OF_A_MODEL,
+    Job,
+    Outcome,
     job_slots,
-    read_cells,
+    jobs_of_cells,
+    run_jobs,
     tensor_parallel_size,
     visible_gpus,
-    write_job_array,
 )
-from scripts.paper_tables.runner import Job, Outcome, is_done, jobs_of_cells, run_jobs
 from scripts.plot_figures import plot_figures
 from utils.command_line import OneLineParser, positive_number, whole_number
 from utils.errors import UserError, run_command_line
@@ -103,8 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(options: argparse.Namespace) -> None:
     setting = setting_of_options(options)
-    cells = without_copies(read_cells(options.cells)) if options.cells else cells_of_tables(options.tables, seeds())
-    jobs = jobs_of_cells(cells, setting)
+    listed = cells.read_cells(options.cells) if options.cells else cells.cells_of_tables(options.tables, seeds())
+    jobs = jobs_of_cells(listed, setting)
     writes_array = options.slurm and not options.dry_run
     gpus = visible_gpus()
     # An array runs on other machines than this one.
@@ -112,18 +106,18 @@ def run(options: argparse.Namespace) -> None:
     size = tensor_parallel_size(setting.tensor_parallel_size, setting.backend, number)
     setting = replace(setting, tensor_parallel_size=size)
     if writes_array:
-        log.info("sbatch %s", write_job_array(jobs, setting, options.delete_merged_models))
+        log.info("sbatch %s", write_job_array(listed, len(jobs), setting, options.delete_merged_models))
         log.info("When its jobs have ended, rerun this command without --slurm: evaluators, tables, figures.")
         return
     slots = job_slots(gpus, size, setting.is_tiny)
     if options.dry_run:
-        print_plan(jobs, setting, len(slots))
+        print_plan(jobs, setting.results_dir, len(slots))
         return
     if options.job is not None:
         if options.job >= len(jobs):
             raise UserError(f"--job {options.job}: there are {len(jobs)} merges, numbered from 0")
         jobs, slots = [jobs[options.job]], slots[:1]
-    outcomes = run_jobs(jobs, setting, slots, options.delete_merged_models)
+    outcomes = run_jobs(jobs, slots, options.delete_merged_models)
     if options.job is None:
         with locked(setting.results_dir / "tables", waits=True):
             evaluate(setting, options.allow_code_execution)
@@ -132,7 +126,7 @@ def run(options: argparse.Namespace) -> None:
             make_tables(setting.results_dir, scores)
     report(sum(map(len, jobs)), outcomes)
     if any(outcome.status == FAILED for outcome in outcomes):
-        raise UserError(f"some cells failed; their logs are in {setting.results_dir / STATES}")
+        raise UserError(f"some cells failed; their logs are in {setting.results_dir / cells.STATES}")
 
 
 def seeds() -> list[int]:
@@ -165,19 +159,19 @@ def from_root(path: Path, working_folder: Path) -> Path:
     return place.relative_to(ROOT) if place.is_relative_to(ROOT) else place
 
 
-def print_plan(jobs: Sequence[Job], setting: Setting, jobs_at_once: int) -> None:
+def print_plan(jobs: Sequence[Job], results_dir: Path, jobs_at_once: int) -> None:
     """Print every command that would run, their number, and a time estimate from cells that ran before."""
-    measured = measured_seconds(setting.results_dir)
+    measured = measured_seconds(results_dir)
     estimates, merges = [], 0
     for job in jobs:
         shown: set[str] = set()  # a command that several cells of a job need runs once
-        for cell in job:
-            if is_done(cell, setting):
-                print(f"# done: {cell.name}")
+        for run in job:
+            if run.is_done():
+                print(f"# done: {run.cell.name}")
                 continue
-            estimates.append(measured.get(_kind(cell)))
-            print(f"# {', '.join(cell.tables)}{f': about {duration(estimates[-1])}' if estimates[-1] else ''}")
-            commands = [command.text for command in cell_commands(cell, setting)]
+            estimates.append(measured.get(_kind(run.cell)))
+            print(f"# {', '.join(run.cell.tables)}{f': about {duration(estimates[-1])}' if estimates[-1] else ''}")
+            commands = [command.text for command in run.commands]
             print("\n".join(command for command in commands if command not in shown) or "# shares its command")
             shown |= {*commands}
         merges += bool(shown)
@@ -192,9 +186,9 @@ def print_plan(jobs: Sequence[Job], setting: Setting, jobs_at_once: int) -> None
 def measured_seconds(results_dir: Path) -> dict[tuple, float]:
     """The mean seconds of cells that are done, by kind."""
     found: dict[tuple, list[float]] = {}
-    for path in (results_dir / STATES).glob("*.json"):
+    for path in (results_dir / cells.STATES).glob("*.json"):
         try:
-            state = read_state(path)
+            state = cells.read_state(path)
         except UserError:  # reported when scores are collected
             continue
         if state.status == DONE and state.seconds is not None:
@@ -204,7 +198,7 @@ def measured_seconds(results_dir: Path) -> dict[tuple, float]:
 
 def _kind(cell: Cell) -> tuple:
     """What is the same for cells that take about as long."""
-    models = [name for name in cell.merge if name.startswith("merge_")] if cell.script == MAIN_JOB else []
+    models = [name for name in cell.merge if name.startswith("merge_")] if cell.script == cells.MAIN_JOB else []
     return cell.script, *cell.tasks, *cell.attacks, *models
 
 
