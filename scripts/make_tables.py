@@ -14,9 +14,8 @@ from pathlib import Path
 
 from scripts.paper_tables.collect import collect_scores
 from scripts.paper_tables.figures import FIGURES
-from scripts.paper_tables.rendering import html_page, latex, markdown
 from scripts.paper_tables.scores import OK, Score, scores_csv
-from scripts.paper_tables.tables import paper_tables
+from scripts.paper_tables.tables import html_page, latex, markdown, paper_tables
 from utils.command_line import OneLineParser
 from utils.errors import run_command_line
 from utils.run_log import logged_run

@@ -21,7 +21,6 @@ from scripts.paper_tables.cell_runs import ROOT, TINY, Setting
 from scripts.paper_tables.cells import DONE, FAILED, Cell
 from scripts.paper_tables.collect import collect_scores
 from scripts.paper_tables.evaluate import evaluate
-from scripts.paper_tables.job_array import write_job_array
 from scripts.paper_tables.runner import (
     GPUS_OF_A_MODEL,
     Job,
@@ -31,6 +30,7 @@ from scripts.paper_tables.runner import (
     run_jobs,
     tensor_parallel_size,
     visible_gpus,
+    write_job_array,
 )
 from scripts.plot_figures import plot_figures
 from utils.command_line import OneLineParser, positive_number, whole_number

@@ -1,10 +1,15 @@
-"""Run cells on the GPUs and cores of this machine. A job is a merge with all of its cells, so that it is merged once
-and its weights can then be deleted."""
+"""Run cells on the GPUs and cores of this machine, or write them as a job array for Slurm.
 
+A job is a merge with all of its cells, so that it is merged once and its weights can then be deleted.
+"""
+
+import hashlib
 import importlib.util
+import json
 import logging
 import os
 import queue
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,7 +19,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import repeat, takewhile
 from pathlib import Path
 from typing import BinaryIO
@@ -26,13 +31,14 @@ from utils.child_processes import child_process, interrupt_children
 from utils.content_hashes import check_unchanged, file_states
 from utils.cores import available_cores
 from utils.errors import UserError
-from utils.whole_files import Busy, locked, remove_folder, whole_file
+from utils.whole_files import Busy, locked, remove_folder, whole_file, write_json, write_whole
 
 log = logging.getLogger(__name__)
 
 GPUS_OF_A_MODEL = 2  # by default, if there are that many: 13 billion parameters on cards of 24 GB
 ERROR = "error: "  # a script's line that says why it stopped begins so
 SIGNALS = {one.value: one.name for one in signal.Signals}
+ARRAYS = "paper_jobs"  # below the results folder
 LARGEST_ENDING = 1 << 16  # bytes at the end of a log in which that line is looked for
 
 Job = Sequence[CellRun]
@@ -250,3 +256,38 @@ def why_it_ended(status: int, log_file: Path, start: int) -> str:
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
     last = [line for line in lines if line.startswith(ERROR)] or [line for line in lines if line]
     return last[-1].removeprefix(ERROR) if last else f"ended with status {status} and no message"
+
+
+def write_job_array(cells: Sequence[Cell], jobs: int, setting: Setting, delete_merged_models: bool) -> Path:
+    """Write the cells, and the sbatch script whose tasks run one of the `jobs` merges each; returns the script.
+
+    Its name depends on its content, so that another array does not change the cells of one at work."""
+    content = {"cells": [asdict(cell) for cell in cells]}
+    options = ["--results_dir", str(setting.results_dir), "--backend", setting.backend]
+    for name in ("models", "data_dir", "tensor_parallel_size"):
+        value = getattr(setting, name)
+        if value is not None:
+            options += [f"--{name}", str(value)]
+    if delete_merged_models:
+        options.append("--delete_merged_models")
+    tables = dict.fromkeys(table for cell in cells for table in cell.tables)
+    digest = hashlib.sha256(json.dumps([options, content]).encode()).hexdigest()[:8]
+    folder, name = (ROOT / setting.results_dir / ARRAYS).resolve(), f"{'_'.join(tables)}_{digest}"
+    listed, script = folder / f"{name}.json", folder / f"{name}.sbatch"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(listed, content)
+    words = [sys.executable, "-m", "scripts.paper_tables.run_cells", "--cells", str(listed), *options]
+    gpus = "" if setting.is_tiny else f"#SBATCH --gres=gpu:{setting.tensor_parallel_size or GPUS_OF_A_MODEL}\n"
+    write_whole(
+        script,
+        f"#!/bin/bash\n"
+        f"#SBATCH --job-name=paper_tables\n"
+        f"#SBATCH --array=0-{jobs - 1}\n"
+        f"#SBATCH --output={folder}/{name}_%a.out\n"
+        f"#SBATCH --cpus-per-task=8\n"
+        f"{gpus}"
+        f"# Add the options of your cluster: partition, account, time.\n"
+        f"cd {shlex.quote(str(ROOT))}\n"
+        f'{shlex.join(words)} --job "$SLURM_ARRAY_TASK_ID"\n',
+    )
+    return script
