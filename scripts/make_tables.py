@@ -45,8 +45,8 @@ def make_tables(results_dir: Path, scores: Sequence[Score]) -> None:
     """Write tables/scores.csv, tables.md, tables.html and a .tex for each table; report what is missing or doubtful."""
     folder = results_dir / "tables"
     tables = paper_tables(scores)
-    drawn = {f"../figures/{name}.svg": description for name, (_, description) in FIGURES.items()}
-    pictures = {path: description for path, description in drawn.items() if (folder / path).is_file()}
+    drawn = [name for name in FIGURES if (results_dir / "figures" / f"{name}.svg").is_file()]
+    pictures = {f"../figures/{name}.svg": FIGURES[name][1] for name in drawn}
     write_whole(folder / "scores.csv", scores_csv(scores))
     write_whole(folder / "tables.md", markdown(tables))
     write_whole(folder / "tables.html", html_page(tables, pictures))

@@ -16,20 +16,20 @@ from pathlib import Path
 import psutil
 import pytest
 from safetensors.torch import load_file, save_file
+from scripts.paper_tables.cell import Cell, read_cells, read_state, state_path
+from scripts.paper_tables.commands import Setting, merge_places
+from scripts.paper_tables.estimate import answer_seconds, estimate_cell, measured_seconds, prompts_of_attack
+from scripts.paper_tables.jobs import DONE, FAILED, check_cells, is_done, run_command, run_job, run_jobs
+from scripts.paper_tables.machine import Machine, find_machine
+from tests.paper.support import SCRIPTS, read_scores, run_script
 
 from promptbench import cola, sst2
 from promptbench.attack import AttackParts
 from promptbench.attacks import deepwordbug, stresstest
 from promptbench.search import search
 from scripts.make_tables import main as make_tables
-from scripts.paper_tables.cell import Cell, read_cells, read_state, state_path
-from scripts.paper_tables.commands import Setting, merge_places
-from scripts.paper_tables.estimate import answer_seconds, estimate_cell, measured_seconds, prompts_of_attack
-from scripts.paper_tables.jobs import DONE, FAILED, check_cells, is_done, run_command, run_job, run_jobs
-from scripts.paper_tables.machine import Machine, find_machine
 from scripts.paper_tables.run_cells import main as run_cells
 from tests.inference_llms.support import ROOT
-from tests.paper.support import SCRIPTS, read_scores, run_script
 from utils.errors import UserError
 from utils.model_folders import FINETUNED_MODELS, PRETRAINED_MODEL
 from utils.whole_files import locked

@@ -1,4 +1,4 @@
-"""Several draws in one figure, and what M3 adds to it."""
+"""Scores, and the summary of several draws: mean, spread, best, and the gain by M3."""
 
 import csv
 import io
@@ -10,38 +10,12 @@ import pytest
 
 from inference_llms.answer_health import Health
 from scripts.paper_tables.collect import collect_scores
-from scripts.paper_tables.score import OK, Score, percent_interval, scores_csv
-from scripts.paper_tables.summary import gain, summarise
+from scripts.paper_tables.scores import OK, Score, gain, percent_interval, scores_csv, summarise, without_value
 from scripts.paper_tables.tables import paper_tables
 from utils.intervals import drop_rate_interval
 
-PLAIN = Score(
-    models="LM & Math",
-    inputs="instruct + math",
-    method="TIES",
-    variant="",
-    mixup=False,
-    dare=False,
-    alpha=None,
-    seed=None,
-    ratios="",
-    dataset="GSM8K",
-    attack="",
-    metric="accuracy",
-    value=None,
-    low=None,
-    high=None,
-    examples=None,
-    status=OK,
-    note="",
-    backend="transformers",
-    command="",
-    evaluator_command="",
-    merge_command="",
-    merge_record="",
-    fingerprint="",
-    result_file="",
-)
+ABOUT = {"models": "LM & Math", "inputs": "instruct + math", "method": "TIES", "metric": "accuracy"}
+PLAIN = without_value(ABOUT, "GSM8K", "", OK, "")
 
 
 def answered(score: Score, *right: bool) -> Score:
@@ -57,12 +31,12 @@ def draw(seed: int, *right: bool) -> Score:
 
 
 def cells(*scores: Score) -> dict[str, tuple[str, ...]]:
-    """The cells of GSM8K in the table of performance, by what stands in the column M3."""
+    """The cells of GSM8K in the table of performance, by the column M3."""
     (table,) = [table for table in paper_tables(scores) if table.name == "performance"]
     return {row[2][0]: row[table.head.index("GSM8K")] for row in table.rows}
 
 
-def test_draws_give_mean_spread_and_best_never_the_best_alone():
+def test_draws_are_summarised_by_mean_spread_and_best():
     summary = summarise([draw(1, True, True, True, True), draw(2, True, False, False, False)])
     assert summary.value == pytest.approx(62.5)
     assert summary.spread == pytest.approx(53.03, abs=0.01)
@@ -105,7 +79,7 @@ def with_health(score: Score, **faults: int | None) -> Score:
     return replace(score, health=Health(answers=score.examples, **{**sound, **faults}))
 
 
-def test_a_note_shows_faults_of_more_than_one_answer_in_ten():
+def test_a_note_shows_faults_of_more_than_a_tenth_of_answers():
     plain = answered(PLAIN, *[True] * 5, *[False] * 15)
     (table,) = paper_tables([with_health(plain, empty=2, cut_off=2)])
     assert table.notes == []
@@ -117,7 +91,7 @@ def test_a_note_shows_faults_of_more_than_one_answer_in_ten():
     assert paper_tables(draws)[0].notes == ["of 20 answers: 4 repeating the same text to the end"]
 
 
-def test_every_health_is_in_the_csv():
+def test_the_csv_has_the_health_of_answers():
     known = with_health(answered(PLAIN, True, False), unreadable=1)
     replayed, before = with_health(known, unreadable=1, cut_off=None), answered(PLAIN, True)
     rows = list(csv.DictReader(io.StringIO(scores_csv([known, replayed, before]))))
@@ -142,12 +116,12 @@ def test_a_score_of_an_attack_keeps_the_answers_before_and_after(tmp_path):
     assert "True" not in scores_csv([score]).splitlines()[1]
 
 
-def test_draws_of_an_attack_on_other_numbers_of_examples_have_no_interval_together():
+def test_draws_over_different_numbers_of_examples_have_no_interval():
     summary = summarise([attacked(1, [True] * 4, [False] * 4), attacked(2, [True] * 5, [True] * 5)])
     assert (summary.value, summary.low, summary.high) == (50, None, None)
 
 
-def test_a_draw_without_a_value_is_counted_and_told_not_guessed():
+def test_a_draw_without_a_value_is_counted_and_noted():
     broken = replace(draw(2, True, True), value=None, low=None, high=None, values=None, status="unreadable", note="why")
     (m3,) = [lines for name, lines in cells(draw(1, True, False), broken).items() if name.startswith("yes")]
     assert m3[0].startswith("50.0 [") and "1 of 2 draws [1]" in m3
@@ -155,7 +129,7 @@ def test_a_draw_without_a_value_is_counted_and_told_not_guessed():
     assert table.notes == ["unreadable: why"]
 
 
-def test_the_gain_is_that_of_the_mean_draw_on_the_same_examples():
+def test_the_gain_is_the_mean_over_draws_on_the_same_examples():
     plain = summarise([answered(PLAIN, True, False, False, False)])
     drawn = summarise([draw(1, True, True, False, False), draw(2, True, True, True, True)])
     found = gain(plain, drawn)
@@ -163,7 +137,7 @@ def test_the_gain_is_that_of_the_mean_draw_on_the_same_examples():
     assert found.low <= 50 <= found.high
 
 
-def test_a_gain_tells_by_its_interval_that_its_draws_lie_far_apart():
+def test_draws_far_apart_widen_the_interval_of_the_gain():
     plain = summarise([answered(PLAIN, *[True] * 30)])
     draws = [draw(1, *[True] * 30), draw(2, *[True] * 30), draw(3, *[False] * 30)]
     found = gain(plain, summarise(draws))
@@ -171,7 +145,7 @@ def test_a_gain_tells_by_its_interval_that_its_draws_lie_far_apart():
     assert cells(*plain.scores, *draws)["M3 − without"] == ("−33.3 [−100.0, 0.0]",)
 
 
-def test_the_gain_of_a_single_draw_is_over_the_examples_and_the_remark_says_so():
+def test_the_gain_of_a_single_draw_is_over_the_examples():
     plain = answered(PLAIN, *[True] * 20, *[False] * 20)
     found = gain(summarise([plain]), summarise([draw(1, *[True] * 30, *[False] * 10)]))
     assert found.value == pytest.approx(25) and 10 <= found.low < 25 < found.high <= 40
@@ -179,7 +153,7 @@ def test_the_gain_of_a_single_draw_is_over_the_examples_and_the_remark_says_so()
     assert any("where there is one draw, over the examples alone" in remark for remark in table.remarks)
 
 
-def test_the_draws_of_dare_widen_the_gain_too():
+def test_draws_of_dare_widen_the_interval_of_the_gain():
     """DARE and M3 against DARE, drawn thrice each."""
     steady = [replace(draw(seed, *[True, False] * 10), dare=True) for seed in (1, 2, 3)]
     apart = [replace(answered(PLAIN, *[seed > 0] * 20), dare=True, seed=seed, ratios="") for seed in (0, 1, 2)]
@@ -188,17 +162,17 @@ def test_the_draws_of_dare_widen_the_gain_too():
     assert found.high >= 25
 
 
-def test_there_is_no_gain_over_other_examples():
+def test_different_examples_have_no_gain():
     plain = summarise([answered(PLAIN, True, False, False)])
     assert gain(plain, summarise([draw(1, True, True)])) is None
 
 
-def test_a_published_value_stands_beside_ours_with_a_difference_only_over_the_whole_set():
+def test_a_difference_from_a_published_value_needs_the_whole_set():
     part = cells(answered(PLAIN, True, False))
     assert part["no"][-1] == "published 14.6"
     whole = cells(answered(PLAIN, *[True] * 330, *[False] * 989))
     assert whole["no"][-1] == "published 14.6 (+10.4)"
 
 
-def test_no_published_value_stands_beside_another_metric():
+def test_a_published_value_of_another_metric_is_not_shown():
     assert len(cells(replace(answered(PLAIN, True, False), metric="lenient_accuracy"))["no"]) == 1

@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from scripts.paper_tables.commands import Setting
+from tests.paper.support import SCRIPTS, read_scores, run_script
 
 from scripts.make_tables import main as make_tables
-from scripts.paper_tables.commands import Setting
 from scripts.paper_tables.evaluate import evaluate
 from scripts.plot_figures import main as plot_figures
 from tests.inference_llms.support import ROOT, pass_at_1, read_json_lines, write_rows
-from tests.paper.support import SCRIPTS, read_scores, run_script
 
 TABLE = """
 source {shared}
