@@ -114,6 +114,6 @@ def test_what_the_pages_name_is_there():
 
 def test_the_page_of_tables_tells_every_option():
     told = set(re.findall(r"--[a-z_]+", (DOCS / "paper_tables.md").read_text()))
-    hidden = {"--cells", "--job", "--typed_in", "--help"}
+    hidden = {"--cells", "--job", "--working_folder", "--help"}
     options = {word for action in build_parser()._actions for word in action.option_strings if word.startswith("--")}
     assert options - hidden <= told
