@@ -3,7 +3,7 @@
 import argparse
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -218,23 +218,14 @@ class CellRun:
     def record(self, status: str, **about: Any) -> None:
         """Record what became of the cell. Existing results keep the commands that made them until others replace
         them."""
-        cell, before = self.cell, self.state
+        before = self.state
         commands = [command.text for command in self.commands]
         if status != cells.DONE and self.results():
             commands = [] if before is None else before.commands
         kept = {} if before is None else {name: getattr(before, name) for name in ("runs", "hashes", "result_options")}
-        state = CellState(
-            merge=cell.merge,
-            script=cell.script,
-            options=cell.options,
-            tables=list(cell.tables),
-            commands=commands,
-            status=status,
-            root=str(self.places.root),
-            tasks_name=self.places.tasks,
-            name=self.places.name,
-        )
-        cells.write_state(self.setting.results_dir, replace(state, **{**kept, **about}))
+        root, tasks, name = str(self.places.root), self.places.tasks, self.places.name
+        state = CellState(self.cell, commands, status, root, tasks, name, **{**kept, **about})
+        cells.write_state(self.setting.results_dir, state)
 
 
 def _read_result(path: Path) -> dict[str, Any]:

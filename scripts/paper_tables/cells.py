@@ -173,7 +173,11 @@ def read_cells(path: Path) -> list[Cell]:
     remedy = "write it again with --slurm"
     cells = read_json_object(path, remedy).get("cells")
     check_shape(str(path), cells, list[Cell], remedy)
-    return without_copies(Cell(**{**cell, "tables": tuple(cell["tables"])}) for cell in cells)
+    return without_copies(map(_cell_of_json, cells))
+
+
+def _cell_of_json(fields_of_cell: Mapping[str, Any]) -> Cell:
+    return Cell(**{**fields_of_cell, "tables": tuple(fields_of_cell["tables"])})
 
 
 def merge_record_path(places: OutputPlaces) -> Path | None:
@@ -214,16 +218,12 @@ class CellState:
     """The record of a cell: a file of `paper_cells`.
 
     `commands`: the cell's commands as text, for people. `root`, `tasks_name`, `name`: the places of its outputs.
-    `started` in seconds since 1970. `results`: the files that it left. The last fields are those of the last run that
-    succeeded: `runs`, its commands as
-    data; `hashes` of its models and sets by name; `result_options`, by task or attack the options that the result has
-    on record. States of earlier versions have `runs` as text, and no `hashes` or `result_options`.
+    `started` in seconds since 1970. `results`: the files that it left. The last three are those of the last success:
+    `runs`, its commands as data; `hashes` of its models and sets by name; `result_options`, by task or attack the
+    options in the result's record. States of earlier versions have `runs` as text, and the last one or two are None.
     """
 
-    merge: dict[str, Any]
-    script: str
-    options: dict[str, Any]
-    tables: list[str]
+    cell: Cell
     commands: list[str]
     status: str
     root: str
@@ -236,10 +236,6 @@ class CellState:
     runs: list[dict[str, Any]] | list[str] | None = None
     hashes: dict[str, str] | None = None
     result_options: dict[str, Any] | None = None
-
-    @property
-    def cell(self) -> Cell:
-        return Cell(tuple(self.tables), self.merge, self.script, self.options)
 
     def places(self, results_dir: Path) -> OutputPlaces:
         """The places of its outputs, in a results folder that may have moved."""
@@ -258,9 +254,10 @@ def read_state(path: Path) -> CellState:
     if isinstance(value.get("cell"), str):
         value = _of_earlier_version(path, value)
     check_shape(str(path), value, CellState, REMEDY)
-    state = CellState(**{each.name: value[each.name] for each in fields(CellState) if each.name in value})
+    known = {field.name: value[field.name] for field in fields(CellState) if field.name in value}
+    state = CellState(**{**known, "cell": _cell_of_json(value["cell"])})
     try:
-        merge_of_options(state.merge), state.cell.tasks, state.cell.attacks, state.places(path.parent)
+        merge_of_options(state.cell.merge), state.cell.tasks, state.cell.attacks, state.places(path.parent)
     except (UserError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not the whole record of a cell; {REMEDY}") from error
     return state
@@ -271,7 +268,7 @@ def write_state(results_dir: Path, state: CellState) -> None:
 
 
 def _of_earlier_version(path: Path, value: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a state that has the options of its cell only as text: merge, `--`, script and options."""
+    """The fields of a state that has its cell only as text: merge, `--`, script and options."""
     try:
         words = shlex.split(value["cell"])
         script = words[words.index("--") + 1]
@@ -279,13 +276,11 @@ def _of_earlier_version(path: Path, value: dict[str, Any]) -> dict[str, Any]:
     except (UserError, ValueError, IndexError) as error:
         raise UserError(f"{path} is not the whole record of a cell; {REMEDY}") from error
     shaping = vars(_merge_parser().parse_args([]))
+    merge = {name: options.pop(name) for name in [*options] if name in shaping}
     inputs = value.get("inputs") or {}
     return {
-        "tables": [],
         **value,
-        "merge": {name: option for name, option in options.items() if name in shaping},
-        "script": script,
-        "options": {name: option for name, option in options.items() if name not in shaping},
+        "cell": {"tables": value.get("tables", []), "merge": merge, "script": script, "options": options},
         "runs": inputs.get("commands", value.get("commands")),
         "hashes": inputs.get("hashes"),
     }

@@ -16,17 +16,11 @@ from scripts.paper_tables.names import DATA_SETS, METHODS, dataset_name
 from scripts.paper_tables.results import (
     AGAIN,
     ResultsFolder,
-    ScoresFile,
-    check_record,
+    TaskRecord,
     check_weights,
-    options_of_record,
-    own_completions,
-    own_evaluator_command,
-    own_files,
     read_health,
-    read_task_records,
     remade_by,
-    scores_files,
+    task_records,
 )
 from scripts.paper_tables.scores import (
     CONFLICT,
@@ -64,41 +58,42 @@ def collect_scores(results_dir: Path) -> list[Score]:
 
 def task_scores(results: ResultsFolder) -> Iterator[Score]:
     """The scores of the files in save_scores. A broken file or record affects no other."""
-    for scores in scores_files(results.folder):
-        about = {**results.about(scores.places), "result_file": str(scores.path)}
-        try:
-            records = read_task_records(scores.path)
-        except UserError as error:
-            yield without_value(about, "", "", UNREADABLE, str(error))
-            continue
-        for task, record in records.items():
-            yield _task_score(results, scores, task, record, about)
+    for record in task_records(results.folder):
+        about = {**results.about(record.places), "result_file": str(record.path)}
+        if not record.task:
+            yield without_value(about, "", "", UNREADABLE, record.fault)
+        else:
+            yield _task_score(results, record, about)
 
 
-def _task_score(
-    results: ResultsFolder, scores: ScoresFile, task: str, record: Mapping[str, Any], known: Mapping[str, Any]
-) -> Score:
-    root, dataset = scores.places.root, dataset_name(task)
+def _task_score(results: ResultsFolder, record: TaskRecord, known: Mapping[str, Any]) -> Score:
+    task, content, dataset = record.task, record.content, dataset_name(record.task)
     script = LIVEBENCH if task in LIVEBENCH_TASKS else MAIN_JOB
-    about = {**known, **results.commands(scores.places, script, task)}
+    about = {**known, **results.commands(record.places, script, task)}
+    if record.fault:
+        return without_value(about, dataset, "", UNREADABLE, record.fault)
+    about["command"] = content.get("command") or about["command"]
+    about["merge_command"] = about["merge_command"] or _merge_command(about, script)
+    about |= {"backend": str(content.get("backend", "")), "examples": content["examples"]}
+    about["evaluator_command"] = record.own_command(content.get("evaluator_command") or "")
     try:
-        check_record(scores.path, task, record, root)
-        about["command"] = record.get("command") or about["command"]
-        about["merge_command"] = about["merge_command"] or _merge_command(about, script)
-        about |= {"backend": str(record.get("backend", "")), "examples": record["examples"]}
-        about["evaluator_command"] = own_evaluator_command(record.get("evaluator_command") or "", record, root)
-        about["health"] = read_health(scores.path, record.get("health"))
-        check_weights(about, (record.get("identity") or {}).get("weights_fingerprint"))
-        verdicts, note = _verdicts(scores, task, record, about["command"])
-        if verdicts is not None and verdicts.examples != record["examples"]:
+        about["health"] = read_health(record.path, content.get("health"))
+        check_weights(about, (content.get("identity") or {}).get("weights_fingerprint"))
+        verdicts, note = _verdicts(record, about["command"])
+        if verdicts is not None and verdicts.examples != content["examples"]:
             about["metric"] = verdicts.metric
-            raise UserError(f"{verdicts.examples} of {record['examples']} answers were judged")
+            raise UserError(f"{verdicts.examples} of {content['examples']} answers were judged")
     except UserError as error:
         return without_value(about, dataset, "", UNREADABLE, str(error))
     if verdicts is None:
-        return _unscored(results, scores, task, record, about)
+        evaluator = TASKS[task].evaluator if task in TASKS else None
+        if evaluator is None:
+            note = "its evaluator is unknown here: its command is in scores.csv"
+            return without_value(about, dataset, "", MISSING, note)
+        about["evaluator_command"] = evaluator.full_command(record.files, about["evaluator_command"])
+        return without_value(about, dataset, "", MISSING, results.why_not_scored(record.files[0]))
     if verdicts.command is not None:
-        about["evaluator_command"] = own_evaluator_command(verdicts.command, record, root)
+        about["evaluator_command"] = record.own_command(verdicts.command)
     if verdicts.values is None:
         (low, high), values = share_interval(verdicts.score, verdicts.examples), None
     else:
@@ -113,45 +108,33 @@ def _merge_command(about: Mapping[str, Any], script: str) -> str:
     return about["command"] if script == MAIN_JOB else remade_by(about)
 
 
-def _unscored(
-    results: ResultsFolder, scores: ScoresFile, task: str, record: Mapping[str, Any], about: dict[str, Any]
-) -> Score:
-    """The score of answers that their evaluator has not scored."""
-    evaluator = TASKS[task].evaluator if task in TASKS else None
-    if evaluator is None:
-        note = "its evaluator is unknown here: its command is in scores.csv"
-        return without_value(about, dataset_name(task), "", MISSING, note)
-    files = own_files(record, scores.places.root)
-    about["evaluator_command"] = evaluator.full_command(files, about["evaluator_command"])
-    return without_value(about, dataset_name(task), "", MISSING, results.why_not_scored(files[0]))
-
-
-def _verdicts(scores: ScoresFile, task: str, record: Mapping[str, Any], command: str) -> tuple[Verdicts | None, str]:
+def _verdicts(record: TaskRecord, command: str) -> tuple[Verdicts | None, str]:
     """The verdicts on a task's answers, None without an evaluator's result, and a remark.
 
     Raises UserError if anything is damaged or does not agree with the rest."""
-    examples, options = record["examples"], options_of_record(record, command)
-    own = own_completions(record, task, scores.places)
+    content, options = record.content, record.options(command)
+    examples, own = content["examples"], record.own_completions()
     is_replay = own is None or options.get("backend") == "replay"
     raw = own
     if own is None or (is_replay and not own.is_file()):
-        raw = Path(record["raw_generations"])  # a replay has no completions of its own
+        raw = Path(content["raw_generations"])  # a replay has no completions of its own
     completions = _completions(raw, is_replay) if raw.is_file() else None
     if completions is not None and (len(completions) < examples or (len(completions) > examples and not is_replay)):
         raise UserError(f"{raw} holds {len(completions)} completions, and the score is of {examples}; {AGAIN}")
-    if task in TASKS and TASKS[task].evaluator is not None:
-        files = own_files(record, scores.places.root)
-        verdicts = TASKS[task].evaluator.read(files)
-        missing = [file for file in files if not file.is_file()]
+    if record.task in TASKS and TASKS[record.task].evaluator is not None:
+        verdicts = TASKS[record.task].evaluator.read(record.files)
+        missing = [file for file in record.files if not file.is_file()]
         if missing:
             raise UserError(f"{missing[0]}: no such file; {AGAIN}")
         return verdicts, ""
-    if "accuracy" not in record and record.get("evaluator_command"):
+    if "accuracy" not in content and content.get("evaluator_command"):
         return None, ""
-    accuracy = record.get("accuracy")
+    accuracy = content.get("accuracy")
     if not isinstance(accuracy, int | float) or not 0 <= accuracy <= 1:
-        raise UserError(f"{scores.path}: the accuracy of {task} is {accuracy!r}, not a number from 0 to 1; {AGAIN}")
-    right, note = _right_answers(task, completions, record, options, raw)
+        raise UserError(
+            f"{record.path}: the accuracy of {record.task} is {accuracy!r}, not a number from 0 to 1; {AGAIN}"
+        )
+    right, note = _right_answers(record, completions, options, raw)
     if right is None:
         return Verdicts("accuracy", accuracy, examples), f"no paired comparison: {note}"
     if len(right) != examples:
@@ -174,22 +157,19 @@ def _completions(path: Path, is_replay: bool) -> dict[int | str, str]:
 
 
 def _right_answers(
-    task: str,
-    completions: Mapping[int | str, str] | None,
-    record: Mapping[str, Any],
-    options: Mapping[str, Any],
-    raw: Path,
+    record: TaskRecord, completions: Mapping[int | str, str] | None, options: Mapping[str, Any], raw: Path
 ) -> tuple[dict[int | str, bool] | None, str]:
     """Whether each scored example was answered rightly, by id; or None, and what is lacking to tell."""
-    is_right = TASKS[task].is_right if task in TASKS else None
+    is_right = TASKS[record.task].is_right if record.task in TASKS else None
     if is_right is None:
         return None, "the task has no `is_right`, which judges one answer"
     if completions is None:
         return None, f"{raw}: no such file"
     # The record's folder, because the command may have been run anywhere.
-    data_dir = record.get("data_dir", options.get("data_dir"))
+    data_dir = record.content.get("data_dir", options.get("data_dir"))
+    folder = None if data_dir is None else ROOT / data_dir
     try:
-        rows = _rows_by_id(task, None if data_dir is None else ROOT / data_dir, options.get("livebench_release"))
+        rows = _rows_by_id(record.task, folder, options.get("livebench_release"))
     except (UserError, OSError) as error:  # the data set is missing
         return None, str(error)
     ids = list(rows)
@@ -285,7 +265,7 @@ def missing_scores(results: ResultsFolder, scores: Iterable[Score]) -> Iterator[
         if not attacks:
             reason = broken_files.get(str(places.scores()), reason)
         for task, attack in [(task, attack) for task in state.cell.tasks for attack in attacks or [""]]:
-            about = {**about_merge, **results.commands(places, state.script, task, attack)}
+            about = {**about_merge, **results.commands(places, state.cell.script, task, attack)}
             score = without_value(about, dataset_name(task), attack, MISSING, reason)
             if (score.line, score.draw) not in there:
                 yield score

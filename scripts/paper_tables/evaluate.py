@@ -7,16 +7,7 @@ from pathlib import Path
 from inference_llms.task import AnswerFiles
 from inference_llms.tasks import TASKS
 from scripts.paper_tables.cell_runs import Setting
-from scripts.paper_tables.results import (
-    NOTES,
-    check_record,
-    note_key,
-    options_of_record,
-    own_evaluator_command,
-    own_files,
-    read_task_records,
-    scores_files,
-)
+from scripts.paper_tables.results import NOTES, note_key, task_records
 from utils.errors import UserError
 from utils.whole_files import write_json
 
@@ -51,21 +42,14 @@ def evaluate(setting: Setting, allow_code_execution: bool) -> None:
 
 
 def files_to_evaluate(results_dir: Path) -> Iterator[AnswerFiles]:
-    """All files below `results_dir` whose task has an evaluator. Damaged records are skipped here; they are reported
+    """All files below `results_dir` whose task has an evaluator. Unusable records are skipped here; they are reported
     where scores are collected."""
-    for scores in scores_files(results_dir):
-        try:
-            records = read_task_records(scores.path)
-        except UserError:
+    for record in task_records(results_dir):
+        if record.fault or record.task not in TASKS or TASKS[record.task].evaluator is None:
             continue
-        for task, record in records.items():
-            try:
-                check_record(scores.path, task, record, scores.places.root)
-            except UserError:
-                continue
-            files = own_files(record, scores.places.root)
-            command = own_evaluator_command(record.get("evaluator_command") or "", record, scores.places.root)
-            if task in TASKS and TASKS[task].evaluator is not None and files and command:
-                data_dir = None if record.get("data_dir") is None else Path(record["data_dir"])
-                release = options_of_record(record, "").get("livebench_release")
-                yield AnswerFiles(TASKS[task], tuple(files), command, data_dir, release)
+        command = record.own_command(record.content.get("evaluator_command") or "")
+        if record.files and command:
+            data_dir = record.content.get("data_dir")
+            release = record.options().get("livebench_release")
+            files, folder = tuple(record.files), None if data_dir is None else Path(data_dir)
+            yield AnswerFiles(TASKS[record.task], files, command, folder, release)

@@ -6,7 +6,7 @@ Records name the places of the time when they were written; the folder may have 
 import os
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,42 @@ NOTES = "paper_evaluators.json"  # below the results folder: why a file was not 
 
 
 @dataclass(frozen=True)
-class ScoresFile:
-    """A file of save_scores, and the places of the run that wrote it."""
+class TaskRecord:
+    """The record of a task in a scores file, and the places of the run. `fault`: why it is not usable; with an empty
+    `task`, the whole file is not."""
 
     path: Path
     places: OutputPlaces
+    task: str = ""
+    content: dict[str, Any] = field(default_factory=dict)
+    fault: str = ""
+
+    @property
+    def files(self) -> list[Path]:
+        """The run's files for an evaluator, where they are now."""
+        return [file_below(self.places.root, Path(file)) for file in self.content["files"]]
+
+    def own_command(self, command: str) -> str:
+        """An evaluator's `command` with the places where the run's files are now."""
+        for file, now in zip(self.content["files"], map(str, self.files), strict=True):
+            tail = path_below_root(Path(file))
+            if tail is None or now == file:
+                continue
+            before, after = file.removesuffix(str(tail)), now.removesuffix(str(tail))
+            # A root that needs quotes already has them in the command.
+            after = after if shlex.quote(before) != before else shlex.quote(after)
+            return command.replace(f"{before}save_", f"{after}save_")
+        return command
+
+    def own_completions(self) -> Path | None:
+        """The run's own raw completions, where they are now; None for a replay of completions from elsewhere."""
+        own = self.places.raw_generations(self.task)
+        tail = own.relative_to(self.places.root).parts
+        return own if Path(self.content["raw_generations"]).parts[-len(tail) :] == tail else None
+
+    def options(self, command: str = "") -> dict[str, Any]:
+        """The options of the run. Records of earlier versions have only a command; without it, `command` is used."""
+        return self.content.get("options") or options_of_text(self.content.get("command") or command)
 
 
 @dataclass(frozen=True)
@@ -102,14 +133,14 @@ class ResultsFolder:
         if about["fingerprint"]:
             return about
         state = next((state for state in self.cells.values() if state.places(self.folder) == places), None)
-        return about if state is None else about | about_parameters(merge_of_options(state.merge)[1])
+        return about if state is None else about | about_parameters(merge_of_options(state.cell.merge)[1])
 
     def commands(self, places: OutputPlaces, script: str, task: str, attack: str = "") -> dict[str, str]:
         """The commands of the cell that made a result: of several the one that was done last. Empty without a cell."""
         made_it = [
             state
             for state in self.cells.values()
-            if (state.script, state.places(self.folder)) == (script, places) and state.commands
+            if (state.cell.script, state.places(self.folder)) == (script, places) and state.commands
             if task in state.cell.tasks and (not attack or attack in state.cell.attacks)
         ]
         state = max(made_it, key=lambda state: (state.status == DONE, state.started or 0), default=None)
@@ -122,12 +153,39 @@ def note_key(results_dir: Path, file: Path) -> str:
     return os.path.relpath(file, results_dir)
 
 
-def scores_files(results_dir: Path) -> Iterator[ScoresFile]:
-    """The files of save_scores, whole or not, by name."""
+def task_records(results_dir: Path) -> Iterator[TaskRecord]:
+    """The records in all files of save_scores, usable or not, by file name."""
     for path in sorted(results_dir.rglob("save_scores/*/**/*.json")):
+        if path.name.startswith("."):
+            continue
         root, (tasks, *name) = split_at(results_dir, path, "save_scores")
-        if not path.name.startswith("."):
-            yield ScoresFile(path, OutputPlaces(root, tasks, "/".join(name).removesuffix(".json")))
+        places = OutputPlaces(root, tasks, "/".join(name).removesuffix(".json"))
+        try:
+            records = read_json_object(path, AGAIN)
+        except UserError as error:
+            yield TaskRecord(path, places, fault=f"{path} is not whole: {error}")
+            continue
+        if not all(isinstance(record, dict) for record in records.values()):
+            yield TaskRecord(path, places, fault=f"{path} is not whole: it does not hold scores by task; {AGAIN}")
+            continue
+        for task, content in records.items():
+            record = TaskRecord(path, places, task, content)
+            try:
+                _check(record)
+                yield record
+            except UserError as error:
+                yield replace(record, fault=str(error))
+
+
+def _check(record: TaskRecord) -> None:
+    """Raise UserError unless a record has the fields of every task's record, and names no file outside its root."""
+    place, root = f"{record.path}: the record of {record.task}", record.places.root
+    check_shape(place, record.content, TaskRecordShape, AGAIN)
+    if record.content["examples"] < 1:
+        raise UserError(f"{place}: examples: fewer than one; {AGAIN}")
+    for file in record.files:
+        if ".." in file.parts or not file.absolute().is_relative_to(root.absolute()):
+            raise UserError(f"{place} names {file}, which is outside {root}; {AGAIN}")
 
 
 def split_at(results_dir: Path, path: Path, folder: str) -> tuple[Path, tuple[str, ...]]:
@@ -218,61 +276,9 @@ def check_weights(about: Mapping[str, Any], fingerprint: str | None) -> None:
         raise UserError(f"{about['result_file']} holds results of other weights than those of {record}")
 
 
-def read_task_records(path: Path) -> dict[str, dict[str, Any]]:
-    """The records of a scores file by task. Raises UserError if the file is not whole."""
-    try:
-        records = read_json_object(path, AGAIN)
-    except UserError as error:
-        raise UserError(f"{path} is not whole: {error}") from error
-    if not all(isinstance(record, dict) for record in records.values()):
-        raise UserError(f"{path} is not whole: it does not hold scores by task; {AGAIN}")
-    return records
-
-
-def check_record(path: Path, task: str, record: Mapping[str, Any], root: Path) -> None:
-    """Raise UserError unless a task's record in `path` has the fields of every task's record, and names no file for an
-    evaluator outside the outputs below `root`."""
-    check_shape(f"{path}: the record of {task}", record, TaskRecordShape, AGAIN)
-    if record["examples"] < 1:
-        raise UserError(f"{path}: the record of {task}: examples: fewer than one; {AGAIN}")
-    for file in own_files(record, root):
-        if ".." in file.parts or not file.absolute().is_relative_to(root.absolute()):
-            raise UserError(f"{path}: the record of {task} names {file}, which is outside {root}; {AGAIN}")
-
-
 def read_health(path: Path, value: Any) -> Health | None:
     """The health in a record of `path`. Raises UserError if it has another form."""
     try:
         return health_on_record(value)
     except ValueError as error:
         raise UserError(f"{path} is not whole: {error}; {AGAIN}") from error
-
-
-def options_of_record(record: Mapping[str, Any], command: str) -> dict[str, Any]:
-    """The options of a task's run. Records of earlier versions have only its command; without that, `command` is it."""
-    return record.get("options") or options_of_text(record.get("command") or command)
-
-
-def own_files(record: Mapping[str, Any], root: Path) -> list[Path]:
-    """A run's files for an evaluator, where they are now: its outputs are below `root`."""
-    return [file_below(root, Path(file)) for file in record["files"]]
-
-
-def own_evaluator_command(command: str, record: Mapping[str, Any], root: Path) -> str:
-    """An evaluator's `command` with the places where the run's files are now."""
-    for file in record["files"]:
-        now, tail = file_below(root, Path(file)), path_below_root(Path(file))
-        if tail is None or str(now) == file:
-            continue
-        before, after = file.removesuffix(str(tail)), str(now).removesuffix(str(tail))
-        # A root that needs quotes already has them in the command.
-        after = after if shlex.quote(before) != before else shlex.quote(after)
-        return command.replace(f"{before}save_", f"{after}save_")
-    return command
-
-
-def own_completions(record: Mapping[str, Any], task: str, places: OutputPlaces) -> Path | None:
-    """The file of a run's own raw completions, where it is now; None for a replay of completions from elsewhere."""
-    own = places.raw_generations(task)
-    tail = own.relative_to(places.root).parts
-    return own if Path(record["raw_generations"]).parts[-len(tail) :] == tail else None

@@ -182,17 +182,9 @@ def _interval_of_mean(there: Sequence[Score], value: float, examples: int | None
     return 100 * low, 100 * high
 
 
-@dataclass(frozen=True)
-class Gain:
-    """The gain by M3 in points, with the 95% interval of the paired bootstrap over draws and examples."""
-
-    value: float
-    low: float
-    high: float
-
-
-def gain(without: Summary, with_mixup: Summary) -> Gain | None:
-    """The mean gain of M3's draws; None unless both sides have a value for each of the same examples."""
+def gain(without: Summary, with_mixup: Summary) -> tuple[float, float, float] | None:
+    """The mean gain of M3's draws in points, with the 95% interval of the paired bootstrap over draws and examples;
+    None unless both sides have a value for each of the same examples."""
     scores = [[score for score in summary.scores if score.status == OK] for summary in (with_mixup, without)]
     if not all(scores) or any(score.values is None for score in (*scores[0], *scores[1])):
         return None
@@ -202,4 +194,4 @@ def gain(without: Summary, with_mixup: Summary) -> Gain | None:
         return None
     first, second = ([[table[example] for example in examples] for table in of_side] for of_side in tables)
     low, high = paired_difference_interval([(first, second)])
-    return Gain(100 * (mean(map(mean, first)) - mean(map(mean, second))), 100 * low, 100 * high)
+    return 100 * (mean(map(mean, first)) - mean(map(mean, second))), 100 * low, 100 * high

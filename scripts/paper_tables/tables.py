@@ -231,7 +231,10 @@ def _published_line(summary: Summary, known: Published | None) -> Lined:
 
 def _gain_cell(without: Summary | None, with_mixup: Summary | None) -> Lined:
     found = None if without is None or with_mixup is None else gain(without, with_mixup)
-    return (NOTHING,) if found is None else (f"{signed(found.value)} [{signed(found.low)}, {signed(found.high)}]",)
+    if found is None:
+        return (NOTHING,)
+    value, low, high = map(signed, found)
+    return (f"{value} [{low}, {high}]",)
 
 
 def _add_published(table: Table, dataset: str, shown: str) -> None:

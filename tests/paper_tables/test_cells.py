@@ -81,7 +81,7 @@ def test_a_state_of_an_earlier_version_is_read(tmp_path):
     path.parent.mkdir()
     path.write_text(json.dumps(OLD_STATE))
     state = read_state(path)
-    assert state.merge == {**MERGE, "mixup": True, "alpha": 0.5, "seed": 2}
+    assert state.cell.merge == {**MERGE, "mixup": True, "alpha": 0.5, "seed": 2}
     assert (state.cell.tasks, state.cell.attacks) == (["sst2"], ["deepwordbug", "stresstest"])
     assert (state.runs, state.hashes) == (OLD_STATE["inputs"]["commands"], {"code model": "c64c"})
 
@@ -89,7 +89,7 @@ def test_a_state_of_an_earlier_version_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"status": "done"}', "merge: field required"),
+        ('{"status": "done"}', "cell: field required"),
         ('{"sta', "is not JSON"),
         ("[]", "is not a JSON object"),
         (json.dumps({**OLD_STATE, "cell": "--merge_instruct"}), "is not the whole record of a cell"),

@@ -12,7 +12,7 @@ from inference_llms.evaluators.human_eval import results_file
 from inference_llms.evaluators.results import command_file
 from merge_llms_instruct_math_code import main as main_job
 from scripts.make_tables import main as make_tables
-from scripts.paper_tables.cells import CLASSIFIER_RESULTS, MAIN_JOB, STATES, CellState, write_state
+from scripts.paper_tables.cells import CLASSIFIER_RESULTS, MAIN_JOB, STATES, Cell, CellState, write_state
 from scripts.paper_tables.evaluate import files_to_evaluate
 from scripts.plot_figures import main as plot_figures
 from tests.inference_llms.support import read_json_lines, write_rows
@@ -47,11 +47,10 @@ def write_cell(
     results: Path, status: str, script: str = MAIN_JOB, root: str = "old/place", started: float = 0, **options
 ) -> None:
     """Record a cell of the merge, as it was where the results were before."""
-    command = f"python {script} {json.dumps(options)}"
-    places = {"root": root, "tasks_name": "instruct_code", "name": "average_merging"}
-    reason = "no room" if status == "failed" else None
-    about = {"tables": ["performance"], "commands": ["python merge.py", command], "status": status, "reason": reason}
-    write_state(results, CellState(merge=MERGE, script=script, options=options, started=started, **about, **places))
+    commands = ["python merge.py", f"python {script} {json.dumps(options)}"]
+    cell, reason = Cell(("performance",), MERGE, script, options), "no room" if status == "failed" else None
+    places = (root, "instruct_code", "average_merging")
+    write_state(results, CellState(cell, commands, status, *places, reason=reason, started=started))
 
 
 def break_a_line(path: Path) -> None:
