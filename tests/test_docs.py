@@ -1,4 +1,4 @@
-"""The worked examples of docs/ work as they stand, and what they name is there."""
+"""The worked examples of docs/ run as written, and the files they name exist."""
 
 import importlib
 import json
@@ -112,8 +112,8 @@ def test_what_the_pages_name_is_there():
             assert is_example or (ROOT / path).exists(), (name, path)
 
 
-def test_the_page_of_tables_tells_every_option():
-    told = set(re.findall(r"--[a-z_]+", (DOCS / "paper_tables.md").read_text()))
+def test_the_page_on_tables_names_every_option():
+    named = set(re.findall(r"--[a-z_]+", (DOCS / "paper_tables.md").read_text()))
     hidden = {"--cells", "--job", "--working_folder", "--help"}
     options = {word for action in build_parser()._actions for word in action.option_strings if word.startswith("--")}
-    assert options - hidden <= told
+    assert options - hidden <= named

@@ -117,7 +117,7 @@ def _verdicts(record: TaskRecord, command: str) -> tuple[Verdicts | None, str]:
     is_replay = own is None or options.get("backend") == "replay"
     raw = own
     if own is None or (is_replay and not own.is_file()):
-        raw = Path(content["raw_generations"])  # a replay has no completions of its own
+        raw = Path(content["raw_generations"])  # a replay scores another run's completions
     completions = _completions(raw, is_replay) if raw.is_file() else None
     if completions is not None and (len(completions) < examples or (len(completions) > examples and not is_replay)):
         raise UserError(f"{raw} holds {len(completions)} completions, and the score is of {examples}; {AGAIN}")
@@ -159,7 +159,7 @@ def _completions(path: Path, is_replay: bool) -> dict[int | str, str]:
 def _right_answers(
     record: TaskRecord, completions: Mapping[int | str, str] | None, options: Mapping[str, Any], raw: Path
 ) -> tuple[dict[int | str, bool] | None, str]:
-    """Whether each scored example was answered rightly, by id; or None, and what is lacking to tell."""
+    """Whether each scored example was answered rightly, by id; or None, and why that is unknown."""
     is_right = TASKS[record.task].is_right if record.task in TASKS else None
     if is_right is None:
         return None, "the task has no `is_right`, which judges one answer"

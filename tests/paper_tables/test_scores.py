@@ -129,28 +129,21 @@ def test_a_draw_without_a_value_is_counted_and_noted():
     assert table.notes == ["unreadable: why"]
 
 
-def test_the_gain_is_the_mean_over_draws_on_the_same_examples():
-    plain = summarise([answered(PLAIN, True, False, False, False)])
-    drawn = summarise([draw(1, True, True, False, False), draw(2, True, True, True, True)])
-    value, low, high = gain(plain, drawn)
-    assert value == pytest.approx(50)
-    assert low <= 50 <= high
-
-
-def test_draws_far_apart_widen_the_interval_of_the_gain():
-    plain = summarise([answered(PLAIN, *[True] * 30)])
-    draws = [draw(1, *[True] * 30), draw(2, *[True] * 30), draw(3, *[False] * 30)]
-    value, low, high = gain(plain, summarise(draws))
-    assert (value, low, high) == (pytest.approx(-100 / 3), -100, 0)
-    assert cells(*plain.scores, *draws)["M3 − without"] == ("−33.3 [−100.0, 0.0]",)
-
-
-def test_the_gain_of_a_single_draw_is_over_the_examples():
-    plain = answered(PLAIN, *[True] * 20, *[False] * 20)
-    value, low, high = gain(summarise([plain]), summarise([draw(1, *[True] * 30, *[False] * 10)]))
-    assert value == pytest.approx(25) and 10 <= low < 25 < high <= 40
-    (table,) = paper_tables([plain])
-    assert any("where there is one draw, over the examples alone" in remark for remark in table.remarks)
+@pytest.mark.parametrize(
+    ("plain", "draws", "value", "low", "high"),
+    [
+        ([True] + [False] * 3, [[True] * 2 + [False] * 2, [True] * 4], 50, (0, 50), (50, 100)),
+        ([True] * 30, [[True] * 30, [True] * 30, [False] * 30], -100 / 3, (-100, -100), (0, 0)),  # draws far apart
+        ([True] * 20 + [False] * 20, [[True] * 30 + [False] * 10], 25, (10, 25), (25, 40)),  # over the examples alone
+    ],
+)
+def test_the_gain_is_the_mean_over_draws_on_the_same_examples(plain, draws, value, low, high):
+    scores = [answered(PLAIN, *plain), *(draw(seed, *right) for seed, right in enumerate(draws, 1))]
+    found = gain(summarise(scores[:1]), summarise(scores[1:]))
+    assert found[0] == pytest.approx(value)
+    assert low[0] <= found[1] <= low[1] and high[0] <= found[2] <= high[1]
+    sign = "−" if value < 0 else "+"
+    assert cells(*scores)["M3 − without"][0].startswith(f"{sign}{abs(value):.1f} [")
 
 
 def test_draws_of_dare_widen_the_interval_of_the_gain():
@@ -167,12 +160,8 @@ def test_different_examples_have_no_gain():
     assert gain(plain, summarise([draw(1, True, True)])) is None
 
 
-def test_a_difference_from_a_published_value_needs_the_whole_set():
-    part = cells(answered(PLAIN, True, False))
-    assert part["no"][-1] == "published 14.6"
-    whole = cells(answered(PLAIN, *[True] * 330, *[False] * 989))
-    assert whole["no"][-1] == "published 14.6 (+10.4)"
-
-
-def test_a_published_value_of_another_metric_is_not_shown():
-    assert len(cells(replace(answered(PLAIN, True, False), metric="lenient_accuracy"))["no"]) == 1
+def test_a_difference_from_a_published_value_needs_its_metric_and_the_whole_set():
+    part = answered(PLAIN, True, False)
+    assert cells(part)["no"][-1] == "published 14.6"
+    assert cells(answered(PLAIN, *[True] * 330, *[False] * 989))["no"][-1] == "published 14.6 (+10.4)"
+    assert len(cells(replace(part, metric="lenient_accuracy"))["no"]) == 1
