@@ -32,7 +32,6 @@ from scripts.paper_tables.scores import (
     Score,
     percent_interval,
     share_interval,
-    without_value,
 )
 from utils.errors import UserError
 from utils.intervals import drop_rate_interval
@@ -50,7 +49,7 @@ def collect_scores(results_dir: Path) -> list[Score]:
     scores = [*task_scores(results), *attack_scores(results)]
     scores += missing_scores(results, scores)
     for path, reason in results.broken_cells.items():
-        scores.append(without_value({"variant": path.stem, "result_file": str(path)}, "", "", UNREADABLE, reason))
+        scores.append(Score(variant=path.stem, result_file=str(path), status=UNREADABLE, note=reason))
     if not scores:
         raise UserError(f"{results_dir} holds no results; run a script of scripts/paper first")
     return sorted(mark_conflicts(scores), key=_order)
@@ -61,17 +60,17 @@ def task_scores(results: ResultsFolder) -> Iterator[Score]:
     for record in task_records(results.folder):
         about = {**results.about(record.places), "result_file": str(record.path)}
         if not record.task:
-            yield without_value(about, "", "", UNREADABLE, record.fault)
+            yield Score(**about, status=UNREADABLE, note=record.fault)
         else:
             yield _task_score(results, record, about)
 
 
 def _task_score(results: ResultsFolder, record: TaskRecord, known: Mapping[str, Any]) -> Score:
-    task, content, dataset = record.task, record.content, dataset_name(record.task)
+    task, content = record.task, record.content
     script = LIVEBENCH if task in LIVEBENCH_TASKS else MAIN_JOB
-    about = {**known, **results.commands(record.places, script, task)}
+    about = {**known, **results.commands(record.places, script, task), "dataset": dataset_name(task)}
     if record.fault:
-        return without_value(about, dataset, "", UNREADABLE, record.fault)
+        return Score(**about, status=UNREADABLE, note=record.fault)
     about["command"] = content.get("command") or about["command"]
     about["merge_command"] = about["merge_command"] or _merge_command(about, script)
     about |= {"backend": str(content.get("backend", "")), "examples": content["examples"]}
@@ -84,14 +83,14 @@ def _task_score(results: ResultsFolder, record: TaskRecord, known: Mapping[str, 
             about["metric"] = verdicts.metric
             raise UserError(f"{verdicts.examples} of {content['examples']} answers were judged")
     except UserError as error:
-        return without_value(about, dataset, "", UNREADABLE, str(error))
+        return Score(**about, status=UNREADABLE, note=str(error))
     if verdicts is None:
         evaluator = TASKS[task].evaluator if task in TASKS else None
         if evaluator is None:
             note = "its evaluator is unknown here: its command is in scores.csv"
-            return without_value(about, dataset, "", MISSING, note)
+            return Score(**about, status=MISSING, note=note)
         about["evaluator_command"] = evaluator.full_command(record.files, about["evaluator_command"])
-        return without_value(about, dataset, "", MISSING, results.why_not_scored(record.files[0]))
+        return Score(**about, status=MISSING, note=results.why_not_scored(record.files[0]))
     if verdicts.command is not None:
         about["evaluator_command"] = record.own_command(verdicts.command)
     if verdicts.values is None:
@@ -100,7 +99,7 @@ def _task_score(results: ResultsFolder, record: TaskRecord, known: Mapping[str, 
         low, high = percent_interval(verdicts.values)
         values = tuple(zip(verdicts.ids, verdicts.values, strict=True))
     found = {"metric": verdicts.metric, "value": 100 * verdicts.score, "low": low, "high": high, "values": values}
-    return Score(**about, **found, dataset=dataset, attack="", status=OK, note=note)
+    return Score(**about, **found, note=note)
 
 
 def _merge_command(about: Mapping[str, Any], script: str) -> str:
@@ -215,9 +214,9 @@ def attack_scores(results: ResultsFolder) -> Iterator[Score]:
 def _attack_score(results: ResultsFolder, path: Path) -> Score:
     root, task, model, attack = path.parents[3], path.parents[1].name, path.parent.name, path.stem
     places = results.merges.get((root, model), OutputPlaces(root, SINGLE_MODEL, model))
-    script, dataset = f"promptbench/{task}.py", dataset_name(task)
+    script = f"promptbench/{task}.py"
     about = {**results.about(places), **results.commands(places, script, task, attack)}
-    about |= {"metric": PDR, "evaluator_command": "", "result_file": str(path)}
+    about |= {"metric": PDR, "dataset": dataset_name(task), "attack": attack, "result_file": str(path)}
     about["merge_command"] = about["merge_command"] or _merge_command(about, script)
     try:
         report = read_json_object(path, AGAIN)
@@ -228,15 +227,15 @@ def _attack_score(results: ResultsFolder, path: Path) -> Score:
         about["health"] = read_health(path, report.get("attacked_health"))
         check_weights(about, settings["weights_fingerprint"])
     except UserError as error:
-        return without_value(about, dataset, attack, UNREADABLE, str(error))
+        return Score(**about, status=UNREADABLE, note=str(error))
     clean, attacked = (100 * report[name] for name in ("clean_accuracy", "attacked_accuracy"))
     note = f"accuracy {clean:.1f} clean, {attacked:.1f} attacked"
     if report["performance_drop_rate"] is None:
-        return without_value(about, dataset, attack, MISSING, f"undefined, because the clean accuracy is 0; {note}")
+        return Score(**about, status=MISSING, note=f"undefined, because the clean accuracy is 0; {note}")
     right = (tuple(report["clean_right"]), tuple(report["attacked_right"]))
     low, high = drop_rate_interval(right[:1], right[1:])
     found = {"value": 100 * report["performance_drop_rate"], "low": 100 * low, "high": 100 * high, "right": right}
-    return Score(**about, **found, dataset=dataset, attack=attack, status=OK, note=note)
+    return Score(**about, **found, note=note)
 
 
 def _check_attack_result(path: Path, report: Mapping[str, Any]) -> None:
@@ -266,7 +265,7 @@ def missing_scores(results: ResultsFolder, scores: Iterable[Score]) -> Iterator[
             reason = broken_files.get(str(places.scores()), reason)
         for task, attack in [(task, attack) for task in state.cell.tasks for attack in attacks or [""]]:
             about = {**about_merge, **results.commands(places, state.cell.script, task, attack)}
-            score = without_value(about, dataset_name(task), attack, MISSING, reason)
+            score = Score(**about, dataset=dataset_name(task), attack=attack, status=MISSING, note=reason)
             if (score.line, score.draw) not in there:
                 yield score
 

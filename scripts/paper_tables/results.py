@@ -130,7 +130,7 @@ class ResultsFolder:
     def about(self, places: OutputPlaces) -> dict[str, Any]:
         """The fields of a score that a merge's record has, or else the options of its cell."""
         about = about_merge(places)
-        if about["fingerprint"]:
+        if "fingerprint" in about:
             return about
         state = next((state for state in self.cells.values() if state.places(self.folder) == places), None)
         return about if state is None else about | about_parameters(merge_of_options(state.cell.merge)[1])
@@ -198,20 +198,10 @@ def split_at(results_dir: Path, path: Path, folder: str) -> tuple[Path, tuple[st
 def about_merge(places: OutputPlaces) -> dict[str, Any]:
     """The fields of a score that a merge's record has. Few if there is no record; if it is damaged, its path and no
     fingerprint."""
-    tasks, name = places.tasks, places.name
-    about: dict[str, Any] = {
-        "models": models_name(tasks) if tasks != SINGLE_MODEL else name,
-        "inputs": "",
-        "method": "",
-        "variant": "" if tasks == SINGLE_MODEL else name,
-        "mixup": False,
-        "dare": False,
-        "alpha": None,
-        "seed": None,
-        "ratios": "",
-        "merge_record": "",
-        "fingerprint": "",
-    }
+    if places.tasks == SINGLE_MODEL:
+        about = {"models": places.name}
+    else:
+        about = {"models": models_name(places.tasks), "variant": places.name}
     path = merge_record_path(places)
     if path is None:
         return about
@@ -263,16 +253,16 @@ def about_parameters(parameters: MergeParameters | Mapping[str, Any]) -> dict[st
 
 def remade_by(about: Mapping[str, Any]) -> str:
     """A command that makes a merge again from its record."""
-    record = about["merge_record"]
+    record = about.get("merge_record")
     return shlex.join(["python", MAIN_JOB, "--from_record", record, "--merge_only"]) if record else ""
 
 
 def check_weights(about: Mapping[str, Any], fingerprint: str | None) -> None:
     """Raise UserError if a result's fingerprint of its weights, if it has one, is not that of the merge."""
-    record = about["merge_record"]
-    if record and not about["fingerprint"]:
+    record, expected = about.get("merge_record"), about.get("fingerprint")
+    if record and not expected:
         raise UserError(f"{record} is not the whole record of a merge; remove it and make the merge again")
-    if about["fingerprint"] and fingerprint not in (None, about["fingerprint"]):
+    if expected and fingerprint not in (None, expected):
         raise UserError(f"{about['result_file']} holds results of other weights than those of {record}")
 
 

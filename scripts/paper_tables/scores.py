@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from statistics import mean, stdev
 from typing import Any
@@ -25,31 +25,31 @@ class Score:
     CSV, for comparisons: `values` of each example by id, 0 to 1; `right` before and after an attack, for each sample.
     """
 
-    models: str
-    inputs: str
-    method: str
-    variant: str
-    mixup: bool
-    dare: bool
-    alpha: float | None
-    seed: int | None
-    ratios: str
-    dataset: str
-    attack: str
-    metric: str
-    value: float | None
-    low: float | None
-    high: float | None
-    examples: int | None
-    status: str
-    note: str
-    backend: str
-    command: str
-    evaluator_command: str
-    merge_command: str
-    merge_record: str
-    fingerprint: str
-    result_file: str
+    models: str = ""
+    inputs: str = ""
+    method: str = ""
+    variant: str = ""
+    mixup: bool = False
+    dare: bool = False
+    alpha: float | None = None
+    seed: int | None = None
+    ratios: str = ""
+    dataset: str = ""
+    attack: str = ""
+    metric: str = ""
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    examples: int | None = None
+    status: str = OK
+    note: str = ""
+    backend: str = ""
+    command: str = ""
+    evaluator_command: str = ""
+    merge_command: str = ""
+    merge_record: str = ""
+    fingerprint: str = ""
+    result_file: str = ""
     health: Health | None = None
     values: tuple[tuple[int | str, float], ...] | None = None
     right: tuple[tuple[bool, ...], tuple[bool, ...]] | None = None
@@ -62,13 +62,6 @@ class Score:
     @property
     def draw(self) -> tuple:
         return (self.seed, self.ratios)
-
-
-def without_value(about: Mapping[str, Any], dataset: str, attack: str, status: str, note: str) -> Score:
-    """The lack of a result. `about`: the other known fields of the score."""
-    empty = {field.name: {str: "", bool: False}.get(field.type) for field in fields(Score)}
-    known = {"dataset": dataset, "attack": attack, "status": status, "note": note}
-    return Score(**{**empty, **about, **known})
 
 
 def percent_interval(values: Sequence[float]) -> tuple[float, float]:

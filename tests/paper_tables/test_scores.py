@@ -10,12 +10,11 @@ import pytest
 
 from inference_llms.answer_health import Health
 from scripts.paper_tables.collect import collect_scores
-from scripts.paper_tables.scores import OK, Score, gain, percent_interval, scores_csv, summarise, without_value
+from scripts.paper_tables.scores import Score, gain, percent_interval, scores_csv, summarise
 from scripts.paper_tables.tables import paper_tables
 from utils.intervals import drop_rate_interval
 
-ABOUT = {"models": "LM & Math", "inputs": "instruct + math", "method": "TIES", "metric": "accuracy"}
-PLAIN = without_value(ABOUT, "GSM8K", "", OK, "")
+PLAIN = Score(models="LM & Math", inputs="instruct + math", method="TIES", dataset="GSM8K", metric="accuracy")
 
 
 def answered(score: Score, *right: bool) -> Score:
