@@ -6,14 +6,14 @@ Records name the places of the time when they were written; the folder may have 
 import os
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from inference_llms.answer_health import Health, health_on_record
 from inference_llms.evaluators.results import file_below, path_below_root
-from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
+from model_merging_methods.merge_parameters import Mask, MergeParameters, parameters_from_fields
 from model_merging_methods.merge_record import PRETRAINED, RECORD_FILE
 from model_merging_methods.model_card import model_name
 from scripts.paper_tables.cells import (
@@ -210,44 +210,39 @@ def about_merge(places: OutputPlaces) -> dict[str, Any]:
         record = read_json_object(path, "")
         folders = [Path(entry["folder"]) for entry in record["inputs"] if entry["role"] != PRETRAINED]
         inputs = " + ".join(map(model_name, folders))
-        parameters = about_parameters(record["parameters"])
+        parameters = about_parameters(parameters_from_fields(record["parameters"]))
         return {**about, **parameters, "fingerprint": record["fingerprint"], "inputs": inputs}
     except (UserError, KeyError, TypeError, AttributeError):
         return about
 
 
-def about_parameters(parameters: MergeParameters | Mapping[str, Any]) -> dict[str, Any]:
+def about_parameters(parameters: MergeParameters) -> dict[str, Any]:
     """A merge's parameters as the paper's tables distinguish them, other differences as its variant."""
-    if isinstance(parameters, MergeParameters):
-        parameters = asdict(parameters)
-    mask, mixup = parameters["mask"], parameters["mixup"]
-    mask = None if mask is None else Mask(**mask)
-    mixup = None if mixup is None else Mixup(tuple(mixup["weights"]), mixup["alpha"])
+    mask, mixup = parameters.mask, parameters.mixup
     dare = mask is not None and mask == Mask(mask.weight_mask_rate, True)
-    drawn = (mixup is not None and mixup.is_drawn) or (mask is not None and mask.mask_strategy == "random")
     variant = []
-    if parameters["scaling_coefficient"] != 1.0:
-        variant.append(f"s = {parameters['scaling_coefficient']}")
-    if parameters["param_value_mask_rate"] != 0.5:
-        variant.append(f"r = {parameters['param_value_mask_rate']}")
+    if parameters.scaling_coefficient != 1.0:
+        variant.append(f"s = {parameters.scaling_coefficient}")
+    if parameters.param_value_mask_rate != 0.5:
+        variant.append(f"r = {parameters.param_value_mask_rate}")
     if dare and mask.weight_mask_rate != Mask().weight_mask_rate:
         variant.append(f"p = {mask.weight_mask_rate}")
     if mask is not None and not dare:
         variant.append(f"mask {mask.mask_strategy} {mask.weight_format} {mask.weight_mask_rate}")
     if mixup is not None and mixup.alpha is None:
         variant.append("λ given")
-    if parameters["dtype"] is not None:
-        variant.append(parameters["dtype"])
-    if parameters["exclude_param_names_regex"]:
-        variant.append(f"without {' '.join(parameters['exclude_param_names_regex'])}")
+    if parameters.dtype is not None:
+        variant.append(parameters.dtype)
+    if parameters.exclude_param_names_regex:
+        variant.append(f"without {' '.join(parameters.exclude_param_names_regex)}")
     return {
-        "method": METHODS.get(parameters["method"], parameters["method"]),
+        "method": METHODS.get(parameters.method, parameters.method),
         "variant": ", ".join(variant),
         "mixup": mixup is not None,
         "dare": dare,
         "alpha": None if mixup is None else mixup.alpha,
-        "seed": parameters["seed"] if drawn else None,
-        "ratios": "" if mixup is None else " ".join(str(weight) for weight in mixup.weights),
+        "seed": parameters.seed if parameters.uses_seed else None,
+        "ratios": "" if mixup is None else " ".join(map(str, parameters.to_fields()["mixup"]["weights"])),
     }
 
 
