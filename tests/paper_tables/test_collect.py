@@ -88,7 +88,7 @@ def leave_out_passed(results: Path) -> None:
         ("GSM8K", {"command": "\0"}, "holds the character NUL"),
         ("GSM8K", {"health": {"empty": 9}}, "its health does not hold"),
         ("GSM8K", {"identity": {"weights_fingerprint": "other"}}, "holds results of other weights than those of"),
-        ("MBPP", leave_out_passed, "left beside it, is damaged: 'completion' is not found"),
+        ("MBPP", leave_out_passed, "result beside it, is damaged: 'completion' is not found"),
         ("MBPP", lambda results: (results / PROGRAMS).write_text('[["another"]]'), "of other programs than"),
         ("MBPP", {"files": []}, "names no file for its evaluator"),
         ("MBPP", {"files": ["/etc/hostname"]}, "which is outside"),
