@@ -56,7 +56,7 @@ class Cell:
 
     @property
     def is_attack(self) -> bool:
-        return self.script in ATTACK_SCRIPTS
+        return self.script.startswith("promptbench/")
 
     @property
     def tasks(self) -> list[str]:
@@ -155,7 +155,9 @@ TABLES: dict[str, Callable[[Sequence[int]], Iterator[Cell]]] = {
 }
 
 
-def cells_of_tables(names: Iterable[str], seeds: Sequence[int]) -> list[Cell]:
+def cells_of_tables(names: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
+    if not names or not set(names) <= TABLES.keys():
+        raise UserError(f"{' '.join(names) or 'no table'}: name one or more of {', '.join(TABLES)}")
     return without_copies(cell for name in names for cell in TABLES[name](seeds))
 
 

@@ -98,13 +98,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(options: argparse.Namespace) -> None:
     setting = setting_of_options(options)
     listed = cells.read_cells(options.cells) if options.cells else cells.cells_of_tables(options.tables, seeds())
-    jobs = jobs_of_cells(listed, setting)
     writes_array = options.slurm and not options.dry_run
     gpus = visible_gpus()
     # An array runs on other machines than this one.
     number = GPUS_OF_A_MODEL if writes_array else len(gpus)
     size = tensor_parallel_size(setting.tensor_parallel_size, setting.backend, number)
     setting = replace(setting, tensor_parallel_size=size)
+    jobs = jobs_of_cells(listed, setting)
     if writes_array:
         log.info("sbatch %s", write_job_array(listed, len(jobs), setting, options.delete_merged_models))
         log.info("When its jobs have ended, rerun this command without --slurm: evaluators, tables, figures.")

@@ -45,7 +45,7 @@ def test_performance_merges_each_group_by_each_method_without_m3_and_with_draws(
 
 
 def test_tables_share_cells():
-    cells = cells_of_tables(TABLES, SEEDS)
+    cells = cells_of_tables([*TABLES], SEEDS)
     assert len({cell.name for cell in cells}) == len(cells) == 138
     plain = [cell for cell in cells if "dare" in cell.tables and "use_weight_rescale" not in cell.merge]
     assert len(plain) == 12 and all("performance" in cell.tables for cell in plain)

@@ -122,6 +122,26 @@ def test_a_dry_run_prints_every_command_and_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("visible", "options", "size"),
+    [
+        ("0,1", ["--backend", "vllm"], " --tensor_parallel_size 2"),
+        ("1", ["--backend", "vllm"], " --tensor_parallel_size 1"),
+        ("0,1", ["--backend", "transformers"], ""),
+    ],
+)
+def test_every_command_has_the_same_number_of_gpus(tmp_path, visible, options, size):
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 0\necho 1\n")
+    program.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    lines = dry_run("ood", *options, SEEDS="0", PATH=path, CUDA_VISIBLE_DEVICES=visible)
+    commands = [line for line in lines if line.startswith("python ")]
+    assert len(commands) == 12
+    assert all(f"{options[1]}{size} --" in line for line in commands if "--merge_only" not in line)
+    assert sum("--tensor_parallel_size" in line for line in commands) == (6 if size else 0)
+
+
 def test_job_arrays_have_a_task_for_each_merge_and_do_not_share_files(tmp_path):
     for table in ("performance", "alpha", "performance"):
         done = run_script(table, "--slurm", "--results_dir", tmp_path, "--backend", "vllm", SEEDS="0 1")

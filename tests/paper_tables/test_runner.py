@@ -95,7 +95,7 @@ def commands_of_scores(results_dir: Path) -> list[str]:
 @pytest.mark.parametrize("models", [None, "tiny"])
 def test_every_command_is_one_that_its_script_accepts(models, tmp_path):
     parsers = {MAIN_JOB: main_job_parser(), LIVEBENCH: livebench_parser()}
-    jobs = jobs_of_cells(cells_of_tables(TABLES, [0, 1]), Setting(tmp_path, models, None, "auto", None))
+    jobs = jobs_of_cells(cells_of_tables([*TABLES], [0, 1]), Setting(tmp_path, models, None, "auto", None))
     assert len({job[0].places for job in jobs}) == len(jobs)  # no two jobs write to one place
     for command in (command for job in jobs for run in job for command in run.commands):
         parsers.get(command.script, attack_parser(SST2)).parse_args(command.words[1:])
@@ -305,11 +305,8 @@ def test_visible_gpus_are_counted_as_cuda_does(two_gpus, monkeypatch, visible, i
         (None, "auto", 0, None),
     ],
 )
-def test_every_command_gets_the_same_number_of_gpus(given, backend, gpus, size):
+def test_the_number_of_gpus_of_a_model_has_a_default(given, backend, gpus, size):
     assert tensor_parallel_size(given, backend, gpus) == size
-    if size is not None:
-        commands = CellRun(CELL, replace(PAPER, backend=backend, tensor_parallel_size=size)).commands
-        assert [command.options.get("tensor_parallel_size") for command in commands] == [None, size]
 
 
 def test_jobs_share_the_gpus_or_cores():
