@@ -239,8 +239,8 @@ def test_a_state_of_an_earlier_version_counts_as_done(done):
     state = json.loads(path.read_text())
     words = [*Command("", MERGE).words[1:], "--", *Command(LIVEBENCH, CELL.options).words]
     inputs = {"commands": [command.text for command in run.commands], "hashes": state["hashes"]}
-    old = {name: state[name] for name in ("tables", "commands", "status", "root", "tasks_name", "name", "seconds")}
-    path.write_text(json.dumps({**old, "cell": shlex.join(words), "inputs": inputs}))
+    old = {name: state[name] for name in ("commands", "status", "root", "tasks_name", "name", "seconds")}
+    path.write_text(json.dumps({**old, "tables": ["ood"], "cell": shlex.join(words), "inputs": inputs}))
     assert is_done(done) and not is_done(replace(done, backend="auto"))
 
 
