@@ -15,7 +15,7 @@ from model_merging_methods.candidate_weights import CandidateMerges
 from model_merging_methods.merge_models import merge_models
 from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
 from model_merging_methods.merge_record import MergeRequest, input_states
-from scripts.mixup_search.live_merges import EngineOptions, LiveMerges, Models
+from scripts.mixup_search.live_merges import EngineSetup, LiveMerges
 from tests.vllm_marks import two_workers, vllm_installed
 from utils.errors import UserError
 
@@ -106,8 +106,8 @@ def test_a_search_stops_when_a_model_changes(tmp_path, name):
         shutil.copytree(ZOO / model, tmp_path / model)
     folders = {role: tmp_path / role for role in MODELS}
     states = input_states(MergeRequest(tmp_path / "base", folders, AVERAGE))
-    with closing(LiveMerges(Models(tmp_path / "base", folders, states), EngineOptions("transformers"))) as merges:
-        merges.take(AVERAGE, "math")
+    with closing(LiveMerges(EngineSetup(tmp_path / "base", folders, {}, "transformers", states))) as merges:
+        merges.load(AVERAGE, "math")
         (tmp_path / name).touch()
         with pytest.raises(UserError, match=rf"{tmp_path / name}: was changed while it was being read"):
-            merges.take(TIES, "math")
+            merges.load(TIES, "math")
