@@ -1,7 +1,6 @@
 """A results file as a search leaves it, with answers drawn from chances that depend on the ratios."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,20 @@ from scripts.mixup_search.store import TEST, VALIDATION, Answer, Part, Result, S
 
 TWO_TASKS = {"gsm8k": "math", "alpaca_eval": "instruct"}
 DEFAULTS = {"alpha": 0.5, "scaling_coefficient": 1.0, "weight_mask_rate": 0.2, "param_value_mask_rate": 0.5}
+IDENTITY = {
+    "roles": ["instruct", "math"],
+    "tasks": list(TWO_TASKS),
+    "models": {"pretrained": "zoo/base model", "instruct": None, "math": "zoo/math", "code": None},
+    "role_of_task": TWO_TASKS,
+    "draw_by": "mixup",
+    "num_draws": 10,
+    "seed": 0,
+    "rungs": [10, 40],
+    "validation": dict.fromkeys(TWO_TASKS, 40),
+    "test": dict.fromkeys(TWO_TASKS, 60),
+    "split": "40 examples of <each> task's training split, drawn with seed 0, validate.",
+    "backend": "transformers",
+}
 
 
 def space_of(base: MergeParameters, number_of_models: int = 2, **options: Values) -> SearchSpace:
@@ -36,19 +49,14 @@ class SmallSearch:
         self.roles, self.tasks, self.role_of_task = list(roles), list(role_of_task), role_of_task
         space = space_of(base, len(roles), **options)
         identity = {
+            **IDENTITY,
             "roles": self.roles,
             "tasks": self.tasks,
-            "models": {"pretrained": "zoo/base model", "instruct": None, "math": "zoo/math", "code": None},
             "role_of_task": dict(role_of_task),
             "draw_by": draw_by,
             "num_draws": num_draws,
-            "seed": 0,
-            "rungs": [10, 40],
             "validation": dict.fromkeys(self.tasks, 40),
             "test": dict.fromkeys(self.tasks, 60),
-            "split": "40 examples of <each> task's training split, drawn with seed 0, validate.",
-            "space": asdict(space),
-            "backend": "transformers",
         }
         self.store = SearchStore(path, identity)
         self.references = references(space, roles)

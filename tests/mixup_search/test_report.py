@@ -16,7 +16,7 @@ from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
 from scripts.mixup_search.choice import RULE, find_out
 from scripts.mixup_search.report import report_lines, save_command, verdict, write_report
 from scripts.mixup_search.search_space import ratios_at, references
-from tests.mixup_search.small_search import SmallSearch, space_of
+from tests.mixup_search.small_search import IDENTITY, SmallSearch, space_of
 from utils.errors import UserError
 
 TIES = MergeParameters("ties_merging", mask=Mask(0.2, True), seed=3)
@@ -163,7 +163,6 @@ def test_the_report_of_a_half_done_search_states_what_is_missing(tmp_path):
     assert report_lines(search.store)[-7:] == [f"  {line}" for line in missing()]
 
 
-IDENTITY = {"roles": ["instruct", "math"], "models": {"pretrained": None, "instruct": None, "math": None}}
 THREE = {**IDENTITY, "roles": ["instruct", "math", "code"]}
 
 
