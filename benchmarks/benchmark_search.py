@@ -122,7 +122,7 @@ def report(compared: Sequence[Compared], options: argparse.Namespace) -> str:
         "",
         f"The tiny models; {' and '.join(TASKS)}, {EXAMPLES} examples of each for every draw. Seconds of whole",
         "processes. The search also scores equal ratios and each fine-tune, tests its choice, and draws the report.",
-        f"The main job ran {options.runs} times, before and after the search; all runs: the mean × {options.num_draws}.",
+        f"The main job ran {options.runs} times, before and after the search; all runs are calculated.",
         "",
         "| method | search | one run | all runs | search / runs | engine start | replacement | replacement / start |",
         "|---|---|---|---|---|---|---|---|",

@@ -55,10 +55,7 @@ def _panels(number: int, width: float = 4.8, height: float = 3.6) -> tuple[Figur
     columns = number if number <= 3 else 2
     rows = math.ceil(number / columns)
     figure = Figure(figsize=(width * columns, height * rows + 0.6), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for unused in axes[number:]:
-        unused.remove()
-    return figure, axes[:number]
+    return figure, [figure.add_subplot(rows, columns, place + 1) for place in range(number)]
 
 
 def _legend(figure: Figure, axes: list[Axes]) -> None:
@@ -68,19 +65,16 @@ def _legend(figure: Figure, axes: list[Axes]) -> None:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     ordered = sorted(entries, key=lambda label: (label.startswith("chosen"), "draw" not in label))
-    columns = 3 if len(axes) == 1 else 4
-    handles = [entries[label] for label in ordered]
-    figure.legend(handles, ordered, loc="outside lower center", ncols=columns, frameon=False)
+    look = {"loc": "outside lower center", "ncols": 3 if len(axes) == 1 else 4, "frameon": False}
+    figure.legend([entries[label] for label in ordered], ordered, **look)
 
 
 def _scores(findings: Findings) -> Figure:
     is_curve = len(findings.roles) == 2
     figure, axes = _panels(len(findings.tasks), height=3.6 if is_curve else 4.4)
+    draw = _score_curve if is_curve else _score_triangle
     for panel, task in zip(axes, findings.tasks, strict=True):
-        if is_curve:
-            _score_curve(findings, task, panel)
-        else:
-            _score_triangle(findings, task, figure, panel)
+        draw(findings, task, panel)
         panel.set_title(f"{task}, {findings.numbers[task]} validation examples")
     _legend(figure, axes)
     return figure
@@ -97,8 +91,7 @@ def _score_curve(findings: Findings, task: str, axes: Axes) -> None:
         axes.plot(ratios, scores, "o", color=BLUE, markersize=5, label="draw")
     else:
         for draw in draws:
-            style = {"color": BLUE, "marker": "o", "linestyle": "none", "alpha": 0.7, "label": "draw"}
-            _point_with_interval(findings, draw, task, axes, markersize=5, **style)
+            _point_with_interval(findings, draw, task, axes, fmt="o", color=BLUE, markersize=5, alpha=0.7, label="draw")
     behind = [draw for draw in findings.draws if draw not in draws and task in findings.reached.get(draw.name, {})]
     if behind:
         label = "draw, over fewer examples"
@@ -114,13 +107,12 @@ def _score_curve(findings: Findings, task: str, axes: Axes) -> None:
     if findings.chosen is not None:
         _star(axes, _lambda(findings.chosen), _percent(findings.compared, findings.chosen, task), findings.chosen)
     first, second = findings.roles
-    axes.set_xlabel(f"λ, the ratio of {first}    (0: {second} alone, 1: {first} alone)")
+    axes.set(xlabel=f"λ, the ratio of {first}    (0: {second} alone, 1: {first} alone)", xlim=(-0.03, 1.03))
     axes.set_ylabel("score, %")
-    axes.set_xlim(-0.03, 1.03)
     axes.grid(alpha=0.3)
 
 
-def _score_triangle(findings: Findings, task: str, figure: Figure, axes: Axes) -> None:
+def _score_triangle(findings: Findings, task: str, axes: Axes) -> None:
     """Scores as colours at the ratios of three models, each model alone in a corner."""
     axes.fill(*_CORNERS.T, facecolor="none", edgecolor=_GREY, linewidth=1)
     for part in (0.25, 0.5, 0.75):
@@ -143,10 +135,8 @@ def _score_triangle(findings: Findings, task: str, figure: Figure, axes: Axes) -
     if findings.chosen is not None:
         ring = {"markersize": 15, "fillstyle": "none", "color": VERMILION, "markeredgewidth": 2, "zorder": 4}
         axes.plot(*(findings.chosen.ratios @ _CORNERS), "o", label=f"chosen: {findings.chosen.name}", **ring)
-    figure.colorbar(drawn, ax=axes, label="score, %", shrink=0.8)
-    axes.set_aspect("equal")
-    axes.set_xlim(-0.12, 1.12)
-    axes.set_ylim(-0.16, 1.0)
+    axes.figure.colorbar(drawn, ax=axes, label="score, %", shrink=0.8)
+    axes.set(aspect="equal", xlim=(-0.12, 1.12), ylim=(-0.16, 1.0))
     axes.axis("off")
 
 
@@ -178,9 +168,7 @@ def _pareto_front(findings: Findings, first: str, second: str, axes: Axes) -> No
     for point in dict.fromkeys(front):
         names = [draw.name.removeprefix("draw ") for draw in findings.compared_draws if place(draw) == point]
         axes.annotate(", ".join(names), point, (5, 5), textcoords="offset points", fontsize=8)
-    axes.set_title("scores on the validation part; numbers are draws")
-    axes.set_xlabel(f"{first}, %")
-    axes.set_ylabel(f"{second}, %")
+    axes.set(title="scores on the validation part; numbers are draws", xlabel=f"{first}, %", ylabel=f"{second}, %")
     axes.margins(0.08)
     axes.grid(alpha=0.3)
 
@@ -215,8 +203,7 @@ def _distribution(findings: Findings, title: str, values: dict[str, float], axes
     if findings.equal is not None and findings.equal.name in values:
         above = int((drawn > 100 * values[findings.equal.name]).sum())
         title += f"\n{above} of {len(drawn)} draws above equal ratios"
-    axes.set_title(title)
-    axes.set_ylabel("draws")
+    axes.set(title=title, ylabel="draws")
     axes.yaxis.get_major_locator().set_params(integer=True)
     axes.grid(axis="y", alpha=0.3)
 
@@ -241,10 +228,9 @@ def _percent(scores: Scores, candidate: Candidate, task: str) -> float:
 
 
 def _point_with_interval(findings: Findings, candidate: Candidate, task: str, axes: Axes, **style: Any) -> None:
-    result = findings.compared[candidate.name][task]
-    low, high = result.interval
-    ends = [[100 * (result.score - low)], [100 * (high - result.score)]]
-    axes.errorbar(_lambda(candidate), 100 * result.score, ends, capsize=3, elinewidth=1, zorder=3, **style)
+    score, (low, high) = findings.compared[candidate.name][task].score, findings.compared[candidate.name][task].interval
+    ends = [[100 * (score - low)], [100 * (high - score)]]
+    axes.errorbar(_lambda(candidate), 100 * score, ends, capsize=3, elinewidth=1, zorder=3, **style)
 
 
 def _star(axes: Axes, x: float, y: float, chosen: Candidate) -> None:

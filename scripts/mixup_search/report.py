@@ -16,7 +16,6 @@ from scripts.mixup_search.store import Result, SearchStore
 from utils.pages import render_page
 from utils.whole_files import write_whole
 
-REPORT = "report.html"
 CHOSEN_MARK, FAULT_MARK = "*", "!"
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -49,18 +48,16 @@ def write_report(store: SearchStore, folder: Path) -> Path:
         _TEMPLATE,
         title=f"Search for M3's ratio: {' + '.join(findings.roles)}",
         findings=findings,
-        method=_method(findings),
         rule=RULE,
         candidates=candidate_table(findings),
         tests=tested_table(findings) if chosen is not None and findings.tested else [],
         verdict=verdict(findings),
         command=None if chosen is None else save_command(findings.identity, chosen.parameters),
         figures={name: _inline(save_figure(figure, folder, name)) for name, figure in draw_figures(findings).items()},
-        chosen_mark=CHOSEN_MARK,
-        fault_mark=FAULT_MARK,
+        marks=(CHOSEN_MARK, FAULT_MARK),
     )
-    write_whole(folder / REPORT, page)
-    return folder / REPORT
+    write_whole(folder / "report.html", page)
+    return folder / "report.html"
 
 
 def candidate_table(findings: Findings) -> list[list[str]]:
@@ -72,19 +69,13 @@ def candidate_table(findings: Findings) -> list[list[str]]:
     behind = [draw for draw in findings.draws if draw not in compared]
     ratios = [f"ratio of {role}" for role in findings.roles]
     rows = [["", "candidate", *ratios, *findings.varied, *findings.tasks, "mean gain"]]
-    for candidate in (*findings.references, *compared, *behind):
-        if candidate.name in findings.reached:
-            rows.append(
-                [
-                    CHOSEN_MARK if candidate == findings.chosen else "",
-                    candidate.name,
-                    *(f"{ratio:.4f}" for ratio in candidate.ratios or ()),
-                    *["–"] * (0 if candidate.ratios else len(findings.roles)),
-                    *(_number(candidate.option(name)) for name in findings.varied),
-                    *(_validation_cell(findings, candidate, task) for task in findings.tasks),
-                    points(findings.mean_gain(candidate)),
-                ]
-            )
+    for one in (*findings.references, *compared, *behind):
+        if one.name in findings.reached:
+            row = [CHOSEN_MARK if one == findings.chosen else "", one.name]
+            row += [f"{ratio:.4f}" for ratio in one.ratios] if one.ratios else ["–"] * len(findings.roles)
+            row += ["–" if one.option(name) is None else f"{one.option(name):.4g}" for name in findings.varied]
+            row += [_validation_cell(findings, one, task) for task in findings.tasks]
+            rows.append([*row, points(findings.mean_gain(one))])
     return rows
 
 
@@ -168,11 +159,6 @@ def _option(name: str, value: Any) -> list[str]:
     return [f"--{name}={value}"] if str(value).startswith("-") else [f"--{name}", str(value)]
 
 
-def _method(findings: Findings) -> str:
-    parameters = findings.candidates[0].parameters
-    return parameters.method if parameters.mask is None else f"{parameters.method} of masked models"
-
-
 def _validation_cell(findings: Findings, candidate: Candidate, task: str) -> str:
     """The score that candidates are compared by, else the one over other examples, with their number; marked if the
     answers are faulty."""
@@ -195,10 +181,6 @@ def _difference_cell(difference: Difference | None) -> str:
     if difference is None:
         return "–"
     return f"{points(difference.mean)} [{points(difference.low)}, {points(difference.high)}]"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

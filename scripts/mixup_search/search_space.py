@@ -209,10 +209,6 @@ def _drawn(proposals: Proposals, number: int, scored: Scored) -> Draw:
     return draw_interpolation_weights(alpha, proposals.space.number_of_models, proposals.seed + number), options
 
 
-def _from_grid(proposals: Proposals, number: int, scored: Scored) -> Draw:
-    return _grid(proposals)[number]
-
-
 def _grid(proposals: Proposals) -> list[Draw]:
     """All ratios of a lattice for the first combination of the listed options, then for the next."""
     varied = proposals.space.varied
@@ -304,4 +300,9 @@ def shares_of(ratios: Sequence[float]) -> list[float]:
     return shares
 
 
-DRAW_BY = {"mixup": _drawn, "grid": _from_grid, "sobol": _quasi_random, "optimise": _optimised}
+DRAW_BY = {
+    "mixup": _drawn,
+    "grid": lambda proposals, number, scored: _grid(proposals)[number],
+    "sobol": _quasi_random,
+    "optimise": _optimised,
+}
