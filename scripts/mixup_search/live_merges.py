@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,7 +16,7 @@ from inference_llms.tasks.task import Example
 from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merge_record import MergeRequest, input_states
 from scripts.mixup_search.search_space import Candidate
-from scripts.mixup_search.store import Answer, Part
+from scripts.mixup_search.store import Answer
 from utils.content_hashes import FileStates, check_unchanged, file_states
 from utils.errors import UserError
 from utils.progress import progress_of
@@ -24,17 +24,13 @@ from utils.progress import progress_of
 # Answers are handed on at least this often, in seconds, so that a kill loses few of them.
 _EVERY = 20.0
 _RUN_PROGRAMS = ("human_eval", "mbpp")
-ENGINE_OPTIONS = (
-    *("tensor_parallel_size", "pipeline_parallel_size", "distributed_executor_backend", "engine_dtype", "max_tokens"),
-)
 
 
 @dataclass(frozen=True)
 class Job:
-    """The examples of a part, by task, that a candidate has not answered yet."""
+    """Examples, by task, that a candidate has not answered yet."""
 
     candidate: Candidate
-    part: Part
     examples: Mapping[str, Sequence[Example]]
 
 
@@ -42,7 +38,7 @@ class Job:
 class Answered:
     """Some answers of a job, all to one task. `seconds`: time spent on completions. `is_last`: the job is done."""
 
-    job: Job
+    candidate: Candidate
     task: str
     answers: Sequence[Answer]
     seconds: float
@@ -68,6 +64,9 @@ class EngineSetup:
     distributed_executor_backend: str | None = None
     engine_dtype: str = "float32"
     max_tokens: int | None = None
+
+
+ENGINE_OPTIONS = [field.name for field in fields(EngineSetup)[5:]]
 
 
 class LiveMerges:
@@ -110,7 +109,9 @@ class LiveMerges:
                 seconds = time.monotonic() - began
                 if left == 0 or seconds > _EVERY:
                     self._completing_seconds += seconds
-                    yield Answered(job, name, _judge(name, completed), seconds, left == 0 and name == names[-1])
+                    yield Answered(
+                        job.candidate, name, _judge(name, completed), seconds, left == 0 and name == names[-1]
+                    )
                     completed, began = [], time.monotonic()
 
     def load(self, parameters: MergeParameters, role: str) -> None:
@@ -158,7 +159,7 @@ class LiveMerges:
             folder.mkdir()
             self._merges.write_model_files(folder, role, parameters)
         folder = next(iter(self._folders.values()))
-        chosen = [getattr(setup, name) for name in ENGINE_OPTIONS if name != "max_tokens"]
+        chosen = [getattr(setup, name) for name in ENGINE_OPTIONS[:-1]]  # not max_tokens
         self._engine = open_live_engine(setup.backend, folder, *chosen)
         self._opened.callback(self._engine.close)
         self._start_seconds = time.monotonic() - started

@@ -91,7 +91,7 @@ class Search:
         """Have all candidates answer the first `size` examples of each task, and store how many are right."""
         seconds: Counter[tuple[str, str]] = Counter()
         for answered in self.engines.run(self._jobs(candidates, part, size)):
-            candidate = answered.job.candidate
+            candidate = answered.candidate
             self.store.add_answers(candidate.name, answered.task, part, answered.answers)
             seconds[candidate.name, answered.task] += answered.seconds
             if answered.is_last:
@@ -110,7 +110,7 @@ class Search:
                 if left:
                     missing[task] = left
             if missing:
-                yield Job(candidate, part, missing)
+                yield Job(candidate, missing)
             else:  # killed after the last answer
                 self._add_results(candidate, part, size, {})
 
