@@ -109,9 +109,8 @@ class LiveMerges:
                 seconds = time.monotonic() - began
                 if left == 0 or seconds > _EVERY:
                     self._completing_seconds += seconds
-                    yield Answered(
-                        job.candidate, name, _judge(name, completed), seconds, left == 0 and name == names[-1]
-                    )
+                    is_last = left == 0 and name == names[-1]
+                    yield Answered(job.candidate, name, _judge(name, completed), seconds, is_last)
                     completed, began = [], time.monotonic()
 
     def load(self, parameters: MergeParameters, role: str) -> None:

