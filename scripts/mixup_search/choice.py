@@ -8,7 +8,7 @@ are compared over the largest number of examples that a draw has reached in ever
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from itertools import chain, product
 
 from scripts.mixup_search.search_space import OPTIONS, Candidate, alone
 from scripts.mixup_search.store import TEST, VALIDATION, Part, Result, SearchStore, health_of_answers
@@ -116,62 +116,61 @@ def paired_difference(pairs: Sequence[tuple[Verdicts, Verdicts]], seed: int) -> 
     return Difference(float(sum(means) / len(means)), *interval, sum(len(first) for [first], _ in answers))
 
 
-@dataclass(frozen=True)
 class Findings:
-    """A search's candidates in the order of their drawing, and what is known of them.
+    """What a results file shows so far. Raises UserError if it has no result yet.
 
-    compared: scores on the validation part over the examples that decide the choice; reached: over the most that each
-    candidate has answered. gains: by candidate and task, of those compared. tested: scores on the test part.
-    differences: by task, and `mean` of several tasks, of the chosen draw minus equal ratios on the test part. faults:
-    what is wrong with faulty answers, by candidate and task.
+    Candidates are in the order in which they were added; `references` are those that are not draws.
+    compared: validation scores over the examples that decide the choice, and compared_draws: the draws that the choice
+    is made from; reached: over the most examples that each candidate has answered. numbers: how many examples of each
+    task the draws are compared by. varied: the options whose value differs between draws. gains: by candidate and task.
+    tested: scores on the test part. differences: by task, and `mean` of several tasks, of the chosen draw minus equal
+    ratios on the test part. faults: what is wrong with faulty answers, by candidate and task.
     """
 
-    identity: dict[str, Any]
-    candidates: list[Candidate]
-    compared: Scores
-    reached: Scores
-    gains: dict[str, dict[str, float]]
-    chosen: Candidate | None
-    tested: Scores
-    differences: dict[str, Difference]
-    faults: dict[str, dict[str, str]]
+    def __init__(self, store: SearchStore):
+        results, identity = store.results(), store.identity
+        if not results:
+            raise UserError(f"{store.path}: holds no results yet; run the search first")
+        self.identity, self.roles, self.tasks = identity, identity["roles"], identity["tasks"]
+        self.candidates = store.candidates()
+        self.draws = [candidate for candidate in self.candidates if candidate.kind == "draw"]
+        self.references = [candidate for candidate in self.candidates if candidate.kind != "draw"]
+        self.equal = next((candidate for candidate in self.references if candidate.kind == "equal"), None)
+        self.varied = [name for name in OPTIONS if len({draw.option(name) for draw in self.draws}) > 1]
+        self.reached, self.tested = latest_scores(results, VALIDATION), latest_scores(results, TEST)
+        names = [draw.name for draw in self.draws]
+        self.compared = comparable_scores(results, names, identity["rungs"], identity["validation"])
+        self.compared_draws = [draw for draw in self.draws if has_all(self.compared, draw, self.tasks)]
+        self.numbers: dict[str, int] = {}
+        if self.compared_draws:
+            scores = self.compared[self.compared_draws[0].name]
+            self.numbers = {task: scores[task].examples for task in self.tasks}
+        self.gains = gains(self.compared, identity["role_of_task"])
+        best_name = best(self.gains, names)
+        self.chosen = next((draw for draw in self.draws if draw.name == best_name), None)
+        self.differences = self._differences(store) if self.chosen is not None and self.equal is not None else {}
+        self.faults = self._faults(store)
 
-    @property
-    def roles(self) -> list[str]:
-        return self.identity["roles"]
+    def _differences(self, store: SearchStore) -> dict[str, Difference]:
+        pairs: dict[str, list] = {task: [] for task in self.tasks}
+        for candidate in (self.chosen, self.equal):
+            for task in self.tasks:
+                answers = store.answers(candidate.name, task, TEST)
+                pairs[task].append({example: answer.right for example, answer in answers.items()})
+        compared = {task: [pair] for task, pair in pairs.items()}
+        if len(pairs) > 1:
+            compared["mean"] = list(pairs.values())
+        found = {name: paired_difference(of, self.identity["seed"]) for name, of in compared.items()}
+        return {name: difference for name, difference in found.items() if difference is not None}
 
-    @property
-    def tasks(self) -> list[str]:
-        return self.identity["tasks"]
-
-    @property
-    def draws(self) -> list[Candidate]:
-        return [candidate for candidate in self.candidates if candidate.kind == "draw"]
-
-    @property
-    def compared_draws(self) -> list[Candidate]:
-        """The draws that the choice is made from."""
-        return [draw for draw in self.draws if has_all(self.compared, draw, self.tasks)]
-
-    @property
-    def references(self) -> list[Candidate]:
-        return [candidate for candidate in self.candidates if candidate.kind != "draw"]
-
-    @property
-    def equal(self) -> Candidate | None:
-        return _equal(self.candidates)
-
-    @property
-    def varied(self) -> list[str]:
-        """The options whose value differs between draws."""
-        return [name for name in OPTIONS if len({draw.option(name) for draw in self.draws}) > 1]
-
-    @property
-    def numbers(self) -> dict[str, int]:
-        """How many validation examples of each task the draws are compared by; empty if none are compared yet."""
-        if not self.compared_draws:
-            return {}
-        return {task: self.compared[self.compared_draws[0].name][task].examples for task in self.tasks}
+    def _faults(self, store: SearchStore) -> dict[str, dict[str, str]]:
+        faults: dict[str, dict[str, str]] = {}
+        for candidate, task in product(self.candidates, self.tasks):
+            parts = (store.answers(candidate.name, task, part).values() for part in (VALIDATION, TEST))
+            answers = list(chain(*parts))
+            if answers and (warning := health_of_answers(answers).warning()):
+                faults.setdefault(candidate.name, {})[task] = warning
+        return faults
 
     def mean_gain(self, candidate: Candidate) -> float | None:
         return mean_gain(self.gains[candidate.name]) if candidate.name in self.gains else None
@@ -221,30 +220,6 @@ class Findings:
                     yield f"{candidate.name}: {done} of {size} test examples of {task} are scored"
 
 
-def find_out(store: SearchStore) -> Findings:
-    """Read what a results file shows so far. Raises UserError if it has no result yet."""
-    identity, results, candidates = store.identity, store.results(), store.candidates()
-    if not results:
-        raise UserError(f"{store.path}: holds no results yet; run the search first")
-    draws = [candidate.name for candidate in candidates if candidate.kind == "draw"]
-    sizes = {task: identity["validation"][task] for task in identity["tasks"]}
-    compared = comparable_scores(results, draws, identity["rungs"], sizes)
-    found_gains = gains(compared, {task: identity["role_of_task"][task] for task in identity["tasks"]})
-    best_name = best(found_gains, draws)
-    chosen = next((candidate for candidate in candidates if candidate.name == best_name), None)
-    return Findings(
-        identity,
-        candidates,
-        compared,
-        latest_scores(results, VALIDATION),
-        found_gains,
-        chosen,
-        latest_scores(results, TEST),
-        _differences(store, chosen, _equal(candidates)),
-        _faults(store, candidates),
-    )
-
-
 def has_all(scores: Scores, candidate: Candidate, tasks: Sequence[str]) -> bool:
     """Whether this candidate has a score in each of the tasks."""
     return all(task in scores.get(candidate.name, {}) for task in tasks)
@@ -253,33 +228,3 @@ def has_all(scores: Scores, candidate: Candidate, tasks: Sequence[str]) -> bool:
 def _examples(scores: Scores, name: str, task: str) -> int:
     result = scores.get(name, {}).get(task)
     return 0 if result is None else result.examples
-
-
-def _equal(candidates: Sequence[Candidate]) -> Candidate | None:
-    return next((candidate for candidate in candidates if candidate.kind == "equal"), None)
-
-
-def _differences(store: SearchStore, chosen: Candidate | None, equal: Candidate | None) -> dict[str, Difference]:
-    if chosen is None or equal is None:
-        return {}
-
-    def verdicts(candidate: Candidate, task: str) -> dict[int | str, bool]:
-        return {example: answer.right for example, answer in store.answers(candidate.name, task, TEST).items()}
-
-    pairs = {task: (verdicts(chosen, task), verdicts(equal, task)) for task in store.identity["tasks"]}
-    seed = store.identity["seed"]
-    found = {task: paired_difference([pair], seed) for task, pair in pairs.items()}
-    if len(pairs) > 1:
-        found["mean"] = paired_difference(list(pairs.values()), seed)
-    return {name: difference for name, difference in found.items() if difference is not None}
-
-
-def _faults(store: SearchStore, candidates: Sequence[Candidate]) -> dict[str, dict[str, str]]:
-    faults: dict[str, dict[str, str]] = {}
-    for candidate in candidates:
-        for task in store.identity["tasks"]:
-            answers = [*store.answers(candidate.name, task, VALIDATION).values()]
-            answers += store.answers(candidate.name, task, TEST).values()
-            if answers and (warning := health_of_answers(answers).warning()):
-                faults.setdefault(candidate.name, {})[task] = warning
-    return faults

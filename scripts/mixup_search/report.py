@@ -9,7 +9,7 @@ from typing import Any
 from model_merging_methods.merge_parameters import MASK_MERGING, MergeParameters
 from model_merging_methods.merge_record import PRETRAINED
 from model_merging_methods.merging_methods import MERGING_METHODS
-from scripts.mixup_search.choice import RULE, Difference, Findings, find_out, has_all
+from scripts.mixup_search.choice import RULE, Difference, Findings, has_all
 from scripts.mixup_search.figures import draw_figures, save_figure
 from scripts.mixup_search.search_space import Candidate
 from scripts.mixup_search.store import Result, SearchStore
@@ -22,7 +22,7 @@ _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 def report_lines(store: SearchStore) -> list[str]:
     """The tables, the choice and what is missing. Raises UserError if the file holds no results."""
-    findings = find_out(store)
+    findings = Findings(store)
     numbers = ", ".join(f"{number} of {task}" for task, number in findings.numbers.items())
     lines = [f"validation part, examples: {numbers}" if numbers else "validation part, answers so far"]
     lines += _aligned(candidate_table(findings))
@@ -41,7 +41,7 @@ def report_lines(store: SearchStore) -> list[str]:
 def write_report(store: SearchStore, folder: Path) -> Path:
     """Write the figures, as PNG and SVG, and a page that needs no other file into `folder`, in place of an earlier
     report; returns the page's path. Raises UserError if the file holds no results."""
-    findings = find_out(store)
+    findings = Findings(store)
     folder.mkdir(parents=True, exist_ok=True)
     chosen = findings.chosen
     page = render_page(

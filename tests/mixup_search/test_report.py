@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from model_merging_methods.command_line import add_merge_options, chosen_roles, merge_parameters
 from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
-from scripts.mixup_search.choice import RULE, find_out
+from scripts.mixup_search.choice import RULE, Findings
 from scripts.mixup_search.report import report_lines, save_command, verdict, write_report
 from scripts.mixup_search.search_space import ratios_at, references
 from tests.mixup_search.small_search import IDENTITY, SmallSearch, space_of
@@ -26,11 +26,11 @@ TIES = MergeParameters("ties_merging", mask=Mask(0.2, True), seed=3)
 def whole(tmp_path) -> SmallSearch:
     """A search that is done."""
     search = SmallSearch(tmp_path / "results", TIES).validate()
-    return search.test(find_out(search.store).chosen, search.references[0])
+    return search.test(Findings(search.store).chosen, search.references[0])
 
 
 def test_the_text_has_every_candidate_and_the_tested_choice(whole):
-    findings, lines = find_out(whole.store), report_lines(whole.store)
+    findings, lines = Findings(whole.store), report_lines(whole.store)
     text, chosen = "\n".join(lines), findings.chosen
     assert list(findings.missing()) == [] and "still missing" not in text
     rows = {one.name: next(line for line in lines if re.match(rf"[* ]  {one.name} ", line)) for one in whole.draws}
@@ -46,7 +46,7 @@ def test_the_text_has_every_candidate_and_the_tested_choice(whole):
 
 
 def test_faulty_answers_are_marked_and_explained(whole, tmp_path):
-    findings = find_out(whole.store)
+    findings = Findings(whole.store)
     assert findings.faults == {} and " !" not in "\n".join(report_lines(whole.store))
     chosen = findings.chosen.name
     whole.store._connection.execute(
@@ -61,7 +61,7 @@ def test_faulty_answers_are_marked_and_explained(whole, tmp_path):
 
 
 def test_the_difference_on_the_test_part_is_over_the_test_answers(whole):
-    findings = find_out(whole.store)
+    findings = Findings(whole.store)
     assert findings.differences.keys() == {"gsm8k", "alpaca_eval", "mean"}
     for task in findings.tasks:
         chosen, equal = (findings.tested[one.name][task] for one in (findings.chosen, findings.equal))
@@ -71,12 +71,12 @@ def test_the_difference_on_the_test_part_is_over_the_test_answers(whole):
 
 @pytest.mark.parametrize(("right", "side"), [(30, "above"), (10, "below")])
 def test_the_verdict_states_the_outcome_whatever_it_is(whole, right, side):
-    chosen = find_out(whole.store).chosen
+    chosen = Findings(whole.store).chosen
     for candidate, number in ((chosen.name, right), ("equal ratios", 20)):
         whole.store._connection.execute(
             "UPDATE answers SET \"right\" = (example < ?) WHERE candidate = ? AND part = 'test'", (number, candidate)
         )
-    [sentence] = verdict(find_out(whole.store))
+    [sentence] = verdict(Findings(whole.store))
     assert f"{chosen.name} scores 16.7 points {side} equal ratios" in sentence
     assert "does not contain 0" in sentence
 
@@ -101,7 +101,7 @@ class _Page(HTMLParser):
 
 def test_one_page_has_everything_and_needs_no_other_file(whole, tmp_path):
     path = write_report(whole.store, tmp_path / "report")
-    findings, page = find_out(whole.store), _Page(path.read_text(encoding="utf-8"))
+    findings, page = Findings(whole.store), _Page(path.read_text(encoding="utf-8"))
     assert page.tags.count("svg") == 3
     assert not {"script", "link", "img", "iframe"} & set(page.tags) and "@import" not in page.text
     assert all(reference.startswith("#") and reference[1:] in page.ids for reference in page.references)
@@ -133,7 +133,7 @@ def test_the_report_of_a_half_done_search_states_what_is_missing(tmp_path):
     _, instruct, math_alone = search.references
 
     def missing() -> list[str]:
-        return list(find_out(search.store).missing())
+        return list(Findings(search.store).missing())
 
     search.score(instruct, 10)
     assert missing() == [
@@ -147,7 +147,7 @@ def test_the_report_of_a_half_done_search_states_what_is_missing(tmp_path):
     assert "math alone: 0 of 10 validation examples of gsm8k are scored" in missing()
     search.score(math_alone, 10)
     search.score(search.draws[1], 10, tasks=["gsm8k"])
-    assert find_out(search.store).chosen.name == "draw 0"
+    assert Findings(search.store).chosen.name == "draw 0"
     assert missing() == [
         "8 of 10 draws are not drawn yet",
         "alpaca_eval: no validation score yet for draw 1",
