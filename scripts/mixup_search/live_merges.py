@@ -1,4 +1,4 @@
-"""One engine that answers for one merge after another, without a restart, and the verdicts on its answers."""
+"""One engine that answers for one merge after another, without a restart."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,9 +10,8 @@ from tempfile import TemporaryDirectory
 from inference_llms.engines.engine import CutOff
 from inference_llms.engines.live_engine import LiveEngine, open_live_engine
 from inference_llms.evaluators.guard import check_guard
-from inference_llms.evaluators.programs import mbpp_problem, programs_pass
-from inference_llms.tasks import TASKS, human_eval, mbpp
-from inference_llms.tasks.task import Example
+from inference_llms.task import Example
+from inference_llms.tasks import TASKS
 from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merge_record import MergeRequest, input_states
 from scripts.mixup_search.search_space import Candidate
@@ -23,7 +22,6 @@ from utils.progress import progress_of
 
 # Answers are handed on at least this often, in seconds, so that a kill loses few of them.
 _EVERY = 20.0
-_RUN_PROGRAMS = ("human_eval", "mbpp")
 
 
 @dataclass(frozen=True)
@@ -178,46 +176,32 @@ class LiveMerges:
 
 def _judge(task: str, completed: Sequence[tuple[Example, str, float]]) -> list[Answer]:
     examples, texts, times = zip(*completed, strict=True)
-    is_readable = TASKS[task].is_readable
+    is_readable, verdicts = TASKS[task].is_readable, TASKS[task].verdicts(examples, texts)
     return [
         Answer(
             example.id,
             str(text),
-            right,
+            bool(right),
             when,
             cut_off=isinstance(text, CutOff),
             readable=None if is_readable is None else is_readable(text, example.row),
         )
-        for example, text, right, when in zip(examples, texts, verdicts(task, examples, texts), times, strict=True)
+        for example, text, right, when in zip(examples, texts, verdicts, times, strict=True)
     ]
-
-
-def verdicts(task: str, examples: Sequence[Example], completions: Sequence[str]) -> list[bool]:
-    """Whether each completion is right: a program that passes its tests, the reference answer (AlpacaEval has a judge,
-    which a search does not have), or an answer that the task's own rule accepts."""
-    pairs = [(example.row, text) for example, text in zip(examples, completions, strict=True)]
-    if task == "human_eval":
-        return programs_pass([(row, human_eval.extract_program(text)) for row, text in pairs])
-    if task == "mbpp":
-        return programs_pass([(mbpp_problem(row), mbpp.extract_program(text)) for row, text in pairs])
-    if task == "alpaca_eval":
-        return [text.strip() == row["output"].strip() for row, text in pairs]
-    return [bool(TASKS[task].is_right(text, row)) for row, text in pairs]
 
 
 def check_verdicts(examples: Mapping[str, Sequence[Example]], allow_code_execution: bool) -> None:
     """Raise UserError if a task's programs may not or cannot be run, or its set has no answers to compare with."""
-    if allow_code_execution and any(name in _RUN_PROGRAMS for name in examples):
-        check_guard()
     for name, of_task in examples.items():
-        if name in _RUN_PROGRAMS:
+        task = TASKS[name]
+        if task.program is not None:
             if not allow_code_execution:
                 raise UserError(
                     f"--tasks {name}: a search runs the programs that the models write; allow it with "
                     "--allow_code_execution, or remove the task"
                 )
-        elif name == "alpaca_eval":
-            if not all(isinstance(example.row.get("output"), str) for example in of_task):
-                raise UserError("--tasks alpaca_eval: the set has no reference answers (field 'output'); remove it")
-        elif TASKS[name].is_right is None:
+            check_guard()
+        elif task.is_right is None:
             raise UserError(f"--tasks {name}: its Task has no is_right, which a search needs; add one")
+        else:
+            task.verdicts(of_task, [""] * len(of_task))  # raises UserError for a set without answers

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from inference_llms.tasks.task import Example
+from inference_llms.task import Example
 from scripts.mixup_search.choice import Scores, best, gains, has_all, mean_gain, scores_over
 from scripts.mixup_search.live_merges import Job, LiveMerges
 from scripts.mixup_search.ray_engines import RayEngines

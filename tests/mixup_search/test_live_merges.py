@@ -9,8 +9,8 @@ import pytest
 
 from inference_llms.engines.engine import Engine, open_engine
 from inference_llms.engines.live_engine import LiveEngine, open_live_engine
+from inference_llms.task import Task
 from inference_llms.tasks import alpaca_eval, gsm8k
-from inference_llms.tasks.task import Task
 from model_merging_methods.candidate_weights import CandidateMerges
 from model_merging_methods.merge_models import merge_models
 from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup

@@ -26,7 +26,7 @@ def prompts(examples):
 def test_no_prompt_is_in_both_parts_even_if_the_set_has_it_twice(data_dir, seed, from_files):
     parts = split_task(gsm8k.TASK, data_dir, data_dir if from_files else None, 4, None, seed)
     assert len(parts.validation) == 4 and not prompts(parts.validation) & prompts(parts.test)
-    assert prompts(parts.validation) | prompts(parts.test) == prompts(gsm8k.load_examples(data_dir))
+    assert prompts(parts.validation) | prompts(parts.test) == prompts(gsm8k.TASK.load_examples(data_dir))
 
 
 def test_the_parts_depend_on_the_seed_alone(data_dir):
