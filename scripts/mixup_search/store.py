@@ -189,16 +189,17 @@ class SearchStore(AbstractContextManager):
             raise UserError(
                 f"{self.path}: holds a search of an earlier version, which did not hash whole models; name another file"
             )
-        names = [name for name in dict.fromkeys((*stored, *here)) if name != "split"]  # a sentence for people
-        differing = [
-            f"{name} ({_short(stored.get(name))} there, {_short(here.get(name))} here)"
-            for name in names
-            if name not in stored or name not in here or stored[name] != here[name]
-        ]
+        differing = []
+        for name in dict.fromkeys((*stored, *here)):
+            old, new = stored.get(name), here.get(name)
+            if isinstance(old, dict) and isinstance(new, dict):
+                old, new = ({key: a[key] for key in a if a[key] != b.get(key)} for a, b in ((old, new), (new, old)))
+            if old != new and name != "split":  # a sentence for people
+                differing.append(f"{name} ({_short(old)} there, {_short(new)} here)")
         if differing:
             raise UserError(
                 f"{self.path}: holds another search: {', '.join(differing)}; name another file, or give that search's "
-                "options"
+                "options and data"
             )
 
     def close(self, *_: object) -> None:
