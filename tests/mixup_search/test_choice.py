@@ -1,6 +1,5 @@
-"""The rule by which a search chooses, and the interval of a difference."""
+"""The rule by which a search chooses, and the difference of two candidates."""
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,14 +66,8 @@ def test_a_draw_further_ahead_in_one_task_counts_with_its_scores_in_all():
 
 @pytest.mark.parametrize(
     "found",
-    [
-        [],
-        SMALL[:2],
-        SMALL[2:],
-        [*SMALL[2:], *results("math alone", (32, 16), (20, 10))],
-        SMALL[:3],
-    ],
-    ids=["nothing", "no draw", "no fine-tune", "fine-tune on other examples", "draw in one task"],
+    [SMALL[:2], SMALL[2:], [*SMALL[2:], *results("math alone", (32, 16), (20, 10))], SMALL[:3]],
+    ids=["no draw", "no fine-tune", "fine-tune on other examples", "draw in one task"],
 )
 def test_nothing_is_chosen_without_a_draw_and_the_fine_tune_on_the_same_examples(found):
     assert chosen(found) is None
@@ -98,34 +91,11 @@ def test_a_candidate_is_on_the_front_or_beaten_by_one_on_it(found):
         assert beaten is (name not in front)
 
 
-def answers(right: np.ndarray) -> dict[int, bool]:
-    return dict(enumerate(right.tolist()))
-
-
 def test_a_paired_difference_is_over_the_examples_that_both_answered():
     first, second = {1: True, 2: True, 3: False, "x": True}, {1: False, 2: True, 3: False, "y": False}
     found = paired_difference([(first, second)], seed=0)
     assert (found.mean, found.low, found.examples) == (pytest.approx(1 / 3), 0, 3)
+    same = paired_difference([(first, first), (second, second)], seed=1)
+    assert same.mean == 0 and same.low < 0 < same.high
     assert found == paired_difference([(first, second)], seed=0)
     assert paired_difference([(first, second), ({}, second)], seed=0) is None
-
-
-def test_equal_answers_have_no_difference_and_an_interval_around_it():
-    same = answers(np.arange(50) % 3 == 0)
-    found = paired_difference([(same, same), (same, same)], seed=1)
-    assert found.mean == 0 and found.low < 0 < found.high
-
-
-def test_the_interval_contains_the_true_difference_19_times_in_20():
-    """Two tasks of different sizes; the first candidate is right 10 points more often in one and 20 in the other."""
-    generator = np.random.default_rng(0)
-
-    def task(number: int, more: float) -> tuple[dict[int, bool], dict[int, bool]]:
-        luck, noise = generator.random(number), generator.random(number) < 0.15
-        return answers((luck < 0.4 + more) ^ noise), answers((luck < 0.4) ^ noise)
-
-    expected = 0.7 * (0.1 + 0.2) / 2
-    found = [paired_difference([task(150, 0.1), task(80, 0.2)], seed) for seed in range(200)]
-    held = np.mean([difference.low <= expected <= difference.high for difference in found])
-    assert held == pytest.approx(0.95, abs=0.04)
-    assert np.mean([difference.mean for difference in found]) == pytest.approx(expected, abs=0.01)

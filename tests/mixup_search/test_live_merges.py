@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from inference_llms.engines.engine import Engine, open_engine
+from inference_llms.engines.engine import Engine
 from inference_llms.engines.live_engine import LiveEngine, open_live_engine
 from inference_llms.task import Task
 from inference_llms.tasks import alpaca_eval, gsm8k
@@ -83,21 +83,6 @@ def test_merges_answer_as_when_they_are_saved_and_hold_the_same_bits(live, saved
         assert answers(started, gsm8k.TASK) == given[TIES][1]["math"]
     finally:
         started.close()
-
-
-@pytest.mark.parametrize("live", ["transformers"], indirect=True)
-@pytest.mark.parametrize(("weights", "role"), [((1.0, 0.0), "instruct"), ((0.0, 1.0), "math")])
-def test_an_average_at_ratio_one_answers_as_the_model_alone(live, tokenizers, weights, role):
-    _, engine = live
-    merges = CandidateMerges(ZOO / "base", MODELS)
-    engine.replace_weights(merges.weights(MergeParameters("average_merging", mixup=Mixup(weights))))
-    engine.take_tokenizer(tokenizers[role])
-    alone = open_engine("transformers", MODELS[role], 1, 1)
-    try:
-        for task in TASK_OF_ROLE.values():
-            assert answers(engine, task) == answers(alone, task)
-    finally:
-        alone.close()
 
 
 @pytest.mark.parametrize("name", ["math/model.safetensors", "base/config.json"])

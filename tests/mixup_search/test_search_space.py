@@ -32,16 +32,9 @@ FREE = {
 }
 
 
-@pytest.mark.parametrize(
-    ("words", "values"),
-    [
-        ("0.5", Values((0.5,))),
-        ("-1 0.5", Values((-1.0, 0.5))),
-        ("0.5:1.5", SCALES),
-    ],
-)
-def test_options_take_numbers_or_a_range(words, values):
-    assert parse_values("scaling_coefficient", words.split()) == values
+def test_options_take_numbers_or_a_range():
+    found = [parse_values("scaling_coefficient", words.split()) for words in ("0.5", "-1 0.5", "0.5:1.5")]
+    assert found == [Values((0.5,)), Values((-1.0, 0.5)), SCALES]
 
 
 @pytest.mark.parametrize(
@@ -64,12 +57,8 @@ def test_other_values_are_refused_by_option(option, words, reason):
         parse_values(option, words.split())
 
 
-@given(st.floats(0, 1), st.floats(-10, 10), st.floats(0.001, 10))
-def test_a_share_of_a_range_is_in_the_range(share, low, width):
-    assert low <= Values((low, low + width), is_range=True).at(share) <= low + width
-
-
-def test_listed_numbers_have_equal_parts():
+def test_shares_are_places_in_a_range_or_parts_of_a_list():
+    assert [SCALES.at(share) for share in (0, 0.25, 1)] == [0.5, 0.75, 1.5]
     values = Values((1.0, 2.0, 4.0))
     assert [values.at(share) for share in (0, 0.3, 0.34, 0.6, 0.7, 1)] == [1, 1, 2, 2, 4, 4]
 
@@ -84,13 +73,13 @@ def test_a_varied_option_without_effect_is_refused():
 def test_averaging_is_compared_with_equal_ratios_and_each_fine_tune():
     mask = Mask(use_weight_rescale=True)
     dare = MergeParameters("average_merging", mask=mask, seed=7, dtype="bfloat16")
-    equal, instruct, math_alone = references(space_of(dare), ["instruct", "math"])
-    assert (equal.name, instruct.name, math_alone.name) == ("equal ratios", "instruct alone", "math alone")
-    assert equal.parameters == MergeParameters(
-        "average_merging", mask=mask, mixup=Mixup((0.5, 0.5)), seed=7, dtype="bfloat16"
-    )
-    assert instruct.parameters == MergeParameters("average_merging", mixup=Mixup((1.0, 0.0)), dtype="bfloat16")
-    assert math_alone.parameters == MergeParameters("average_merging", mixup=Mixup((0.0, 1.0)), dtype="bfloat16")
+    found = {one.name: one.parameters for one in references(space_of(dare), ["instruct", "math"])}
+    halves, first, second = Mixup((0.5, 0.5)), Mixup((1.0, 0.0)), Mixup((0.0, 1.0))
+    assert found == {
+        "equal ratios": MergeParameters("average_merging", mask=mask, mixup=halves, seed=7, dtype="bfloat16"),
+        "instruct alone": MergeParameters("average_merging", mixup=first, dtype="bfloat16"),
+        "math alone": MergeParameters("average_merging", mixup=second, dtype="bfloat16"),
+    }
 
 
 def test_task_arithmetic_is_compared_with_its_plain_sum_too():
@@ -209,13 +198,10 @@ def test_sobol_points_are_even_over_ratios_and_options():
 
 
 @given(st.lists(st.floats(0, 0.999), min_size=1, max_size=3))
-def test_ratios_lead_back_to_their_point(shares):
+def test_ratios_and_points_of_the_cube_lead_to_each_other(shares):
     assert shares_of(ratios_at(shares)) == pytest.approx(shares, abs=1e-6)
-
-
-@pytest.mark.parametrize("ratios", [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0), (0.0, 1.0)])
-def test_a_model_alone_has_a_point_too(ratios):
-    assert ratios_at(shares_of(ratios)) == ratios
+    for alone in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0), (0.0, 1.0)):
+        assert ratios_at(shares_of(alone)) == alone
 
 
 @pytest.mark.parametrize("number_of_models", [2, 3])
