@@ -98,10 +98,10 @@ class Difference:
     examples: int
 
 
-Verdicts = Mapping[int | str, bool]  # whether each example was answered right
+RightByExample = Mapping[int | str, bool]  # whether each example was answered right
 
 
-def paired_difference(pairs: Sequence[tuple[Verdicts, Verdicts]], seed: int) -> Difference | None:
+def paired_difference(pairs: Sequence[tuple[RightByExample, RightByExample]], seed: int) -> Difference | None:
     """The mean difference over tasks of two candidates' scores, by paired bootstrap over the examples of each task;
     None if a task has no example that both answered. `pairs`: for each task the two candidates' verdicts."""
     answers = []
@@ -116,7 +116,7 @@ def paired_difference(pairs: Sequence[tuple[Verdicts, Verdicts]], seed: int) -> 
     return Difference(float(sum(means) / len(means)), *interval, sum(len(first) for [first], _ in answers))
 
 
-class Findings:
+class SearchSummary:
     """What a results file shows so far. Raises UserError if it has no result yet.
 
     Candidates are in the order in which they were added; `references` are those that are not draws.

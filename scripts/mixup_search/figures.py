@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scripts.mixup_search.choice import Findings, Scores, has_all
+from scripts.mixup_search.choice import Scores, SearchSummary, has_all
 from scripts.mixup_search.search_space import Candidate
 from utils.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION, YELLOW
 from utils.whole_files import whole_file
@@ -26,15 +26,15 @@ _FEWEST_DRAWS = 5  # of a histogram
 _CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]])  # of the triangle of three models
 
 
-def draw_figures(findings: Findings) -> dict[str, Figure]:
+def draw_figures(summary: SearchSummary) -> dict[str, Figure]:
     """The figures, by name, for which there are enough draws and tasks."""
-    if not findings.compared_draws:
+    if not summary.compared_draws:
         return {}
-    figures = {"scores": _scores(findings)}
-    if len(findings.tasks) > 1:
-        figures["pareto_front"] = _pareto_fronts(findings)
-    if len(findings.compared_draws) >= _FEWEST_DRAWS:
-        figures["distribution"] = _distributions(findings)
+    figures = {"scores": _scores(summary)}
+    if len(summary.tasks) > 1:
+        figures["pareto_front"] = _pareto_fronts(summary)
+    if len(summary.compared_draws) >= _FEWEST_DRAWS:
+        figures["distribution"] = _distributions(summary)
     return figures
 
 
@@ -69,149 +69,149 @@ def _legend(figure: Figure, axes: list[Axes]) -> None:
     figure.legend([entries[label] for label in ordered], ordered, **look)
 
 
-def _scores(findings: Findings) -> Figure:
-    is_curve = len(findings.roles) == 2
-    figure, axes = _panels(len(findings.tasks), height=3.6 if is_curve else 4.4)
+def _scores(summary: SearchSummary) -> Figure:
+    is_curve = len(summary.roles) == 2
+    figure, axes = _panels(len(summary.tasks), height=3.6 if is_curve else 4.4)
     draw = _score_curve if is_curve else _score_triangle
-    for panel, task in zip(axes, findings.tasks, strict=True):
-        draw(findings, task, panel)
-        panel.set_title(f"{task}, {findings.numbers[task]} validation examples")
+    for panel, task in zip(axes, summary.tasks, strict=True):
+        draw(summary, task, panel)
+        panel.set_title(f"{task}, {summary.numbers[task]} validation examples")
     _legend(figure, axes)
     return figure
 
 
-def _score_curve(findings: Findings, task: str, axes: Axes) -> None:
+def _score_curve(summary: SearchSummary, task: str, axes: Axes) -> None:
     """Score against λ. If λ is all that varies, the draws are a curve with a band of their intervals."""
-    draws = sorted(findings.compared_draws, key=_lambda)
-    ratios, scores = [_lambda(draw) for draw in draws], [_percent(findings.compared, draw, task) for draw in draws]
-    if set(findings.varied) <= {"alpha"}:
-        low, high = 100 * np.array([findings.compared[draw.name][task].interval for draw in draws]).T
+    draws = sorted(summary.compared_draws, key=_lambda)
+    ratios, scores = [_lambda(draw) for draw in draws], [_percent(summary.compared, draw, task) for draw in draws]
+    if set(summary.varied) <= {"alpha"}:
+        low, high = 100 * np.array([summary.compared[draw.name][task].interval for draw in draws]).T
         axes.fill_between(ratios, low, high, color=BLUE, alpha=0.18, linewidth=0, label="95% interval of a draw")
         axes.plot(ratios, scores, "-", color=BLUE, linewidth=0.8)
         axes.plot(ratios, scores, "o", color=BLUE, markersize=5, label="draw")
     else:
         for draw in draws:
-            _point_with_interval(findings, draw, task, axes, fmt="o", color=BLUE, markersize=5, alpha=0.7, label="draw")
-    behind = [draw for draw in findings.draws if draw not in draws and task in findings.reached.get(draw.name, {})]
+            _point_with_interval(summary, draw, task, axes, fmt="o", color=BLUE, markersize=5, alpha=0.7, label="draw")
+    behind = [draw for draw in summary.draws if draw not in draws and task in summary.reached.get(draw.name, {})]
     if behind:
         label = "draw, over fewer examples"
-        scores = [_percent(findings.reached, draw, task) for draw in behind]
+        scores = [_percent(summary.reached, draw, task) for draw in behind]
         axes.plot([_lambda(draw) for draw in behind], scores, "o", color=_GREY, fillstyle="none", label=label)
-    for reference, point, line in _reference_styles(findings):
-        if task not in findings.compared.get(reference.name, {}):
+    for reference, point, line in _reference_styles(summary):
+        if task not in summary.compared.get(reference.name, {}):
             continue
         if reference.kind == "plain":
-            axes.axhline(_percent(findings.compared, reference, task), **line)
+            axes.axhline(_percent(summary.compared, reference, task), **line)
         else:
-            _point_with_interval(findings, reference, task, axes, markersize=9, **point)
-    if findings.chosen is not None:
-        _star(axes, _lambda(findings.chosen), _percent(findings.compared, findings.chosen, task), findings.chosen)
-    first, second = findings.roles
+            _point_with_interval(summary, reference, task, axes, markersize=9, **point)
+    if summary.chosen is not None:
+        _star(axes, _lambda(summary.chosen), _percent(summary.compared, summary.chosen, task), summary.chosen)
+    first, second = summary.roles
     axes.set(xlabel=f"λ, the ratio of {first}    (0: {second} alone, 1: {first} alone)", xlim=(-0.03, 1.03))
     axes.set_ylabel("score, %")
     axes.grid(alpha=0.3)
 
 
-def _score_triangle(findings: Findings, task: str, axes: Axes) -> None:
+def _score_triangle(summary: SearchSummary, task: str, axes: Axes) -> None:
     """Scores as colours at the ratios of three models, each model alone in a corner."""
     axes.fill(*_CORNERS.T, facecolor="none", edgecolor=_GREY, linewidth=1)
     for part in (0.25, 0.5, 0.75):
         for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
             ends = part * _CORNERS[i] + (1 - part) * _CORNERS[[j, k]]
             axes.plot(*ends.T, color=_LIGHT_GREY, linewidth=0.6, zorder=0)
-    for role, (x, y), up in zip(findings.roles, _CORNERS, (-0.07, -0.07, 0.06), strict=True):
+    for role, (x, y), up in zip(summary.roles, _CORNERS, (-0.07, -0.07, 0.06), strict=True):
         axes.text(x, y + up, role, ha="center", va="top" if up < 0 else "bottom")
-    shown = [("draw", "o", 45, findings.compared_draws)]
-    for reference, point, _ in _reference_styles(findings):
-        if reference.kind != "plain" and task in findings.compared.get(reference.name, {}):
+    shown = [("draw", "o", 45, summary.compared_draws)]
+    for reference, point, _ in _reference_styles(summary):
+        if reference.kind != "plain" and task in summary.compared.get(reference.name, {}):
             shown.append((reference.name, point["marker"], 100, [reference]))
-    scores = [[_percent(findings.compared, one, task) for one in group] for *_, group in shown]
+    scores = [[_percent(summary.compared, one, task) for one in group] for *_, group in shown]
     scale = {"cmap": "cividis", "vmin": min(map(min, scores)), "vmax": max(map(max, scores))}
     for (label, marker, size, group), values in zip(shown, scores, strict=True):
         points = np.array([one.ratios for one in group]) @ _CORNERS
         look = {"s": size, "marker": marker, "edgecolors": "black", "linewidths": 0.8}
         drawn = axes.scatter(*points.T, c=values, zorder=3, **look, **scale)
         axes.plot([], [], marker, color="white", markeredgecolor="black", markersize=8, label=label)  # for the legend
-    if findings.chosen is not None:
+    if summary.chosen is not None:
         ring = {"markersize": 15, "fillstyle": "none", "color": VERMILION, "markeredgewidth": 2, "zorder": 4}
-        axes.plot(*(findings.chosen.ratios @ _CORNERS), "o", label=f"chosen: {findings.chosen.name}", **ring)
+        axes.plot(*(summary.chosen.ratios @ _CORNERS), "o", label=f"chosen: {summary.chosen.name}", **ring)
     axes.figure.colorbar(drawn, ax=axes, label="score, %", shrink=0.8)
     axes.set(aspect="equal", xlim=(-0.12, 1.12), ylim=(-0.16, 1.0))
     axes.axis("off")
 
 
-def _pareto_fronts(findings: Findings) -> Figure:
-    pairs = list(combinations(findings.tasks, 2))
+def _pareto_fronts(summary: SearchSummary) -> Figure:
+    pairs = list(combinations(summary.tasks, 2))
     figure, axes = _panels(len(pairs), *((4.8, 4.4) if len(pairs) > 1 else (7.0, 4.8)))
     for panel, (first, second) in zip(axes, pairs, strict=True):
-        _pareto_front(findings, first, second, panel)
+        _pareto_front(summary, first, second, panel)
     _legend(figure, axes)
     return figure
 
 
-def _pareto_front(findings: Findings, first: str, second: str, axes: Axes) -> None:
+def _pareto_front(summary: SearchSummary, first: str, second: str, axes: Axes) -> None:
     def place(candidate: Candidate) -> tuple[float, float]:
-        return _percent(findings.compared, candidate, first), _percent(findings.compared, candidate, second)
+        return _percent(summary.compared, candidate, first), _percent(summary.compared, candidate, second)
 
-    on_front = set(findings.front([first, second]))
-    front = sorted(place(draw) for draw in findings.compared_draws if draw.name in on_front)
+    on_front = set(summary.front([first, second]))
+    front = sorted(place(draw) for draw in summary.compared_draws if draw.name in on_front)
     axes.step(*zip(*front, strict=True), where="pre", color=BLUE, linewidth=1, label="Pareto front of the draws")
     for label, fill, is_on in (("draw", "none", False), ("draw on the front", "full", True)):
-        points = [place(draw) for draw in findings.compared_draws if (draw.name in on_front) is is_on]
+        points = [place(draw) for draw in summary.compared_draws if (draw.name in on_front) is is_on]
         if points:
             axes.plot(*zip(*points, strict=True), "o", color=BLUE, fillstyle=fill, markersize=6, label=label)
-    for reference, point, _ in _reference_styles(findings):
-        if has_all(findings.compared, reference, (first, second)):
+    for reference, point, _ in _reference_styles(summary):
+        if has_all(summary.compared, reference, (first, second)):
             axes.plot(*place(reference), markersize=10, zorder=4, **point)
-    if findings.chosen is not None:
-        _star(axes, *place(findings.chosen), findings.chosen)
+    if summary.chosen is not None:
+        _star(axes, *place(summary.chosen), summary.chosen)
     for point in dict.fromkeys(front):
-        names = [draw.name.removeprefix("draw ") for draw in findings.compared_draws if place(draw) == point]
+        names = [draw.name.removeprefix("draw ") for draw in summary.compared_draws if place(draw) == point]
         axes.annotate(", ".join(names), point, (5, 5), textcoords="offset points", fontsize=8)
     axes.set(title="scores on the validation part; numbers are draws", xlabel=f"{first}, %", ylabel=f"{second}, %")
     axes.margins(0.08)
     axes.grid(alpha=0.3)
 
 
-def _distributions(findings: Findings) -> Figure:
+def _distributions(summary: SearchSummary) -> Figure:
     """A histogram of the draws' scores in each task, and of their mean gains if they have any."""
     panels = [
-        (task, "score, %", {name: scores[task].score for name, scores in findings.compared.items() if task in scores})
-        for task in findings.tasks
+        (task, "score, %", {name: scores[task].score for name, scores in summary.compared.items() if task in scores})
+        for task in summary.tasks
     ]
-    if findings.gains:
-        means = {one.name: findings.mean_gain(one) for one in findings.candidates if one.name in findings.gains}
+    if summary.gains:
+        means = {one.name: summary.mean_gain(one) for one in summary.candidates if one.name in summary.gains}
         panels.append(("mean gain over the fine-tunes", "percentage points", means))
     figure, axes = _panels(len(panels), height=3.4)
     for panel, (title, unit, values) in zip(axes, panels, strict=True):
-        _distribution(findings, title, values, panel)
+        _distribution(summary, title, values, panel)
         panel.set_xlabel(unit)
     _legend(figure, axes)
     return figure
 
 
-def _distribution(findings: Findings, title: str, values: dict[str, float], axes: Axes) -> None:
-    drawn = np.array([100 * values[draw.name] for draw in findings.compared_draws])
+def _distribution(summary: SearchSummary, title: str, values: dict[str, float], axes: Axes) -> None:
+    drawn = np.array([100 * values[draw.name] for draw in summary.compared_draws])
     edges = np.histogram_bin_edges(drawn, bins="auto" if np.ptp(drawn) > 0 else 1)
     axes.hist(drawn, edges, color=BLUE, alpha=0.35, edgecolor=BLUE, label="draws")
     axes.plot(drawn, np.zeros_like(drawn), "|", color=BLUE, markersize=12, markeredgewidth=1.2, label="one draw")
-    for reference, _, line in _reference_styles(findings):
+    for reference, _, line in _reference_styles(summary):
         if reference.name in values:
             axes.axvline(100 * values[reference.name], **line)
-    if findings.chosen is not None:
-        _star(axes, 100 * values[findings.chosen.name], 0, findings.chosen)
-    if findings.equal is not None and findings.equal.name in values:
-        above = int((drawn > 100 * values[findings.equal.name]).sum())
+    if summary.chosen is not None:
+        _star(axes, 100 * values[summary.chosen.name], 0, summary.chosen)
+    if summary.equal is not None and summary.equal.name in values:
+        above = int((drawn > 100 * values[summary.equal.name]).sum())
         title += f"\n{above} of {len(drawn)} draws above equal ratios"
     axes.set(title=title, ylabel="draws")
     axes.yaxis.get_major_locator().set_params(integer=True)
     axes.grid(axis="y", alpha=0.3)
 
 
-def _reference_styles(findings: Findings) -> list[tuple[Candidate, dict[str, Any], dict[str, Any]]]:
+def _reference_styles(summary: SearchSummary) -> list[tuple[Candidate, dict[str, Any], dict[str, Any]]]:
     """Each reference with its style as a point and as a line across a panel, the same in all figures."""
     finetuned, styles = iter(_FINETUNED), []
-    for one in findings.references:
+    for one in summary.references:
         colour, marker, dashes = {"equal": _EQUAL, "plain": _PLAIN}.get(one.kind) or next(finetuned)
         shared = {"color": colour, "label": one.name}
         point = {"marker": marker, "markeredgecolor": "black", "linestyle": "none", **shared}
@@ -227,8 +227,8 @@ def _percent(scores: Scores, candidate: Candidate, task: str) -> float:
     return 100 * scores[candidate.name][task].score
 
 
-def _point_with_interval(findings: Findings, candidate: Candidate, task: str, axes: Axes, **style: Any) -> None:
-    score, (low, high) = findings.compared[candidate.name][task].score, findings.compared[candidate.name][task].interval
+def _point_with_interval(summary: SearchSummary, candidate: Candidate, task: str, axes: Axes, **style: Any) -> None:
+    score, (low, high) = summary.compared[candidate.name][task].score, summary.compared[candidate.name][task].interval
     ends = [[100 * (score - low)], [100 * (high - score)]]
     axes.errorbar(_lambda(candidate), 100 * score, ends, capsize=3, elinewidth=1, zorder=3, **style)
 

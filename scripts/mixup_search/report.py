@@ -9,7 +9,7 @@ from typing import Any
 from model_merging_methods.merge_parameters import MASK_MERGING, MergeParameters
 from model_merging_methods.merge_record import PRETRAINED
 from model_merging_methods.merging_methods import MERGING_METHODS
-from scripts.mixup_search.choice import RULE, Difference, Findings, has_all
+from scripts.mixup_search.choice import RULE, Difference, SearchSummary, has_all
 from scripts.mixup_search.figures import draw_figures, save_figure
 from scripts.mixup_search.search_space import Candidate
 from scripts.mixup_search.store import Result, SearchStore
@@ -22,18 +22,18 @@ _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 def report_lines(store: SearchStore) -> list[str]:
     """The tables, the choice and what is missing. Raises UserError if the file holds no results."""
-    findings = Findings(store)
-    numbers = ", ".join(f"{number} of {task}" for task, number in findings.numbers.items())
+    summary = SearchSummary(store)
+    numbers = ", ".join(f"{number} of {task}" for task, number in summary.numbers.items())
     lines = [f"validation part, examples: {numbers}" if numbers else "validation part, answers so far"]
-    lines += _aligned(candidate_table(findings))
-    lines += [f"{FAULT_MARK} check the completions: {line}" for line in findings.fault_lines()]
-    if findings.chosen is not None:
+    lines += _aligned(candidate_table(summary))
+    lines += [f"{FAULT_MARK} check the completions: {line}" for line in summary.fault_lines()]
+    if summary.chosen is not None:
         lines += ["", f"{CHOSEN_MARK} chosen: the largest mean gain over the fine-tunes on the validation part"]
-        if findings.tested:
-            lines += ["", "test part", *_aligned(tested_table(findings)), *verdict(findings)]
-        lines += ["", f"save the merge of {findings.chosen.name} with"]
-        lines.append(f"  {save_command(findings.identity, findings.chosen.parameters)}")
-    if missing := list(findings.missing()):
+        if summary.tested:
+            lines += ["", "test part", *_aligned(tested_table(summary)), *outcome_lines(summary)]
+        lines += ["", f"save the merge of {summary.chosen.name} with"]
+        lines.append(f"  {save_command(summary.identity, summary.chosen.parameters)}")
+    if missing := list(summary.missing()):
         lines += ["", "still missing:", *(f"  {line}" for line in missing)]
     return lines
 
@@ -41,76 +41,76 @@ def report_lines(store: SearchStore) -> list[str]:
 def write_report(store: SearchStore, folder: Path) -> Path:
     """Write the figures, as PNG and SVG, and a page that needs no other file into `folder`, in place of an earlier
     report; returns the page's path. Raises UserError if the file holds no results."""
-    findings = Findings(store)
+    summary = SearchSummary(store)
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = findings.chosen
+    chosen = summary.chosen
     page = render_page(
         _TEMPLATE,
-        title=f"Search for M3's ratio: {' + '.join(findings.roles)}",
-        findings=findings,
+        title=f"Search for M3's ratio: {' + '.join(summary.roles)}",
+        summary=summary,
         rule=RULE,
-        candidates=candidate_table(findings),
-        tests=tested_table(findings) if chosen is not None and findings.tested else [],
-        verdict=verdict(findings),
-        command=None if chosen is None else save_command(findings.identity, chosen.parameters),
-        figures={name: _inline(save_figure(figure, folder, name)) for name, figure in draw_figures(findings).items()},
+        candidates=candidate_table(summary),
+        tests=tested_table(summary) if chosen is not None and summary.tested else [],
+        outcome=outcome_lines(summary),
+        command=None if chosen is None else save_command(summary.identity, chosen.parameters),
+        figures={name: _inline(save_figure(figure, folder, name)) for name, figure in draw_figures(summary).items()},
         marks=(CHOSEN_MARK, FAULT_MARK),
     )
     write_whole(folder / "report.html", page)
     return folder / "report.html"
 
 
-def candidate_table(findings: Findings) -> list[list[str]]:
+def candidate_table(summary: SearchSummary) -> list[list[str]]:
     """A header and a row for each candidate that has a score: references, the draws by mean gain, then those that have
     answered fewer examples."""
-    compared = findings.compared_draws
-    if findings.gains:
-        compared = sorted(compared, key=lambda draw: -findings.mean_gain(draw))
-    behind = [draw for draw in findings.draws if draw not in compared]
-    ratios = [f"ratio of {role}" for role in findings.roles]
-    rows = [["", "candidate", *ratios, *findings.varied, *findings.tasks, "mean gain"]]
-    for one in (*findings.references, *compared, *behind):
-        if one.name in findings.reached:
-            row = [CHOSEN_MARK if one == findings.chosen else "", one.name]
-            row += [f"{ratio:.4f}" for ratio in one.ratios] if one.ratios else ["–"] * len(findings.roles)
-            row += ["–" if one.option(name) is None else f"{one.option(name):.4g}" for name in findings.varied]
-            row += [_validation_cell(findings, one, task) for task in findings.tasks]
-            rows.append([*row, points(findings.mean_gain(one))])
+    compared = summary.compared_draws
+    if summary.gains:
+        compared = sorted(compared, key=lambda draw: -summary.mean_gain(draw))
+    behind = [draw for draw in summary.draws if draw not in compared]
+    ratios = [f"ratio of {role}" for role in summary.roles]
+    rows = [["", "candidate", *ratios, *summary.varied, *summary.tasks, "mean gain"]]
+    for one in (*summary.references, *compared, *behind):
+        if one.name in summary.reached:
+            row = [CHOSEN_MARK if one == summary.chosen else "", one.name]
+            row += [f"{ratio:.4f}" for ratio in one.ratios] if one.ratios else ["–"] * len(summary.roles)
+            row += ["–" if one.option(name) is None else f"{one.option(name):.4g}" for name in summary.varied]
+            row += [_validation_cell(summary, one, task) for task in summary.tasks]
+            rows.append([*row, points(summary.mean_gain(one))])
     return rows
 
 
-def tested_table(findings: Findings) -> list[list[str]]:
+def tested_table(summary: SearchSummary) -> list[list[str]]:
     """A header, a row for each tested candidate, and one for the paired difference."""
-    several = len(findings.tasks) > 1
-    columns = [*findings.tasks, *(["mean"] if several else [])]
+    several = len(summary.tasks) > 1
+    columns = [*summary.tasks, *(["mean"] if several else [])]
     rows = [["", *columns]]
-    for candidate in findings.candidates:
-        scores = findings.tested.get(candidate.name)
+    for candidate in summary.candidates:
+        scores = summary.tested.get(candidate.name)
         if scores:
-            name = f"{candidate.name} (chosen)" if candidate == findings.chosen else candidate.name
-            rows.append([name, *(_score_cell(scores.get(task)) for task in findings.tasks)])
+            name = f"{candidate.name} (chosen)" if candidate == summary.chosen else candidate.name
+            rows.append([name, *(_score_cell(scores.get(task)) for task in summary.tasks)])
             if several:
-                is_whole = has_all(findings.tested, candidate, findings.tasks)
+                is_whole = has_all(summary.tested, candidate, summary.tasks)
                 rows[-1].append(f"{100 * sum(r.score for r in scores.values()) / len(scores):.1f}%" if is_whole else "")
-    if findings.differences:
-        cells = [_difference_cell(findings.differences.get(name)) for name in columns]
+    if summary.differences:
+        cells = [_difference_cell(summary.differences.get(name)) for name in columns]
         rows.append(["chosen minus equal ratios, in points", *cells])
     return rows
 
 
-def verdict(findings: Findings) -> list[str]:
+def outcome_lines(summary: SearchSummary) -> list[str]:
     """The outcome of the test in a sentence; empty if the choice is not tested."""
-    difference = findings.differences.get("mean" if len(findings.tasks) > 1 else findings.tasks[0])
+    difference = summary.differences.get("mean" if len(summary.tasks) > 1 else summary.tasks[0])
     if difference is None:
         return []
-    over_tasks = " in the mean over the tasks" if len(findings.tasks) > 1 else ""
+    over_tasks = " in the mean over the tasks" if len(summary.tasks) > 1 else ""
     side = "above" if difference.mean > 0 else "below"
     outcome, chance = f"{points(abs(difference.mean)).lstrip('+')} points {side} equal ratios", "does not contain 0"
     if difference.low <= 0 <= difference.high:
         chance = "contains 0, so the difference may be chance"
     if difference.mean == 0:
         outcome, chance = "the same as equal ratios", "contains 0"
-    return [f"On the test part {findings.chosen.name} scores {outcome}{over_tasks}; the 95% interval {chance}."]
+    return [f"On the test part {summary.chosen.name} scores {outcome}{over_tasks}; the 95% interval {chance}."]
 
 
 def points(share: float | None) -> str:
@@ -159,14 +159,14 @@ def _option(name: str, value: Any) -> list[str]:
     return [f"--{name}={value}"] if str(value).startswith("-") else [f"--{name}", str(value)]
 
 
-def _validation_cell(findings: Findings, candidate: Candidate, task: str) -> str:
+def _validation_cell(summary: SearchSummary, candidate: Candidate, task: str) -> str:
     """The score that candidates are compared by, else the one over other examples, with their number; marked if the
     answers are faulty."""
-    fault = f" {FAULT_MARK}" if task in findings.faults.get(candidate.name, {}) else ""
-    result = findings.compared.get(candidate.name, {}).get(task)
-    if result is not None and (candidate.kind != "draw" or candidate in findings.compared_draws):
+    fault = f" {FAULT_MARK}" if task in summary.faults.get(candidate.name, {}) else ""
+    result = summary.compared.get(candidate.name, {}).get(task)
+    if result is not None and (candidate.kind != "draw" or candidate in summary.compared_draws):
         return _score_cell(result) + fault
-    result = findings.reached[candidate.name].get(task)
+    result = summary.reached[candidate.name].get(task)
     return "–" if result is None else f"{_score_cell(result)} of {result.examples}{fault}"
 
 

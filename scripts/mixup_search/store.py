@@ -106,7 +106,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class IdentityShape:
+class SearchIdentity:
     """The fields of a search's identity that are read back."""
 
     roles: list[str]
@@ -173,7 +173,7 @@ class SearchStore(AbstractContextManager):
             raise UserError(f"{self.path}: is not the results file of a search; name another file")
         if version != _FORMAT:
             raise UserError(f"{self.path}: has format {version}, this program writes {_FORMAT}; name another file")
-        return self._stored_json(self._execute("SELECT identity FROM search")[0][0], IdentityShape)
+        return self._stored_json(self._execute("SELECT identity FROM search")[0][0], SearchIdentity)
 
     def _stored_json(self, text: str, shape: type) -> dict[str, Any]:
         try:

@@ -6,7 +6,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from model_merging_methods.merge_parameters import MergeParameters
-from scripts.mixup_search.choice import Findings
+from scripts.mixup_search.choice import SearchSummary
 from scripts.mixup_search.figures import draw_figures
 from scripts.mixup_search.search_space import Values
 from tests.mixup_search.small_search import SmallSearch
@@ -19,9 +19,9 @@ REFERENCES = {"equal ratios", "instruct alone", "math alone"}
 
 
 @pytest.fixture
-def found(tmp_path) -> Findings:
+def found(tmp_path) -> SearchSummary:
     """Ten draws on ten examples of each task, five of them on 40."""
-    return Findings(SmallSearch(tmp_path / "results", MergeParameters("average_merging")).validate().store)
+    return SearchSummary(SmallSearch(tmp_path / "results", MergeParameters("average_merging")).validate().store)
 
 
 def marks(axes: Axes, label: str) -> int:
@@ -78,7 +78,7 @@ def test_the_histograms_count_the_compared_draws(found):
 )
 def test_searches_of_other_shapes_have_figures(tmp_path, search, names, panels):
     made = SmallSearch(tmp_path / "results", MergeParameters("task_arithmetic"), **search).validate()
-    figures = draw_figures(Findings(made.store))
+    figures = draw_figures(SearchSummary(made.store))
     assert list(figures) == names
     for figure in figures.values():
         figure.draw_without_rendering()

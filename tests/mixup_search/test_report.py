@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from model_merging_methods.command_line import add_merge_options, chosen_roles, merge_parameters
 from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
-from scripts.mixup_search.choice import RULE, Findings
-from scripts.mixup_search.report import report_lines, save_command, verdict, write_report
+from scripts.mixup_search.choice import RULE, SearchSummary
+from scripts.mixup_search.report import outcome_lines, report_lines, save_command, write_report
 from scripts.mixup_search.search_space import ratios_at, references
 from tests.mixup_search.small_search import IDENTITY, SmallSearch, space_of
 from utils.errors import UserError
@@ -25,29 +25,29 @@ TIES = MergeParameters("ties_merging", mask=Mask(0.2, True), seed=3)
 def whole(tmp_path) -> SmallSearch:
     """A search that is done."""
     search = SmallSearch(tmp_path / "results", TIES).validate()
-    return search.test(Findings(search.store).chosen, search.references[0])
+    return search.test(SearchSummary(search.store).chosen, search.references[0])
 
 
 def test_the_text_has_every_candidate_and_the_tested_choice(whole):
-    findings, lines = Findings(whole.store), report_lines(whole.store)
-    text, chosen = "\n".join(lines), findings.chosen
-    assert list(findings.missing()) == [] and "still missing" not in text
+    summary, lines = SearchSummary(whole.store), report_lines(whole.store)
+    text, chosen = "\n".join(lines), summary.chosen
+    assert list(summary.missing()) == [] and "still missing" not in text
     rows = {one.name: next(line for line in lines if re.match(rf"[* ]  {one.name} ", line)) for one in whole.draws}
     assert [name for name, row in rows.items() if row.startswith("*")] == [chosen.name]
-    for task in findings.tasks:
-        score, (low, high) = findings.compared[chosen.name][task].score, findings.compared[chosen.name][task].interval
+    for task in summary.tasks:
+        score, (low, high) = summary.compared[chosen.name][task].score, summary.compared[chosen.name][task].interval
         assert f"{100 * score:.1f}% [{100 * low:.1f}, {100 * high:.1f}]" in rows[chosen.name]
     assert f"{chosen.ratios[0]:.4f}" in rows[chosen.name]
     assert " of 10" in rows["draw 7"], "it was left behind after ten examples"
     assert f"{chosen.name} (chosen)" in text
-    assert verdict(findings)[0] in lines
-    assert f"  {save_command(findings.identity, chosen.parameters)}" in lines
+    assert outcome_lines(summary)[0] in lines
+    assert f"  {save_command(summary.identity, chosen.parameters)}" in lines
 
 
 def test_faulty_answers_are_marked_and_explained(whole, tmp_path):
-    findings = Findings(whole.store)
-    assert findings.faults == {} and " !" not in "\n".join(report_lines(whole.store))
-    chosen = findings.chosen.name
+    summary = SearchSummary(whole.store)
+    assert summary.faults == {} and " !" not in "\n".join(report_lines(whole.store))
+    chosen = summary.chosen.name
     whole.store._connection.execute(
         "UPDATE answers SET completion = '' WHERE candidate IN (?, 'draw 7') AND task = 'gsm8k' AND example < 8",
         (chosen,),
@@ -60,22 +60,22 @@ def test_faulty_answers_are_marked_and_explained(whole, tmp_path):
 
 
 def test_the_difference_on_the_test_part_is_over_the_test_answers(whole):
-    findings = Findings(whole.store)
-    assert findings.differences.keys() == {"gsm8k", "alpaca_eval", "mean"}
-    for task in findings.tasks:
-        chosen, equal = (findings.tested[one.name][task] for one in (findings.chosen, findings.equal))
-        assert findings.differences[task].mean == pytest.approx(chosen.score - equal.score)
-        assert findings.differences[task].examples == chosen.examples == 60
+    summary = SearchSummary(whole.store)
+    assert summary.differences.keys() == {"gsm8k", "alpaca_eval", "mean"}
+    for task in summary.tasks:
+        chosen, equal = (summary.tested[one.name][task] for one in (summary.chosen, summary.equal))
+        assert summary.differences[task].mean == pytest.approx(chosen.score - equal.score)
+        assert summary.differences[task].examples == chosen.examples == 60
 
 
 @pytest.mark.parametrize(("right", "side"), [(30, "above"), (10, "below")])
-def test_the_verdict_states_the_outcome_whatever_it_is(whole, right, side):
-    chosen = Findings(whole.store).chosen
+def test_the_text_states_the_outcome_whatever_it_is(whole, right, side):
+    chosen = SearchSummary(whole.store).chosen
     for candidate, number in ((chosen.name, right), ("equal ratios", 20)):
         whole.store._connection.execute(
             "UPDATE answers SET \"right\" = (example < ?) WHERE candidate = ? AND part = 'test'", (number, candidate)
         )
-    [sentence] = verdict(Findings(whole.store))
+    [sentence] = outcome_lines(SearchSummary(whole.store))
     assert f"{chosen.name} scores 16.7 points {side} equal ratios" in sentence
     assert "does not contain 0" in sentence
 
@@ -83,13 +83,13 @@ def test_the_verdict_states_the_outcome_whatever_it_is(whole, right, side):
 def test_one_page_has_everything_and_is_written_the_same_again(whole, tmp_path):
     path = write_report(whole.store, tmp_path / "report")
     files = {file.name: file.read_bytes() for file in path.parent.iterdir()}
-    findings, page = Findings(whole.store), path.read_text(encoding="utf-8")
+    summary, page = SearchSummary(whole.store), path.read_text(encoding="utf-8")
     tags, ids = re.findall(r"<(\w+)", page), re.findall(r'\bid="(.*?)"', page)
     assert tags.count("svg") == 3 and not {"script", "link", "img", "iframe"} & set(tags) and "@import" not in page
     assert all(place.startswith("#") and place[1:] in ids for place in re.findall(r'(?:src|href)="(.*?)"', page))
     assert len(set(ids)) == len(ids)
-    texts = [RULE, findings.identity["split"], *verdict(findings), *(one.name for one in findings.candidates)]
-    texts.append(save_command(findings.identity, findings.chosen.parameters))
+    texts = [RULE, summary.identity["split"], *outcome_lines(summary), *(one.name for one in summary.candidates)]
+    texts.append(save_command(summary.identity, summary.chosen.parameters))
     assert [text for text in texts if text not in unescape(page)] == [] and "<each>" not in page
     write_report(whole.store, path.parent)
     assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == files
@@ -109,7 +109,7 @@ def test_the_report_of_a_half_done_search_states_what_is_missing(tmp_path):
     _, instruct, math_alone = search.references
 
     def missing() -> list[str]:
-        return list(Findings(search.store).missing())
+        return list(SearchSummary(search.store).missing())
 
     search.score(instruct, 10)
     assert missing() == [
@@ -123,7 +123,7 @@ def test_the_report_of_a_half_done_search_states_what_is_missing(tmp_path):
     assert "math alone: 0 of 10 validation examples of gsm8k are scored" in missing()
     search.score(math_alone, 10)
     search.score(search.draws[1], 10, tasks=["gsm8k"])
-    assert Findings(search.store).chosen.name == "draw 0"
+    assert SearchSummary(search.store).chosen.name == "draw 0"
     assert missing() == [
         "8 of 10 draws are not drawn yet",
         "alpaca_eval: no validation score yet for draw 1",
