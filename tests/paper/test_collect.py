@@ -59,7 +59,7 @@ def leave_out_passed(results: Path) -> None:
         ("GSM8K", lambda results: change_record(results, "gsm8k", health={"empty": 9}), "its health does not hold"),
         ("MBPP", lambda results: break_a_line(results / MBPP), "mbpp.jsonl line 4 is not JSON"),
         ("MBPP", lambda results: one_more_completion(results / MBPP), "holds 8 completions, and the score is of 7"),
-        ("MBPP", leave_out_passed, "or what its evaluator left beside it, is damaged: 'completion' is not found"),
+        ("MBPP", leave_out_passed, "or the evaluator's result beside it, is damaged: 'completion' is not found"),
         ("MBPP", lambda results: change_record(results, "mbpp", files=[]), "names no file for its evaluator"),
         ("MBPP", lambda results: change_record(results, "mbpp", files=[1]), "mbpp: files.0: input"),
         ("MBPP", lambda results: change_record(results, "mbpp", files=["/etc/hostname"]), "which is outside"),
