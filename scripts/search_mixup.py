@@ -1,8 +1,8 @@
 """Find M3's ratio: score many merges on one engine, choose on a validation part, and test the choice.
 
 examples:
-  draw λ ~ Beta(0.5, 0.5) 20 times for TIES, on two GPUs:
-    python scripts/search_mixup.py --merge_instruct --merge_math --merging_method_name ties_merging --alpha 0.5 \\
+  draw λ ~ Beta(0.5, 0.5) 20 times for task arithmetic, on two GPUs:
+    python scripts/search_mixup.py --merge_instruct --merge_math --merging_method_name task_arithmetic --alpha 0.5 \\
         --num_draws 20 --seed 0 --tensor_parallel_size 2
   try 11 even steps of λ on the tiny models, on the CPU:
     python scripts/search_mixup.py --merge_instruct --merge_math --pretrained_model scripts/tiny_zoo/base \\
@@ -93,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(group, "export", "only write the results so far as CSV", type=Path, metavar="FILE")
 
     group = parser.add_argument_group("running")
-    text = "engine (default: auto, which is vllm if installed)"
+    text = "engine; auto: vllm if it is installed and there is a GPU, else transformers (default: auto)"
     add(group, "backend", text, choices=("auto", "vllm", "transformers"), default="auto")
     add_engine_options(group)
     text = "vLLM: groups of layers, each on other GPUs (default: 1)"
