@@ -38,7 +38,7 @@ def add_tasks_option(parser: argparse._ActionsContainer) -> None:
 
 
 def add_inference_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose a model's examples and its engine, in three groups."""
+    """Add the options that choose a model's examples and its engine, in two groups."""
     examples = parser.add_argument_group("examples and outputs")
     examples.add_argument("--data_dir", type=Path, help="folder with the sets' files (default: download the sets)")
     examples.add_argument("--output_dir", type=Path, default=Path(), help="root of all save_* folders (default: .)")

@@ -97,7 +97,10 @@ def test_processes_share_one_limit_on_memory(kind):
     )
     with pytest.raises(UserError, match=r"its processes held .* GiB together \(the limit is 1\) and were ended"):
         run(program, limits=limits)
-    forked = "import os, time; held = b'x' * (400 << 20); [os.fork() for _ in range(2)]; time.sleep(2); print('whole')"
+    forked = (
+        "import os, time\nheld = b'x' * (400 << 20)\nchildren = [os.fork() for _ in range(2)]\ntime.sleep(2)\n"
+        "print('whole', flush=True)\n[os.waitpid(child, 0) for child in children if child]"
+    )
     assert run(forked, limits=limits).split() == ["whole"] * 4
 
 
