@@ -42,8 +42,8 @@ def _with_special_tokens(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def write_mask_lm(folder: Path, tokenizer: PreTrainedTokenizerFast, guesses: Mapping[str, Sequence[str]]) -> Path:
-    """A masked language model whose guesses depend only on the token at that position: `guesses` of that token, then the
-    rest of the vocabulary, in order."""
+    """A masked language model whose guesses depend only on the token at that position: first `guesses` of that token,
+    then the rest of the vocabulary, in order."""
     size = len(tokenizer)
     config = BertConfig(
         vocab_size=size,
