@@ -1,6 +1,6 @@
-"""Commands as they are typed in a shell, run in the tests' own process, which has loaded its packages: seconds sooner.
+"""Commands of a shell, run in the tests' own process, which has loaded its packages: seconds sooner.
 
-Each entry script has tests that start it as a process of its own, too.
+Each entry script has tests that start it as a separate process, too.
 """
 
 import io

@@ -21,7 +21,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def expanded_path(text: str) -> Path:
-    """A path as typed, with the home folder in place of `~`."""
+    """A path with the home folder in place of `~`."""
     return Path(os.path.expanduser(text))
 
 

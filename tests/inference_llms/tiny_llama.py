@@ -1,4 +1,4 @@
-"""A Llama of a million parameters with random weights, and a tokenizer of its own, made on the spot."""
+"""A Llama of a million parameters with random weights, and a tokenizer for it."""
 
 import string
 from pathlib import Path
