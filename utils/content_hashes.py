@@ -1,32 +1,31 @@
-"""Hashes of what files hold, by which inputs and results are known again.
+"""Content hashes, which identify inputs and results.
 
-A file's hash is the xxh3_128 of its bytes. The hash of a safetensors file is that of its tensors: of their names,
-dtypes, shapes and the digests of their values. A tensor's digest comes from the digests of its stretches of STRETCH
-values, so that a merge gets it from the blocks that it reads anyway. Hashes of large files are cached (`hash_cache`).
+A file's hash is the xxh3_128 of its bytes. The hash of a safetensors file covers its tensors: their names, dtypes,
+shapes and the digests of their values. A tensor's digest combines the digests of its stretches of STRETCH values, so
+that a merge gets it from the blocks that it reads anyway. Hashes of large files are cached (`hash_cache`).
 """
 
 import json
-import math
-import os
-import struct
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import xxhash
 
 from utils.cores import available_cores
 from utils.errors import UserError
 from utils.hash_cache import FileState, file_state, keep, recall
+from utils.safetensors_files import StoredTensor, read_at, read_header
 
 STRETCH = 1 << 19  # values
+DIGEST_SIZE = 16  # bytes, of xxh3_128
 _BYTES, _TENSORS = "bytes", "tensors"  # kinds of cache entries
 _READ_AT_ONCE = 1 << 22  # bytes
-_LONGEST_HEADER = 100_000_000  # bytes; the safetensors format's own limit
 
 FileStates = dict[Path, FileState | None]
 
@@ -40,28 +39,22 @@ class FileOnRecord:
     xxh3_128: str
 
 
-class _Place(NamedTuple):
-    """A tensor's dtype and shape, and its bytes start … stop − 1 in the file."""
-
-    dtype: str
-    shape: list[int]
-    start: int
-    stop: int
-
-
 def content_hash(path: Path) -> str:
     """The hash of a file's content, in hexadecimal."""
-    places = _tensor_places(path) if path.suffix == ".safetensors" else None
-    if places is None:
+    if path.suffix != ".safetensors":
+        return bytes_hash(path)
+    try:
+        tensors = read_header(path)
+    except UserError:
         return bytes_hash(path)
     state, since = file_state(path), time.time()
     digests = recall_digests(state)
-    missing = [name for name in places if name not in digests]
+    missing = {name: stored for name, stored in tensors.items() if name not in digests}
     if missing:
-        digests |= _read_digests(path, {name: places[name] for name in missing})
+        digests |= _read_digests(path, missing)
         if file_state(path) == state:
             keep_digests(state, digests, since)
-    return tensors_hash((name, place.dtype, place.shape, digests[name]) for name, place in places.items())
+    return tensors_hash((name, stored.dtype, stored.shape, digests[name]) for name, stored in tensors.items())
 
 
 def bytes_hash(path: Path) -> str:
@@ -130,46 +123,33 @@ def unchanged(files: Sequence[Path]):
     check_unchanged(before, file_states(files))
 
 
-def _tensor_places(path: Path) -> dict[str, _Place] | None:
-    """The tensors of a safetensors file in the order of their values; None where they are not all of the file."""
-    try:
-        with open(path, "rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            if size > _LONGEST_HEADER:
-                return None
-            header = json.loads(file.read(size))
-        header.pop("__metadata__", None)
-        places = {
-            name: _Place(entry["dtype"], entry["shape"], *(8 + size + offset for offset in entry["data_offsets"]))
-            for name, entry in header.items()
-        }
-        places = dict(sorted(places.items(), key=lambda item: (item[1].start, item[1].stop)))
-        ends = [8 + size, *(place.stop for place in places.values())]
-        starts = [*(place.start for place in places.values()), path.stat().st_size]
-        return places if starts == ends else None
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
+def stretch_digest(values: np.ndarray) -> np.ndarray:
+    """The digest of a stretch's bytes (uint8), as uint8."""
+    return np.frombuffer(xxhash.xxh3_128_digest(values), np.uint8)
 
 
-def _read_digests(path: Path, places: Mapping[str, _Place]) -> dict[str, str]:
+def tensor_digest(stretches: np.ndarray) -> str:
+    """The digest of a tensor, in hexadecimal, from those of its stretches: uint8 [stretches, 16]."""
+    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(stretches))
+
+
+def read_tensor_digest(stored: StoredTensor, read: Callable[[np.ndarray, int], object], stretch: int = STRETCH) -> str:
+    """The digest of a tensor in stretches of this many values. `read` fills a buffer from a byte of the tensor on."""
+    size = max(stretch * stored.bytes // max(stored.numel, 1), 1)  # bytes of a stretch
+    buffer = np.empty(min(size, stored.bytes), np.uint8)
+    digests = []
+    for start in range(0, stored.bytes, size):
+        values = buffer[: stored.bytes - start]
+        read(values, start)
+        digests.append(stretch_digest(values))
+    return tensor_digest(np.array(digests, np.uint8))
+
+
+def _read_digests(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
     """The digests of these tensors of a file."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with ThreadPoolExecutor(len(available_cores())) as pool:
-            digests = pool.map(lambda place: _read_digest(descriptor, place), places.values())
-            return dict(zip(places, digests, strict=True))
-    finally:
-        os.close(descriptor)
+    with open(path, "rb", buffering=0) as file, ThreadPoolExecutor(len(available_cores())) as pool:
 
+        def digest(stored: StoredTensor) -> str:
+            return read_tensor_digest(stored, lambda *place: read_at(file.fileno(), place[0], stored.offset + place[1]))
 
-def _read_digest(descriptor: int, place: _Place) -> str:
-    stretch = max(STRETCH * (place.stop - place.start) // max(math.prod(place.shape), 1), 1)
-    buffer = memoryview(bytearray(min(stretch, place.stop - place.start)))
-    digests = b""
-    for start in range(place.start, place.stop, stretch):
-        values = buffer[: place.stop - start]
-        left, position = values, start
-        while left and (count := os.preadv(descriptor, [left], position)):
-            left, position = left[count:], position + count
-        digests += xxhash.xxh3_128_digest(values)
-    return xxhash.xxh3_128_hexdigest(digests)
+        return dict(zip(tensors, pool.map(digest, tensors.values()), strict=True))

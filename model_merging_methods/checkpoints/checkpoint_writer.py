@@ -1,4 +1,4 @@
-"""Writing safetensors shards a block at a time, in any order, from several threads."""
+"""Write safetensors shards a block at a time, in any order, from several threads."""
 
 import errno
 import json
@@ -11,16 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from model_merging_methods.kernels.stored_dtypes import ITEM_SIZES
+from utils.safetensors_files import ITEM_SIZES
 from utils.weight_files import INDEX_FILE, SINGLE_FILE
 from utils.whole_files import write_json
 
-LARGEST_SHARD = 2_000_000_000  # bytes; what is lost of an interrupted merge is at most a shard or two
+LARGEST_SHARD = 2_000_000_000  # bytes; an interrupted merge loses at most a shard or two
 
 
 @dataclass(frozen=True)
 class TensorForm:
-    """What is written of a tensor: its dtype, by safetensors' name, and its shape."""
+    """The dtype (by safetensors' name) and shape in which a tensor is written."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -54,7 +54,7 @@ def plan_shards(forms: Mapping[str, TensorForm], largest_shard: int = LARGEST_SH
 
 
 def write_index(folder: Path, shards: Sequence[Shard], forms: Mapping[str, TensorForm]) -> None:
-    """The index that tells which file holds a tensor, where there are several."""
+    """Write the index of each tensor's file, if there are several."""
     if len(shards) > 1:
         total = sum(form.bytes for form in forms.values())
         weight_map = {name: shard.file for shard in shards for name in shard.names}
@@ -62,7 +62,7 @@ def write_index(folder: Path, shards: Sequence[Shard], forms: Mapping[str, Tenso
 
 
 class CheckpointWriter:
-    """Some weight files of a model folder in the making: of full length from the start, blocks put in place."""
+    """Weight files of an unfinished model folder: of full length from the start, filled block by block."""
 
     def __init__(self, folder: Path, shards: Sequence[Shard], forms: Mapping[str, TensorForm]):
         self._folder = folder
@@ -126,7 +126,7 @@ class CheckpointWriter:
 
 
 def _allocate(descriptor: int, size: int) -> None:
-    """Give a file its full size, with its place on the disk where the system can reserve one."""
+    """Give a file its full size, and reserve the space on the disk if the system can."""
     try:
         os.posix_fallocate(descriptor, 0, size)
     except (AttributeError, OSError) as error:  # macOS has no such call, some file systems refuse it

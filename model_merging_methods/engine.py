@@ -1,8 +1,8 @@
-"""Driving blocks through the passes of a merge.
+"""The passes of a merge over the blocks of its models.
 
-A pass reads the same stretch of every model and either counts something or writes the merged block. Stretches
-are handled by several threads in no particular order; whatever is counted is an integer, and sums of floating
-point numbers are kept by block and added in the blocks' order, so that results depend on neither.
+A pass reads the same stretch of every model and either counts something or writes the merged block. Several threads
+take stretches in any order. Results do not depend on it: counts are integers, and floating-point sums are kept by block
+and added in the blocks' order.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,16 +14,17 @@ import numpy as np
 from model_merging_methods.checkpoints.aligned_models import BASE, AlignedModels
 from model_merging_methods.checkpoints.checkpoint_folder import not_finite_error
 from model_merging_methods.checkpoints.checkpoint_writer import CheckpointWriter, Shard, TensorForm
-from model_merging_methods.checkpoints.fingerprints import DIGEST_SIZE, STRETCH, stretch_digest, tensor_digest
-from model_merging_methods.kernels.block_arithmetic import open_arithmetic
+from model_merging_methods.kernels.arithmetic import open_arithmetic
 from model_merging_methods.kernels.block_kernels import StoredBlock, Sums, Undecided, all_finite, decode, encode
 from model_merging_methods.kernels.block_passes import Block, for_every_block
 from model_merging_methods.kernels.magnitude_thresholds import MagnitudeSample, ThresholdSearch
-from model_merging_methods.kernels.stored_dtypes import FLOATING_CODES, ITEM_SIZES, LONG_NAMES, is_floating
-from model_merging_methods.merge_parameters import MergeParameters, mask_key
+from model_merging_methods.kernels.stored_dtypes import FLOATING_CODES, LONG_NAMES, is_floating
+from model_merging_methods.merge_request import MergeParameters, mask_key
 from model_merging_methods.merging_methods import MERGING_METHODS, Coefficients
+from utils.content_hashes import DIGEST_SIZE, STRETCH, stretch_digest, tensor_digest
 from utils.cores import available_cores
 from utils.errors import UserError
+from utils.safetensors_files import ITEM_SIZES
 
 BLOCK_SIZE = STRETCH
 _GUARD_PIECES, _GUARD_PIECE = 256, 4096  # the sample that shows whether models are related
@@ -36,8 +37,8 @@ ShardFinished = Callable[[Shard, dict[str, "TensorReport"]], None]
 
 @dataclass(frozen=True)
 class TensorReport:
-    """What a merge leaves behind of one parameter: its sums (`block_kernels.Sums`, in a row), and the digests of
-    what was read of each model (None where that was not all of a stored tensor) and of what was written."""
+    """A merged parameter's sums (`block_kernels.Sums`, in a row), and the digests of each model's values (None unless a
+    whole stored tensor was read) and of the written ones."""
 
     sums: list[float]
     inputs: list[str | None]
@@ -45,10 +46,10 @@ class TensorReport:
 
 
 class Merge:
-    """One merge of aligned models: its passes over the blocks.
+    """A merge of aligned models.
 
-    `roles` name the fine-tuned models in their order (such as `math`); random masks depend on them. `device` is
-    cpu or cuda.
+    `roles` name the fine-tuned models in their order (such as `math`); random masks depend on them. `device` is cpu or
+    cuda.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Merge:
             for name, form in models.forms.items()
             if is_floating(form.dtype) and models.matrix(name) not in copied and name not in copied
         )
-        # Each value once: a matrix that is written under two names is counted under one of them.
+        # Each value once: a matrix that is written under two names counts under one of them.
         self.merged_names = [name for name in models.forms if name in self._merged and name not in models.same_as]
         self._arithmetic = open_arithmetic(device, parameters, len(roles))
         self._threads = threads or len(available_cores())
@@ -82,15 +83,15 @@ class Merge:
         return sum(self.models.forms[name].numel for name in self.merged_names)
 
     def coefficients(self) -> Coefficients:
-        """All that has to be known of the whole models before the first block can be merged."""
+        """The numbers that depend on whole models, which the first merged block needs already."""
         parameters = self.parameters
         self._mask_thresholds = self._find_mask_thresholds()
         coefficients = Coefficients(
-            weights=parameters.mixup.weights if parameters.mixup else None,
+            ratios=parameters.mixup.ratios if parameters.mixup else None,
             scaling_coefficient=parameters.scaling_coefficient,
             mask_thresholds=self._mask_thresholds,
         )
-        if not MERGING_METHODS[parameters.method].trims:
+        if not MERGING_METHODS[parameters.method].has_trimming:
             return coefficients
         search = self._find_trim_thresholds()
         return replace(
@@ -108,15 +109,15 @@ class Merge:
         return self._compare(self._blocks(self.merged_names), "comparing")
 
     def write(self, writer: CheckpointWriter, coefficients: Coefficients, finished: ShardFinished) -> None:
-        """Merge all that `writer` has to write. `finished` is called by the thread that wrote a shard's last block."""
+        """Merge into `writer`'s shards. The thread that writes a shard's last block calls `finished`."""
         self._mask_thresholds = coefficients.mask_thresholds
-        # Last blocks first: of models larger than the memory, these are what an earlier pass left in it.
+        # Last blocks first: of models larger than the memory, an earlier pass left these in it.
         shards = list(reversed(writer.shards))
         blocks = [block for shard in shards for block in reversed(self._blocks(shard.names))]
         in_work = {name: work for shard in shards for work in [_ShardInWork(shard, self)] for name in shard.names}
         lock = Lock()
         for work in {id(work): work for work in in_work.values()}.values():
-            if work.is_done:  # it holds nothing but tensors without values
+            if work.is_done:  # it holds only tensors without values
                 finished(work.shard, work.reports())
 
         def new_worker() -> Callable[[Block], None]:
@@ -191,13 +192,13 @@ class Merge:
         rank = int(self.number_of_parameters * rate)
         return self._search(self.merged_names, rank, rate, True, "trimming")
 
-    def _search(self, names: Sequence[str], rank: int, rate: float, trims: bool, title: str) -> ThresholdSearch:
-        """The thresholds over some parameters together: of the masked models' task vectors, with the sum of their
-        signs, if `trims`; else of what the mask falls on."""
+    def _search(self, names: Sequence[str], rank: int, rate: float, masked: bool, title: str) -> ThresholdSearch:
+        """The thresholds over some parameters together: of the masked models' task vectors, with the sum of their signs,
+        if `masked`; else of the values that the mask is applied to."""
         samples = [MagnitudeSample() for _ in self.roles]
         if sum(self.models.forms[name].numel for name in names) > _TRIM_PIECES * _TRIM_PIECE:
-            samples = self.sample_magnitudes(names, trims)
-        search = ThresholdSearch([rank] * len(self.roles), [sample.bracket(rate) for sample in samples], trims)
+            samples = self.sample_magnitudes(names, masked)
+        search = ThresholdSearch([rank] * len(self.roles), [sample.bracket(rate) for sample in samples], masked)
         lock = Lock()
         while not search.done:
             brackets = search.brackets
@@ -206,7 +207,7 @@ class Merge:
                 room, undecided = self._new_room(), self._new_undecided()
 
                 def count(block: Block) -> None:
-                    code, counts = self._arithmetic.count(self._read(block, room), brackets, trims, undecided)
+                    code, counts = self._arithmetic.count(self._read(block, room), brackets, masked, undecided)
                     self._check_finite(code, block.name)
                     with lock:
                         search.add(counts)
@@ -214,12 +215,12 @@ class Merge:
                 return count
 
             for_every_block(self._blocks(names), new_worker, self._threads, self._read_ahead, title)
-            search.look()
+            search.conclude()
         return search
 
-    def sample_magnitudes(self, names: Sequence[str], masks: bool) -> list[MagnitudeSample]:
+    def sample_magnitudes(self, names: Sequence[str], masked: bool) -> list[MagnitudeSample]:
         """A sample of each model's magnitudes from all over these parameters: of the masked models' task vectors if
-        `masks`, else of what the mask falls on."""
+        `masked`, else of the values that the mask is applied to."""
         samples = [MagnitudeSample() for _ in self.roles]
         pieces: dict[Block, np.ndarray] = {}
 
@@ -227,7 +228,7 @@ class Merge:
             room = self._new_room()
 
             def load(block: Block) -> None:
-                code, pieces[block] = self._arithmetic.magnitudes(self._read(block, room), masks)
+                code, pieces[block] = self._arithmetic.magnitudes(self._read(block, room), masked)
                 self._check_finite(code, block.name)
 
             return load
@@ -262,16 +263,11 @@ class Merge:
 
     def _new_undecided(self) -> Undecided:
         most = len(self.roles) * self._block_size
-        return Undecided(
-            np.empty(most, np.int16),
-            np.empty(most, np.int32),
-            np.empty(most, np.int8),
-            np.empty(most, np.int8),
-            np.empty((min(self._block_size, _MOST_SHARED), len(self.roles)), np.float32),
-        )
+        columns = (np.empty(most, dtype) for dtype in (np.int16, np.int32, np.int8, np.int8))
+        return Undecided(*columns, np.empty((min(self._block_size, _MOST_SHARED), len(self.roles)), np.float32))
 
     def _read(self, block: Block, room: np.ndarray, shard: "_ShardInWork | None" = None) -> StoredBlock:
-        """A block of all models that take part, as it is stored; its digests go to `shard`."""
+        """A block of all models that the method reads, as stored; its digests go to `shard`."""
         dtypes = np.zeros(len(room), np.int64)
         for model in self._models_read():
             dtypes[model] = self.models.read_into(room[model], model, block.name, block.start, block.stop)
@@ -297,7 +293,7 @@ class Merge:
             self.models.read_ahead(model, block.name, block.start, block.stop)
 
     def _copy(self, block: Block, dtype: str, output: np.ndarray) -> None:
-        """The pretrained model's own values: its bytes, unless they are saved in another dtype."""
+        """Copy the pretrained model's values: its bytes, unless they are saved in another dtype."""
         stored = self.models.stored_tensor(BASE, block.name)
         if dtype == stored.dtype:
             output[:] = self.models.read_copy(block.name, block.start, block.stop)
@@ -308,7 +304,7 @@ class Merge:
         self._check_finite(0 if encode(values, FLOATING_CODES[dtype], 0, output) else -1, block.name, dtype)
 
     def _check_finite(self, code: int, name: str, dtype: str = "") -> None:
-        """Raise UserError for what `block_kernels.merge_block` and the like return."""
+        """Raise UserError for a code of `block_kernels.merge_block` and the like that is not 0."""
         if code > 0:
             model = (code & -code).bit_length() - 1
             raise not_finite_error(self.models.stored_tensor(model, name).file, name)
@@ -326,7 +322,7 @@ class Merge:
         ]
 
     def _pieces(self, names: Sequence[str], number: int, size: int) -> list[Block]:
-        """About `number` blocks of `size` values, or fewer, at even distances over some parameters together."""
+        """About `number` blocks of `size` values or fewer, evenly spaced over some parameters together."""
         total = sum(self.models.forms[name].numel for name in names)
         distance = max(total // number, 1)
         pieces, before = {}, 0
@@ -341,7 +337,7 @@ class Merge:
 
 
 def _holds_finite(stored: np.ndarray, dtype: str) -> bool:
-    if dtype == "F64":  # beyond what a float32 can be
+    if dtype == "F64":  # float32 would overflow
         return bool(np.isfinite(stored.view(np.float64)).all())
     values = np.empty(stored.size // ITEM_SIZES[dtype], np.float32)
     decode(stored, FLOATING_CODES[dtype], 0, values)
@@ -349,7 +345,7 @@ def _holds_finite(stored: np.ndarray, dtype: str) -> bool:
 
 
 class _ShardInWork:
-    """What is kept of a shard's blocks until all are written."""
+    """A shard's sums and digests, until all its blocks are written."""
 
     def __init__(self, shard: Shard, merge: Merge):
         self.shard = shard
@@ -383,7 +379,7 @@ class _ShardInWork:
         return self._left == 0
 
     def count_down(self) -> bool:
-        """Call it once a block; whether that was the last."""
+        """Call it once per block. Returns whether that was the last."""
         self._left -= 1
         return self.is_done
 
@@ -403,10 +399,10 @@ class _ShardInWork:
         return TensorReport(sums.tolist(), inputs, tensor_digest(self._outputs[own]))
 
     def _is_whole(self, model: int, name: str) -> bool:
-        """Whether a model's blocks of a parameter are the stretches of a stored tensor of that name."""
+        """Whether a model's blocks of a parameter are the stretches of one stored tensor."""
         models = self._merge.models
         return (
             self._merge._block_size == STRETCH
-            and not models.models[model].reads_pretrained
+            and not models.models[model].is_adapter
             and not models.has_other_rows(model, name)
         )
