@@ -32,8 +32,8 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 
 @dataclass(frozen=True)
 class ModelFigures:
-    """A model's |δ| / |θ0| and share of unchanged values (None if the pretrained model is not read), and the shares that
-    the mask and trimming kept (None without them)."""
+    """A model's |δ| / |θ0| and share of unchanged values (None if the pretrained model is not read), and the shares
+    that the mask and trimming kept (None without them)."""
 
     change: float | None
     unchanged: float | None

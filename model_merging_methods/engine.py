@@ -193,8 +193,8 @@ class Merge:
         return self._search(self.merged_names, rank, rate, True, "trimming")
 
     def _search(self, names: Sequence[str], rank: int, rate: float, masked: bool, title: str) -> ThresholdSearch:
-        """The thresholds over some parameters together: of the masked models' task vectors, with the sum of their signs,
-        if `masked`; else of the values that the mask is applied to."""
+        """The thresholds over some parameters together: of the masked models' task vectors, with the sum of their
+        signs, if `masked`; else of the values that the mask is applied to."""
         samples = [MagnitudeSample() for _ in self.roles]
         if sum(self.models.forms[name].numel for name in names) > _TRIM_PIECES * _TRIM_PIECE:
             samples = self.sample_magnitudes(names, masked)

@@ -1,19 +1,18 @@
-"""What an interrupted merge leaves, so that the next run goes on from the shards already whole."""
+"""The state of an unfinished merge, so that the next run resumes after the shards that are whole."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from model_merging_methods.checkpoints.checkpoint_writer import Shard
-from model_merging_methods.checkpoints.fingerprints import read_tensor_digest
-from model_merging_methods.checkpoints.stored_tensors import read_header
-from model_merging_methods.merge_engine import TensorReport
+from model_merging_methods.engine import TensorReport
 from model_merging_methods.merging_methods import Coefficients
+from utils.content_hashes import read_tensor_digest
 from utils.errors import UserError
 from utils.json_files import read_shaped_object
+from utils.safetensors_files import read_at, read_header
 from utils.whole_files import empty_folder, write_json
 
 PROGRESS_FILE = "merge_progress.json"
@@ -32,8 +31,8 @@ class MergeProgress:
     """The state of a merge in its unfinished folder: the coefficients, once they are known, and the reports of the
     shards that are whole, by file and tensor.
 
-    `identity` is all that the bytes depend on; a folder that another merge left is emptied, and so is one whose
-    shards are not what was recorded of them. `block_size` is the length of the stretches in the digests.
+    `identity` is everything that the bytes depend on. The folder of another merge is emptied, and so are shards that
+    differ from their reports. `block_size` is the length of the stretches in the digests.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], shards: Sequence[Shard], block_size: int):
@@ -41,7 +40,7 @@ class MergeProgress:
         self._identity = json.loads(json.dumps(identity))
         self.coefficients: Coefficients | None = None
         self.reports: dict[str, dict[str, TensorReport]] = {}
-        self._take_up(folder, shards, block_size)
+        self._resume(folder, shards, block_size)
 
     def keep_coefficients(self, coefficients: Coefficients) -> None:
         self.coefficients = coefficients
@@ -52,15 +51,15 @@ class MergeProgress:
         self._write()
 
     def remove(self) -> None:
-        """When all is done: the merge's record takes the place of this one."""
+        """Remove the state of a finished merge, which its record replaces."""
         self._path.unlink()
 
-    def _take_up(self, folder: Path, shards: Sequence[Shard], block_size: int) -> None:
+    def _resume(self, folder: Path, shards: Sequence[Shard], block_size: int) -> None:
         try:
             left = read_shaped_object(self._path, ProgressShape, "")
             if left["identity"] == self._identity:
                 fields = left["coefficients"]
-                fields["weights"] = fields["weights"] and tuple(fields["weights"])
+                fields["ratios"] = fields["ratios"] and tuple(fields["ratios"])
                 self.coefficients = Coefficients(**{**fields, "trim_thresholds": tuple(fields["trim_thresholds"])})
                 for shard in shards:
                     reports = {name: TensorReport(**r) for name, r in left["shards"].get(shard.file, {}).items()}
@@ -78,7 +77,7 @@ class MergeProgress:
 
 
 def _is_whole(file: Path, shard: Shard, reports: Mapping[str, TensorReport], block_size: int) -> bool:
-    """Whether a shard's file holds what was reported when it was written."""
+    """Whether a shard's file holds the reported values."""
     try:
         tensors = read_header(file)
     except (UserError, OSError):
@@ -88,8 +87,8 @@ def _is_whole(file: Path, shard: Shard, reports: Mapping[str, TensorReport], blo
     with open(file, "rb", buffering=0) as opened:
         for name, stored in tensors.items():
 
-            def read(values, start, stop, stored=stored) -> None:
-                os.preadv(opened.fileno(), [values], stored.offset + start * stored.item_size)
+            def read(values, first, stored=stored) -> None:
+                read_at(opened.fileno(), values, stored.offset + first)
 
             if read_tensor_digest(stored, read, block_size) != reports[name].output:
                 return False

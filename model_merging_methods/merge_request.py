@@ -124,7 +124,8 @@ class MergeParameters:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise UserError(f"--exclude_param_names_regex {pattern}: is not a regular expression ({error})") from None
+                why = f"is not a regular expression ({error})"
+                raise UserError(f"--exclude_param_names_regex {pattern}: {why}") from None
 
 
 def parameters_from_fields(fields: Mapping[str, Any]) -> MergeParameters:

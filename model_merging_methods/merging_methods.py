@@ -6,8 +6,8 @@ A block is a stretch of one parameter: one-dimensional float32 tensors, the same
 θ1 … θK (`finetuned`, in model order). A merged block has the same shape.
 
 The order of operations is part of the definition, because results saved in 16 bits show the last bit of a float32: δi
-is rounded to float32, multiplied by its ratio and added in model order; the sum is multiplied by the scaling coefficient
-s, and θ0 is added last.
+is rounded to float32, multiplied by its ratio and added in model order; the sum is multiplied by the scaling
+coefficient s, and θ0 is added last.
 
 Sources: task arithmetic (Ilharco et al. 2023), TIES-Merging (Yadav et al. 2023), M3 (Mixup Model Merge).
 """

@@ -12,8 +12,7 @@ import merge_llms_instruct_math_code
 from inference_llms import tasks
 from model_merging_methods import merging_methods
 from model_merging_methods.merge_models import merge_models
-from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
-from model_merging_methods.merge_record import MergeRequest
+from model_merging_methods.merge_request import Mask, MergeParameters, MergeRequest, Mixup
 from model_merging_methods.merging_methods import MERGING_METHODS, Coefficients, MergingMethod
 from promptbench import sst2
 from promptbench.attack import AttackParts

@@ -35,8 +35,8 @@ BASE = 0  # the position of the pretrained model; the fine-tuned ones follow as 
 def align_models(
     models: Sequence[CheckpointFolder], excludes: Callable[[str], bool], findings: Findings
 ) -> "AlignedModels | None":
-    """A pretrained model and its fine-tunes, in this order, as one set of parameters. Fine-tunes may lack parameters that
-    are excluded. None, with the reasons among the findings, for models that do not fit together."""
+    """A pretrained model and its fine-tunes, in this order, as one set of parameters. Fine-tunes may lack parameters
+    that are excluded. None, with the reasons among the findings, for models that do not fit together."""
     errors = len(findings.errors)
     names = match_names(models, excludes, findings)
     if len(findings.errors) == errors:
@@ -80,8 +80,8 @@ class AlignedModels:
         return max(sizes | {ITEM_SIZES["F32"]})
 
     def read_into(self, buffer: np.ndarray, model: int, name: str, start: int, stop: int) -> int:
-        """Put values start … stop − 1 of a model's flattened floating-point parameter at the beginning of `buffer` (uint8,
-        with `largest_item` bytes per value). Returns the code of their dtype."""
+        """Put values start … stop − 1 of a model's flattened floating-point parameter at the beginning of `buffer`
+        (uint8, with `largest_item` bytes per value). Returns the code of their dtype."""
         if self.has_other_rows(model, name):
             buffer.view(np.float32)[: stop - start] = self._read_rows(model, name, start, stop)
             return F32

@@ -1,7 +1,7 @@
 """Read a Hugging Face checkpoint folder: its config, where its tensors are, and their values.
 
-No model is loaded: tensors are read a stretch at a time, straight from the files. A pickled file (`.bin`) is mapped into
-memory by torch with `weights_only=True`, which runs no code; torch is imported for such files alone.
+No model is loaded: tensors are read a stretch at a time, straight from the files. A pickled file (`.bin`) is mapped
+into memory by torch with `weights_only=True`, which runs no code; torch is imported for such files alone.
 """
 
 import os
@@ -160,9 +160,7 @@ def _read_pickled(file: Path) -> dict[str, StoredTensor]:
         ) from error
 
 
-def read_stored(
-    stored: StoredTensor, name: str, descriptor: int, buffer: np.ndarray, start: int, stop: int
-) -> None:
+def read_stored(stored: StoredTensor, name: str, descriptor: int, buffer: np.ndarray, start: int, stop: int) -> None:
     """Put values start … stop − 1 of a stored tensor, as bytes, into `buffer`; `descriptor` is its open file.
 
     Raises UserError when the file has become shorter than it was.

@@ -184,8 +184,8 @@ def _names(settings: Mapping[str, Config]) -> Iterator[str]:
 
 
 def _taken(settings: Mapping[str, Config], config_from: str | None) -> dict[str, Any]:
-    """The settings that replace the pretrained model's in the merged config. The model of `config_from` is missing if it
-    cannot be read."""
+    """The settings that replace the pretrained model's in the merged config. The model of `config_from` is missing if
+    it cannot be read."""
     if config_from in settings:
         return {name: settings[config_from].get(name) for name in _names(settings)}
     first, *others = [own for role, own in settings.items() if role != "pretrained"]

@@ -90,8 +90,8 @@ def _appended(tokens_of_a: Callable[..., list[str]]) -> str | None:
 
 
 def backend_json(folder: Path) -> dict[str, Any]:
-    """The content of a `tokenizer.json` for the tokenizer in `folder`: that file, or transformers' conversion if the file
-    is missing or other files add tokens to it."""
+    """The content of a `tokenizer.json` for the tokenizer in `folder`: that file, or transformers' conversion if the
+    file is missing or other files add tokens to it."""
     path = folder / TOKENIZER_JSON
     if path in vocabulary_files(folder):
         backend = _load_backend(path)
@@ -211,8 +211,8 @@ def check_tokenizers(folders: Mapping[str, Path], rows: Mapping[str, int], findi
     if missing and named:
         source = next(iter(named))
         findings.warn(
-            f"{' and '.join(missing)}: no vocabulary in the folder, so rows are matched by position and the merged folder "
-            f"gets the tokenizer of {source}; add the tokenizer files if its ids differ"
+            f"{' and '.join(missing)}: no vocabulary in the folder, so rows are matched by position and the merged "
+            f"folder gets the tokenizer of {source}; add the tokenizer files if its ids differ"
         )
     elif missing and any(rows.values()):
         findings.warn("no model's folder has a vocabulary, so the merged folder has no tokenizer; add one to run it")
@@ -230,8 +230,8 @@ def _check_files(role: str, folder: Path, tokens: Mapping[str, int] | None, find
     end = None if tokens is None else _end_token(folder)
     if end is not None:
         findings.warn(
-            f"{role}: its tokenizer adds {end} to the end of every prompt, so the model sees a finished text; prompts are "
-            "run without it here; for other programs set add_eos_token to false and save the tokenizer again"
+            f"{role}: its tokenizer adds {end} to the end of every prompt, so the model sees a finished text; prompts "
+            "are run without it here; for other programs set add_eos_token to false and save the tokenizer again"
         )
 
 

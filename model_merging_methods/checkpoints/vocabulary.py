@@ -46,8 +46,8 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class AlignedVocabulary:
-    """The merged vocabulary: `tokens` with their merged ids, `rows` of the merged matrix, and for the base and each model
-    its own row for every merged row (MISSING_ROW: none), or None if the rows are the same.
+    """The merged vocabulary: `tokens` with their merged ids, `rows` of the merged matrix, and for the base and each
+    model its own row for every merged row (MISSING_ROW: none), or None if the rows are the same.
     """
 
     tokens: dict[str, int]

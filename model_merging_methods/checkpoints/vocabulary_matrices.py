@@ -49,8 +49,8 @@ class Folder(Protocol):
 
 @dataclass(frozen=True)
 class VocabularyMatrices:
-    """`stored`: for each model its own name of every matrix, by the merged name. `same_as` maps a name to the name of the
-    matrix that it repeats. `added` are names that the pretrained model does not store."""
+    """`stored`: for each model its own name of every matrix, by the merged name. `same_as` maps a name to the name of
+    the matrix that it repeats. `added` are names that the pretrained model does not store."""
 
     stored: list[dict[str, str]]
     same_as: dict[str, str]
@@ -77,8 +77,8 @@ def ties_embeddings(config: Mapping[str, Any]) -> bool | None:
 def match_matrices(
     models: Sequence[Folder], names: Sequence[Mapping[str, str]], excludes: Callable[[str], bool], findings: Findings
 ) -> VocabularyMatrices:
-    """The matrices of all models, the pretrained one first. `names` maps, for each model, the pretrained model's names to
-    its own. Matrices that cannot be matched are among the findings."""
+    """The matrices of all models, the pretrained one first. `names` maps, for each model, the pretrained model's names
+    to its own. Matrices that cannot be matched are among the findings."""
     own = [{name: stored for name, stored in mapped.items() if is_vocabulary_matrix(name)} for mapped in names]
     found = list(dict.fromkeys(name for mapped in own for name in mapped))
     shared = []

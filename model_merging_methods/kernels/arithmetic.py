@@ -85,8 +85,8 @@ class CompiledArithmetic:
     def merge(
         self, coefficients: Coefficients, block: StoredBlock, output_dtype: int, output: np.ndarray, sums: Sums
     ) -> int:
-        """Merge a block into `output` (bytes of the dtype with that code), adding to `sums`. Returns −1 if a merged value
-        does not fit that dtype."""
+        """Merge a block into `output` (bytes of the dtype with that code), adding to `sums`. Returns −1 if a merged
+        value does not fit that dtype."""
         return merge_block(self._plan(coefficients), block, output_dtype, output, sums)
 
     def compare(self, block: StoredBlock, sums: Sums) -> int:
@@ -102,7 +102,8 @@ class CompiledArithmetic:
     def count(self, block: StoredBlock, brackets: Brackets, masked: bool, room: Undecided) -> tuple[int, BlockCounts]:
         """Compare these magnitudes with brackets. The undecided values are put into `room`."""
         counts = np.zeros((self._models, 2), np.int64)
-        not_finite, signs, found, shared = count_block(self._plan(Coefficients()), block, brackets, masked, counts, room)
+        plan = self._plan(Coefficients())
+        not_finite, signs, found, shared = count_block(plan, block, brackets, masked, counts, room)
         return not_finite, BlockCounts(counts, room, signs, found, shared)
 
     def _make_plan(self, coefficients: Coefficients) -> KernelPlan:

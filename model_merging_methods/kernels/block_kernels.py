@@ -610,8 +610,8 @@ def _has_any(undecided):
 
 @exact
 def count_block(plan, block, brackets, masked, counts, undecided_values):
-    """Compare a block's magnitudes with brackets: of the masked task vectors if `masked`, else of the values that the mask
-    is applied to (of the weights if the pretrained model is not read).
+    """Compare a block's magnitudes with brackets: of the masked task vectors if `masked`, else of the values that the
+    mask is applied to (of the weights if the pretrained model is not read).
 
     Adds to each model's row of `counts` (int64) how many are below its bracket, and how many up to its end. Returns a
     bit for each model with NaNs, the sum of signs over decided positions, and how many rows of `undecided_values` (and

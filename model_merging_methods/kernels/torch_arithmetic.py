@@ -171,8 +171,8 @@ class TorchArithmetic:
                 found.pairs[i, k, 3] = (differences == 0).sum()
 
     def _masked(self, block: StoredBlock, weights: Tensor) -> tuple[Tensor, Tensor | int]:
-        """The weights after the mask, if there is one, and how many values it keeps of each model (int64 [K]; 0 without a
-        mask)."""
+        """The weights after the mask, if there is one, and how many values it keeps of each model (int64 [K]; 0 without
+        a mask)."""
         if self._mask is None:
             return weights, 0
         values = weights[1:] - weights[0] if self._masks_deltas else weights[1:]

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
-from model_merging_methods.merge_record import MergeRequest
+from model_merging_methods.merge_request import Mask, MergeParameters, MergeRequest, Mixup
 
 ROLES = ("instruct", "math", "code")
 DARE = Mask(0.3, use_weight_rescale=True)

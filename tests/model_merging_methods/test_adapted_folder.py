@@ -12,8 +12,8 @@ from small_models import save_model
 from transformers import AutoModelForCausalLM
 
 from model_merging_methods.merge_models import MergeWork, merge_models
-from model_merging_methods.merge_parameters import Mask, MergeParameters
-from model_merging_methods.merge_record import MergeRequest, read_record, request_from_record
+from model_merging_methods.merge_record import read_record, request_from_record
+from model_merging_methods.merge_request import Mask, MergeParameters, MergeRequest
 from utils.errors import UserError
 
 MERGES = {

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from model_merging_methods.kernels.mask_weights import apply_mask, magnitude_drop_mask, random_drop_mask
 from model_merging_methods.merge_models import MergeWork, merge_models
-from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup, mask_key
-from model_merging_methods.merge_record import MergeRequest, read_record
+from model_merging_methods.merge_record import read_record
+from model_merging_methods.merge_request import Mask, MergeParameters, MergeRequest, Mixup, mask_key
 from model_merging_methods.merging_methods import MERGING_METHODS, Coefficients, elect_signs, trimmed_task_vectors
 
 ROLES = ("instruct", "math", "code", "fourth", "fifth")
@@ -122,7 +122,7 @@ def merge_whole(models: list[Model], parameters: MergeParameters) -> Tensors:
     thresholds = tuple(kth_smallest(theta - whole, k) or 0.0 for theta in models_whole)
     total = elect_signs(trimmed_task_vectors(whole, models_whole, thresholds), majority_sign=0).sum().item()
     using = Coefficients(
-        parameters.mixup.weights if parameters.mixup else None,
+        parameters.mixup.ratios if parameters.mixup else None,
         parameters.scaling_coefficient,
         thresholds,
         (total > 0) - (total < 0),

@@ -14,8 +14,7 @@ from merge_llms_instruct_math_code import main
 from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder
 from model_merging_methods.checkpoints.configs import check_configs, merged_config
 from model_merging_methods.merge_models import merge_models
-from model_merging_methods.merge_parameters import MergeParameters
-from model_merging_methods.merge_record import MergeRequest
+from model_merging_methods.merge_request import MergeParameters, MergeRequest
 from utils.errors import UserError
 from utils.findings import Findings
 

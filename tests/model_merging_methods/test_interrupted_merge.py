@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.benchmark_checkpoints import LlamaShape, make_checkpoint
-from model_merging_methods.merge_engine import Merge
+from model_merging_methods.engine import Merge
 from model_merging_methods.merge_models import MergeWork, merge_models
-from model_merging_methods.merge_parameters import Mask, MergeParameters
 from model_merging_methods.merge_progress import PROGRESS_FILE
-from model_merging_methods.merge_record import MergeRequest
+from model_merging_methods.merge_request import Mask, MergeParameters, MergeRequest
 from utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +29,7 @@ import sys
 from pathlib import Path
 sys.path[:0] = [{root!r}, {tests!r}]
 from test_interrupted_merge import WORK, asked
-from model_merging_methods.merge_parameters import Mask, MergeParameters
+from model_merging_methods.merge_request import Mask, MergeParameters
 from model_merging_methods.merge_models import merge_models
 from utils.errors import run_command_line
 print("begins", flush=True)

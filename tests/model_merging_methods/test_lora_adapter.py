@@ -31,8 +31,8 @@ from model_merging_methods.checkpoints.lora_adapter import (
     LowRank,
     add_low_rank,
 )
-from model_merging_methods.checkpoints.stored_tensors import read_header
 from utils.errors import UserError
+from utils.safetensors_files import read_header
 from utils.weight_files import is_adapter_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model_merging_methods.kernels.arithmetic import CompiledArithmetic
 from model_merging_methods.kernels.block_kernels import StoredBlock, Undecided
-from model_merging_methods.kernels.compiled_arithmetic import CompiledArithmetic
 from model_merging_methods.kernels.magnitude_thresholds import (
     BINS,
     EVERYWHERE,
@@ -16,7 +16,7 @@ from model_merging_methods.kernels.magnitude_thresholds import (
     ThresholdSearch,
 )
 from model_merging_methods.kernels.stored_dtypes import F32
-from model_merging_methods.merge_parameters import MergeParameters
+from model_merging_methods.merge_request import MergeParameters
 
 numbers = st.floats(width=32, allow_nan=False, allow_infinity=False) | st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0])
 patterns = st.integers(0, LARGEST_PATTERN) | st.sampled_from([0, int(np.float32(1).view(np.int32))])
@@ -50,7 +50,7 @@ def run(search: ThresholdSearch, values: np.ndarray, block_size: int) -> int:
             code, counts = arithmetic.count(block, search.brackets, True, room)
             assert code == 0
             search.add(counts)
-        search.look()
+        search.conclude()
     return passes
 
 

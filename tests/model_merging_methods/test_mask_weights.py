@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_merging_methods.kernels.mask_weights import apply_mask, magnitude_drop_mask, random_drop_mask
-from model_merging_methods.merge_parameters import mask_key
+from model_merging_methods.merge_request import mask_key
 
 KEY = mask_key(0, "math", "model.layers.0.mlp.up_proj.weight")
 

@@ -17,8 +17,8 @@ from small_models import save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model_merging_methods.merge_models import MergeWork, merge_models
-from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
-from model_merging_methods.merge_record import MergeRequest, request_from_record
+from model_merging_methods.merge_record import request_from_record
+from model_merging_methods.merge_request import Mask, MergeParameters, MergeRequest, Mixup
 from utils.errors import UserError
 from utils.whole_files import whole_folder
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from inference_llms.model_folder import file_hashes, model_fingerprint, weights_fingerprint
 from model_merging_methods import merge_models as module
-from model_merging_methods.merge_engine import Merge
+from model_merging_methods.engine import Merge
 from model_merging_methods.merge_models import MergeWork, merge_models
 from model_merging_methods.merge_record import RECORD_FILE, MergeRequest, read_record, request_from_record
 from utils.content_hashes import content_hash

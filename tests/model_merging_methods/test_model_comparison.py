@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_models import save_model
 
+from model_merging_methods.comparison import layer_group
 from model_merging_methods.diagnose import main as diagnose
 from model_merging_methods.merge_models import MergeWork, merge_models
-from model_merging_methods.merge_parameters import Mask, MergeParameters
-from model_merging_methods.merge_record import MergeRequest, read_record
-from model_merging_methods.model_comparison import layer_group
+from model_merging_methods.merge_record import read_record
+from model_merging_methods.merge_request import Mask, MergeParameters, MergeRequest
 from utils.errors import UserError
 
 ROLES = ("instruct", "math", "code")

@@ -12,8 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model_merging_methods.merge_models import MergeWork, merge_models
-from model_merging_methods.merge_parameters import MergeParameters
-from model_merging_methods.merge_record import MergeRequest
+from model_merging_methods.merge_request import MergeParameters, MergeRequest
 
 COMMON = {"vocab_size": len(WORDS), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 SIZES = {

@@ -18,8 +18,8 @@ from merge_llms_instruct_math_code import main
 from model_merging_methods.candidate_weights import CandidateMerges
 from model_merging_methods.diagnose import main as diagnose
 from model_merging_methods.merge_models import merge_models
-from model_merging_methods.merge_parameters import MergeParameters
-from model_merging_methods.merge_record import MergeRequest, read_record
+from model_merging_methods.merge_record import read_record
+from model_merging_methods.merge_request import MergeParameters, MergeRequest
 from model_merging_methods.preflight import check_inputs
 from tests.commands import run_here
 from utils.errors import UserError

@@ -15,12 +15,10 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer
 
-from model_merging_methods.checkpoints.tokenizer_checks import check_tokenizers
-from model_merging_methods.checkpoints.tokenizer_reading import read_tokens
-from model_merging_methods.checkpoints.tokenizer_writing import write_tokenizer
+from model_merging_methods.checkpoints.tokenizer_reading import check_tokenizers, read_tokens
+from model_merging_methods.checkpoints.vocabulary import write_tokenizer
 from model_merging_methods.merge_models import merge_models
-from model_merging_methods.merge_parameters import MergeParameters
-from model_merging_methods.merge_record import MergeRequest
+from model_merging_methods.merge_request import MergeParameters, MergeRequest
 from utils.errors import UserError
 from utils.findings import Findings
 

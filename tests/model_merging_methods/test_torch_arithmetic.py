@@ -10,16 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import save_model
 
-from model_merging_methods.kernels.block_arithmetic import choose_device, open_arithmetic
+from model_merging_methods.kernels.arithmetic import (
+    COMPILED_METHODS,
+    CompiledArithmetic,
+    choose_device,
+    open_arithmetic,
+)
 from model_merging_methods.kernels.block_kernels import Brackets, StoredBlock, Sums, Undecided, random_keep_mask
-from model_merging_methods.kernels.compiled_arithmetic import COMPILED_METHODS, CompiledArithmetic
 from model_merging_methods.kernels.magnitude_thresholds import BINS, EVERYWHERE, LARGEST_PATTERN, Bracket
 from model_merging_methods.kernels.mask_weights import random_drop_mask
 from model_merging_methods.kernels.stored_dtypes import BF16, F16, F32, F64
 from model_merging_methods.kernels.torch_arithmetic import TorchArithmetic
 from model_merging_methods.merge_models import MergeWork, merge_models
-from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup, mask_key
-from model_merging_methods.merge_record import MergeRequest
+from model_merging_methods.merge_request import Mask, MergeParameters, MergeRequest, Mixup, mask_key
 from model_merging_methods.merging_methods import MERGING_METHODS, Coefficients
 from utils.errors import UserError
 

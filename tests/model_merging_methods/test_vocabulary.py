@@ -9,8 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model_merging_methods.checkpoints.vocabulary import MISSING_ROW, Vocabulary, align_vocabularies
 from model_merging_methods.merge_models import merge_models
-from model_merging_methods.merge_parameters import MergeParameters
-from model_merging_methods.merge_record import MergeRequest
+from model_merging_methods.merge_request import MergeParameters, MergeRequest
 
 BASE = {"a": 0, "b": 1, "c": 2}
 

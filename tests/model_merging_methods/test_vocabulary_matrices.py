@@ -13,8 +13,8 @@ from small_models import WORDS, save_model, small_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, T5Config
 
 from model_merging_methods.merge_models import merge_models
-from model_merging_methods.merge_parameters import Mask, MergeParameters
-from model_merging_methods.merge_record import MergeRequest, read_record
+from model_merging_methods.merge_record import read_record
+from model_merging_methods.merge_request import Mask, MergeParameters, MergeRequest
 from utils.errors import UserError
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
