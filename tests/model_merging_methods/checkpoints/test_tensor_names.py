@@ -1,4 +1,4 @@
-"""Names of tensors as people's checkpoints have them: mapped, or explained in one line."""
+"""Names of tensors as in people's checkpoints: mapped, or explained in one line."""
 
 import re
 import shutil
@@ -8,16 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
-from small_models import WORDS, save_model, small_tokenizer
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from model_merging_methods.merge_models import merge_models
 from model_merging_methods.merge_record import read_record
-from model_merging_methods.merge_request import Mask, MergeParameters, MergeRequest
+from model_merging_methods.merge_request import Mask, MergeParameters
+from tests.model_merging_methods import merges
+from tests.model_merging_methods.small_models import WORDS, Tensors, change_tensors, save_family, save_models
 from utils.errors import UserError
 
-Tensors = dict[str, torch.Tensor]
 ROLES = ("math", "code")
 SIZES = {"vocab_size": len(WORDS), "bos_token_id": 1, "eos_token_id": 2}
 GPT2 = transformers.GPT2Config(**SIZES, n_embd=16, n_layer=2, n_head=2, n_positions=32)
@@ -26,32 +25,13 @@ NEOX = transformers.GPTNeoXConfig(
 )
 
 
-def save_family(root: Path, config) -> None:
-    """A base and two fine-tunes of it."""
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
-    for role in ("base", *ROLES):
-        model.save_pretrained(root / role)
-        small_tokenizer().save_pretrained(root / role)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter += 0.002 * torch.randn_like(parameter)
-
-
 @pytest.fixture(scope="module")
 def families(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("families")
-    save_family(root / "gpt2", GPT2)
-    save_family(root / "neox", NEOX)
-    save_model(root / "llama" / "base", seed=0)
-    for seed, role in enumerate(ROLES, start=1):
-        save_model(root / "llama" / role, seed, base=root / "llama" / "base")
+    save_family(root / "gpt2", GPT2, ROLES)
+    save_family(root / "neox", NEOX, ROLES)
+    save_models(root / "llama", ROLES)
     return root
-
-
-def rewrite(folder: Path, change: Callable[[Tensors], Tensors]) -> None:
-    tensors = change(load_file(folder / "model.safetensors"))
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
 
 
 def renamed(how: Callable[[str], str]) -> Callable[[Tensors], Tensors]:
@@ -60,13 +40,11 @@ def renamed(how: Callable[[str], str]) -> Callable[[Tensors], Tensors]:
 
 def merge(root: Path, target: Path, *excluded: str) -> Tensors:
     parameters = MergeParameters("ties_merging", mask=Mask(0.3), exclude_param_names_regex=excluded)
-    request = MergeRequest(root / "base", {role: root / role for role in ROLES}, parameters)
-    merge_models(request, {"code": target})
-    return load_file(target / "model.safetensors")
+    return merges.merge(root, target, parameters, ROLES)
 
 
 def causal_masks(prefix: str) -> Callable[[Tensors], Tensors]:
-    """With the buffers that the hub's GPT-2 and Pythia files have."""
+    """With the buffers in the hub's GPT-2 and Pythia files."""
 
     def add(tensors: Tensors) -> Tensors:
         for layer in range(2):
@@ -98,7 +76,7 @@ NAMES = {
 def test_wrappers_prefixes_and_buffers_change_no_value(families, tmp_path, family, role, change):
     root = shutil.copytree(families / family, tmp_path / "models")
     expected = merge(root, tmp_path / "expected")
-    rewrite(root / role, change)
+    change_tensors(root / role, change)
     found = merge(root, tmp_path / "found")
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -107,7 +85,7 @@ def test_wrappers_prefixes_and_buffers_change_no_value(families, tmp_path, famil
 def test_the_merge_has_the_base_s_names_and_no_buffers(families, tmp_path):
     root = shutil.copytree(families / "gpt2", tmp_path / "models")
     expected = load_file(root / "base" / "model.safetensors").keys()
-    rewrite(root / "base", lambda tensors: causal_masks("h.{}.attn")(without_transformer(tensors)))
+    change_tensors(root / "base", lambda tensors: causal_masks("h.{}.attn")(without_transformer(tensors)))
     assert merge(root, tmp_path / "merged").keys() == {name.removeprefix("transformer.") for name in expected}
     _, report = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", output_loading_info=True)
     assert not any(report.values())
@@ -121,7 +99,7 @@ def next_token_layer(tensors: Tensors) -> Tensors:
 def test_layers_that_are_never_loaded_stay_as_the_base_has_them(families, tmp_path):
     root = shutil.copytree(families / "llama", tmp_path / "models")
     plain = merge(root, tmp_path / "plain")
-    rewrite(root / "base", next_token_layer)
+    change_tensors(root / "base", next_token_layer)
     merged = merge(root, tmp_path / "merged")
     base = load_file(root / "base" / "model.safetensors")
     assert merged.keys() == base.keys()
@@ -130,9 +108,9 @@ def test_layers_that_are_never_loaded_stay_as_the_base_has_them(families, tmp_pa
     assert len(warnings) == 1 and "10 tensors" in warnings[0] and "never loads" in warnings[0]
 
 
-def test_excluded_parameters_are_not_asked_of_fine_tunes(families, tmp_path):
+def test_fine_tunes_may_lack_excluded_parameters(families, tmp_path):
     root = shutil.copytree(families / "llama", tmp_path / "models")
-    rewrite(
+    change_tensors(
         root / "math", lambda tensors: {n: t for n, t in tensors.items() if "mlp" not in n and n != "lm_head.weight"}
     )
     merged, base = merge(root, tmp_path / "merged", "mlp", "lm_head"), load_file(root / "base" / "model.safetensors")
@@ -206,13 +184,13 @@ DIFFERENCES = {
 }
 
 
-@pytest.mark.parametrize(("of_base", "of_math", "told"), DIFFERENCES.values(), ids=DIFFERENCES)
-def test_other_differences_of_names_are_explained_in_one_line(families, tmp_path, of_base, of_math, told):
+@pytest.mark.parametrize(("of_base", "of_math", "said"), DIFFERENCES.values(), ids=DIFFERENCES)
+def test_other_differences_of_names_are_explained_in_one_line(families, tmp_path, of_base, of_math, said):
     root = shutil.copytree(families / "llama", tmp_path / "models")
     for role, change in (("base", of_base), ("math", of_math), ("code", of_base)):
-        rewrite(root / role, change)
+        change_tensors(root / role, change)
     with pytest.raises(UserError) as refused:
         merge(root, tmp_path / "merged")
-    for part in told:
+    for part in said:
         assert part in str(refused.value)
     assert "\n" not in str(refused.value) and not (tmp_path / "merged").exists()

@@ -1,4 +1,4 @@
-"""Tied and untied output heads: decided by values, merged once, and never dropped."""
+"""Tied and untied output heads: recognised by their values, merged once, and never dropped."""
 
 import json
 import shutil
@@ -8,18 +8,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from small_models import WORDS, save_model, small_tokenizer
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, T5Config
 
-from model_merging_methods.merge_models import merge_models
 from model_merging_methods.merge_record import read_record
-from model_merging_methods.merge_request import Mask, MergeParameters, MergeRequest
+from model_merging_methods.merge_request import Mask, MergeParameters
+from tests.model_merging_methods import merges
+from tests.model_merging_methods.small_models import (
+    WORDS,
+    Tensors,
+    change_json,
+    change_tensors,
+    save_family,
+    save_models,
+)
 from utils.errors import UserError
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 ROLES = ("math", "code")
-Tensors = dict[str, torch.Tensor]
 METHODS = {
     "average": MergeParameters("average_merging"),
     "DARE TIES": MergeParameters("ties_merging", mask=Mask(0.3, use_weight_rescale=True)),
@@ -30,11 +36,7 @@ METHODS = {
 @pytest.fixture(scope="module")
 def tied(tmp_path_factory) -> Path:
     """A base with tied embeddings and two fine-tunes, each stored as transformers does: one matrix, one name."""
-    root = tmp_path_factory.mktemp("tied")
-    save_model(root / "base", seed=0, tied=True)
-    for seed, role in enumerate(ROLES, start=1):
-        save_model(root / role, seed, base=root / "base", tied=True)
-    return root
+    return save_models(tmp_path_factory.mktemp("tied"), ROLES, tied=True)
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +50,6 @@ def plain_merge(tied, tmp_path_factory) -> Callable[[str], Path]:
         return target
 
     return plain
-
-
-def rewrite(folder: Path, change: Callable[[Tensors], Tensors]) -> None:
-    tensors = change(load_file(folder / "model.safetensors"))
-    save_file({name: tensor.clone() for name, tensor in tensors.items()}, folder / "model.safetensors")
-
-
-def set_config(folder: Path, **settings) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
 
 
 def both_names(tensors: Tensors) -> Tensors:
@@ -74,8 +66,7 @@ def own_head(tensors: Tensors) -> Tensors:
 
 
 def merge(root: Path, target: Path, parameters: MergeParameters) -> Tensors:
-    merge_models(MergeRequest(root / "base", {role: root / role for role in ROLES}, parameters), {"math": target})
-    return load_file(target / "model.safetensors")
+    return merges.merge(root, target, parameters, ROLES, "math")
 
 
 STORED = {
@@ -92,7 +83,7 @@ def test_one_matrix_merges_to_the_same_values_under_any_name(tied, tmp_path, pla
     root = shutil.copytree(tied, tmp_path / "models")
     expected = load_file(plain_merge(method) / "model.safetensors")
     for role, change in changes.items():
-        rewrite(root / role, change)
+        change_tensors(root / role, change)
     found = merge(root, tmp_path / "found", METHODS[method])
     assert found.keys() & {EMBED, HEAD} == names
     assert all(torch.equal(found[name], expected[EMBED if name == HEAD else name]) for name in found)
@@ -104,7 +95,7 @@ def test_one_matrix_merges_to_the_same_values_under_any_name(tied, tmp_path, pla
 
 def test_a_base_that_stores_the_head_s_name_alone_merges(tied, tmp_path, plain_merge):
     root = shutil.copytree(tied, tmp_path / "models")
-    rewrite(root / "base", head_only)
+    change_tensors(root / "base", head_only)
     expected = load_file(plain_merge("average") / "model.safetensors")[EMBED]
     assert torch.equal(merge(root, tmp_path / "found", METHODS["average"])[HEAD], expected)
 
@@ -114,14 +105,14 @@ def test_a_base_that_stores_the_head_s_name_alone_merges(tied, tmp_path, plain_m
 def test_a_fine_tune_s_own_head_is_kept_and_the_merge_untied(tied, tmp_path, parameters, says_tied):
     """The same as if all three models had stored their head as a second matrix."""
     root = shutil.copytree(tied, tmp_path / "models")
-    rewrite(root / "math", own_head)
-    set_config(root / "math", tie_word_embeddings=says_tied)
+    change_tensors(root / "math", own_head)
+    change_json(root / "math" / "config.json", tie_word_embeddings=says_tied)
     found = merge(root, tmp_path / "found", parameters)
 
     for role in ("base", "code"):
-        rewrite(root / role, both_names)
+        change_tensors(root / role, both_names)
     for role in ("base", *ROLES):
-        set_config(root / role, tie_word_embeddings=False)
+        change_json(root / role / "config.json", tie_word_embeddings=False)
     expected = merge(root, tmp_path / "expected", parameters)
     assert found.keys() == expected.keys() and HEAD in found
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -137,7 +128,7 @@ def test_a_fine_tune_s_own_head_is_kept_and_the_merge_untied(tied, tmp_path, par
 def test_a_base_s_own_head_counts_whatever_its_config_says(tied, tmp_path):
     root = shutil.copytree(tied, tmp_path / "models")
     for role in ("base", *ROLES):
-        rewrite(root / role, own_head)
+        change_tensors(root / role, own_head)
     heads = [load_file(root / role / "model.safetensors")[HEAD] for role in ROLES]
     merged = merge(root, tmp_path / "merged", METHODS["average"])
     assert torch.equal(merged[HEAD], (heads[0] + heads[1]) / 2)
@@ -148,34 +139,29 @@ def test_a_base_s_own_head_counts_whatever_its_config_says(tied, tmp_path):
 def test_a_fine_tune_without_the_base_s_own_head_is_refused(tied, tmp_path, ties):
     root = shutil.copytree(tied, tmp_path / "models")
     for role in ("base", "code"):
-        rewrite(root / role, own_head)
-    set_config(root / "math", tie_word_embeddings=ties)
+        change_tensors(root / role, own_head)
+    change_json(root / "math" / "config.json", tie_word_embeddings=ties)
     with pytest.raises(UserError, match=r"math: stores no output head \(lm_head\.weight\)"):
         merge(root, tmp_path / "merged", METHODS["average"])
 
 
 def test_excluding_one_name_of_a_matrix_leaves_the_matrix_alone(tied, tmp_path):
     root = shutil.copytree(tied, tmp_path / "models")
-    rewrite(root / "base", both_names)
+    change_tensors(root / "base", both_names)
     base = load_file(root / "base" / "model.safetensors")
     merged = merge(root, tmp_path / "merged", MergeParameters("ties_merging", exclude_param_names_regex=("lm_head",)))
     assert torch.equal(merged[HEAD], base[HEAD]) and torch.equal(merged[EMBED], base[EMBED])
 
 
 def test_the_four_names_of_t5_s_matrix_are_one(tmp_path):
-    torch.manual_seed(0)
     config = T5Config(vocab_size=len(WORDS), d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
-    model = AutoModelForSeq2SeqLM.from_config(config)
-    for role in ("base", *ROLES):
-        model.save_pretrained(tmp_path / role)
-        small_tokenizer().save_pretrained(tmp_path / role)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter += 0.002 * torch.randn_like(parameter)
+    save_family(tmp_path, config, ROLES, AutoModelForSeq2SeqLM)
     expected = merge(tmp_path, tmp_path / "expected", METHODS["DARE TIES"])
     aliases = {f"{part}.embed_tokens.weight": "shared.weight" for part in ("encoder", "decoder")}
     for role in ("base", "code"):
-        rewrite(tmp_path / role, lambda tensors: {**tensors, **{new: tensors[old] for new, old in aliases.items()}})
+        change_tensors(
+            tmp_path / role, lambda tensors: {**tensors, **{new: tensors[old] for new, old in aliases.items()}}
+        )
         found = merge(tmp_path, tmp_path / f"found_{role}", METHODS["DARE TIES"])
         assert found.keys() == load_file(tmp_path / "base" / "model.safetensors").keys()
         assert all(torch.equal(found[name], expected[aliases.get(name, name)]) for name in found)

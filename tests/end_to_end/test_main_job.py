@@ -1,4 +1,4 @@
-"""The main job as typed at a shell, on the tiny models: merge, infer, score; killed and finished; on real vLLM."""
+"""The main job on the tiny models: merge, infer, score; killed and rerun; on real vLLM."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def scores(out: Path, tasks: str, name: str) -> dict[str, dict]:
     return json.loads((out / "save_scores" / tasks / f"{name}.json").read_text())
 
 
-def test_a_merge_of_three_keeps_what_its_models_know(tmp_path):
+def test_a_merge_of_three_keeps_its_models_skills(tmp_path):
     """The equal-ratio average of all three, on all five tasks, each with its own model's tokenizer."""
     average = "--merging_method_name average_merging"
     finish(command(tmp_path, "instruct", "math", "code", more=average))
@@ -60,12 +60,12 @@ def test_a_merge_of_three_keeps_what_its_models_know(tmp_path):
     assert {row["generator"] for row in answers} == {str(folder)}
 
 
-def what_was_answered(path: Path) -> list[tuple]:
-    """The rows of raw completions but for their times, in the order of their ids."""
+def answers_of(path: Path) -> list[tuple]:
+    """The rows of raw completions except their times, sorted by id."""
     return sorted((str(row["id"]), row["prompt"], row["completion"]) for row in read_json_lines(path))
 
 
-def test_killed_while_it_generates_the_same_command_finishes(tmp_path):
+def test_a_command_killed_while_it_generates_is_finished_by_a_rerun(tmp_path):
     more = "--merging_method_name average_merging --mixup_lambda 0.4"
     name = "average_merging_mixup_lambda_0.4"
     finish(command(tmp_path / "undisturbed", "instruct", "math", more=more))
@@ -93,18 +93,18 @@ def test_killed_while_it_generates_the_same_command_finishes(tmp_path):
     for task in ("alpaca_eval", "gsm8k", "MATH"):
         path = raw.with_name(f"{task}.jsonl")
         undisturbed = tmp_path / "undisturbed" / path.relative_to(killed)
-        assert what_was_answered(path) == what_was_answered(undisturbed)
+        assert answers_of(path) == answers_of(undisturbed)
 
 
 AVERAGE = "--merging_method_name average_merging --end_index 5 "
 
 
-def refused(done: subprocess.CompletedProcess, told: str) -> None:
+def refused(done: subprocess.CompletedProcess, said: str) -> None:
     error = done.stderr
-    assert done.returncode == 2 and error.startswith("error: ") and error.count("\n") == 1 and told in error, error
+    assert done.returncode == 2 and error.startswith("error: ") and error.count("\n") == 1 and said in error, error
 
 
-def test_runs_of_single_tasks_add_up_and_the_model_goes_once_it_is_scored(tmp_path):
+def test_runs_of_single_tasks_accumulate_and_the_scored_model_is_deleted(tmp_path):
     for more in ("--tasks MATH", "--tasks alpaca_eval gsm8k --delete_merged_model"):
         finish(command(tmp_path, "instruct", "math", more=AVERAGE + more))
     of_task = scores(tmp_path, "instruct_math", "average_merging")
@@ -117,7 +117,7 @@ def test_runs_of_single_tasks_add_up_and_the_model_goes_once_it_is_scored(tmp_pa
     assert not list(tmp_path.glob("save_merge_models/instruct_math/*/average_merging"))
 
 
-def test_another_merge_of_the_same_name_never_adds_to_the_scores_unless_it_replaces_them(tmp_path):
+def test_another_merge_of_the_same_name_only_replaces_scores(tmp_path):
     more = AVERAGE + "--delete_merged_model --tasks "
     finish(command(tmp_path, "instruct", "math", more=more + "gsm8k"))
     before = scores(tmp_path, "instruct_math", "average_merging")
@@ -128,7 +128,7 @@ def test_another_merge_of_the_same_name_never_adds_to_the_scores_unless_it_repla
     assert list(scores(tmp_path, "instruct_math", "average_merging")) == ["MATH"]
 
 
-def test_completions_of_both_models_tasks_are_replayed_without_any_model(tmp_path):
+def test_completions_are_replayed_without_any_model(tmp_path):
     out, given = tmp_path / "out", tmp_path / "replay"
     write_rows(given / "alpaca_eval.jsonl", [{"id": n, "completion": "Hello"} for n in range(5)])
     more = AVERAGE + f"--tasks alpaca_eval gsm8k --replay_from {given}"

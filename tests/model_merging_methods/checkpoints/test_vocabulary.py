@@ -3,13 +3,13 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_models import WORDS, save_model, small_tokenizer
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model_merging_methods.checkpoints.vocabulary import MISSING_ROW, Vocabulary, align_vocabularies
 from model_merging_methods.merge_models import merge_models
-from model_merging_methods.merge_request import MergeParameters, MergeRequest
+from tests.model_merging_methods.merges import AVERAGE, request
+from tests.model_merging_methods.small_models import WORDS, save_model, small_tokenizer
 
 BASE = {"a": 0, "b": 1, "c": 2}
 
@@ -38,7 +38,7 @@ def test_the_same_row_under_two_names_is_two_tokens():
     assert aligned.row_maps[1] == [0, 1, 2, MISSING_ROW, 3]
 
 
-def test_rows_that_a_tokenizer_does_not_name_go_by_position():
+def test_unnamed_rows_are_matched_by_position():
     padded = Vocabulary({**BASE, "[PAD]": 3}, 8)
     aligned = align_vocabularies(Vocabulary(BASE, 6), [padded])
     assert aligned.rows == 8
@@ -46,7 +46,7 @@ def test_rows_that_a_tokenizer_does_not_name_go_by_position():
     assert aligned.row_maps[1] is None
 
 
-def test_an_unnamed_row_counts_for_a_token_that_moved_from_there():
+def test_an_unnamed_row_belongs_to_a_token_that_moved_from_there():
     math, code = Vocabulary({**BASE, "<math>": 3}, 4), Vocabulary({**BASE, "<code>": 3}, 4)
     aligned = align_vocabularies(Vocabulary(BASE, 4), [math, code])
     assert aligned.tokens == {**BASE, "<math>": 3, "<code>": 4}
@@ -58,14 +58,14 @@ def test_a_token_without_a_row_in_its_model_adds_none():
     assert (aligned.rows, aligned.row_maps) == (3, (None, None))
 
 
-def test_a_token_without_a_row_gives_way_to_another_model_s_row(tmp_path):
+def test_a_token_without_a_row_yields_to_another_model_s_row(tmp_path):
     """math names [PAD] without a row for it; code has a row there, for another token."""
     base = save_model(tmp_path / "base", seed=0)
     math = save_model(tmp_path / "math", seed=1, base=base)
     small_tokenizer(("[PAD]",)).save_pretrained(math)
-    code = save_model(tmp_path / "code", seed=2, base=base, added_tokens=("<pad>",))
+    save_model(tmp_path / "code", seed=2, base=base, added_tokens=("<pad>",))
     targets = {role: tmp_path / "merged" / role for role in ("math", "code")}
-    merge_models(MergeRequest(base, {"math": math, "code": code}, MergeParameters("average_merging")), targets)
+    merge_models(request(tmp_path, AVERAGE, ("math", "code")), targets)
     own = Tokenizer.from_file(str(targets["math"] / "tokenizer.json"))
     assert own.token_to_id("[PAD]") is None
     assert Tokenizer.from_file(str(targets["code"] / "tokenizer.json")).token_to_id("<pad>") == len(WORDS)
@@ -76,10 +76,10 @@ def merged_with_added_tokens(tmp_path_factory):
     """An average of two fine-tunes that added different tokens at the same id."""
     root = tmp_path_factory.mktemp("vocabulary")
     base = save_model(root / "base", seed=0)
-    math = save_model(root / "math", seed=1, base=base, added_tokens=("[PAD]",))
-    code = save_model(root / "code", seed=2, base=base, added_tokens=("<tab>", "[PAD]"))
+    save_model(root / "math", seed=1, base=base, added_tokens=("[PAD]",))
+    save_model(root / "code", seed=2, base=base, added_tokens=("<tab>", "[PAD]"))
     targets = {role: root / "merged" / role for role in ("math", "code")}
-    merge_models(MergeRequest(base, {"math": math, "code": code}, MergeParameters("average_merging")), targets)
+    merge_models(request(root, AVERAGE, ("math", "code")), targets)
     return root, targets
 
 
@@ -96,7 +96,7 @@ def test_each_token_s_row_is_merged_with_its_own(merged_with_added_tokens, name)
 
 
 @pytest.mark.parametrize(("role", "pad", "tab"), [("math", 0, None), ("code", 0, 1)])
-def test_tokenizers_point_at_the_merged_rows(merged_with_added_tokens, role, pad, tab):
+def test_tokenizers_have_the_merged_ids(merged_with_added_tokens, role, pad, tab):
     _, targets = merged_with_added_tokens
     tokenizer = AutoTokenizer.from_pretrained(targets[role])
     assert tokenizer.convert_tokens_to_ids("[PAD]") == len(WORDS) + pad

@@ -1,46 +1,35 @@
-"""What a merge tells about its models, and which models it will not merge unasked."""
+"""A merge's figures about its models, and unrelated models, which stop it."""
 
-import json
 import math
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from small_models import save_model
 
 from model_merging_methods.comparison import layer_group
-from model_merging_methods.diagnose import main as diagnose
-from model_merging_methods.merge_models import MergeWork, merge_models
 from model_merging_methods.merge_record import read_record
-from model_merging_methods.merge_request import Mask, MergeParameters, MergeRequest
+from model_merging_methods.merge_request import Mask, MergeParameters
+from tests.model_merging_methods.merges import AVERAGE, ROLES, merge, read_weights
+from tests.model_merging_methods.small_models import change_json, change_tensors, save_model, save_models
 from utils.errors import UserError
-
-ROLES = ("instruct", "math", "code")
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("models")
-    base = save_model(root / "base", seed=0)
-    for seed, role in enumerate(ROLES, start=1):
-        save_model(root / role, seed, base=base)
+    root = save_models(tmp_path_factory.mktemp("models"), ROLES)
     save_model(root / "stranger", seed=99)
     return root
 
 
 def found(models: Path, target: Path, parameters: MergeParameters, roles=ROLES, **work) -> dict:
-    request = MergeRequest(models / "base", {role: models / role for role in roles}, parameters)
-    merge_models(request, {roles[0]: target}, work=MergeWork(**work))
+    merge(models, target, parameters, roles, **work)
     return read_record(target / "merge_record.json")["found"]["models"]
 
 
 def whole(folder: Path, names=None) -> np.ndarray:
-    tensors = load_file(folder / "model.safetensors")
+    tensors = read_weights(folder)
     return np.concatenate([tensors[name].double().numpy().ravel() for name in names or sorted(tensors)])
 
 
@@ -48,9 +37,9 @@ def cosine(x: np.ndarray, y: np.ndarray) -> float:
     return float(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
 
 
-def test_figures_are_those_of_the_whole_models_and_of_every_layer(models, tmp_path):
+def test_figures_cover_whole_models_and_every_layer(models, tmp_path):
     figures = found(models, tmp_path / "out", MergeParameters("ties_merging", mask=Mask(0.25)))
-    names = sorted(load_file(models / "base" / "model.safetensors"))
+    names = sorted(read_weights(models / "base"))
     layer_1 = [name for name in names if ".layers.1." in name]
     assert set(figures["groups"]) == {"embeddings", "layer 0", "layer 1", "output", "other"}
     for group, own in ((figures["overall"], names), (figures["groups"]["layer 1"], layer_1)):
@@ -69,7 +58,7 @@ def test_figures_are_those_of_the_whole_models_and_of_every_layer(models, tmp_pa
     assert 0.5 <= kept < 0.51
 
 
-def test_plain_averaging_measures_the_models_against_each_other(models, tmp_path):
+def test_plain_averaging_compares_the_models_with_each_other(models, tmp_path):
     figures = found(models, tmp_path / "out", MergeParameters("average_merging"))
     x, y = whole(models / "math"), whole(models / "code")
     pair = figures["overall"]["pairs"]["math code"]
@@ -92,24 +81,45 @@ def test_figures_do_not_depend_on_threads_or_blocks(models, tmp_path):
 
 @pytest.mark.parametrize("method", ["average_merging", "task_arithmetic", "ties_merging"])
 def test_a_model_of_another_backbone_stops_the_merge(models, tmp_path, method):
-    for name in ("base", "math", "instruct"):
-        shutil.copytree(models / name, tmp_path / "in" / name)
-    shutil.copytree(models / "stranger", tmp_path / "in" / "code")
-    config = json.loads((tmp_path / "in" / "code" / "config.json").read_text())
-    (tmp_path / "in" / "code" / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 32}))
+    root = shutil.copytree(models, tmp_path / "in")
+    change_json(root / "stranger" / "config.json", max_position_embeddings=32)
+    roles = {"instruct": "instruct", "math": "math", "code": "stranger"}
     with pytest.raises(UserError, match=r"--code_model.*backbone.*max_position_embeddings 32.*--allow_unrelated") as e:
-        found(tmp_path / "in", tmp_path / "out", MergeParameters(method))
+        found(root, tmp_path / "out", MergeParameters(method), roles)
     assert "\n" not in str(e.value) and "math_model" not in str(e.value)
     assert not any(tmp_path.glob("*out*"))
-    found(tmp_path / "in", tmp_path / "out", MergeParameters(method), allow_unrelated=True)
+    found(root, tmp_path / "out", MergeParameters(method), roles, allow_unrelated=True)
 
 
-def test_of_two_strangers_without_a_base_both_are_named(models, tmp_path):
-    shutil.copytree(models / "math", tmp_path / "math")
-    shutil.copytree(models / "stranger", tmp_path / "code")
-    shutil.copytree(models / "base", tmp_path / "base")
+def test_of_two_unrelated_models_without_a_base_both_are_named(models, tmp_path):
     with pytest.raises(UserError, match=r"--math_model and --code_model: .* differ by 1\.\d+ times"):
-        found(tmp_path, tmp_path / "out", MergeParameters("average_merging"), ("math", "code"))
+        found(models, tmp_path / "out", AVERAGE, {"math": "math", "code": "stranger"})
+
+
+@pytest.mark.parametrize(("rate", "shown"), [(0.2, "100.0%"), (0.75, "50.0%")])
+def test_trimming_shows_the_share_of_changed_values_that_it_keeps(models, tmp_path, caplog, rate, shown):
+    """Half of the values are unchanged, so that the k-th smallest |δ| is 0 at a rate of 0.2."""
+    root = shutil.copytree(models, tmp_path / "models")
+    for role in ROLES[:2]:
+        half_changed(root, role)
+    caplog.set_level("INFO")
+    found(root, tmp_path / "out", MergeParameters("ties_merging", param_value_mask_rate=rate), ROLES[:2])
+    table = [line.split() for line in caplog.messages if line.startswith(("model ", *ROLES))]
+    assert table[0][-5:] == ["changed", "ones", "kept", "by", "trimming"]
+    assert [row[-1] for row in table[1:3]] == [shown] * 2 and [row[-2] for row in table[1:3]] == ["50.0%"] * 2
+
+
+def half_changed(root: Path, role: str) -> None:
+    """Change every second value of a role's model, each by another number."""
+    base = read_weights(root / "base")
+    generator = np.random.default_rng(0)
+
+    def changed(name: str) -> torch.Tensor:
+        values = base[name].clone().view(-1)
+        values[::2] += torch.from_numpy(generator.uniform(0.001, 0.01, len(values[::2])).astype(np.float32))
+        return values.view(base[name].shape)
+
+    change_tensors(root / role, lambda tensors: {name: changed(name) for name in tensors})
 
 
 def test_fine_tunes_of_a_real_backbone_pass(tmp_path):
@@ -133,41 +143,3 @@ def test_fine_tunes_of_a_real_backbone_pass(tmp_path):
 )
 def test_parameters_belong_to_their_layer(name, group):
     assert layer_group(name) == group
-
-
-def test_diagnosis_of_models_with_a_table_a_file_and_a_picture(models, tmp_path, capsys):
-    asked = ["--pretrained_model", models / "base", "--models", *(models / role for role in ROLES)]
-    asked = [str(word) for word in (*asked, "--output_dir", tmp_path)]
-    diagnose(asked)
-    shown = capsys.readouterr().out
-    assert "layer 1" in shown and "instruct + math" in shown
-    folder = tmp_path / "save_model_diagnoses" / "instruct_math_code"
-    assert (folder / "diagnosis.png").read_bytes().startswith(b"\x89PNG")
-    merged = found(models, tmp_path / "merged", MergeParameters("task_arithmetic"))
-    diagnosis = json.loads((folder / "diagnosis.json").read_text())
-    assert {**diagnosis, "inputs": None} == {**merged, "inputs": None}
-    with pytest.raises(UserError, match=r"earlier diagnosis.*--overwrite"):
-        diagnose(asked)
-    diagnose([*asked, "--overwrite"])
-
-
-def test_diagnosis_tells_models_of_one_folder_name_apart_and_unchanged_ones(models, tmp_path):
-    tensors = load_file(models / "base" / "model.safetensors")
-    shutil.copytree(models / "base", tmp_path / "a" / "base")
-    save_file({n: t + (0.01 if t.dtype == torch.float32 else 0) for n, t in tensors.items()},
-              tmp_path / "a" / "base" / "model.safetensors")  # fmt: skip
-    asked = ["--pretrained_model", models / "base", "--models", models / "base", tmp_path / "a" / "base"]
-    diagnose([str(word) for word in (*asked, "--output_dir", tmp_path)])
-    diagnosis = json.loads((tmp_path / "save_model_diagnoses" / "base_base.2" / "diagnosis.json").read_text())
-    assert diagnosis["overall"]["models"]["base"] == {"change": 0.0, "unchanged": 1.0}
-    assert diagnosis["overall"]["models"]["base.2"]["unchanged"] == 0
-
-
-def test_a_wrong_diagnosis_gets_one_line(models, tmp_path):
-    command = [sys.executable, "-m", "model_merging_methods.diagnose", "--pretrained_model", models / "base"]
-    root = Path(__file__).parents[2]
-    for models_given, told in (([models / "math"], "--models"), ([models / "math", tmp_path / "no"], "no such")):
-        run = subprocess.run(
-            [*command, "--models", *models_given], capture_output=True, text=True, cwd=root, check=False
-        )
-        assert run.returncode == 2 and told in run.stderr and run.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Checkpoints of other families than Llama, as transformers writes them, merge as the formulas say and load again."""
+"""Checkpoints of other families than Llama, as transformers writes them, merge value by value and load again."""
 
 import json
 from pathlib import Path
@@ -7,13 +7,14 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
-from small_models import WORDS, small_tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from model_merging_methods.merge_models import MergeWork, merge_models
-from model_merging_methods.merge_request import MergeParameters, MergeRequest
+from model_merging_methods.merge_request import MergeParameters
+from tests.model_merging_methods.merges import AVERAGE, TASK_ARITHMETIC, merge, read_weights
+from tests.model_merging_methods.small_models import WORDS, small_tokenizer
 
+ROLES = ("math", "code")
 COMMON = {"vocab_size": len(WORDS), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 SIZES = {
     **COMMON,
@@ -70,9 +71,7 @@ def save(folder: Path, model, added: tuple[str, ...], pickled: bool) -> None:
 
 
 def stored(folder: Path) -> dict[str, Tensor]:
-    values: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        values.update(load_file(file))
+    values = read_weights(folder)
     for file in sorted(folder.glob("*.bin")):
         values.update(torch.load(file))
     return values
@@ -94,12 +93,6 @@ def make(root: Path, family: str, added: tuple[str, ...] = (), pickled: bool = F
         save(root / role, model.half(), own, pickled)
 
 
-def merge(root: Path, method: str) -> Path:
-    request = MergeRequest(root / "base", {role: root / role for role in ("math", "code")}, MergeParameters(method))
-    merge_models(request, {"code": root / method}, work=MergeWork(largest_shard=6000))
-    return root / method
-
-
 def with_row(tensor: Tensor, like: Tensor) -> Tensor:
     """A vocabulary matrix with the mean of its rows where it lacks one."""
     if tensor.shape == like.shape:
@@ -112,34 +105,31 @@ def with_row(tensor: Tensor, like: Tensor) -> Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_merges_value_by_value_and_loads_again(tmp_path, family, pickled):
     make(tmp_path, family, ("[PAD]",), pickled)
-    merged = stored(merge(tmp_path, "task_arithmetic"))
+    merged = merge(tmp_path, tmp_path / "merged", TASK_ARITHMETIC, ROLES, largest_shard=6000)
     base, math, code = (
-        {name: tensor.float() for name, tensor in stored(tmp_path / role).items()} for role in ("base", "math", "code")
+        {name: tensor.float() for name, tensor in stored(tmp_path / role).items()} for role in ("base", *ROLES)
     )
     assert merged.keys() == base.keys()
-    rows = 0
     for name, tensor in merged.items():
         start = with_row(base[name], code[name])
         expected = start + ((with_row(math[name], code[name]) - start) + (code[name] - start))
         assert torch.equal(tensor, expected.half()), name
-        rows += tensor.shape != base[name].shape
-    assert rows >= 1
+    assert any(tensor.shape != base[name].shape for name, tensor in merged.items())
 
-    model, report = AutoModelForCausalLM.from_pretrained(tmp_path / "task_arithmetic", output_loading_info=True)
+    model, report = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert model.get_input_embeddings().num_embeddings == len(WORDS) + 1
-    tokens = AutoTokenizer.from_pretrained(tmp_path / "task_arithmetic")("what is two [PAD]", return_tensors="pt")
+    tokens = AutoTokenizer.from_pretrained(tmp_path / "merged")("what is two [PAD]", return_tensors="pt")
     with torch.no_grad():
         assert model.float()(input_ids=tokens["input_ids"]).logits.isfinite().all()
 
 
 @pytest.mark.parametrize("family", ["gemma3", "phi", "mixtral"])
-@pytest.mark.parametrize("method", ["average_merging", "ties_merging"])
-def test_other_methods_too(tmp_path, family, method):
+def test_averages_and_ties_of_other_families(tmp_path, family):
     make(tmp_path, family)
-    merged = stored(merge(tmp_path, method))
-    if method == "average_merging":
-        math, code = stored(tmp_path / "math"), stored(tmp_path / "code")
-        assert all(torch.equal(t, ((math[n].float() + code[n].float()) / 2).half()) for n, t in merged.items())
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / method)
+    average = merge(tmp_path, tmp_path / "average", AVERAGE, ROLES, largest_shard=6000)
+    math, code = (stored(tmp_path / role) for role in ROLES)
+    assert all(torch.equal(t, ((math[n].float() + code[n].float()) / 2).half()) for n, t in average.items())
+    merge(tmp_path, tmp_path / "ties", MergeParameters("ties_merging"), ROLES, largest_shard=6000)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "ties")
     assert all(parameter.isfinite().all() for parameter in model.parameters())

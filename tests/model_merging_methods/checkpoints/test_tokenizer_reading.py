@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from safetensors.torch import load_file
-from small_models import WORDS, save_model, small_tokenizer
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
@@ -17,8 +15,8 @@ from transformers import AutoTokenizer
 
 from model_merging_methods.checkpoints.tokenizer_reading import check_tokenizers, read_tokens
 from model_merging_methods.checkpoints.vocabulary import write_tokenizer
-from model_merging_methods.merge_models import merge_models
-from model_merging_methods.merge_request import MergeParameters, MergeRequest
+from tests.model_merging_methods.merges import AVERAGE, merge
+from tests.model_merging_methods.small_models import WORDS, change_json, save_model, save_models, small_tokenizer
 from utils.errors import UserError
 from utils.findings import Findings
 
@@ -140,10 +138,10 @@ STAND_INS = {
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])
 @pytest.mark.parametrize("kind", STAND_INS)
 def test_a_file_that_is_not_a_tokenizer_is_called_that(tmp_path, kind, name):
-    content, told = STAND_INS[kind]
+    content, said = STAND_INS[kind]
     (tmp_path / name).write_text(content)
     settings(tmp_path, tokenizer_class="LlamaTokenizer", bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-    with pytest.raises(UserError, match=told) as raised:
+    with pytest.raises(UserError, match=said) as raised:
         read_tokens(tmp_path)
     assert name in str(raised.value) and "\n" not in str(raised.value)
 
@@ -168,7 +166,7 @@ ODD = {
     "of few words": (lambda f: renamed(f, lambda token, row: WORDS[row % 5]), True, "names 5 tokens .* 12 vocabulary"),
     "without its vocabulary": (lambda f: (f / "tokenizer.json").unlink(), False, "gets the tokenizer of pretrained"),
     "empty": (lambda f: (f / "tokenizer.json").write_text(""), False, "no vocabulary in the folder"),
-    "with an end token behind prompts": (lambda f: appending(f), False, "adds </s> to the end of every prompt"),
+    "with an end token after prompts": (lambda f: appending(f), False, "adds </s> to the end of every prompt"),
     "with add_eos_token": (lambda f: settings(f, eos_token="</s>", add_eos_token=True), False, "adds </s> to the end"),
     "with two tokens more": (lambda f: small_tokenizer(("<a>", "<b>")).save_pretrained(f), False, None),
 }
@@ -176,7 +174,7 @@ ODD = {
 
 @pytest.mark.parametrize("kind", ODD)
 def test_a_tokenizer_that_does_not_fit_is_reported(tmp_path, kind):
-    change, is_error, told = ODD[kind]
+    change, is_error, said = ODD[kind]
     for role in ("pretrained", "math"):
         small_tokenizer().save_pretrained(tmp_path / role)
     change(tmp_path / "math")
@@ -184,7 +182,7 @@ def test_a_tokenizer_that_does_not_fit_is_reported(tmp_path, kind):
     folders = {role: tmp_path / role for role in ("pretrained", "math")}
     check_tokenizers(folders, dict.fromkeys(folders, len(WORDS)), findings)
     assert bool(findings.errors) == is_error
-    assert not findings.found if told is None else re.search(told, findings.found[0].text)
+    assert not findings.found if said is None else re.search(said, findings.found[0].text)
 
 
 @pytest.fixture
@@ -195,10 +193,8 @@ def models(tmp_path) -> Path:
     return tmp_path
 
 
-def merge(models: Path, role: str, **options) -> Path:
-    folders = {name: models / name for name in ("instruct", "math")}
-    request = MergeRequest(models / "base", folders, MergeParameters("average_merging", **options))
-    merge_models(request, {role: models / "merged"})
+def merged(models: Path, role: str) -> Path:
+    merge(models, models / "merged", AVERAGE, role=role)
     return models / "merged"
 
 
@@ -221,38 +217,24 @@ def test_ids_in_post_processor_padding_and_configs_move_with_their_tokens(models
     }  # fmt: skip
     path.write_text(json.dumps(content))
     for name in ("config.json", "generation_config.json"):
-        path = models / "math" / name
-        path.write_text(json.dumps({**json.loads(path.read_text()), "bos_token_id": row, "eos_token_id": [2, row]}))
+        change_json(models / "math" / name, bos_token_id=row, eos_token_id=[2, row])
 
-    merged = merge(models, "math")
-    assert AutoTokenizer.from_pretrained(merged)("is two")["input_ids"] == [row + 1, 4, 5]
-    padded = Tokenizer.from_file(str(merged / "tokenizer.json")).encode_batch(["is", "is two"])
+    folder = merged(models, "math")
+    assert AutoTokenizer.from_pretrained(folder)("is two")["input_ids"] == [row + 1, 4, 5]
+    padded = Tokenizer.from_file(str(folder / "tokenizer.json")).encode_batch(["is", "is two"])
     assert [encoded.ids for encoded in padded] == [[row + 1, row + 1, 4], [row + 1, 4, 5]]
     for name in ("config.json", "generation_config.json"):
-        written = json.loads((merged / name).read_text())
+        written = json.loads((folder / name).read_text())
         assert (written["bos_token_id"], written["eos_token_id"]) == (row + 1, [2, row + 1])
 
 
-def test_a_row_that_a_model_does_not_name_merges_by_position(tmp_path):
-    """base and math have the row of instruct's added token as padding."""
-    base = save_model(tmp_path / "base", seed=0, padding_rows=1)
-    save_model(tmp_path / "instruct", seed=1, base=base, added_tokens=("[PAD]",))
-    save_model(tmp_path / "math", seed=2, base=base, padding_rows=1)
-    merged = merge(tmp_path, "instruct")
-    name = "model.embed_tokens.weight"
-    values = {role: load_file(tmp_path / role / "model.safetensors")[name] for role in ("instruct", "math")}
-    assert (load_file(merged / "model.safetensors")[name] == (values["instruct"] + values["math"]) / 2).all()
-
-
 def test_a_model_without_a_vocabulary_gets_the_pretrained_model_s(tmp_path):
-    base = save_model(tmp_path / "base", seed=0)
-    for seed, role in enumerate(("instruct", "math"), start=1):
-        save_model(tmp_path / role, seed, base=base)
+    save_models(tmp_path, ("instruct", "math"))
     (tmp_path / "math" / "tokenizer.json").unlink()
     settings(tmp_path / "math", tokenizer_class="LlamaTokenizer", bos_token="<s>")
-    merged = merge(tmp_path, "math")
-    assert AutoTokenizer.from_pretrained(merged)("what is two")["input_ids"] == [3, 4, 5]
-    assert "no vocabulary in the folder" in (merged / "README.md").read_text()
+    folder = merged(tmp_path, "math")
+    assert AutoTokenizer.from_pretrained(folder)("what is two")["input_ids"] == [3, 4, 5]
+    assert "no vocabulary in the folder" in (folder / "README.md").read_text()
 
 
 def test_processors_and_all_chat_templates_come_along(models):
@@ -260,8 +242,8 @@ def test_processors_and_all_chat_templates_come_along(models):
     tokenizer.chat_template = {"default": "{{ messages[0].content }}", "tool_use": "TOOLS {{ messages[0].content }}"}
     tokenizer.save_pretrained(models / "math")
     (models / "math" / "preprocessor_config.json").write_text("{}")
-    merged = merge(models, "math")
+    folder = merged(models, "math")
     chat = [{"role": "user", "content": "hi"}]
-    written = AutoTokenizer.from_pretrained(merged)
+    written = AutoTokenizer.from_pretrained(folder)
     assert written.apply_chat_template(chat, tokenize=False, chat_template="tool_use") == "TOOLS hi"
-    assert (merged / "preprocessor_config.json").exists()
+    assert (folder / "preprocessor_config.json").exists()

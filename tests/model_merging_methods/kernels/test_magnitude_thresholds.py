@@ -1,4 +1,4 @@
-"""The k-th smallest magnitude is the one that sorting finds, wherever one begins to look; and so are the signs."""
+"""The k-th smallest magnitude and the sum of signs are those that sorting gives, from any starting bracket."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def brackets(draw) -> Bracket:
 
 
 def run(search: ThresholdSearch, values: np.ndarray, block_size: int) -> int:
-    """Make passes over the models' values, which are float32 [K, n], until the search is done; how many it took."""
+    """Make passes over the models' values, float32 [K, n], until the search is done. Returns their number."""
     models, n = values.shape
     arithmetic = CompiledArithmetic(MergeParameters("ties_merging"), models)
     passes = 0
@@ -64,7 +64,7 @@ def sum_of_signs(values: np.ndarray, thresholds: list[float | None]) -> int:
 
 @given(st.data(), st.integers(2, 4), st.integers(1, 40), st.integers(1, 7))
 @settings(deadline=None)
-def test_thresholds_and_signs_are_what_sorting_finds_wherever_one_begins(data, models, n, block_size):
+def test_thresholds_and_signs_are_those_that_sorting_gives(data, models, n, block_size):
     drawn = data.draw(st.lists(st.lists(numbers, min_size=n, max_size=n), min_size=models, max_size=models))
     values = np.clip(np.array(drawn, np.float32), -1e37, 1e37)
     ranks = data.draw(st.lists(st.integers(0, n), min_size=models, max_size=models))
@@ -78,7 +78,7 @@ def test_thresholds_and_signs_are_what_sorting_finds_wherever_one_begins(data, m
 
 @pytest.mark.parametrize("ties", [False, True], ids=["all different", "few different magnitudes, many zeros"])
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
-def test_a_sample_saves_all_passes_but_one(ties, share):
+def test_a_sample_leaves_one_pass(ties, share):
     generator = np.random.default_rng(0)
     values = generator.standard_normal((2, 1 << 20)).astype(np.float32)
     if ties:

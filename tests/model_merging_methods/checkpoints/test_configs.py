@@ -1,4 +1,4 @@
-"""Configs that differ between a merge's models: compared, reported, and put together."""
+"""Configs of a merge's models: compared by meaning, reported, and assembled."""
 
 import json
 import re
@@ -7,18 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import save_model
 from transformers import AutoModelForCausalLM
 
 from merge_llms_instruct_math_code import main
 from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder
 from model_merging_methods.checkpoints.configs import check_configs, merged_config
-from model_merging_methods.merge_models import merge_models
-from model_merging_methods.merge_request import MergeParameters, MergeRequest
+from model_merging_methods.merge_request import MergeParameters
+from tests.model_merging_methods.merges import PAIR, merge
+from tests.model_merging_methods.small_models import change_json, save_models
 from utils.errors import UserError
 from utils.findings import Findings
 
-ROLES = ("instruct", "math")
 FOLDERS = {"pretrained": "base", "instruct": "instruct", "math": "math"}
 ROPE = {"rope_type": "default", "rope_theta": 1e6}
 LEFT_OUT = object()
@@ -26,11 +25,7 @@ LEFT_OUT = object()
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("saved")
-    base = save_model(root / "base", seed=0)
-    for seed, role in enumerate(ROLES, start=1):
-        save_model(root / role, seed, base=base)
-    return root
+    return save_models(tmp_path_factory.mktemp("saved"), PAIR)
 
 
 @pytest.fixture
@@ -39,12 +34,11 @@ def models(saved, tmp_path) -> Path:
 
 
 def edit(path: Path, changes: dict) -> None:
-    content = {**(json.loads(path.read_text()) if path.exists() else {}), **changes}
-    kept = {key: value for key, value in content.items() if value is not LEFT_OUT}
-    path.write_text(json.dumps(kept))
+    removed = [key for key, value in changes.items() if value is LEFT_OUT]
+    change_json(path, *removed, **{key: value for key, value in changes.items() if value is not LEFT_OUT})
 
 
-# Changes of instruct's config and of math's; what is reported, and settings of the merged config (None: an error).
+# Changes of instruct's config and of math's; the findings, and settings of the merged config (None: an error).
 DIFFERENCES = {
     "none": ({}, {}, [], {}),
     "defaults left out": ({"head_dim": LEFT_OUT, "mlp_bias": LEFT_OUT}, {"attention_bias": LEFT_OUT}, [], {}),
@@ -78,16 +72,16 @@ DIFFERENCES = {
 
 
 @pytest.mark.parametrize("kind", DIFFERENCES)
-def test_configs_are_compared_by_what_they_mean(models, kind):
-    *changes, told, merged = DIFFERENCES[kind]
-    for role, changed in zip(ROLES, changes, strict=True):
+def test_configs_are_compared_by_meaning(models, kind):
+    *changes, said, merged = DIFFERENCES[kind]
+    for role, changed in zip(PAIR, changes, strict=True):
         edit(models / role / "config.json", changed)
     opened = {role: CheckpointFolder(models / folder) for role, folder in FOLDERS.items()}
     findings = Findings()
     check_configs(opened, None, False, findings)
     assert bool(findings.errors) == (merged is None)
-    assert len(findings.found) >= len(told) and bool(findings.found) == bool(told)
-    for pattern in told:
+    assert len(findings.found) >= len(said) and bool(findings.found) == bool(said)
+    for pattern in said:
         assert any(re.search(pattern, finding.text) for finding in findings.found), findings.found
     written = merged_config(opened, None)
     assert merged is None or {key: written[key] for key in merged} == merged
@@ -95,7 +89,7 @@ def test_configs_are_compared_by_what_they_mean(models, kind):
 
 
 def test_settings_of_models_that_transformers_does_not_know_are_compared(models):
-    for role in ("base", *ROLES):
+    for role in ("base", *PAIR):
         edit(models / role / "config.json", {"model_type": "mine"})
     edit(models / "math" / "config.json", {"rms_norm_eps": 1e-5})
     findings = Findings()
@@ -104,41 +98,37 @@ def test_settings_of_models_that_transformers_does_not_know_are_compared(models)
     assert [finding.text[:29] for finding in findings.found] == ["config.json: rms_norm_eps is "]
 
 
-def merge(models: Path, role: str = "math", config_from: str | None = None, **finetuned: str) -> Path:
-    folders = {name: models / finetuned.get(name, name) for name in ROLES}
-    request = MergeRequest(models / "base", folders, MergeParameters("average_merging", config_from=config_from))
-    merge_models(request, {role: models / "merged" / role})
-    return models / "merged" / role
+def merged(models: Path, config_from: str | None = None, instruct: str = "instruct") -> Path:
+    parameters = MergeParameters("average_merging", config_from=config_from)
+    merge(models, models / "merged", parameters, {"instruct": instruct, "math": "math"})
+    return models / "merged"
 
 
 def test_a_fine_tune_merged_with_itself_computes_its_own_logits(models):
     edit(models / "math" / "config.json", {"rope_parameters": ROPE, "rms_norm_eps": 1e-3})
-    merged = merge(models, instruct="math")
+    folders = (models / "math", merged(models, instruct="math"))
     tokens = torch.arange(10)[None]
     with torch.no_grad():
-        own, written = (AutoModelForCausalLM.from_pretrained(f)(tokens).logits for f in (models / "math", merged))
+        own, written = (AutoModelForCausalLM.from_pretrained(folder)(tokens).logits for folder in folders)
     assert torch.equal(own, written)
 
 
 @pytest.mark.parametrize(("config_from", "stops"), [(None, [2, 5]), ("instruct", 3), ("pretrained", 2)])
-def test_a_folder_stops_where_its_role_s_model_stops(models, config_from, stops):
+def test_a_folder_has_its_role_s_stop_tokens(models, config_from, stops):
     for role, tokens in (("instruct", 3), ("math", [2, 5])):
         for name in ("config.json", "generation_config.json"):
-            edit(models / role / name, {"eos_token_id": tokens})
-    merged = merge(models, "math", config_from)
-    assert AutoModelForCausalLM.from_pretrained(merged).generation_config.eos_token_id == stops
-    assert json.loads((merged / "config.json").read_text())["eos_token_id"] == stops
+            change_json(models / role / name, eos_token_id=tokens)
+    folder = merged(models, config_from)
+    assert AutoModelForCausalLM.from_pretrained(folder).generation_config.eos_token_id == stops
+    assert json.loads((folder / "config.json").read_text())["eos_token_id"] == stops
 
 
-def test_config_from_an_unreadable_model_is_one_line(models):
+def test_config_from_takes_all_settings_of_that_model(models):
+    change_json(models / "math" / "config.json", rms_norm_eps=1e-3)
+    assert AutoModelForCausalLM.from_pretrained(merged(models, "math")).config.rms_norm_eps == 1e-3
     (models / "math" / "config.json").write_text("{,")
     with pytest.raises(UserError, match=r"math/config\.json is not JSON"):
-        merge(models, "instruct", "math")
-
-
-def test_config_from_gives_all_settings_of_that_model(models):
-    edit(models / "math" / "config.json", {"rms_norm_eps": 1e-3})
-    assert AutoModelForCausalLM.from_pretrained(merge(models, "instruct", "math")).config.rms_norm_eps == 1e-3
+        merged(models, "math")
 
 
 GENERATION_CONFIGS = {
@@ -150,41 +140,33 @@ GENERATION_CONFIGS = {
 
 
 @pytest.mark.parametrize("kind", GENERATION_CONFIGS)
-def test_an_odd_generation_config_never_stops_a_merge(models, kind):
+def test_an_invalid_generation_config_never_stops_a_merge(models, kind):
     content, stop = GENERATION_CONFIGS[kind]
     (models / "math" / "generation_config.json").write_text(content)
-    assert AutoModelForCausalLM.from_pretrained(merge(models)).generation_config.eos_token_id == stop
+    assert AutoModelForCausalLM.from_pretrained(merged(models)).generation_config.eos_token_id == stop
 
 
-def test_a_byte_order_mark_and_a_wrong_vocab_size_do_no_harm(models):
+def test_a_byte_order_mark_and_a_wrong_vocab_size_are_accepted(models):
     path = models / "base" / "config.json"
-    edit(path, {"vocab_size": 99})
+    change_json(path, vocab_size=99)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    merged = merge(models)
-    model = AutoModelForCausalLM.from_pretrained(merged)
-    assert "vocab_size is 99 in pretrained, whose matrices have 12 rows" in (merged / "README.md").read_text()
+    folder = merged(models)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert "vocab_size is 99 in pretrained, whose matrices have 12 rows" in (folder / "README.md").read_text()
     assert model.config.vocab_size == model.get_input_embeddings().num_embeddings == 12
 
 
-@pytest.fixture
-def with_code(models) -> Path:
-    for role in ("base", *ROLES):
-        edit(models / role / "config.json", {"model_type": "mine", "auto_map": {"AutoConfig": "mine.MineConfig"}})
+def test_code_is_reported_and_copied_and_never_run(models, tmp_path):
+    for role in ("base", *PAIR):
+        change_json(models / role / "config.json", model_type="mine", auto_map={"AutoConfig": "mine.MineConfig"})
         (models / role / "mine.py").write_text("raise SystemExit('code of a checkpoint was run')")
-    return models
+    folder = merged(models)
+    assert (folder / "mine.py").exists() and "names code (mine.py)" in (folder / "README.md").read_text()
 
-
-def test_code_is_reported_and_copied_and_never_run(with_code):
-    merged = merge(with_code)
-    assert (merged / "mine.py").exists()
-    assert "names code (mine.py)" in (merged / "README.md").read_text()
-
-
-def test_a_run_of_a_model_with_code_is_refused_before_the_merge(with_code, tmp_path):
     (tmp_path / "gsm8k_test.jsonl").write_text('{"question": "what is 1 and 2?", "answer": "#### 3"}\n')
     words = ["--merge_instruct", "--merge_math", "--tasks", "gsm8k", "--data_dir", tmp_path, "--output_dir", tmp_path]
-    for role in ("pretrained", *ROLES):
-        words += [f"--{role}_model", with_code / role.replace("pretrained", "base")]
+    for role, name in FOLDERS.items():
+        words += [f"--{role}_model", models / name]
     with pytest.raises(UserError, match=r"auto_map names code \(mine.py\).*--merge_only"):
         main(list(map(str, words)))
     assert not (tmp_path / "save_merge_models").exists()

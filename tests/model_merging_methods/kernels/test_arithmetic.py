@@ -1,4 +1,4 @@
-"""The formulas in torch, on the CPU and on a GPU, do to a block what the compiled kernels do."""
+"""The formulas in torch, on the CPU and on a GPU, give the values of the compiled kernels."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import save_model
 
 from model_merging_methods.kernels.arithmetic import (
     COMPILED_METHODS,
@@ -21,9 +20,10 @@ from model_merging_methods.kernels.magnitude_thresholds import BINS, EVERYWHERE,
 from model_merging_methods.kernels.mask_weights import random_drop_mask
 from model_merging_methods.kernels.stored_dtypes import BF16, F16, F32, F64
 from model_merging_methods.kernels.torch_arithmetic import TorchArithmetic
-from model_merging_methods.merge_models import MergeWork, merge_models
-from model_merging_methods.merge_request import Mask, MergeParameters, MergeRequest, Mixup, mask_key
+from model_merging_methods.merge_request import Mask, MergeParameters, Mixup, mask_key
 from model_merging_methods.merging_methods import MERGING_METHODS, Coefficients
+from tests.model_merging_methods.merges import DARE, MERGES, PAIR, file_bytes, merge
+from tests.model_merging_methods.small_models import save_model
 from utils.errors import UserError
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")
@@ -37,7 +37,7 @@ STEPS = np.array([0.0, -0.0, 0.25, -0.25, 0.5, -0.5, 1, 2**-24, -(2**-20), 2**-1
 
 @dataclass
 class Case:
-    """A block of K models, and what is to be done with it."""
+    """A block of K models, and how to merge it."""
 
     parameters: MergeParameters
     coefficients: Coefficients
@@ -93,16 +93,16 @@ def cases(draw) -> Case:
             draw(st.sampled_from(["delta_weight", "finetuned_weight"])),
         )
     ratios = st.sampled_from([0.0, 0.2, 0.5, 1.0, -0.2]) | st.floats(-1, 2)
-    weights = draw(st.none() | st.tuples(*[ratios] * models))
+    ratios = draw(st.none() | st.tuples(*[ratios] * models))
     places = rng.integers(size, size=models)
     own = np.abs(values[1:] - values[0])[range(models), places].astype(np.float32)
     thresholds = draw(st.sampled_from([own, np.zeros(models, np.float32), np.full(models, 0.25, np.float32)]))
     return Case(
         parameters=MergeParameters(
-            draw(st.sampled_from(list(MERGING_METHODS))), mask=mask, mixup=Mixup(weights) if weights else None
+            draw(st.sampled_from(list(MERGING_METHODS))), mask=mask, mixup=Mixup(ratios) if ratios else None
         ),
         coefficients=Coefficients(
-            weights=weights,
+            ratios=ratios,
             scaling_coefficient=draw(st.sampled_from([1.0, 0.3, 0.0, -1.5])),
             trim_thresholds=tuple(thresholds.tolist()),
             majority_sign=draw(st.sampled_from([-1, 0, 1])),
@@ -117,7 +117,7 @@ def cases(draw) -> Case:
 
 
 def assert_same_sums(found: Sums, expected: Sums) -> None:
-    """Counts to the last one; sums of products to what float32 can hold of them."""
+    """Equal counts; sums of products equal within float32's precision."""
     np.testing.assert_allclose(found.whole, expected.whole, rtol=1e-5)
     squares = expected.models[:, 0]
     np.testing.assert_allclose(found.models[:, 0], squares, rtol=1e-5, atol=1e-38)
@@ -141,7 +141,7 @@ def assert_same_values(found: np.ndarray, expected: np.ndarray, dtype: int, devi
 @on_both_devices
 @settings(deadline=None, max_examples=300)
 @given(case=cases())
-def test_a_merged_block_and_its_sums_are_the_kernels(device, case):
+def test_merged_blocks_and_sums_are_equal(device, case):
     results = []
     for arithmetic, block in case.both(device):
         output = np.empty(case.size * DTYPES[case.output_dtype].itemsize, np.uint8)
@@ -157,22 +157,15 @@ def test_a_merged_block_and_its_sums_are_the_kernels(device, case):
 
 @on_both_devices
 @settings(deadline=None, max_examples=50)
-@given(case=cases())
-def test_unmasked_models_are_compared_as_by_the_kernels(device, case):
+@given(case=cases(), masked=st.booleans())
+def test_comparisons_and_magnitudes_are_equal(device, case, masked):
     results = []
     for arithmetic, block in case.both(device):
         sums = case.sums()
         assert arithmetic.compare(block, sums) == 0
-        results.append(sums)
-    expected, sums = results
-    assert_same_sums(sums, expected)
-
-
-@on_both_devices
-@settings(deadline=None, max_examples=50)
-@given(case=cases(), masks=st.booleans())
-def test_magnitudes_are_the_kernels(device, case, masks):
-    (expected_code, expected), (code, magnitudes) = (a.magnitudes(block, masks) for a, block in case.both(device))
+        results.append((sums, *arithmetic.magnitudes(block, masked)))
+    (expected_sums, expected_code, expected), (sums, code, magnitudes) = results
+    assert_same_sums(sums, expected_sums)
     assert code == expected_code == 0
     assert magnitudes.shape == expected.shape and magnitudes.dtype == expected.dtype
     assert_same_values(magnitudes, expected, F32, device)
@@ -199,12 +192,12 @@ def new_room(case: Case, shared: int) -> Undecided:
 
 @on_both_devices
 @settings(deadline=None, max_examples=300)
-@given(case=cases(), data=st.data(), masks=st.booleans(), room_for_shared=st.sampled_from([0, 3, 2500]))
-def test_counts_against_brackets_are_the_kernels(device, case, data, masks, room_for_shared):
+@given(case=cases(), data=st.data(), masked=st.booleans(), room_for_shared=st.sampled_from([0, 3, 2500]))
+def test_counts_against_brackets_are_equal(device, case, data, masked, room_for_shared):
     wanted = arrays_of([data.draw(brackets()) for _ in range(case.models)])
     results = []
     for arithmetic, block in case.both(device):
-        code, counts = arithmetic.count(block, wanted, masks, new_room(case, room_for_shared))
+        code, counts = arithmetic.count(block, wanted, masked, new_room(case, room_for_shared))
         assert code == 0
         results.append(counts)
     expected, counts = results
@@ -215,7 +208,7 @@ def test_counts_against_brackets_are_the_kernels(device, case, data, masks, room
 
 
 def entries(counts) -> list[tuple]:
-    """The undecided values, in no matter what order."""
+    """The undecided values, sorted."""
     return sorted(zip(*(column[: counts.found].tolist() for column in counts.undecided[:4]), strict=True))
 
 
@@ -238,7 +231,7 @@ def plain_case(method: str, values: np.ndarray, scaling_coefficient: float = 1.0
 @pytest.mark.parametrize("method", MERGING_METHODS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("model", [0, 1, 2])
-def test_the_model_with_a_value_that_is_not_finite_is_told(device, method, value, model):
+def test_the_model_with_a_value_that_is_not_finite_is_reported(device, method, value, model):
     values = np.ones((3, 3000))
     values[model, 2000] = value
     case = plain_case(method, values)
@@ -257,31 +250,25 @@ def test_the_model_with_a_value_that_is_not_finite_is_told(device, method, value
 
 
 @on_both_devices
-@pytest.mark.parametrize("output_dtype, too_large", [(F16, 65520.0), (BF16, 3.4e38)])
-def test_merged_values_that_round_to_infinity_do_not_fit(device, output_dtype, too_large):
+@pytest.mark.parametrize(
+    ("dtype", "value", "scaling_coefficient", "code"),
+    [
+        *((F16, 65520.0, 1.0, -1), (F16, 65520.0, 0.99, 0), (BF16, 3.4e38, 1.0, -1), (BF16, 3.4e38, 0.99, 0)),
+        *((F32, 3e38, 2.0, -1), (F32, 3e38, 1e300, -1)),
+    ],
+)
+def test_merged_values_that_overflow_are_reported(device, dtype, value, scaling_coefficient, code):
     values = np.zeros((3, 3000))
-    values[1, 2000] = too_large
-    for scaling_coefficient, expected in [(1.0, -1), (0.99, 0)]:
-        case = plain_case("task_arithmetic", values, scaling_coefficient=scaling_coefficient)
-        for arithmetic, block in case.both(device):
-            output = np.empty(case.size * 2, np.uint8)
-            assert arithmetic.merge(case.coefficients, block, output_dtype, output, case.sums()) == expected
-
-
-@on_both_devices
-@pytest.mark.parametrize("scaling_coefficient", [2.0, 1e300])
-def test_merged_values_beyond_float32_do_not_fit(device, scaling_coefficient):
-    values = np.zeros((3, 3000))
-    values[1, 2000] = 3e38
+    values[1, 2000] = value
     case = plain_case("task_arithmetic", values, scaling_coefficient=scaling_coefficient)
     for arithmetic, block in case.both(device):
-        output = np.empty(case.size * 4, np.uint8)
-        assert arithmetic.merge(case.coefficients, block, F32, output, case.sums()) == -1
+        output = np.empty(case.size * DTYPES[dtype].itemsize, np.uint8)
+        assert arithmetic.merge(case.coefficients, block, dtype, output, case.sums()) == code
 
 
 @on_both_devices
 @pytest.mark.parametrize("rate", RATES)
-def test_random_masks_are_the_kernels_to_the_bit(device, rate):
+def test_random_masks_are_equal(device, rate):
     for name, start in [("a", 0), ("b", 3), ("c", 2**40 + 1)]:
         key, n = mask_key(0, "math", name), 300_000
         keep = np.empty(n, np.float32)
@@ -291,7 +278,7 @@ def test_random_masks_are_the_kernels_to_the_bit(device, rate):
 
 
 @on_both_devices
-def test_threads_that_merge_at_once_do_not_disturb_each_other(device):
+def test_parallel_merges_do_not_interfere(device):
     rng = np.random.default_rng(0)
     parameters = MergeParameters("ties_merging", mask=Mask(0.5, use_weight_rescale=True))
     some = [plain_case("ties_merging", rng.normal(0, 1, (4, int(n)))) for n in rng.integers(1, 60_000, 40)]
@@ -309,7 +296,7 @@ def test_threads_that_merge_at_once_do_not_disturb_each_other(device):
         assert list(pool.map(merge, some)) == one_by_one
 
 
-def test_torch_has_its_threads_back_after_a_block():
+def test_torch_keeps_its_number_of_threads():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -322,61 +309,56 @@ def test_torch_has_its_threads_back_after_a_block():
 
 
 @needs_gpu
-def test_blocks_for_a_gpu_lie_in_page_locked_memory():
+def test_blocks_for_a_gpu_are_in_page_locked_memory():
     room = TorchArithmetic(MergeParameters("average_merging"), 2, "cuda").room(3, 1000)
     assert torch.from_numpy(room).is_pinned()
 
 
-MERGES = {
-    "average": MergeParameters("average_merging"),
+PAIRS = {
+    "average": MERGES["average"],
     "task arithmetic M3": MergeParameters("task_arithmetic", mixup=Mixup((0.3, 0.7)), scaling_coefficient=0.7),
-    "TIES": MergeParameters("ties_merging"),
-    "DARE TIES M3": MergeParameters("ties_merging", mask=Mask(0.3, use_weight_rescale=True), mixup=Mixup((0.3, 0.7))),
-    "magnitude mask TIES": MergeParameters("ties_merging", mask=Mask(0.3, mask_strategy="magnitude")),
+    "TIES": MERGES["TIES"],
+    "DARE TIES M3": MergeParameters("ties_merging", mask=DARE, mixup=Mixup((0.3, 0.7))),
+    "magnitude mask TIES": MERGES["magnitude mask TIES"],
 }
+merges = pytest.mark.parametrize("parameters", PAIRS.values(), ids=PAIRS)
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     base = save_model(root / "base", seed=0, dtype=torch.float16)
-    for seed, role in enumerate(("math", "code"), start=1):
-        save_model(root / role, seed, base=base, dtype=torch.float16, added_tokens=("[PAD]",) if seed == 1 else ())
+    save_model(root / "instruct", 1, base=base, dtype=torch.float16, added_tokens=("[PAD]",))
+    save_model(root / "math", 2, base=base, dtype=torch.float16)
     return root
 
 
-def merge_folders(folders, parameters: MergeParameters, target, work: MergeWork) -> np.ndarray:
-    """The merged weights' bytes."""
-    request = MergeRequest(folders / "base", {role: folders / role for role in ("math", "code")}, parameters)
-    merge_models(request, {"math": target}, work=work)
-    return np.frombuffer((target / "model.safetensors").read_bytes(), np.uint8)
-
-
-@pytest.mark.parametrize("parameters", MERGES.values(), ids=MERGES)
-def test_a_method_without_a_kernel_is_merged_by_its_formula(folders, tmp_path, monkeypatch, parameters):
-    work = MergeWork(threads=2, block_size=333, allow_unrelated=True)
-    expected = merge_folders(folders, parameters, tmp_path / "kernels", work)
+@merges
+def test_a_method_without_a_kernel_uses_its_formula(folders, tmp_path, monkeypatch, parameters):
+    work = {"threads": 2, "block_size": 333, "allow_unrelated": True}
+    merge(folders, tmp_path / "kernels", parameters, PAIR, **work)
     monkeypatch.delitem(COMPILED_METHODS, parameters.method)
-    found = merge_folders(folders, parameters, tmp_path / "formulas", work)
-    assert found.tobytes() == expected.tobytes()
+    merge(folders, tmp_path / "formulas", parameters, PAIR, **work)
+    assert file_bytes(tmp_path / "formulas") == file_bytes(tmp_path / "kernels")
 
 
 @needs_gpu
 @pytest.mark.parametrize("device", ["cuda", "auto"])
-@pytest.mark.parametrize("parameters", MERGES.values(), ids=MERGES)
+@merges
 def test_a_gpu_merges_to_the_same_values(folders, tmp_path, parameters, device):
-    work = MergeWork(device=device, threads=4, block_size=333, allow_unrelated=True)
-    found = merge_folders(folders, parameters, tmp_path / "gpu", work)
-    expected = merge_folders(folders, parameters, tmp_path / "cpu", MergeWork(allow_unrelated=True))
+    merge(folders, tmp_path / "gpu", parameters, PAIR, device=device, threads=4, block_size=333)
+    merge(folders, tmp_path / "cpu", parameters, PAIR)
+    found, expected = (
+        np.frombuffer((tmp_path / name / "model.safetensors").read_bytes(), np.uint8) for name in ("gpu", "cpu")
+    )
     header = 8 + int(expected[:8].view(np.uint64)[0])
     assert found[:header].tobytes() == expected[:header].tobytes()
-    assert_same_values(found[header:], expected[header:], F16, device)
+    assert_same_values(found[header:], expected[header:], F16, "cuda")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch finds a GPU here")
-def test_asking_for_a_gpu_where_there_is_none_is_an_error_in_one_line(folders, tmp_path):
-    with pytest.raises(UserError, match=r"^--device cuda: torch finds no GPU here; take --device cpu$"):
-        merge_folders(folders, MERGES["average"], tmp_path / "merged", MergeWork(device="cuda"))
+def test_a_missing_gpu_is_an_error_in_one_line(folders, tmp_path):
+    with pytest.raises(UserError, match=r"^--device cuda: torch finds no GPU here; use --device cpu$"):
+        merge(folders, tmp_path / "merged", device="cuda")
     assert list(tmp_path.iterdir()) == []
-    auto = choose_device("auto")
-    assert isinstance(open_arithmetic(auto, MERGES["average"], 2), CompiledArithmetic)
+    assert isinstance(open_arithmetic(choose_device("auto"), MERGES["average"], 2), CompiledArithmetic)
