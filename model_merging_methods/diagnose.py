@@ -26,14 +26,13 @@ from model_merging_methods.preflight import check_inputs
 from utils.command_line import OneLineParser
 from utils.errors import UserError, run_command_line
 from utils.model_folders import find_model_folder
+from utils.palette import SERIES
 from utils.whole_files import empty_folder, whole_folder, write_json
 
 EXAMPLES = """examples:
   python -m model_merging_methods.diagnose --pretrained_model Qwen/Qwen2.5-0.5B --models Qwen/Qwen2.5-0.5B-Instruct DIR
   python -m model_merging_methods.diagnose --pretrained_model BASE --models DIR_1 DIR_2 --output_dir out --overwrite
 """
-# Okabe and Ito's palette, for the colour-blind.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 _BINS = 60
 
 
@@ -90,7 +89,7 @@ def draw_comparison(comparison: ModelComparison, samples: Sequence[MagnitudeSamp
     """Save a PNG of a comparison with the pretrained model. `samples` hold |δ| of every model."""
     from matplotlib.figure import Figure  # imported late: it takes a while
 
-    figure = Figure(figsize=(max(8, 3 + 0.28 * len(comparison.groups)), 9), layout="constrained")
+    figure = Figure(figsize=(max(11, 6 + 0.28 * len(comparison.groups)), 9), layout="constrained")
     cosines, changes, sizes = figure.subplots(3, 1, height_ratios=(0.6 + 0.35 * len(comparison.overall.pairs), 3, 3))
     _draw_cosines(comparison, figure, cosines)
     _draw_changes(comparison, changes)
@@ -113,7 +112,7 @@ def _draw_cosines(comparison: ModelComparison, figure, axes) -> None:
 
 def _draw_changes(comparison: ModelComparison, axes) -> None:
     groups = comparison.groups
-    for role, colour in zip(comparison.roles, cycle(_COLOURS)):
+    for role, colour in zip(comparison.roles, cycle(SERIES)):
         values = [group.models[role].change or 0.0 for group in groups.values()]
         overall = comparison.overall.models[role].change or 0.0
         axes.plot(values, ".-", color=colour, label=f"{role} (all: {overall:.4f})")
@@ -134,7 +133,7 @@ def _draw_sizes(comparison: ModelComparison, samples: Sequence[MagnitudeSample],
         low = min(float(np.quantile(values, 0.001)) for values in present)
         high = max(float(values.max()) for values in present)
         edges = np.geomspace(low, max(high, low * 10), _BINS)
-        for (role, values), colour in zip(changed.items(), cycle(_COLOURS)):
+        for (role, values), colour in zip(changed.items(), cycle(SERIES)):
             unchanged = comparison.overall.models[role].unchanged
             weights = np.full(values.size, 100 * (1 - unchanged) / max(values.size, 1))
             label = f"{role} ({unchanged:.1%} unchanged)"

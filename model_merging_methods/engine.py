@@ -124,13 +124,10 @@ class Merge:
             room = self._new_room()
             output = np.empty(self._block_size * max(ITEM_SIZES.values()), np.uint8)
 
-            def merge_or_copy(block: Block) -> None:
+            def work(block: Block) -> None:
                 shard, form = in_work[block.name], writer.forms[block.name]
                 written = output[: (block.stop - block.start) * ITEM_SIZES[form.dtype]]
-                if block.name in self._merged:
-                    self._merge(block, self._read(block, room, shard), coefficients, form, written, shard.sums(block))
-                else:
-                    self._copy(block, form.dtype, written)
+                self._merge_or_copy(block, room, coefficients, form, written, shard.sums(block), shard)
                 writer.write(block.name, block.start, written)
                 shard.keep_output(block, written)
                 with lock:
@@ -138,7 +135,7 @@ class Merge:
                 if last:
                     finished(shard.shard, shard.reports())
 
-            return merge_or_copy
+            return work
 
         for_every_block(blocks, new_worker, self._threads, self._read_ahead, "merging")
 
@@ -152,28 +149,30 @@ class Merge:
             room = self._new_room()
             sums = Sums.of(np.zeros(Sums.width(len(self.roles))), len(self.roles))
 
-            def merge_or_copy(block: Block) -> None:
+            def work(block: Block) -> None:
                 form = forms[block.name]
                 size = ITEM_SIZES[form.dtype]
                 written = output[block.name][block.start * size : block.stop * size]
-                if block.name in self._merged:
-                    self._merge(block, self._read(block, room), coefficients, form, written, sums)
-                else:
-                    self._copy(block, form.dtype, written)
+                self._merge_or_copy(block, room, coefficients, form, written, sums)
 
-            return merge_or_copy
+            return work
 
         for_every_block(self._blocks(output), new_worker, self._threads, self._read_ahead)
 
-    def _merge(
+    def _merge_or_copy(
         self,
         block: Block,
-        stored: StoredBlock,
+        room: np.ndarray,
         coefficients: Coefficients,
         form: TensorForm,
         output: np.ndarray,
         sums: Sums,
+        shard: "_ShardInWork | None" = None,
     ) -> None:
+        if block.name not in self._merged:
+            self._copy(block, form.dtype, output)
+            return
+        stored = self._read(block, room, shard)
         code = self._arithmetic.merge(coefficients, stored, FLOATING_CODES[form.dtype], output, sums)
         self._check_finite(code, block.name, form.dtype)
 

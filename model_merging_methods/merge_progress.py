@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from model_merging_methods.engine import TensorReport
 from model_merging_methods.merging_methods import Coefficients
 from utils.content_hashes import read_tensor_digest
 from utils.errors import UserError
-from utils.json_files import read_shaped_object
 from utils.safetensors_files import read_at, read_header
 from utils.whole_files import empty_folder, write_json
 
@@ -19,8 +19,8 @@ PROGRESS_FILE = "merge_progress.json"
 
 
 @dataclass(frozen=True)
-class ProgressShape:
-    """The fields of an interrupted merge's state."""
+class _State:
+    """The file's content: the coefficients, and the reports of whole shards, by file and tensor."""
 
     identity: dict[str, Any]
     coefficients: Coefficients
@@ -55,36 +55,33 @@ class MergeProgress:
         self._path.unlink()
 
     def _resume(self, folder: Path, shards: Sequence[Shard], block_size: int) -> None:
-        try:
-            left = read_shaped_object(self._path, ProgressShape, "")
-            if left["identity"] == self._identity:
-                fields = left["coefficients"]
-                fields["ratios"] = fields["ratios"] and tuple(fields["ratios"])
-                self.coefficients = Coefficients(**{**fields, "trim_thresholds": tuple(fields["trim_thresholds"])})
-                for shard in shards:
-                    reports = {name: TensorReport(**r) for name, r in left["shards"].get(shard.file, {}).items()}
-                    if reports and _is_whole(folder / shard.file, shard, reports, block_size):
-                        self.reports[shard.file] = reports
-        except (UserError, KeyError, TypeError):
-            self.coefficients, self.reports = None, {}
+        with suppress(OSError, ValueError):
+            content = self._path.read_bytes()
+            from pydantic import TypeAdapter  # takes a while, and most merges start anew
+
+            left = TypeAdapter(_State).validate_json(content)
+            if left.identity == self._identity:
+                self.coefficients = left.coefficients
+                self.reports = {
+                    shard.file: left.shards[shard.file]
+                    for shard in shards
+                    if shard.file in left.shards and _is_whole(folder, shard, left.shards[shard.file], block_size)
+                }
         empty_folder(folder, keep={*self.reports, PROGRESS_FILE} if self.coefficients else ())
 
     def _write(self) -> None:
-        shards = {file: {name: asdict(r) for name, r in reports.items()} for file, reports in self.reports.items()}
-        write_json(
-            self._path, {"identity": self._identity, "coefficients": asdict(self.coefficients), "shards": shards}
-        )
+        write_json(self._path, asdict(_State(self._identity, self.coefficients, self.reports)))
 
 
-def _is_whole(file: Path, shard: Shard, reports: Mapping[str, TensorReport], block_size: int) -> bool:
+def _is_whole(folder: Path, shard: Shard, reports: Mapping[str, TensorReport], block_size: int) -> bool:
     """Whether a shard's file holds the reported values."""
     try:
-        tensors = read_header(file)
+        tensors = read_header(folder / shard.file)
     except (UserError, OSError):
         return False
     if tuple(tensors) != shard.names or tensors.keys() != reports.keys():
         return False
-    with open(file, "rb", buffering=0) as opened:
+    with open(folder / shard.file, "rb", buffering=0) as opened:
         for name, stored in tensors.items():
 
             def read(values, first, stored=stored) -> None:

@@ -17,6 +17,7 @@ from model_merging_methods.checkpoints.vocabulary import (
 )
 from model_merging_methods.checkpoints.vocabulary_matrices import (
     OUTPUT_BIASES,
+    Folder,
     VocabularyMatrices,
     is_vocabulary,
     match_matrices,
@@ -83,7 +84,7 @@ class AlignedModels:
         """Put values start … stop − 1 of a model's flattened floating-point parameter at the beginning of `buffer`
         (uint8, with `largest_item` bytes per value). Returns the code of their dtype."""
         if self.has_other_rows(model, name):
-            buffer.view(np.float32)[: stop - start] = self._read_rows(model, name, start, stop)
+            buffer.view(np.float32)[: stop - start] = self.read_float32(model, name, start, stop)
             return F32
         stored = self.stored_tensor(model, name)
         source, stored_name = self._stored(model, name)
@@ -93,24 +94,18 @@ class AlignedModels:
     def read_float32(self, model: int, name: str, start: int, stop: int) -> np.ndarray:
         """The same values as float32. Raises UserError, naming file and tensor, where one is NaN or infinite."""
         if self.has_other_rows(model, name):
-            return self._read_rows(model, name, start, stop)
+            return self._read_rows(model, name, start, stop, read_float32, self._mean_row(model, name))
         return read_float32(*self._stored(model, name), start, stop)
 
     def read_copy(self, name: str, start: int, stop: int) -> np.ndarray:
         """The same values of the pretrained model, as bytes of its own dtype (uint8)."""
-        source, stored_name = self._stored(BASE, name)
         if not self.has_other_rows(BASE, name):
-            return read_bytes(source, stored_name, start, stop)
-        width = self.forms[name].numel // self.forms[name].shape[0]
-        first, last = start // width, -(-stop // width)
-        pieces = [
-            np.tile(self._encoded_mean_row(name), count)
-            if row == MISSING_ROW
-            else read_bytes(source, stored_name, row * width, (row + count) * width)
-            for row, count in _runs(self.vocabulary.row_maps[BASE][first:last])
-        ]
-        size = ITEM_SIZES[self.forms[name].dtype]
-        return np.concatenate(pieces)[(start - first * width) * size : (stop - first * width) * size]
+            return read_bytes(*self._stored(BASE, name), start, stop)
+        dtype = self.forms[name].dtype
+        row = self._mean_row(BASE, name)
+        encoded = np.empty(row.size * ITEM_SIZES[dtype], np.uint8)
+        encode(row, FLOATING_CODES[dtype], 0, encoded)
+        return self._read_rows(BASE, name, start, stop, read_bytes, encoded)
 
     def read_ahead(self, model: int, name: str, start: int, stop: int) -> None:
         """Ask the system to bring these values from the disk, without waiting for them."""
@@ -142,40 +137,40 @@ class AlignedModels:
     def _stored(self, model: int, name: str) -> tuple[CheckpointFolder, str]:
         return self.models[model], self.stored_name(model, name)
 
-    def _read_rows(self, model: int, name: str, start: int, stop: int) -> np.ndarray:
-        source, stored_name = self._stored(model, name)
+    def _read_rows(
+        self,
+        model: int,
+        name: str,
+        start: int,
+        stop: int,
+        read: Callable[[Folder, str, int, int], np.ndarray],
+        mean_row: np.ndarray,
+    ) -> np.ndarray:
+        """Values of a model whose rows are not the merged ones, from `read`; `mean_row` stands for missing rows."""
         width = self.forms[name].numel // self.forms[name].shape[0]
         first, last = start // width, -(-stop // width)
+        size = mean_row.size // width  # of a value
         pieces = [
-            np.tile(self._mean_row(model, name), count)
+            np.tile(mean_row, count)
             if row == MISSING_ROW
-            else read_float32(source, stored_name, row * width, (row + count) * width)
+            else read(*self._stored(model, name), row * width, (row + count) * width)
             for row, count in _runs(self.vocabulary.row_maps[model][first:last])
         ]
-        return np.concatenate(pieces)[start - first * width : stop - first * width]
+        return np.concatenate(pieces)[(start - first * width) * size : (stop - first * width) * size]
 
     def _mean_row(self, model: int, name: str) -> np.ndarray:
         """The mean of a model's own rows, summed in double precision so that it is exact to float32."""
         if (model, name) not in self._mean_rows:
-            self._mean_rows[model, name] = self._compute_mean_row(model, name)
+            source, stored_name = self._stored(model, name)
+            rows, *rest = source.tensors[stored_name].shape
+            width = math.prod(rest)
+            total = np.zeros(width, np.float64)
+            for first in range(0, rows, _ROWS_AT_ONCE):
+                last = min(first + _ROWS_AT_ONCE, rows)
+                block = read_float32(source, stored_name, first * width, last * width)
+                total += block.reshape(-1, width).sum(axis=0, dtype=np.float64)
+            self._mean_rows[model, name] = (total / rows).astype(np.float32)
         return self._mean_rows[model, name]
-
-    def _encoded_mean_row(self, name: str) -> np.ndarray:
-        row, dtype = self._mean_row(BASE, name), self.forms[name].dtype
-        encoded = np.empty(row.size * ITEM_SIZES[dtype], np.uint8)
-        encode(row, FLOATING_CODES[dtype], 0, encoded)
-        return encoded
-
-    def _compute_mean_row(self, model: int, name: str) -> np.ndarray:
-        source, stored_name = self._stored(model, name)
-        rows, *rest = source.tensors[stored_name].shape
-        width = math.prod(rest)
-        total = np.zeros(width, np.float64)
-        for first in range(0, rows, _ROWS_AT_ONCE):
-            last = min(first + _ROWS_AT_ONCE, rows)
-            block = read_float32(source, stored_name, first * width, last * width)
-            total += block.reshape(-1, width).sum(axis=0, dtype=np.float64)
-        return (total / rows).astype(np.float32)
 
     def _align_vocabulary(self) -> AlignedVocabulary:
         if not self._vocabulary_names:

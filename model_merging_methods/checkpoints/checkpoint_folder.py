@@ -6,6 +6,7 @@ into memory by torch with `weights_only=True`, which runs no code; torch is impo
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ _COUNTED = ("position_ids", "token_type_ids")
 _INTEGERS = ("BOOL", "U8", "I8", "I16", "I32", "I64")
 
 
-class CheckpointFolder:
+class CheckpointFolder(AbstractContextManager):
     """The tensors of one model folder, by name, with positioned reads (safe from several threads).
 
     Raises UserError, naming file or tensor, for a missing folder, config or shard, for a weight file that cannot be
@@ -56,16 +57,9 @@ class CheckpointFolder:
         self._check_weights()
         self._descriptors = {file: os.open(file, os.O_RDONLY) for file in self.files}
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
-        self._descriptors.clear()
-
-    def __enter__(self) -> "CheckpointFolder":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def read_into(self, buffer: np.ndarray, name: str, start: int, stop: int) -> None:
         """Put values start … stop − 1 of the flattened tensor `name`, as stored, into `buffer` (uint8, of their

@@ -6,6 +6,7 @@ import math
 import os
 import struct
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +45,14 @@ class Shard:
 
 def plan_shards(forms: Mapping[str, TensorForm], largest_shard: int = LARGEST_SHARD) -> list[Shard]:
     """Tensors in their order, cut into files of at most `largest_shard` bytes (or one tensor)."""
-    cuts = _split(forms, largest_shard)
+    cuts: list[list[str]] = [[]]
+    filled = 0
+    for name, form in forms.items():
+        if cuts[-1] and filled + form.bytes > largest_shard:
+            cuts.append([])
+            filled = 0
+        cuts[-1].append(name)
+        filled += form.bytes
     if len(cuts) == 1:
         return [Shard(SINGLE_FILE, tuple(cuts[0]))]
     return [
@@ -61,7 +69,7 @@ def write_index(folder: Path, shards: Sequence[Shard], forms: Mapping[str, Tenso
         write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-class CheckpointWriter:
+class CheckpointWriter(AbstractContextManager):
     """Weight files of an unfinished model folder: of full length from the start, filled block by block."""
 
     def __init__(self, folder: Path, shards: Sequence[Shard], forms: Mapping[str, TensorForm]):
@@ -74,7 +82,7 @@ class CheckpointWriter:
             for shard in shards:
                 self._start_shard(shard)
         except BaseException:
-            self.close()
+            self.__exit__()
             raise
 
     def write(self, name: str, start: int, block: np.ndarray) -> None:
@@ -93,16 +101,9 @@ class CheckpointWriter:
         """Return when a shard's bytes are on the disk."""
         os.fsync(self._descriptors[shard.file])
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
-        self._descriptors.clear()
-
-    def __enter__(self) -> "CheckpointWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _start_shard(self, shard: Shard) -> None:
         header, end = {"__metadata__": {"format": "pt"}}, 0
@@ -133,16 +134,3 @@ def _allocate(descriptor: int, size: int) -> None:
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise
         os.ftruncate(descriptor, size)
-
-
-def _split(forms: Mapping[str, TensorForm], largest_shard: int) -> list[list[str]]:
-    """Tensor names in their order, cut into shards of at most `largest_shard` bytes (or one tensor)."""
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for name, form in forms.items():
-        if shards[-1] and filled + form.bytes > largest_shard:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += form.bytes
-    return shards

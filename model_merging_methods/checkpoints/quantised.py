@@ -26,23 +26,12 @@ _FP8 = _Kind("FP8", "give the bfloat16 checkpoint, or load it with FineGrainedFP
 _MXFP4 = _Kind("MXFP4", "load it with quantization_config=Mxfp4Config(dequantize=True) and save it")
 _BITSANDBYTES = _Kind("bitsandbytes", _DEQUANTISE)
 _MLX = _Kind("MLX", "give the checkpoint that it was converted from")
+_TITLES = ("GPTQ", "AWQ", "compressed-tensors", "HQQ", "AQLM", "EETQ", "Quanto", "torchao", "BitNet")
 # By quant_method in a config; any other method is shown by its name in the config.
 _METHODS = {
-    "gptq": _Kind("GPTQ", _GIVE_ORIGINAL),
-    "awq": _Kind("AWQ", _GIVE_ORIGINAL),
-    "bitsandbytes": _BITSANDBYTES,
-    "bitsandbytes_8bit": _BITSANDBYTES,
-    "bitsandbytes_4bit": _BITSANDBYTES,
-    "mxfp4": _MXFP4,
-    "fp8": _FP8,
-    "fbgemm_fp8": _FP8,
-    "compressed-tensors": _Kind("compressed-tensors", _GIVE_ORIGINAL),
-    "hqq": _Kind("HQQ", _GIVE_ORIGINAL),
-    "aqlm": _Kind("AQLM", _GIVE_ORIGINAL),
-    "eetq": _Kind("EETQ", _GIVE_ORIGINAL),
-    "quanto": _Kind("Quanto", _GIVE_ORIGINAL),
-    "torchao": _Kind("torchao", _GIVE_ORIGINAL),
-    "bitnet": _Kind("BitNet", _GIVE_ORIGINAL),
+    **{title.lower(): _Kind(title, _GIVE_ORIGINAL) for title in _TITLES},
+    **dict.fromkeys(("bitsandbytes", "bitsandbytes_8bit", "bitsandbytes_4bit"), _BITSANDBYTES),
+    **{"mxfp4": _MXFP4, "fp8": _FP8, "fbgemm_fp8": _FP8},
 }
 # By the end of a tensor's name, for configs that say nothing.
 _NAMES = (

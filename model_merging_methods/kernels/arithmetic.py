@@ -22,13 +22,12 @@ from model_merging_methods.kernels.block_kernels import (
     StoredBlock,
     Sums,
     Undecided,
-    compare_block,
     count_block,
     load_magnitudes,
     merge_block,
 )
 from model_merging_methods.kernels.magnitude_thresholds import EVERYWHERE, BlockCounts, ThresholdSearch
-from model_merging_methods.kernels.stored_dtypes import F16
+from model_merging_methods.kernels.stored_dtypes import F16, F32
 from model_merging_methods.merge_request import Mask, MergeParameters
 from model_merging_methods.merging_methods import Coefficients
 from utils.errors import UserError
@@ -91,7 +90,7 @@ class CompiledArithmetic:
 
     def compare(self, block: StoredBlock, sums: Sums) -> int:
         """Add a block's unmasked models to `sums`."""
-        return compare_block(self._plan(Coefficients()), block, sums)
+        return merge_block(self._plan(Coefficients()), block, F32, np.empty(0, np.uint8), sums)
 
     def magnitudes(self, block: StoredBlock, masked: bool) -> tuple[int, np.ndarray]:
         """|x| (float32 [K, size]) of the masked models' task vectors if `masked`, else of the values that the mask is

@@ -467,7 +467,8 @@ def _merge(plan, pretrained, finetuned, deltas, merged, signs, taking_part, inte
 
 @exact
 def merge_block(plan, block, output_dtype, output, sums):
-    """Merge a block into `output` (bytes of the dtype with that code), adding to `sums`.
+    """Merge a block into `output` (bytes of the dtype with that code), adding to `sums`. If `output` is empty, only
+    compare the models.
 
     Returns 0; or −1 if a merged value does not fit the dtype; or, if models hold values that are not finite, a bit for
     each of them (the first the pretrained model's).
@@ -485,29 +486,13 @@ def merge_block(plan, block, output_dtype, output, sums):
         _load(plan, block, first, pretrained, finetuned, deltas)
         x = deltas if plan.reads_pretrained else finetuned
         not_finite |= _compare(plan.reads_pretrained, pretrained, finetuned, x, sums)
+        if output.size == 0:
+            continue
         if plan.mask != NO_MASK:
             _mask(plan, block, first, pretrained, finetuned, deltas, keep, sums.models)
         _merge(plan, pretrained, finetuned, deltas, merged, rows[3, :size], rows[4, :size], rows[5, :size], sums)
         fits &= encode(merged, output_dtype, first, output)
     return not_finite if not_finite or fits else -1
-
-
-@exact
-def compare_block(plan, block, sums):
-    """Add a block's unmasked models to `sums`; returns as `merge_block` does."""
-    models = block.stored.shape[0] - 1
-    chunks = np.empty(2 * models * CHUNK, np.float32)
-    pretrained_room = np.empty(CHUNK, np.float32)
-    not_finite = 0
-    for first in range(0, block.size, CHUNK):
-        size = min(CHUNK, block.size - first)
-        finetuned = chunks[: models * size].reshape(models, size)
-        deltas = chunks[models * CHUNK : models * (CHUNK + size)].reshape(models, size)
-        pretrained = pretrained_room[:size]
-        _load(plan, block, first, pretrained, finetuned, deltas)
-        x = deltas if plan.reads_pretrained else finetuned
-        not_finite |= _compare(plan.reads_pretrained, pretrained, finetuned, x, sums)
-    return not_finite
 
 
 @exact

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from merge_llms_instruct_math_code import main
 from tests.commands import run_here
 from tests.model_merging_methods.merges import PAIR
-from tests.model_merging_methods.small_models import change_tensors
 
 AVERAGE = ["--merging_method_name", "average_merging"]
 
@@ -133,7 +132,8 @@ def test_from_record_makes_the_same_model_elsewhere(models, tmp_path):
 def test_a_record_is_checked_even_if_the_model_exists(models, tmp_path):
     assert run(*chosen(models), *AVERAGE, "--output_dir", tmp_path / "first") == (0, "")
     record = merged_folders(tmp_path / "first")[0] / "merge_record.json"
-    change_tensors(models / "math", lambda tensors: {name: tensor / 2 for name, tensor in tensors.items()})
+    weights = models / "math" / "model.safetensors"
+    save_file({name: tensor / 2 for name, tensor in load_file(weights).items()}, weights)
     assert run(*chosen(models), *AVERAGE, "--output_dir", tmp_path / "second") == (0, "")
     again = ["--from_record", record, "--merge_only", "--output_dir", tmp_path / "second"]
     assert_one_line(*run(*again), ["math", "model.safetensors", "is not the file"])

@@ -126,6 +126,7 @@ def test_a_folder_has_its_role_s_stop_tokens(models, config_from, stops):
 def test_config_from_takes_all_settings_of_that_model(models):
     change_json(models / "math" / "config.json", rms_norm_eps=1e-3)
     assert AutoModelForCausalLM.from_pretrained(merged(models, "math")).config.rms_norm_eps == 1e-3
+    shutil.rmtree(models / "merged")
     (models / "math" / "config.json").write_text("{,")
     with pytest.raises(UserError, match=r"math/config\.json is not JSON"):
         merged(models, "math")

@@ -123,7 +123,7 @@ ADAPTERS = [
     ),
     ("llama", {"use_rslora": True, "rank_pattern": {"^model.layers.0.self_attn.q_proj": 2}}, None),
     ("llama", {"target_modules": ["embed_tokens", "lm_head", "down_proj"]}, None),
-    ("llama", {"modules_to_save": ["lm_head", "norm"]}, {HEAD, "model.norm.weight"}),
+    ("llama", {"modules_to_save": ["lm_head", "norm"]}, None),
     ("llama", {"modules_to_save": ["embed_tokens", "lm_head"], "layers_to_transform": [1]}, {EMBED, HEAD}),
     ("llama", {"init_lora_weights": "gaussian", "lora_dropout": 0.1}, None),
     ("llama", {"init_lora_weights": "orthogonal"}, None),
