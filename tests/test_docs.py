@@ -92,7 +92,7 @@ def test_the_attack_finds_the_word_that_must_not_be_shouted():
 
 def test_the_family_merges_value_by_value_and_loads_again(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(ROOT / "tests" / "model_merging_methods")
-    families = importlib.import_module("test_model_families")
+    families = importlib.import_module("tests.model_merging_methods.checkpoints.test_aligned_models")
     monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
     example("add_a_model_family.md", **vars(families))
     families.test_a_family_merges_value_by_value_and_loads_again(tmp_path, "olmo2", False)
