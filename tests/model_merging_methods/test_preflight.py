@@ -66,80 +66,12 @@ def tensors(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
     return lambda folder: change_tensors(folder, change)
 
 
-def with_config(**settings) -> Change:
-    return lambda folder: change_json(folder / "config.json", **settings)
-
-
-def quantised(suffixes: dict[str, torch.Tensor], **settings) -> Change:
-    """Every up projection as these tensors, and a config that says how."""
-
-    def replace(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        codes = {}
-        for name in [name for name in stored if name.endswith("up_proj.weight")]:
-            del stored[name]
-            codes |= {name.removesuffix("weight") + suffix: tensor.clone() for suffix, tensor in suffixes.items()}
-        return stored | codes
-
-    def change(folder: Path) -> None:
-        tensors(replace)(folder)
-        with_config(**settings)(folder)
-
-    return change
-
-
-def codes(dtype: torch.dtype, *shape: int) -> torch.Tensor:
-    return torch.ones(shape or (40, 16)).to(dtype)
-
-
-def method(name: str, **settings) -> dict:
-    return {"quantization_config": {"quant_method": name, **settings}}
-
-
-GPTQ = {"qweight": codes(torch.int32, 2, 40), "qzeros": codes(torch.int32, 1, 5), "scales": codes(torch.float16, 1, 40)}
-INT8 = {"weight": codes(torch.int8), "SCB": codes(torch.float32, 40)}
-NF4 = {"weight": codes(torch.uint8, 320, 1), "weight.absmax": codes(torch.float32, 10)}
-FP8 = {"weight": codes(torch.float8_e4m3fn), "weight_scale_inv": codes(torch.float32, 1, 1)}
-QUANTISED = {
-    "GPTQ": (quantised(GPTQ, **method("gptq", bits=4)), "GPTQ"),
-    "AWQ": (quantised(GPTQ, **method("awq")), "AWQ"),
-    "GPTQ without a config": (quantised(GPTQ), "GPTQ or AWQ"),
-    "bitsandbytes int8": (quantised(INT8, **method("bitsandbytes", load_in_8bit=True)), "bitsandbytes int8"),
-    "bitsandbytes nf4": (
-        quantised(NF4, **method("bitsandbytes", load_in_4bit=True, bnb_4bit_quant_type="nf4")),
-        "bitsandbytes nf4",
-    ),
-    "bitsandbytes without a config": (quantised(NF4), "bitsandbytes"),
-    "FP8": (quantised(FP8, **method("fp8")), "FP8"),
-    "FP8 without a config": (quantised({"weight": codes(torch.float8_e5m2)}), "FP8"),
-    "MXFP4": (quantised({"weight_blocks": codes(torch.uint8), "weight_scales": codes(torch.uint8)}), "MXFP4"),
-    "compressed-tensors": (
-        quantised({"weight_packed": codes(torch.int32)}, compression_config={"quant_method": "compressed-tensors"}),
-        "compressed-tensors",
-    ),
-    "HQQ": (quantised({"W_q": codes(torch.uint8)}, **method("hqq")), "HQQ"),
-    "AQLM": (quantised({"codes": codes(torch.int16), "codebooks": codes(torch.float16)}, **method("aqlm")), "AQLM"),
-    "EETQ": (quantised({"weight": codes(torch.int8)}, **method("eetq")), "EETQ"),
-    "MLX": (quantised({"weight": codes(torch.uint32)}, quantization={"bits": 4}), "MLX"),
-    "plain int8": (quantised({"weight": codes(torch.int8)}), "of an unknown kind, with int8"),
-    "a method of the future": (quantised({"weight": codes(torch.uint8)}, **method("future")), "future"),
-    "multimodal": (quantised(GPTQ, text_config=method("gptq")), "GPTQ"),
-}
-
-
-@pytest.mark.parametrize(("change", "kind"), QUANTISED.values(), ids=QUANTISED)
-def test_quantised_weights_are_refused_by_kind(models, change, kind):
-    change(models / "math")
-    error = only_error(check(models))
-    assert error.startswith(f"{models / 'math'}: is quantised ({kind}") and "; " in error
-
-
-def test_a_config_that_alone_says_quantised_is_named(models):
-    with_config(**method("bitsandbytes", load_in_4bit=True))(models / "math")
-    assert "its tensors are plain weights; remove that entry" in only_error(check(models))
+def float8(folder: Path) -> None:
+    change_tensors(folder, lambda stored: {**stored, UP: stored[UP].to(torch.float8_e4m3fn)})
 
 
 def test_searches_and_diagnoses_stop_as_merges_do(models, tmp_path):
-    quantised(FP8)(models / "math")
+    float8(models / "math")
     with pytest.raises(UserError, match=r"math: is quantised \(FP8"):
         CandidateMerges(models / "base", request(models).finetuned).check(request(models).parameters, False)
     names = ["--pretrained_model", models / "base", "--models", models / "instruct", models / "math"]
