@@ -63,7 +63,7 @@ def add_merge_options(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="M3 with a given ratio of the first model, or one ratio per model, which sum to 1",
     )
-    merging.add_argument("--device", choices=DEVICES, help="device of the arithmetic, default: cpu")
+    merging.add_argument("--device", choices=DEVICES, help="device of the arithmetic (default: cpu)")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -71,7 +71,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     models = parser.add_argument_group("models")
     for role, name in FINETUNED_MODELS.items():
         models.add_argument(f"--merge_{role}", action="store_true", help=f"merge the {role} model ({name})")
-    models.add_argument("--models_dir", type=Path, help="folder of models with the paper's names, default: this one")
+    models.add_argument("--models_dir", type=Path, help="folder of models with the paper's names (default: .)")
     for role in (PRETRAINED, *FINETUNED_MODELS):
         models.add_argument(f"--{role}_model", metavar="PATH_OR_HUB_ID", help=f"another {role} model")
     return models
@@ -86,7 +86,7 @@ def add_method_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     _add(merging, "weight_format", "the values to mask", choices=WEIGHT_FORMATS)
     _add(merging, "mask_strategy", "which values are dropped", choices=MASK_STRATEGIES)
     _add(merging, "seed", "of the drawn ratio and of random masks", type=whole_number)
-    merging.add_argument("--dtype", choices=DTYPE_NAMES, help="of the saved weights, default: the pretrained model's")
+    merging.add_argument("--dtype", choices=DTYPE_NAMES, help="of the saved weights (default: the pretrained model's)")
     merging.add_argument(
         "--exclude_param_names_regex",
         nargs="+",
@@ -96,8 +96,8 @@ def add_method_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     merging.add_argument(
         "--config_from",
         choices=(PRETRAINED, *FINETUNED_MODELS),
-        help="take config and generation config of this model, default: the pretrained model's config, with the "
-        "settings in which all fine-tunes agree; stop tokens and generation config of each task's model",
+        help="take config and generation config of this model (default: the pretrained model's config, with the "
+        "settings in which all fine-tunes agree; stop tokens and generation config of each task's model)",
     )
     merging.add_argument("--allow_unrelated", action="store_true", help="merge models of seemingly different backbones")
     return merging
@@ -204,7 +204,7 @@ def _check_effects(options: argparse.Namespace, parameters: MergeParameters) -> 
 
 
 def _add(group: argparse._ArgumentGroup, name: str, meaning: str, **settings) -> None:
-    group.add_argument(f"--{name}", help=f"{meaning}, default: {DEFAULTS[name]}", **settings)
+    group.add_argument(f"--{name}", help=f"{meaning} (default: {DEFAULTS[name]})", **settings)
 
 
 def _underscored(name: str) -> str:

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--pretrained_model", required=True, metavar="PATH_OR_HUB_ID", help="the common base")
     parser.add_argument("--models", required=True, nargs="+", metavar="PATH_OR_HUB_ID", help="two fine-tunes or more")
-    parser.add_argument("--output_dir", type=Path, default=Path(), help="default: the working folder")
+    parser.add_argument("--output_dir", type=Path, default=Path(), help="root of the results (default: .)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier diagnosis of these models")
     options = parser.parse_args(arguments)
     if len(options.models) < 2:
