@@ -83,26 +83,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "--check, --device, --allow_unrelated: have no effect with --backend replay, which merges nothing"
         )
     if options.check:
-        check_inputs_only(options)
-        return
+        from model_merging_methods.preflight import print_findings
+
+        sys.exit(print_findings(requested_merge(options), options.allow_unrelated, options.from_record))
     with logged_run() as keep_log:
         command = shlex.join(["python", SCRIPT, *(sys.argv[1:] if arguments is None else arguments)])
         log.info("command: %s", command)
         merge_infer_score(options, command, keep_log)
-
-
-def check_inputs_only(options: argparse.Namespace) -> None:
-    """Print the findings of the checks before a merge, one per line, and exit with status 2 after an error."""
-    request = requested_merge(options)
-    from model_merging_methods.preflight import check_merge
-
-    findings = check_merge(request, options.allow_unrelated, options.from_record)
-    for finding in findings.found:
-        print(f"{'error' if finding.is_error else 'warning'}: {finding.text}")
-    if findings.errors:
-        sys.exit(2)
-    if not findings.found:
-        print("no errors and no warnings")
 
 
 def merge_infer_score(options: argparse.Namespace, command: str, keep_log: Callable[[Path], None]) -> None:

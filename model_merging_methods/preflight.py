@@ -82,6 +82,16 @@ def check_merge(request: MergeRequest, allow_unrelated: bool, made_from: Path | 
     return findings
 
 
+def print_findings(request: MergeRequest, allow_unrelated: bool, made_from: Path | None = None) -> int:
+    """Print the findings of `check_merge`, one per line. Returns the exit status: 2 after an error, else 0."""
+    findings = check_merge(request, allow_unrelated, made_from)
+    for finding in findings.found:
+        print(f"{'error' if finding.is_error else 'warning'}: {finding.text}")
+    if not findings.found:
+        print("no errors and no warnings")
+    return 2 if findings.errors else 0
+
+
 def _open_folders(request: MergeRequest, stack: ExitStack, findings: Findings) -> list[Folder | None]:
     """All folders, the pretrained model's first; None for one that cannot be read."""
     folders: list[Folder | None] = []
