@@ -57,7 +57,7 @@ class MergeProgress:
     def _resume(self, folder: Path, shards: Sequence[Shard], block_size: int) -> None:
         with suppress(OSError, ValueError):
             content = self._path.read_bytes()
-            from pydantic import TypeAdapter  # takes a while, and most merges start anew
+            from pydantic import TypeAdapter  # slow to import, and needed only to resume
 
             left = TypeAdapter(_State).validate_json(content)
             if left.identity == self._identity:

@@ -58,7 +58,7 @@ def content_hash(path: Path) -> str:
 
 
 def bytes_hash(path: Path) -> str:
-    """The hash of a file's bytes, whatever they mean."""
+    """The hash of a file's bytes."""
     state, since = file_state(path), time.time()
     known = recall(state, _BYTES)
     if known is not None:
@@ -78,7 +78,7 @@ def files_hash(files: Iterable[Path]) -> str:
 
 
 def folder_hash(folder: Path) -> str:
-    """A hash of all that a folder holds."""
+    """A hash of everything in a folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return json_hash([[str(path.relative_to(folder)), content_hash(path)] for path in files])
 

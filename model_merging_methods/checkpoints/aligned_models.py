@@ -98,7 +98,7 @@ class AlignedModels:
         return read_float32(*self._stored(model, name), start, stop)
 
     def read_copy(self, name: str, start: int, stop: int) -> np.ndarray:
-        """The same values of the pretrained model, as bytes of its own dtype (uint8)."""
+        """The same values of the pretrained model, as bytes of its dtype (uint8)."""
         if not self.has_other_rows(BASE, name):
             return read_bytes(*self._stored(BASE, name), start, stop)
         dtype = self.forms[name].dtype
@@ -146,7 +146,7 @@ class AlignedModels:
         read: Callable[[Folder, str, int, int], np.ndarray],
         mean_row: np.ndarray,
     ) -> np.ndarray:
-        """Values of a model whose rows are not the merged ones, from `read`; `mean_row` stands for missing rows."""
+        """Values of a model whose rows are not the merged ones, from `read`; `mean_row` replaces missing rows."""
         width = self.forms[name].numel // self.forms[name].shape[0]
         first, last = start // width, -(-stop // width)
         size = mean_row.size // width  # of a value

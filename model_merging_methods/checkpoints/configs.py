@@ -27,7 +27,7 @@ _STRUCTURE = re.compile(
     r"hidden_act|hidden_activation|activation(_function)?|dense_act_fn|is_gated_act|feed_forward_proj"
     r"|n_heads?|num_(attention_|key_value_|kv_)?heads|(\w+_)?head_dim|d_kv|use_parallel_residual|parallel_attn"
 )
-# Settings without effect on what a model computes, that the tensors' names and shapes show, or that belong to the
+# Settings without effect on a model's results, that the tensors' names and shapes show, or that belong to the
 # tokenizer.
 _WITHOUT_MEANING = re.compile(
     r"_.*|\w*dropout\w*|\w*_pdrop|initializer\w*|\w*_init|use_cache|router_\w*coef|router_jitter_noise|pretraining_tp|summary_\w+"
@@ -64,7 +64,9 @@ def check_configs(
         is_left_out = None in values.values()
         if _STRUCTURE.fullmatch(name) and not is_left_out and not allow_unrelated:
             roles = " and ".join(f"--{role}_model" for role in others)
-            findings.error(f"{text}, which changes what the weights mean; give another {roles}, or --allow_unrelated")
+            findings.error(
+                f"{text}, which changes the meaning of the weights; give another {roles}, or --allow_unrelated"
+            )
             continue
         chosen = taken.get(name, values["pretrained"])
         advice = "" if name in taken else "; choose another model's with --config_from"

@@ -1,6 +1,6 @@
 """The files of a merge's inputs, and hashes of everything in them that the merge depends on.
 
-A weight file's hash covers what its tensors hold, whatever file layout they come in (`utils.content_hashes`).
+A weight file's hash covers its tensors, not the layout of the file (`utils.content_hashes`).
 """
 
 import time

@@ -33,14 +33,14 @@ _TOWER = re.compile(
 
 
 class _Explanation(NamedTuple):
-    """What names of one model only show: `pattern` finds them, `what` it means, and the remedy."""
+    """What names in only one of two models mean: a `pattern` of the names, the meaning, and the remedy."""
 
     pattern: str
     what: str
     remedy: str
 
 
-# Names that tell what a model is, where it has them and the other model does not.
+# Names that show what a model is, if it has them and the other model does not.
 _SIGNS = (
     _Explanation(r"\.lora_(A|B|embedding_A)\b", "has LoRA matrices that were not merged", "save merge_and_unload()"),
     _Explanation(
@@ -59,9 +59,8 @@ _SIGNS = (
 
 @dataclass(frozen=True)
 class MatchedNames:
-    """`stored` maps, for each model, the merged names to its own, as far as it has them. `kept` are names whose tensors
-    not every fine-tune has, and which stay as the pretrained model has them; `left_out` names that the merged model
-    will not have."""
+    """`stored` maps, for each model, the merged names to its own, if it has them. `kept` are names that some fine-tune
+    lacks, whose tensors stay as in the pretrained model; `left_out` are names that the merged model will not have."""
 
     stored: list[dict[str, str]]
     kept: set[str] = field(default_factory=set)
@@ -80,7 +79,7 @@ def match_names(models: Sequence[Folder], excludes: Callable[[str], bool], findi
         if mapped is None:
             findings.error(explain_difference(base, model, names.missing(own), names.extra(own)))
             mapped = own
-        left_out = names.extra_of_no_use(mapped)
+        left_out = names.unneeded(mapped)
         matched.left_out.update(left_out)
         if left_out:
             findings.warn(
@@ -99,12 +98,12 @@ def match_names(models: Sequence[Folder], excludes: Callable[[str], bool], findi
 
 
 def unwrapped_names(model: Folder, findings: Findings) -> dict[str, str]:
-    """A model's own names by the names without wrappers' prefixes."""
+    """A model's names, by the names without wrappers' prefixes."""
     names: dict[str, str] = {}
     for own in model.tensors:
         name = without_wrappers(own)
         if name in names:
-            findings.error(f"{model.folder}: holds {name} twice, as {names[name]} and as {own}; save the model anew")
+            findings.error(f"{model.folder}: holds {name} twice, as {names[name]} and as {own}; save the model again")
         names[name] = own
     return names
 
@@ -115,8 +114,8 @@ def without_wrappers(name: str) -> str:
 
 
 def is_never_loaded(name: str, config: Mapping[str, Any]) -> bool:
-    """Whether a tensor belongs to layers for next-token prediction, which stand behind a model's own layers and which
-    transformers passes over (DeepSeek-V3, GLM-4 MoE, Qwen3-Next)."""
+    """Whether a tensor belongs to layers for next-token prediction, which follow a model's own layers and which
+    transformers ignores (DeepSeek-V3, GLM-4 MoE, Qwen3-Next)."""
     inner = config.get("text_config")
     layers = (inner if isinstance(inner, dict) else config).get("num_hidden_layers")
     layer = _LAYER.match(name)
@@ -135,7 +134,7 @@ class _Names:
     excludes: Callable[[str], bool]
 
     def best_mapping(self) -> dict[str, str] | None:
-        """The fine-tune's own names by the pretrained model's; None where no mapping makes all agree."""
+        """The fine-tune's names by the pretrained model's; None if no mapping makes all agree."""
         for mapped in self._mappings():
             if not self.missing(mapped) and not self.extra(mapped):
                 return mapped
@@ -147,16 +146,16 @@ class _Names:
 
     def extra(self, mapped: Mapping[str, str]) -> list[str]:
         """Names that the fine-tune has, and the pretrained model would need."""
-        others = set(self.extra_of_no_use(mapped))
+        others = set(self.unneeded(mapped))
         return [n for n in mapped if n not in self.base_names and n not in others and not is_vocabulary_matrix(n)]
 
     def may_lack(self, name: str) -> bool:
-        """Whether a tensor of the pretrained model may stay as it is, so that the fine-tune need not have it."""
+        """Whether the fine-tune may lack a tensor of the pretrained model, which then does not change."""
         stored = self.base.tensors[self.base_names[name]]
         return self.excludes(name) or not is_floating(stored.dtype) or is_never_loaded(name, self.base.config)
 
-    def extra_of_no_use(self, mapped: Mapping[str, str]) -> list[str]:
-        """Names that the fine-tune alone has, and that the merged model does not need."""
+    def unneeded(self, mapped: Mapping[str, str]) -> list[str]:
+        """Names that only the fine-tune has, and that the merged model does not need."""
         return [
             name
             for name, own in mapped.items()
@@ -169,7 +168,7 @@ class _Names:
         ]
 
     def _mappings(self) -> Iterator[dict[str, str]]:
-        """The names as they are; with a prefix less; with a prefix more."""
+        """The names unchanged, without a prefix, with a prefix more."""
         yield dict(self.own)
         missing, extra = self.missing(self.own), self.extra(self.own)
         if not missing or not extra:
@@ -221,7 +220,7 @@ def _numbers(base: Folder, model: Folder, missing: Sequence[str], extra: Sequenc
 
 
 def _patterns(names: Sequence[str]) -> list[str]:
-    """Names, or with N for the numbers where several have one pattern; the most frequent first."""
+    """Names, with N for numbers if several share a pattern; the most frequent first."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(re.sub(r"(?<=\.)\d+(?=\.|$)", "N", name), []).append(name)

@@ -42,8 +42,8 @@ class _Tokenizer:
 
 
 def read_tokens(folder: Path) -> dict[str, int] | None:
-    """The token strings and ids of the tokenizer in `folder`; None for a folder without a vocabulary, whatever its
-    tokenizer_config.json says. Callers must not change the dictionary.
+    """The token strings and ids of the tokenizer in `folder`; None for a folder without a vocabulary, even if it
+    has a tokenizer_config.json. Callers must not change the dictionary.
 
     Raises UserError for a tokenizer that cannot be read.
     """

@@ -1,4 +1,4 @@
-"""Content hashes: the same for the same content, whatever a file's times say, and cheap the second time."""
+"""Content hashes depend on content alone, and are cached."""
 
 import json
 import os
