@@ -62,7 +62,8 @@ def start(models: Path, target: Path, parameters: MergeParameters = PARAMETERS) 
     process = subprocess.Popen(
         [sys.executable, "-c", script, models, target], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    assert process.stdout.readline() == "begins\n"
+    line = process.stdout.readline()
+    assert line == "begins\n", (process.wait(), process.stderr.read())
     return process
 
 
