@@ -39,8 +39,8 @@ from model_merging_methods.command_line import (
     merge_parameters,
     request_of_folders,
 )
-from model_merging_methods.merge_request import run_name
 from model_merging_methods.merge_record import PRETRAINED, list_input_files, tasks_name
+from model_merging_methods.merge_request import run_name
 from scripts.mixup_search.live_merges import ENGINE_OPTIONS, EngineSetup, LiveMerges, check_verdicts
 from scripts.mixup_search.ray_engines import RayEngines
 from scripts.mixup_search.report import report_lines, write_report

@@ -12,8 +12,7 @@ from inference_llms.engines.live_engine import LiveEngine, open_live_engine
 from inference_llms.evaluators.guard import check_guard
 from inference_llms.task import Example
 from inference_llms.tasks import TASKS
-from model_merging_methods.merge_request import MergeParameters
-from model_merging_methods.merge_request import MergeRequest
+from model_merging_methods.merge_request import MergeParameters, MergeRequest
 from scripts.mixup_search.search_space import Candidate
 from scripts.mixup_search.store import Answer
 from utils.content_hashes import FileStates, check_unchanged, file_states

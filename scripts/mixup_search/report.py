@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from model_merging_methods.merge_request import MASK_MERGING, MergeParameters
 from model_merging_methods.merge_record import PRETRAINED
+from model_merging_methods.merge_request import MASK_MERGING, MergeParameters
 from model_merging_methods.merging_methods import MERGING_METHODS
 from scripts.mixup_search.choice import RULE, Difference, SearchSummary, has_all
 from scripts.mixup_search.figures import draw_figures, save_figure

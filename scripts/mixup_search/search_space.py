@@ -9,9 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from model_merging_methods.merge_request import MergeParameters, Mixup
+from model_merging_methods.merge_request import MergeParameters, Mixup, draw_ratios, two_model_ratios
 from model_merging_methods.merging_methods import MERGING_METHODS
-from model_merging_methods.merge_request import draw_ratios, two_model_ratios
 from utils.errors import UserError
 
 # The options that a search may vary beside the ratios, in the order in which they are drawn.

@@ -13,8 +13,7 @@ from inference_llms.task import Task
 from inference_llms.tasks import alpaca_eval, gsm8k
 from model_merging_methods.candidate_weights import CandidateMerges
 from model_merging_methods.merge_models import merge_models
-from model_merging_methods.merge_request import Mask, MergeParameters, Mixup
-from model_merging_methods.merge_request import MergeRequest
+from model_merging_methods.merge_request import Mask, MergeParameters, MergeRequest, Mixup
 from scripts.mixup_search.live_merges import EngineSetup, LiveMerges
 from tests.vllm_marks import two_workers, vllm_installed
 from utils.errors import UserError

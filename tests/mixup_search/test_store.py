@@ -6,13 +6,12 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from model_merging_methods.merge_request import Mask, MergeParameters, Mixup
-from model_merging_methods.merge_request import two_model_ratios
+from model_merging_methods.merge_request import Mask, MergeParameters, Mixup, two_model_ratios
 from scripts.mixup_search.search_space import Candidate
 from scripts.mixup_search.store import TEST, VALIDATION, Answer, Result, SearchStore
 from tests.mixup_search.small_search import IDENTITY
