@@ -8,7 +8,7 @@ from pathlib import Path
 
 from model_merging_methods.command_line import add_merge_options, merge_parameters
 from model_merging_methods.merge_models import merge_models
-from model_merging_methods.merge_record import MergeRequest
+from model_merging_methods.merge_request import MergeRequest
 from utils.command_line import OneLineParser
 
 

@@ -25,7 +25,7 @@ from datetime import date
 from pathlib import Path
 
 from benchmarks.benchmark_processes import machine
-from model_merging_methods.mixup import draw_interpolation_weights
+from model_merging_methods.merge_request import draw_ratios
 from utils.command_line import OneLineParser, positive_number
 from utils.errors import UserError, run_command_line
 from utils.whole_files import write_whole
@@ -80,7 +80,7 @@ def compare(method: str, options: argparse.Namespace) -> Compared:
 
 def main_job(method: str, number: int, folder: Path, options: argparse.Namespace) -> float:
     """Seconds of the main job at the ratio of one draw."""
-    ratio = draw_interpolation_weights(0.5, 2, number)[0]
+    ratio = draw_ratios(0.5, 2, number)[0]
     command = ["merge_llms_instruct_math_code.py", *common(method, folder / f"run_{number}", options)]
     return timed([*command, "--mixup_lambda", ratio, "--tasks", *TASKS, "--end_index", EXAMPLES])[0]
 

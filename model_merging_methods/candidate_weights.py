@@ -1,4 +1,4 @@
-"""Many merges of the same models, one after another, whose weights go into a running engine instead of into files."""
+"""Many merges of the same models, whose weights go into a running engine instead of files."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -13,11 +13,10 @@ import numpy as np
 from model_merging_methods.checkpoints.aligned_models import AlignedModels
 from model_merging_methods.checkpoints.checkpoint_writer import TensorForm, plan_shards
 from model_merging_methods.checkpoints.model_files import output_forms, write_model_files
+from model_merging_methods.comparison import check_related
+from model_merging_methods.engine import Merge
 from model_merging_methods.kernels.stored_dtypes import LONG_NAMES
-from model_merging_methods.merge_checks import check_related
-from model_merging_methods.merge_engine import Merge
-from model_merging_methods.merge_parameters import MergeParameters
-from model_merging_methods.merge_record import MergeRequest
+from model_merging_methods.merge_request import MergeParameters, MergeRequest
 from model_merging_methods.merging_methods import Coefficients
 from model_merging_methods.preflight import check_inputs
 
@@ -33,7 +32,7 @@ _AT_ONCE = 256_000_000  # bytes of merged weights in memory, or one tensor
 class CandidateWeights:
     """The weights that a merge would save, computed from the checkpoints each time they are iterated.
 
-    Small enough to be sent to other processes, which compute the same bytes where they see the same files. A process
+    Small enough to be sent to other processes, which compute the same bytes if they have the same files. A process
     keeps the checkpoints of the last models open.
     """
 
@@ -59,18 +58,18 @@ class CandidateWeights:
 class CandidateMerges:
     """Merges of a pretrained model's fine-tunes, by role, that differ in their parameters.
 
-    What does not depend on interpolation ratios and the scaling coefficient, the thresholds of trimming and of masks
-    by magnitude and the majority sign, is found once; trimmed, elected and masked values are made anew from it in the
-    pass that merges, which costs less than to read them back from memory.
+    Values that do not depend on ratios and the scaling coefficient are computed once: the thresholds of trimming and of
+    masks by magnitude, and the majority sign. Trimmed, elected and masked values are computed again in every merge,
+    which takes less time than reading them from memory.
     """
 
     def __init__(self, pretrained: Path, finetuned: Mapping[str, Path]):
         self._pretrained = pretrained
         self._finetuned = tuple(finetuned.items())
-        self._found: dict[MergeParameters, Coefficients] = {}
+        self._coefficients: dict[MergeParameters, Coefficients] = {}
 
     def check(self, parameters: MergeParameters, allow_unrelated: bool) -> None:
-        """Raise UserError for models that cannot be merged like this or, unless `allow_unrelated`, are not related."""
+        """Raise UserError for models that cannot be merged like this or, unless `allow_unrelated`, are unrelated."""
         parameters.check(len(self._finetuned))
         with ExitStack() as stack:
             request = MergeRequest(self._pretrained, dict(self._finetuned), parameters)
@@ -86,11 +85,11 @@ class CandidateMerges:
         """The weights of one merge. Raises UserError for parameters that make no sense."""
         parameters.check(len(self._finetuned))
         without_ratio = replace(parameters, mixup=None, scaling_coefficient=1.0)
-        if without_ratio not in self._found:
-            self._found[without_ratio] = self._merge(without_ratio).coefficients()
+        if without_ratio not in self._coefficients:
+            self._coefficients[without_ratio] = self._merge(without_ratio).coefficients()
         coefficients = replace(
-            self._found[without_ratio],
-            weights=parameters.mixup.weights if parameters.mixup else None,
+            self._coefficients[without_ratio],
+            ratios=parameters.mixup.ratios if parameters.mixup else None,
             scaling_coefficient=parameters.scaling_coefficient,
         )
         return CandidateWeights(self._pretrained, self._finetuned, parameters, coefficients)
@@ -110,7 +109,7 @@ class CandidateMerges:
 def _open_once(
     pretrained: Path, finetuned: tuple[tuple[str, Path], ...], exclude_param_names_regex: tuple[str, ...]
 ) -> AlignedModels:
-    """The models, open for as long as the process lives."""
+    """The models, open until the process ends."""
     parameters = MergeParameters("average_merging", exclude_param_names_regex=exclude_param_names_regex)
     request = MergeRequest(pretrained, dict(finetuned), parameters)
     models, findings = check_inputs(request, ExitStack(), allow_unrelated=True, roles=())  # `check` was stricter

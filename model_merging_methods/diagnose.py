@@ -1,35 +1,52 @@
-"""How fine-tunes of one backbone lie to each other: python -m model_merging_methods.diagnose ...
+"""Compare fine-tunes of one pretrained model, without merging them.
 
-Nothing is merged. The figures go to the screen, to diagnosis.json and, as a picture, to diagnosis.png.
+The figures go to the screen, to diagnosis.json and, as a picture, to diagnosis.png.
 """
 
-if __name__ in ("__main__", "__mp_main__"):  # before the imports, which take a while
+if __name__ in ("__main__", "__mp_main__"):  # before the slow imports
     from utils.interrupts import prepare_process
 
     prepare_process(__name__)
 
+import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import cycle
 from pathlib import Path
 
-from model_merging_methods.comparison_picture import draw_comparison
-from model_merging_methods.merge_engine import Merge
-from model_merging_methods.merge_parameters import MergeParameters
-from model_merging_methods.merge_record import MergeRequest
-from model_merging_methods.model_comparison import ModelComparison
+import numpy as np
+
+from model_merging_methods.comparison import ModelComparison
+from model_merging_methods.engine import Merge
+from model_merging_methods.kernels.magnitude_thresholds import MagnitudeSample
+from model_merging_methods.merge_request import MergeParameters, MergeRequest
 from model_merging_methods.preflight import check_inputs
 from utils.command_line import OneLineParser
 from utils.errors import UserError, run_command_line
 from utils.model_folders import find_model_folder
+from utils.palette import SERIES
 from utils.whole_files import empty_folder, whole_folder, write_json
+
+EXAMPLES = """examples:
+  python -m model_merging_methods.diagnose --pretrained_model Qwen/Qwen2.5-0.5B --models Qwen/Qwen2.5-0.5B-Instruct DIR
+  python -m model_merging_methods.diagnose --pretrained_model BASE --models DIR_1 DIR_2 --output_dir out --overwrite
+"""
+_BINS = 60
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = OneLineParser(prog="python -m model_merging_methods.diagnose", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--pretrained_model", required=True, metavar="PATH_OR_HUB_ID")
+    parser = OneLineParser(
+        prog="python -m model_merging_methods.diagnose",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--pretrained_model", required=True, metavar="PATH_OR_HUB_ID", help="the common base")
     parser.add_argument("--models", required=True, nargs="+", metavar="PATH_OR_HUB_ID", help="two fine-tunes or more")
-    parser.add_argument("--output_dir", type=Path, default=Path(), help="default: the working folder")
+    parser.add_argument("--output_dir", type=Path, default=Path(), help="root of the results (default: .)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier diagnosis of these models")
     options = parser.parse_args(arguments)
     if len(options.models) < 2:
@@ -46,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         findings.stop_at_errors()
         merge = Merge(aligned, list(models), request.parameters)
         comparison = ModelComparison(merge.roles, merge.compare(), reads_pretrained=True)
-        samples = merge.sample_magnitudes(merge.merged_names, masks=True)
+        samples = merge.sample_magnitudes(merge.merged_names, masked=True)
     for warning in findings.warnings:
         print(f"warning: {warning.text}")
     print("\n".join(comparison.table()))
@@ -59,13 +76,81 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _by_name(folders: Sequence[Path]) -> dict[str, Path]:
-    """Folders by their names, with a number where names are the same."""
+    """Folders by their names, with a number appended to equal ones."""
     names: dict[str, Path] = {}
     for folder in folders:
         name = folder.resolve().name
         taken = sum(other == name or other.startswith(f"{name}.") for other in names)
         names[f"{name}.{taken + 1}" if taken else name] = folder
     return names
+
+
+def draw_comparison(comparison: ModelComparison, samples: Sequence[MagnitudeSample], path: Path) -> None:
+    """Save a PNG of a comparison with the pretrained model. `samples` hold |δ| of every model."""
+    from matplotlib.figure import Figure  # imported late: it takes a while
+
+    figure = Figure(figsize=(max(11, 6 + 0.28 * len(comparison.groups)), 9), layout="constrained")
+    cosines, changes, sizes = figure.subplots(3, 1, height_ratios=(0.6 + 0.35 * len(comparison.overall.pairs), 3, 3))
+    _draw_cosines(comparison, figure, cosines)
+    _draw_changes(comparison, changes)
+    _draw_sizes(comparison, samples, sizes)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a model's name in a script that the font lacks
+        figure.savefig(path, dpi=130)
+
+
+def _draw_cosines(comparison: ModelComparison, figure, axes) -> None:
+    groups, pairs = comparison.groups, list(comparison.overall.pairs)
+    values = np.array([[group.pairs[pair].cosine or 0.0 for group in groups.values()] for pair in pairs])
+    largest = max(float(np.abs(values).max()), 0.01)
+    image = axes.imshow(values, cmap="PuOr", vmin=-largest, vmax=largest, aspect="auto")
+    axes.set_title("cosine between task vectors, by layer")
+    axes.set_xticks(range(len(groups)), _short_names(groups), rotation=90)
+    axes.set_yticks(range(len(pairs)), [" + ".join(pair) for pair in pairs])
+    figure.colorbar(image, ax=axes, pad=0.01)
+
+
+def _draw_changes(comparison: ModelComparison, axes) -> None:
+    groups = comparison.groups
+    for role, colour in zip(comparison.roles, cycle(SERIES)):
+        values = [group.models[role].change or 0.0 for group in groups.values()]
+        overall = comparison.overall.models[role].change or 0.0
+        axes.plot(values, ".-", color=colour, label=f"{role} (all: {overall:.4f})")
+    axes.set_title("how far the weights moved, by layer")
+    axes.set_ylabel("|δ| / |θ0|")
+    axes.set_ylim(bottom=0)
+    axes.set_xticks(range(len(groups)), _short_names(groups), rotation=90)
+    axes.grid(axis="y", alpha=0.3)
+    _legend_beside(axes)
+
+
+def _draw_sizes(comparison: ModelComparison, samples: Sequence[MagnitudeSample], axes) -> None:
+    """A histogram of the changed values in a sample, scaled to the share of changed values in the whole model."""
+    magnitudes = [np.concatenate(sample.pieces) for sample in samples]
+    changed = {role: values[values > 0] for role, values in zip(comparison.roles, magnitudes, strict=True)}
+    present = [values for values in changed.values() if values.size]
+    if present:
+        low = min(float(np.quantile(values, 0.001)) for values in present)
+        high = max(float(values.max()) for values in present)
+        edges = np.geomspace(low, max(high, low * 10), _BINS)
+        for (role, values), colour in zip(changed.items(), cycle(SERIES)):
+            unchanged = comparison.overall.models[role].unchanged
+            weights = np.full(values.size, 100 * (1 - unchanged) / max(values.size, 1))
+            label = f"{role} ({unchanged:.1%} unchanged)"
+            axes.hist(values, edges, weights=weights, histtype="step", color=colour, label=label, linewidth=1.5)
+        axes.set_xscale("log")
+        _legend_beside(axes)
+    axes.set_title("sizes of the changes")
+    axes.set_xlabel("|δ| of a value")
+    axes.set_ylabel("% of values")
+
+
+def _legend_beside(axes) -> None:
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)
+
+
+def _short_names(groups: Sequence[str]) -> list[str]:
+    return [name.removeprefix("layer ") for name in groups]
 
 
 if __name__ == "__main__":

@@ -1,27 +1,26 @@
-"""What an interrupted merge leaves, so that the next run goes on from the shards already whole."""
+"""The state of an unfinished merge, so that the next run resumes after the shards that are whole."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from model_merging_methods.checkpoints.checkpoint_writer import Shard
-from model_merging_methods.checkpoints.fingerprints import read_tensor_digest
-from model_merging_methods.checkpoints.stored_tensors import read_header
-from model_merging_methods.merge_engine import TensorReport
+from model_merging_methods.engine import TensorReport
 from model_merging_methods.merging_methods import Coefficients
+from utils.content_hashes import read_tensor_digest
 from utils.errors import UserError
-from utils.json_files import read_shaped_object
+from utils.safetensors_files import read_at, read_header
 from utils.whole_files import empty_folder, write_json
 
 PROGRESS_FILE = "merge_progress.json"
 
 
 @dataclass(frozen=True)
-class ProgressShape:
-    """The fields of an interrupted merge's state."""
+class _State:
+    """The file's content: the coefficients, and the reports of whole shards, by file and tensor."""
 
     identity: dict[str, Any]
     coefficients: Coefficients
@@ -32,8 +31,8 @@ class MergeProgress:
     """The state of a merge in its unfinished folder: the coefficients, once they are known, and the reports of the
     shards that are whole, by file and tensor.
 
-    `identity` is all that the bytes depend on; a folder that another merge left is emptied, and so is one whose
-    shards are not what was recorded of them. `block_size` is the length of the stretches in the digests.
+    `identity` is everything that the bytes depend on. The folder of another merge is emptied, and so are shards that
+    differ from their reports. `block_size` is the length of the stretches in the digests.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], shards: Sequence[Shard], block_size: int):
@@ -41,7 +40,7 @@ class MergeProgress:
         self._identity = json.loads(json.dumps(identity))
         self.coefficients: Coefficients | None = None
         self.reports: dict[str, dict[str, TensorReport]] = {}
-        self._take_up(folder, shards, block_size)
+        self._resume(folder, shards, block_size)
 
     def keep_coefficients(self, coefficients: Coefficients) -> None:
         self.coefficients = coefficients
@@ -52,44 +51,41 @@ class MergeProgress:
         self._write()
 
     def remove(self) -> None:
-        """When all is done: the merge's record takes the place of this one."""
+        """Remove the state of a finished merge, which its record replaces."""
         self._path.unlink()
 
-    def _take_up(self, folder: Path, shards: Sequence[Shard], block_size: int) -> None:
-        try:
-            left = read_shaped_object(self._path, ProgressShape, "")
-            if left["identity"] == self._identity:
-                fields = left["coefficients"]
-                fields["weights"] = fields["weights"] and tuple(fields["weights"])
-                self.coefficients = Coefficients(**{**fields, "trim_thresholds": tuple(fields["trim_thresholds"])})
-                for shard in shards:
-                    reports = {name: TensorReport(**r) for name, r in left["shards"].get(shard.file, {}).items()}
-                    if reports and _is_whole(folder / shard.file, shard, reports, block_size):
-                        self.reports[shard.file] = reports
-        except (UserError, KeyError, TypeError):
-            self.coefficients, self.reports = None, {}
+    def _resume(self, folder: Path, shards: Sequence[Shard], block_size: int) -> None:
+        with suppress(OSError, ValueError):
+            content = self._path.read_bytes()
+            from pydantic import TypeAdapter  # slow to import, and needed only to resume
+
+            left = TypeAdapter(_State).validate_json(content)
+            if left.identity == self._identity:
+                self.coefficients = left.coefficients
+                self.reports = {
+                    shard.file: left.shards[shard.file]
+                    for shard in shards
+                    if shard.file in left.shards and _is_whole(folder, shard, left.shards[shard.file], block_size)
+                }
         empty_folder(folder, keep={*self.reports, PROGRESS_FILE} if self.coefficients else ())
 
     def _write(self) -> None:
-        shards = {file: {name: asdict(r) for name, r in reports.items()} for file, reports in self.reports.items()}
-        write_json(
-            self._path, {"identity": self._identity, "coefficients": asdict(self.coefficients), "shards": shards}
-        )
+        write_json(self._path, asdict(_State(self._identity, self.coefficients, self.reports)))
 
 
-def _is_whole(file: Path, shard: Shard, reports: Mapping[str, TensorReport], block_size: int) -> bool:
-    """Whether a shard's file holds what was reported when it was written."""
+def _is_whole(folder: Path, shard: Shard, reports: Mapping[str, TensorReport], block_size: int) -> bool:
+    """Whether a shard's file holds the reported values."""
     try:
-        tensors = read_header(file)
+        tensors = read_header(folder / shard.file)
     except (UserError, OSError):
         return False
     if tuple(tensors) != shard.names or tensors.keys() != reports.keys():
         return False
-    with open(file, "rb", buffering=0) as opened:
+    with open(folder / shard.file, "rb", buffering=0) as opened:
         for name, stored in tensors.items():
 
-            def read(values, start, stop, stored=stored) -> None:
-                os.preadv(opened.fileno(), [values], stored.offset + start * stored.item_size)
+            def read(values, first, stored=stored) -> None:
+                read_at(opened.fileno(), values, stored.offset + first)
 
             if read_tensor_digest(stored, read, block_size) != reports[name].output:
                 return False

@@ -1,10 +1,10 @@
-"""The model card of a merged model: what it was made of, and how."""
+"""The model card of a merged model: its models, method and numbers."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from model_merging_methods.merge_parameters import MergeParameters
-from model_merging_methods.merge_record import RECORD_FILE, MergeRequest
+from model_merging_methods.merge_record import RECORD_FILE
+from model_merging_methods.merge_request import MergeParameters, MergeRequest
 
 _METHODS = {
     "average_merging": "the average of the models' weights",
@@ -16,8 +16,8 @@ _METHODS = {
 
 
 def model_card(request: MergeRequest, tokenizer_from: str, warnings: Sequence[str] = ()) -> str:
-    """The README.md of a merged model folder, with what a check of the inputs warned of. It holds no times, so that
-    the same merge gives the same card."""
+    """The README.md of a merged model folder, with the warnings about its inputs. It holds no times, so that the same
+    merge gives the same card."""
     models = "\n".join(f"* {role}: `{model_name(folder)}`" for role, folder in request.inputs.items())
     facts = "\n".join(f"| {name} | {value} |" for name, value in _facts(request.parameters, request.finetuned))
     names = "\n".join(f"- {model_name(folder)}" for folder in request.inputs.values())
@@ -48,7 +48,7 @@ Made as {_METHODS.get(request.parameters.method, request.parameters.method)}{_ex
 
 
 def model_name(folder: Path) -> str:
-    """The folder's own name; of a download in the hub's cache, the model's id."""
+    """The folder's name, or the model's id for a download in the hub's cache."""
     folder = folder.resolve()
     if folder.parent.name == "snapshots":
         return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
@@ -89,13 +89,13 @@ def _facts(parameters: MergeParameters, roles) -> list[tuple[str, str]]:
         facts.append(("drop rate p (weight_mask_rate)", f"{mask.weight_mask_rate}"))
     if parameters.mixup is not None:
         mixup = parameters.mixup
-        ratios = ", ".join(f"{role} {weight}" for role, weight in zip(roles, mixup.weights, strict=True))
+        ratios = ", ".join(f"{role} {ratio}" for role, ratio in zip(roles, mixup.ratios, strict=True))
         source = "given" if mixup.alpha is None else f"drawn with α = {mixup.alpha}"
         facts.append(("M3 interpolation ratios", f"{ratios} ({source})"))
     if parameters.uses_seed:
         facts.append(("seed", f"{parameters.seed}"))
     if parameters.exclude_param_names_regex:
         patterns = ", ".join(f"`{pattern}`" for pattern in parameters.exclude_param_names_regex)
-        facts.append(("left as in the pretrained model", f"parameters whose names hold a match of {patterns}"))
+        facts.append(("kept as in the pretrained model", f"parameters whose names match {patterns}"))
     facts.append(("dtype", parameters.dtype or "the pretrained model's"))
     return facts

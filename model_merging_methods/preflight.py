@@ -1,10 +1,11 @@
-"""Checks of a merge's inputs before the first weight is read, the same for merges, searches and diagnoses.
+"""Check a merge's inputs before the first weight is read, in the same way for merges, searches and diagnoses.
 
 Configs, headers, indexes and tokenizers of all models are read and compared. The result is a list of findings, each an
 error or a warning with a remedy, and the models if they can be merged. Two kinds of values are read as well, because
-names cannot decide about them: matrices stored under two names, and integers.
+names are not enough: matrices stored under two names, and integers.
 """
 
+import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -12,19 +13,24 @@ from pathlib import Path
 
 import numpy as np
 
-from model_merging_methods.checkpoints.adapted_folder import AdaptedFolder
 from model_merging_methods.checkpoints.aligned_models import BASE, AlignedModels, align_models
 from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder
-from model_merging_methods.checkpoints.configs import check_configs, check_vocabulary_sizes
-from model_merging_methods.checkpoints.custom_code import check_custom_code
-from model_merging_methods.checkpoints.generation_configs import check_generation_configs
+from model_merging_methods.checkpoints.configs import (
+    check_configs,
+    check_custom_code,
+    check_generation_configs,
+    check_vocabulary_sizes,
+)
+from model_merging_methods.checkpoints.lora_adapter import AdaptedFolder
 from model_merging_methods.checkpoints.model_files import write_model_files
-from model_merging_methods.checkpoints.tokenizer_checks import check_tokenizers
+from model_merging_methods.checkpoints.tokenizer_reading import check_tokenizers
+from model_merging_methods.comparison import check_related
+from model_merging_methods.engine import Merge
 from model_merging_methods.kernels.stored_dtypes import LONG_NAMES, is_floating
-from model_merging_methods.merge_checks import check_exclusions, check_related
-from model_merging_methods.merge_engine import Merge
-from model_merging_methods.merge_record import MergeRequest, check_sizes_against_record
+from model_merging_methods.merge_record import check_sizes_against_record
+from model_merging_methods.merge_request import MergeRequest
 from model_merging_methods.model_card import model_name
+from utils.errors import UserError
 from utils.findings import Findings
 from utils.weight_files import is_adapter_folder, passed_over_files
 
@@ -34,9 +40,8 @@ Folder = CheckpointFolder | AdaptedFolder
 def check_inputs(
     request: MergeRequest, stack: ExitStack, allow_unrelated: bool = False, roles: Iterable[str] | None = None
 ) -> tuple[AlignedModels | None, Findings]:
-    """The models of a merge, open until `stack` closes them, and what was found. The models are None where there is an
-    error. Differences that `allow_unrelated` lets pass are warnings then. `roles` are those whose tokenizers will be
-    written (default: all)."""
+    """The models of a merge, open until `stack` closes them (None after an error), and the findings. `allow_unrelated`
+    turns some errors into warnings. `roles` are those whose tokenizers will be written (default: all)."""
     findings = Findings()
     folders = _open_folders(request, stack, findings)
     opened = [folder for folder in folders if folder is not None]
@@ -52,7 +57,7 @@ def check_inputs(
         return None, findings
     with findings.collect():
         merge = Merge(models, list(request.finetuned), request.parameters)
-        check_exclusions(merge)
+        _check_exclusions(merge)
         _check_values(merge, findings)
     rows = {role: models.vocabulary_rows(number) for number, role in enumerate(request.inputs)}
     check_vocabulary_sizes(by_role, rows, findings)
@@ -64,8 +69,8 @@ def check_inputs(
 
 
 def check_merge(request: MergeRequest, allow_unrelated: bool, made_from: Path | None = None) -> Findings:
-    """All that a merge would stop at because of its inputs, and all that it would warn of. `made_from` is the record
-    that the inputs must agree with, if there is one."""
+    """Every error and warning of a merge about its inputs. `made_from` is the record that they must agree with, if
+    there is one."""
     with ExitStack() as stack:
         models, findings = check_inputs(request, stack, allow_unrelated or made_from is not None)
         if made_from is not None:
@@ -75,6 +80,16 @@ def check_merge(request: MergeRequest, allow_unrelated: bool, made_from: Path | 
             with findings.collect():
                 check_related(Merge(models, list(request.finetuned), request.parameters))
     return findings
+
+
+def print_findings(request: MergeRequest, allow_unrelated: bool, made_from: Path | None = None) -> int:
+    """Print the findings of `check_merge`, one per line. Returns the exit status: 2 after an error, else 0."""
+    findings = check_merge(request, allow_unrelated, made_from)
+    for finding in findings.found:
+        print(f"{'error' if finding.is_error else 'warning'}: {finding.text}")
+    if not findings.found:
+        print("no errors and no warnings")
+    return 2 if findings.errors else 0
 
 
 def _open_folders(request: MergeRequest, stack: ExitStack, findings: Findings) -> list[Folder | None]:
@@ -110,6 +125,15 @@ def _warn_of_pickled(folder: Path, findings: Findings) -> None:
         )
 
 
+def _check_exclusions(merge: Merge) -> None:
+    """Raise UserError for a pattern that matches nothing, or if nothing is left to merge."""
+    for pattern in merge.parameters.exclude_param_names_regex:
+        if not any(re.search(pattern, name) for name in (*merge.models.forms, *merge.models.left_out)):
+            raise UserError(f"--exclude_param_names_regex {pattern}: matches no parameter's name; remove it")
+    if not merge.merged_names:
+        raise UserError("--exclude_param_names_regex: matches every parameter, so nothing is left to merge")
+
+
 def _check_values(merge: Merge, findings: Findings) -> None:
     """Warn of values that are not merged, and of those that lose precision."""
     models = merge.models
@@ -129,7 +153,7 @@ def _check_values(merge: Merge, findings: Findings) -> None:
         if models.stored_tensor(number, name).dtype == "F64"
     }
     if doubles:
-        findings.warn(f"{_count(list(doubles))} is stored in float64; merges compute in float32, as the paper's do")
+        findings.warn(f"{_count(list(doubles))} is stored in float64; merges compute in float32, as in the paper")
 
 
 def _holds_base_values(models: AlignedModels, model: int, name: str) -> bool:

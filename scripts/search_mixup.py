@@ -39,8 +39,8 @@ from model_merging_methods.command_line import (
     merge_parameters,
     request_of_folders,
 )
-from model_merging_methods.merge_parameters import run_name
-from model_merging_methods.merge_record import PRETRAINED, input_states, list_input_files, tasks_name
+from model_merging_methods.merge_record import PRETRAINED, list_input_files, tasks_name
+from model_merging_methods.merge_request import run_name
 from scripts.mixup_search.live_merges import ENGINE_OPTIONS, EngineSetup, LiveMerges, check_verdicts
 from scripts.mixup_search.ray_engines import RayEngines
 from scripts.mixup_search.report import report_lines, write_report
@@ -183,7 +183,7 @@ def search_into(results: Path, options: argparse.Namespace, roles: Sequence[str]
     folders = (options.data_dir, options.validation_dir)
     parts = {task: split_task(TASKS[task], *folders, *sizes) for task in tasks}
     check_verdicts({task: [*of.validation, *of.test] for task, of in parts.items()}, options.allow_code_execution)
-    states = input_states(request)
+    states = request.input_states()
     identity = {
         "roles": list(roles),
         "tasks": tasks,

@@ -139,7 +139,7 @@ if sys.argv[1] == "yes":
 PYTHON_END
 
 echo "compiling the merging kernels"
-"$python" -c "from model_merging_methods.kernels.compiled_arithmetic import compile_kernels; compile_kernels()"
+"$python" -c "from model_merging_methods.kernels.arithmetic import compile_kernels; compile_kernels()"
 
 echo "$wanted" >"$stamp"
 echo "done: .venv has Python $(version_of "$python"), torch $("$python" -c 'import torch; print(torch.__version__)')"

@@ -11,8 +11,7 @@ from inference_llms.engines.engine import open_engine
 from inference_llms.model_folder import file_hashes, model_fingerprint, output_places, weights_fingerprint
 from inference_llms.run_tasks import ModelSource, ModelTasks, load_task_examples, run_tasks
 from model_merging_methods.merge_models import merge_models
-from model_merging_methods.merge_parameters import MergeParameters
-from model_merging_methods.merge_record import MergeRequest
+from model_merging_methods.merge_request import MergeParameters, MergeRequest
 from scripts import run_demo
 from scripts.run_demo import DATA, TASKS, TASKS_OF_ROLE, ZOO, Step
 from utils.errors import UserError

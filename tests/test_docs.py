@@ -12,8 +12,7 @@ import merge_llms_instruct_math_code
 from inference_llms import tasks
 from model_merging_methods import merging_methods
 from model_merging_methods.merge_models import merge_models
-from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
-from model_merging_methods.merge_record import MergeRequest
+from model_merging_methods.merge_request import Mask, MergeParameters, MergeRequest, Mixup
 from model_merging_methods.merging_methods import MERGING_METHODS, Coefficients, MergingMethod
 from promptbench import sst2
 from promptbench.attack import AttackParts
@@ -93,7 +92,7 @@ def test_the_attack_finds_the_word_that_must_not_be_shouted():
 
 def test_the_family_merges_value_by_value_and_loads_again(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(ROOT / "tests" / "model_merging_methods")
-    families = importlib.import_module("test_model_families")
+    families = importlib.import_module("tests.model_merging_methods.checkpoints.test_aligned_models")
     monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
     example("add_a_model_family.md", **vars(families))
     families.test_a_family_merges_value_by_value_and_loads_again(tmp_path, "olmo2", False)

@@ -1,32 +1,57 @@
-"""Hashes of what files hold, by which inputs and results are known again.
+"""Content hashes, which identify inputs and results.
 
-A file's hash is the xxh3_128 of its bytes. The hash of a safetensors file is that of its tensors: of their names,
-dtypes, shapes and the digests of their values. A tensor's digest comes from the digests of its stretches of STRETCH
-values, so that a merge gets it from the blocks that it reads anyway. Hashes of large files are cached (`hash_cache`).
+A file's hash is the xxh3_128 of its bytes. The hash of a safetensors file covers its tensors: their names, dtypes,
+shapes and the digests of their values. A tensor's digest combines the digests of its stretches of STRETCH values, so
+that a merge gets it from the blocks that it reads anyway.
+
+Hashes of large files are cached in one small file below the user's cache folder. An entry belongs to a file's state:
+device, inode, size, and the times of its last modification and change. A cache that cannot be read or written is not
+used.
 """
 
 import json
-import math
 import os
-import struct
+import sqlite3
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import xxhash
 
 from utils.cores import available_cores
 from utils.errors import UserError
-from utils.hash_cache import FileState, file_state, keep, recall
+from utils.safetensors_files import StoredTensor, read_at, read_header
 
 STRETCH = 1 << 19  # values
+DIGEST_SIZE = 16  # bytes, of xxh3_128
 _BYTES, _TENSORS = "bytes", "tensors"  # kinds of cache entries
 _READ_AT_ONCE = 1 << 22  # bytes
-_LONGEST_HEADER = 100_000_000  # bytes; the safetensors format's own limit
+
+SMALLEST_CACHED = 4_000_000  # bytes; hashing a smaller file takes about as long as a look into the cache
+SETTLED_SECONDS = 2.0  # a file changed so recently may change again without another time, as git's index has it
+_LARGEST_CACHE = 16_000_000  # bytes of values
+_BUSY_SECONDS = 2.0
+_TABLE = """
+CREATE TABLE IF NOT EXISTS hashes (
+    number INTEGER PRIMARY KEY, state TEXT NOT NULL, kind TEXT NOT NULL, value TEXT NOT NULL, UNIQUE (state, kind)
+)
+"""
+
+
+class FileState(NamedTuple):
+    """What changes with a file's content. Two files share it only if they are one file."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+    changed_ns: int
+
 
 FileStates = dict[Path, FileState | None]
 
@@ -40,32 +65,26 @@ class FileOnRecord:
     xxh3_128: str
 
 
-class _Place(NamedTuple):
-    """A tensor's dtype and shape, and its bytes start … stop − 1 in the file."""
-
-    dtype: str
-    shape: list[int]
-    start: int
-    stop: int
-
-
 def content_hash(path: Path) -> str:
     """The hash of a file's content, in hexadecimal."""
-    places = _tensor_places(path) if path.suffix == ".safetensors" else None
-    if places is None:
+    if path.suffix != ".safetensors":
+        return bytes_hash(path)
+    try:
+        tensors = read_header(path)
+    except UserError:
         return bytes_hash(path)
     state, since = file_state(path), time.time()
     digests = recall_digests(state)
-    missing = [name for name in places if name not in digests]
+    missing = {name: stored for name, stored in tensors.items() if name not in digests}
     if missing:
-        digests |= _read_digests(path, {name: places[name] for name in missing})
+        digests |= _read_digests(path, missing)
         if file_state(path) == state:
             keep_digests(state, digests, since)
-    return tensors_hash((name, place.dtype, place.shape, digests[name]) for name, place in places.items())
+    return tensors_hash((name, stored.dtype, stored.shape, digests[name]) for name, stored in tensors.items())
 
 
 def bytes_hash(path: Path) -> str:
-    """The hash of a file's bytes, whatever they mean."""
+    """The hash of a file's bytes."""
     state, since = file_state(path), time.time()
     known = recall(state, _BYTES)
     if known is not None:
@@ -85,7 +104,7 @@ def files_hash(files: Iterable[Path]) -> str:
 
 
 def folder_hash(folder: Path) -> str:
-    """A hash of all that a folder holds."""
+    """A hash of everything in a folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return json_hash([[str(path.relative_to(folder)), content_hash(path)] for path in files])
 
@@ -130,46 +149,87 @@ def unchanged(files: Sequence[Path]):
     check_unchanged(before, file_states(files))
 
 
-def _tensor_places(path: Path) -> dict[str, _Place] | None:
-    """The tensors of a safetensors file in the order of their values; None where they are not all of the file."""
-    try:
-        with open(path, "rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            if size > _LONGEST_HEADER:
-                return None
-            header = json.loads(file.read(size))
-        header.pop("__metadata__", None)
-        places = {
-            name: _Place(entry["dtype"], entry["shape"], *(8 + size + offset for offset in entry["data_offsets"]))
-            for name, entry in header.items()
-        }
-        places = dict(sorted(places.items(), key=lambda item: (item[1].start, item[1].stop)))
-        ends = [8 + size, *(place.stop for place in places.values())]
-        starts = [*(place.start for place in places.values()), path.stat().st_size]
-        return places if starts == ends else None
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
+def stretch_digest(values: np.ndarray) -> np.ndarray:
+    """The digest of a stretch's bytes (uint8), as uint8."""
+    return np.frombuffer(xxhash.xxh3_128_digest(values), np.uint8)
 
 
-def _read_digests(path: Path, places: Mapping[str, _Place]) -> dict[str, str]:
+def tensor_digest(stretches: np.ndarray) -> str:
+    """The digest of a tensor, in hexadecimal, from those of its stretches: uint8 [stretches, 16]."""
+    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(stretches))
+
+
+def read_tensor_digest(stored: StoredTensor, read: Callable[[np.ndarray, int], object], stretch: int = STRETCH) -> str:
+    """The digest of a tensor in stretches of this many values. `read` fills a buffer from a byte of the tensor on."""
+    size = max(stretch * stored.bytes // max(stored.numel, 1), 1)  # bytes of a stretch
+    buffer = np.empty(min(size, stored.bytes), np.uint8)
+    digests = []
+    for start in range(0, stored.bytes, size):
+        values = buffer[: stored.bytes - start]
+        read(values, start)
+        digests.append(stretch_digest(values))
+    return tensor_digest(np.array(digests, np.uint8))
+
+
+def _read_digests(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
     """The digests of these tensors of a file."""
-    descriptor = os.open(path, os.O_RDONLY)
+    with open(path, "rb", buffering=0) as file, ThreadPoolExecutor(len(available_cores())) as pool:
+
+        def digest(stored: StoredTensor) -> str:
+            return read_tensor_digest(stored, lambda *place: read_at(file.fileno(), place[0], stored.offset + place[1]))
+
+        return dict(zip(tensors, pool.map(digest, tensors.values()), strict=True))
+
+
+def file_state(path: Path) -> FileState | None:
+    """The state of a file; None where there is none."""
     try:
-        with ThreadPoolExecutor(len(available_cores())) as pool:
-            digests = pool.map(lambda place: _read_digest(descriptor, place), places.values())
-            return dict(zip(places, digests, strict=True))
-    finally:
-        os.close(descriptor)
+        found = path.stat()
+    except OSError:
+        return None
+    return FileState(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
-def _read_digest(descriptor: int, place: _Place) -> str:
-    stretch = max(STRETCH * (place.stop - place.start) // max(math.prod(place.shape), 1), 1)
-    buffer = memoryview(bytearray(min(stretch, place.stop - place.start)))
-    digests = b""
-    for start in range(place.start, place.stop, stretch):
-        values = buffer[: place.stop - start]
-        left, position = values, start
-        while left and (count := os.preadv(descriptor, [left], position)):
-            left, position = left[count:], position + count
-        digests += xxhash.xxh3_128_digest(values)
-    return xxhash.xxh3_128_hexdigest(digests)
+def cache_file() -> Path:
+    folder = os.environ.get("XDG_CACHE_HOME", "")
+    root = Path(folder) if os.path.isabs(folder) else Path.home() / ".cache"
+    return root / "mixup_model_merge" / "content_hashes.sqlite"
+
+
+def recall(state: FileState | None, kind: str) -> str | None:
+    """What was kept for a file in this state; None where nothing was."""
+    if state is None or state.size < SMALLEST_CACHED:
+        return None
+    with suppress(sqlite3.Error, OSError, RuntimeError), _opened() as cache:
+        row = cache.execute("SELECT value FROM hashes WHERE state = ? AND kind = ?", (_key(state), kind)).fetchone()
+        return None if row is None else row[0]
+    return None
+
+
+def keep(state: FileState | None, kind: str, value: str, read_since: float) -> None:
+    """Keep a value that was read from a file in this state, beginning at the time `read_since`.
+
+    Nothing is kept of a file that was changed just before: another change might leave the same times.
+    """
+    if state is None or state.size < SMALLEST_CACHED:
+        return
+    if max(state.modified_ns, state.changed_ns) / 1e9 > read_since - SETTLED_SECONDS:
+        return
+    with suppress(sqlite3.Error, OSError, RuntimeError), _opened() as cache, cache:
+        cache.execute("INSERT OR REPLACE INTO hashes (state, kind, value) VALUES (?, ?, ?)", (_key(state), kind, value))
+        if cache.execute("SELECT SUM(LENGTH(value)) FROM hashes").fetchone()[0] > _LARGEST_CACHE:
+            half = "SELECT number FROM hashes ORDER BY number LIMIT (SELECT COUNT(*) / 2 FROM hashes)"
+            cache.execute(f"DELETE FROM hashes WHERE number IN ({half})")
+
+
+@contextmanager
+def _opened() -> Iterator[sqlite3.Connection]:
+    path = cache_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(path, timeout=_BUSY_SECONDS)) as connection:
+        connection.execute(_TABLE)
+        yield connection
+
+
+def _key(state: FileState) -> str:
+    return " ".join(map(str, state))

@@ -14,6 +14,14 @@ PICKLED_INDEX_FILE = "pytorch_model.bin.index.json"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # the first that exists, as in PEFT
 
+# Prefixes of programs that wrap a model: before the name of any module, and before whole names.
+INNER_WRAPPERS = {
+    "_orig_mod.": "of torch.compile",
+    "_fsdp_wrapped_module.": "of FSDP",
+    "_checkpoint_wrapped_module.": "of activation checkpointing",
+}
+OUTER_WRAPPERS = {"module.": "of DataParallel or DeepSpeed", "base_model.model.": "of PEFT"}
+
 _SHARD = re.compile(r"(model|pytorch_model)-(\d+)-of-(\d+)\.(safetensors|bin)")
 # Formats that are not read here, by file extension, with the remedy.
 _OTHER_FORMS = {

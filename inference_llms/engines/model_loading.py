@@ -18,9 +18,10 @@ from utils.transformers_classes import (
     PreTrainedModel,
     quiet_transformers,
 )
+from utils.weight_files import INNER_WRAPPERS, OUTER_WRAPPERS
 
 # What training leaves before the names of a model's tensors, and which wrapper does.
-WRAPPERS = {"_orig_mod.": "of torch.compile", "module.": "of DataParallel", "base_model.model.": "of PEFT"}
+WRAPPERS = INNER_WRAPPERS | OUTER_WRAPPERS
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
 

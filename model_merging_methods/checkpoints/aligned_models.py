@@ -1,13 +1,12 @@
-"""The models of a merge as one set of parameters of equal names and shapes, read by stretches."""
+"""The models of a merge as one set of parameters of equal names and shapes, read a stretch at a time."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder, not_finite_error
+from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder, read_bytes, read_float32
 from model_merging_methods.checkpoints.checkpoint_writer import TensorForm
-from model_merging_methods.checkpoints.stored_tensors import StoredTensor
 from model_merging_methods.checkpoints.tensor_names import match_names
 from model_merging_methods.checkpoints.tokenizer_reading import read_tokens
 from model_merging_methods.checkpoints.vocabulary import (
@@ -18,14 +17,16 @@ from model_merging_methods.checkpoints.vocabulary import (
 )
 from model_merging_methods.checkpoints.vocabulary_matrices import (
     OUTPUT_BIASES,
+    Folder,
     VocabularyMatrices,
     is_vocabulary,
     match_matrices,
 )
-from model_merging_methods.kernels.block_kernels import all_finite, decode, encode
-from model_merging_methods.kernels.stored_dtypes import F32, FLOATING_CODES, ITEM_SIZES, LONG_NAMES, is_floating
+from model_merging_methods.kernels.block_kernels import encode
+from model_merging_methods.kernels.stored_dtypes import F32, FLOATING_CODES, LONG_NAMES, is_floating
 from utils.errors import UserError
 from utils.findings import Findings
+from utils.safetensors_files import ITEM_SIZES, StoredTensor
 
 _ROWS_AT_ONCE = 1024
 
@@ -35,21 +36,18 @@ BASE = 0  # the position of the pretrained model; the fine-tuned ones follow as 
 def align_models(
     models: Sequence[CheckpointFolder], excludes: Callable[[str], bool], findings: Findings
 ) -> "AlignedModels | None":
-    """A pretrained model and its fine-tunes, in this order, as one set of parameters. Fine-tunes need not have
-    parameters that `excludes` names. None where they do not fit together, for reasons that are among the findings."""
+    """A pretrained model and its fine-tunes, in this order, as one set of parameters. Fine-tunes may lack parameters
+    that are excluded. None, with the reasons among the findings, for models that do not fit together."""
     errors = len(findings.errors)
     names = match_names(models, excludes, findings)
-    if len(findings.errors) > errors:
-        return None
-    matrices = match_matrices(models, names.stored, lambda name: excludes(name) or name in names.kept, findings)
-    if len(findings.errors) > errors:
-        return None
-    stored = [own | own_matrices for own, own_matrices in zip(names.stored, matrices.stored, strict=True)]
-    _check_forms(models, stored, names.kept, findings)
-    if len(findings.errors) > errors:
-        return None
-    with findings.collect():
-        return AlignedModels(models, stored, kept=names.kept, left_out=names.left_out, matrices=matrices)
+    if len(findings.errors) == errors:
+        matrices = match_matrices(models, names.stored, lambda name: excludes(name) or name in names.kept, findings)
+    if len(findings.errors) == errors:
+        stored = [own | own_matrices for own, own_matrices in zip(names.stored, matrices.stored, strict=True)]
+        _check_forms(models, stored, names.kept, findings)
+    if len(findings.errors) == errors:
+        with findings.collect():
+            return AlignedModels(models, stored, kept=names.kept, left_out=names.left_out, matrices=matrices)
     return None
 
 
@@ -57,9 +55,9 @@ class AlignedModels:
     """A pretrained model and K fine-tunes of it, with the vocabulary's rows aligned.
 
     `stored_names` maps, for each model, the merged names to its own. `forms` gives each parameter's merged shape and
-    the pretrained model's dtype, in the order of its files. Parameters in `kept` stay as the pretrained model has
-    them, those in `same_as` repeat another one's matrix, and those in `left_out` only fine-tunes have. `must_untie`:
-    the merged config has to say that the output embeddings are a separate matrix.
+    the pretrained model's dtype, in the order of its files. Parameters in `kept` stay as in the pretrained model, those
+    in `same_as` repeat another one's matrix, and only fine-tunes have those in `left_out`. `must_untie`: the merged
+    config must say that the output embeddings are a separate matrix.
 
     Raises UserError, naming folder and tensor, for vocabularies that cannot be aligned.
     """
@@ -83,10 +81,10 @@ class AlignedModels:
         return max(sizes | {ITEM_SIZES["F32"]})
 
     def read_into(self, buffer: np.ndarray, model: int, name: str, start: int, stop: int) -> int:
-        """Put values start … stop − 1 of the flattened floating-point parameter `name`, of one model, at the
-        beginning of `buffer` (uint8, with `largest_item` bytes a value). Returns the code of their dtype."""
+        """Put values start … stop − 1 of a model's flattened floating-point parameter at the beginning of `buffer`
+        (uint8, with `largest_item` bytes per value). Returns the code of their dtype."""
         if self.has_other_rows(model, name):
-            buffer.view(np.float32)[: stop - start] = self._read_rows(model, name, start, stop)
+            buffer.view(np.float32)[: stop - start] = self.read_float32(model, name, start, stop)
             return F32
         stored = self.stored_tensor(model, name)
         source, stored_name = self._stored(model, name)
@@ -96,24 +94,18 @@ class AlignedModels:
     def read_float32(self, model: int, name: str, start: int, stop: int) -> np.ndarray:
         """The same values as float32. Raises UserError, naming file and tensor, where one is NaN or infinite."""
         if self.has_other_rows(model, name):
-            return self._read_rows(model, name, start, stop)
-        return _read_float32(*self._stored(model, name), start, stop)
+            return self._read_rows(model, name, start, stop, read_float32, self._mean_row(model, name))
+        return read_float32(*self._stored(model, name), start, stop)
 
     def read_copy(self, name: str, start: int, stop: int) -> np.ndarray:
-        """The same values of the pretrained model, as bytes of its own dtype (uint8)."""
-        source, stored_name = self._stored(BASE, name)
+        """The same values of the pretrained model, as bytes of its dtype (uint8)."""
         if not self.has_other_rows(BASE, name):
-            return _read_bytes(source, stored_name, start, stop)
-        width = self.forms[name].numel // self.forms[name].shape[0]
-        first, last = start // width, -(-stop // width)
-        pieces = [
-            np.tile(self._encoded_mean_row(name), count)
-            if row == MISSING_ROW
-            else _read_bytes(source, stored_name, row * width, (row + count) * width)
-            for row, count in _runs(self.vocabulary.row_maps[BASE][first:last])
-        ]
-        size = ITEM_SIZES[self.forms[name].dtype]
-        return np.concatenate(pieces)[(start - first * width) * size : (stop - first * width) * size]
+            return read_bytes(*self._stored(BASE, name), start, stop)
+        dtype = self.forms[name].dtype
+        row = self._mean_row(BASE, name)
+        encoded = np.empty(row.size * ITEM_SIZES[dtype], np.uint8)
+        encode(row, FLOATING_CODES[dtype], 0, encoded)
+        return self._read_rows(BASE, name, start, stop, read_bytes, encoded)
 
     def read_ahead(self, model: int, name: str, start: int, stop: int) -> None:
         """Ask the system to bring these values from the disk, without waiting for them."""
@@ -122,15 +114,15 @@ class AlignedModels:
             source.read_ahead(stored_name, start, stop)
 
     def has_other_rows(self, model: int, name: str) -> bool:
-        """Whether a model's rows of this parameter are not the merged ones in the same order."""
+        """Whether a model's rows of this parameter differ from the merged rows or their order."""
         return name in self._vocabulary_names and self.vocabulary.row_maps[model] is not None
 
     def has(self, model: int, name: str) -> bool:
-        """Whether a model has a parameter, under whatever name."""
+        """Whether a model has a parameter, under any name."""
         return name in self._stored_names[model]
 
     def stored_tensor(self, model: int, name: str) -> StoredTensor:
-        """Where and how a model stores a parameter."""
+        """The tensor in which a model stores a parameter."""
         source, stored_name = self._stored(model, name)
         return source.tensors[stored_name]
 
@@ -139,66 +131,66 @@ class AlignedModels:
         return self._stored_names[model][name]
 
     def matrix(self, name: str) -> str:
-        """The name under which a parameter is merged and counted: another one where it repeats that."""
+        """The name under which a parameter is merged and counted: another one's if it repeats that."""
         return self.same_as.get(name, name)
 
     def _stored(self, model: int, name: str) -> tuple[CheckpointFolder, str]:
         return self.models[model], self.stored_name(model, name)
 
-    def _read_rows(self, model: int, name: str, start: int, stop: int) -> np.ndarray:
-        source, stored_name = self._stored(model, name)
+    def _read_rows(
+        self,
+        model: int,
+        name: str,
+        start: int,
+        stop: int,
+        read: Callable[[Folder, str, int, int], np.ndarray],
+        mean_row: np.ndarray,
+    ) -> np.ndarray:
+        """Values of a model whose rows are not the merged ones, from `read`; `mean_row` replaces missing rows."""
         width = self.forms[name].numel // self.forms[name].shape[0]
         first, last = start // width, -(-stop // width)
+        size = mean_row.size // width  # of a value
         pieces = [
-            np.tile(self._mean_row(model, name), count)
+            np.tile(mean_row, count)
             if row == MISSING_ROW
-            else _read_float32(source, stored_name, row * width, (row + count) * width)
+            else read(*self._stored(model, name), row * width, (row + count) * width)
             for row, count in _runs(self.vocabulary.row_maps[model][first:last])
         ]
-        return np.concatenate(pieces)[start - first * width : stop - first * width]
+        return np.concatenate(pieces)[(start - first * width) * size : (stop - first * width) * size]
 
     def _mean_row(self, model: int, name: str) -> np.ndarray:
         """The mean of a model's own rows, summed in double precision so that it is exact to float32."""
         if (model, name) not in self._mean_rows:
-            self._mean_rows[model, name] = self._compute_mean_row(model, name)
+            source, stored_name = self._stored(model, name)
+            rows, *rest = source.tensors[stored_name].shape
+            width = math.prod(rest)
+            total = np.zeros(width, np.float64)
+            for first in range(0, rows, _ROWS_AT_ONCE):
+                last = min(first + _ROWS_AT_ONCE, rows)
+                block = read_float32(source, stored_name, first * width, last * width)
+                total += block.reshape(-1, width).sum(axis=0, dtype=np.float64)
+            self._mean_rows[model, name] = (total / rows).astype(np.float32)
         return self._mean_rows[model, name]
-
-    def _encoded_mean_row(self, name: str) -> np.ndarray:
-        row, dtype = self._mean_row(BASE, name), self.forms[name].dtype
-        encoded = np.empty(row.size * ITEM_SIZES[dtype], np.uint8)
-        encode(row, FLOATING_CODES[dtype], 0, encoded)
-        return encoded
-
-    def _compute_mean_row(self, model: int, name: str) -> np.ndarray:
-        source, stored_name = self._stored(model, name)
-        rows, *rest = source.tensors[stored_name].shape
-        width = math.prod(rest)
-        total = np.zeros(width, np.float64)
-        for first in range(0, rows, _ROWS_AT_ONCE):
-            last = min(first + _ROWS_AT_ONCE, rows)
-            block = _read_float32(source, stored_name, first * width, last * width)
-            total += block.reshape(-1, width).sum(axis=0, dtype=np.float64)
-        return (total / rows).astype(np.float32)
 
     def _align_vocabulary(self) -> AlignedVocabulary:
         if not self._vocabulary_names:
             return AlignedVocabulary({}, 0, (None,) * len(self.models))
         rows = [self.vocabulary_rows(model) for model in range(len(self.models))]
         tokens_of = [read_tokens(model.folder) for model in self.models]
-        # A base without a tokenizer names its rows as the first model does that has one.
+        # For a base without a tokenizer, the first model with one names its rows.
         base_tokens = next((tokens for tokens in tokens_of if tokens is not None), {})
         vocabularies = []
         for model, tokens, own_rows in zip(self.models, tokens_of, rows, strict=True):
             if tokens is None and model is not self.models[BASE] and own_rows != rows[BASE]:
                 raise UserError(
                     f"{model.folder}: has {own_rows} vocabulary rows where the pretrained model has {rows[BASE]}, "
-                    "and no tokenizer that tells which; add its tokenizer files"
+                    "and no tokenizer to name them; add its tokenizer files"
                 )
             vocabularies.append(Vocabulary(base_tokens if tokens is None else tokens, own_rows))
         return align_vocabularies(vocabularies[BASE], vocabularies[1:])
 
     def vocabulary_rows(self, model: int) -> int:
-        """How many rows a model's matrices have; of names that it lacks, the pretrained model's count."""
+        """How many rows a model's matrices have; the pretrained model's number if it lacks them."""
         has = [name for name in self._vocabulary_names if name in self._stored_names[model]]
         rows = {name: self.stored_tensor(model, name).shape[0] for name in has}
         if len(set(rows.values())) > 1:
@@ -221,7 +213,7 @@ class AlignedModels:
 def _check_forms(
     models: Sequence[CheckpointFolder], names: Sequence[Mapping[str, str]], kept: set[str], findings: Findings
 ) -> None:
-    """Find tensors whose shapes or kinds of dtype are not the pretrained model's, and what they mean."""
+    """Report tensors whose shapes or kinds of dtype differ from the pretrained model's."""
     base = models[BASE]
     for model, own in zip(models, names, strict=True):
         wrong = [
@@ -257,24 +249,8 @@ def _check_forms(
                 )
 
 
-def _read_bytes(source: CheckpointFolder, name: str, start: int, stop: int) -> np.ndarray:
-    buffer = np.empty((stop - start) * source.tensors[name].item_size, np.uint8)
-    source.read_into(buffer, name, start, stop)
-    return buffer
-
-
-def _read_float32(source: CheckpointFolder, name: str, start: int, stop: int) -> np.ndarray:
-    stored = source.tensors[name]
-    buffer = _read_bytes(source, name, start, stop)
-    values = np.empty(stop - start, np.float32)
-    decode(buffer, FLOATING_CODES[stored.dtype], 0, values)
-    if not all_finite(values):
-        raise not_finite_error(stored.file, name)
-    return values
-
-
 def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:
-    """Consecutive rows as (first row, count); repeated MISSING_ROW is one run too."""
+    """Consecutive rows as (first row, count). Repeated MISSING_ROW is one run too."""
     runs: list[tuple[int, int]] = []
     for row in rows:
         if runs:

@@ -1,4 +1,4 @@
-"""Writing safetensors shards a block at a time, in any order, from several threads."""
+"""Write safetensors shards a block at a time, in any order, from several threads."""
 
 import errno
 import json
@@ -6,21 +6,22 @@ import math
 import os
 import struct
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from model_merging_methods.kernels.stored_dtypes import ITEM_SIZES
+from utils.safetensors_files import ITEM_SIZES
 from utils.weight_files import INDEX_FILE, SINGLE_FILE
 from utils.whole_files import write_json
 
-LARGEST_SHARD = 2_000_000_000  # bytes; what is lost of an interrupted merge is at most a shard or two
+LARGEST_SHARD = 2_000_000_000  # bytes; an interrupted merge loses at most a shard or two
 
 
 @dataclass(frozen=True)
 class TensorForm:
-    """What is written of a tensor: its dtype, by safetensors' name, and its shape."""
+    """The dtype (by safetensors' name) and shape in which a tensor is written."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -44,7 +45,14 @@ class Shard:
 
 def plan_shards(forms: Mapping[str, TensorForm], largest_shard: int = LARGEST_SHARD) -> list[Shard]:
     """Tensors in their order, cut into files of at most `largest_shard` bytes (or one tensor)."""
-    cuts = _split(forms, largest_shard)
+    cuts: list[list[str]] = [[]]
+    filled = 0
+    for name, form in forms.items():
+        if cuts[-1] and filled + form.bytes > largest_shard:
+            cuts.append([])
+            filled = 0
+        cuts[-1].append(name)
+        filled += form.bytes
     if len(cuts) == 1:
         return [Shard(SINGLE_FILE, tuple(cuts[0]))]
     return [
@@ -54,15 +62,15 @@ def plan_shards(forms: Mapping[str, TensorForm], largest_shard: int = LARGEST_SH
 
 
 def write_index(folder: Path, shards: Sequence[Shard], forms: Mapping[str, TensorForm]) -> None:
-    """The index that tells which file holds a tensor, where there are several."""
+    """Write the index of each tensor's file, if there are several."""
     if len(shards) > 1:
         total = sum(form.bytes for form in forms.values())
         weight_map = {name: shard.file for shard in shards for name in shard.names}
         write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-class CheckpointWriter:
-    """Some weight files of a model folder in the making: of full length from the start, blocks put in place."""
+class CheckpointWriter(AbstractContextManager):
+    """Weight files of an unfinished model folder: of full length from the start, filled block by block."""
 
     def __init__(self, folder: Path, shards: Sequence[Shard], forms: Mapping[str, TensorForm]):
         self._folder = folder
@@ -74,7 +82,7 @@ class CheckpointWriter:
             for shard in shards:
                 self._start_shard(shard)
         except BaseException:
-            self.close()
+            self.__exit__()
             raise
 
     def write(self, name: str, start: int, block: np.ndarray) -> None:
@@ -93,16 +101,9 @@ class CheckpointWriter:
         """Return when a shard's bytes are on the disk."""
         os.fsync(self._descriptors[shard.file])
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
-        self._descriptors.clear()
-
-    def __enter__(self) -> "CheckpointWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _start_shard(self, shard: Shard) -> None:
         header, end = {"__metadata__": {"format": "pt"}}, 0
@@ -126,23 +127,10 @@ class CheckpointWriter:
 
 
 def _allocate(descriptor: int, size: int) -> None:
-    """Give a file its full size, with its place on the disk where the system can reserve one."""
+    """Give a file its full size, and reserve the space on the disk if the system can."""
     try:
         os.posix_fallocate(descriptor, 0, size)
     except (AttributeError, OSError) as error:  # macOS has no such call, some file systems refuse it
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise
         os.ftruncate(descriptor, size)
-
-
-def _split(forms: Mapping[str, TensorForm], largest_shard: int) -> list[list[str]]:
-    """Tensor names in their order, cut into shards of at most `largest_shard` bytes (or one tensor)."""
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for name, form in forms.items():
-        if shards[-1] and filled + form.bytes > largest_shard:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += form.bytes
-    return shards

@@ -1,8 +1,8 @@
-"""Compare the configs of a merge's models, and put together the merged model's.
+"""Compare the configs of a merge's models, and assemble the merged model's config and generation config.
 
-Configs are compared by what they mean: defaults that one file leaves out, and old and new spellings of a setting, are
-equal. The merged config is the pretrained model's. Where all fine-tunes agree on another setting, it has theirs; stop
-tokens and other token ids are those of the model whose tokenizer is beside it.
+Configs are compared by their meaning: defaults that one file leaves out, and old and new spellings of a setting, are
+equal. The merged config is the pretrained model's, with the settings in which all fine-tunes agree. Stop tokens and
+other token ids come from the model whose tokenizer the folder gets.
 """
 
 import json
@@ -10,19 +10,24 @@ import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder
+from utils.custom_code import code_modules
+from utils.errors import UserError
 from utils.findings import Findings
+from utils.json_files import read_json_object
 
 Config = Mapping[str, Any]
+GENERATION_CONFIG = "generation_config.json"
 
-# Settings without which the weights mean something else.
+# Settings that change the meaning of the weights.
 _STRUCTURE = re.compile(
     r"hidden_act|hidden_activation|activation(_function)?|dense_act_fn|is_gated_act|feed_forward_proj"
     r"|n_heads?|num_(attention_|key_value_|kv_)?heads|(\w+_)?head_dim|d_kv|use_parallel_residual|parallel_attn"
 )
-# Settings that change nothing in what a model computes, that the tensors' names and shapes show, or that go with the
+# Settings without effect on a model's results, that the tensors' names and shapes show, or that belong to the
 # tokenizer.
 _WITHOUT_MEANING = re.compile(
     r"_.*|\w*dropout\w*|\w*_pdrop|initializer\w*|\w*_init|use_cache|router_\w*coef|router_jitter_noise|pretraining_tp|summary_\w+"
@@ -37,14 +42,15 @@ TOKEN_IDS = re.compile(r"\w*_token_(ids?|index)|suppress_tokens|begin_suppress_t
 _ROPE = ("rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq")
 _SAME_ACTIVATIONS = {"swish": "silu", "gelu_pytorch_tanh": "gelu_new"}  # two names of one function
 _INACTIVE = (None, False, 0, "", [], {})
+_POSITIVE_NUMBERS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_length")
 
 
 def check_configs(
     models: Mapping[str, CheckpointFolder], config_from: str | None, allow_unrelated: bool, findings: Findings
 ) -> None:
-    """Report the settings in which fine-tunes differ from the pretrained model, with all models by role.
+    """Report settings in which fine-tunes differ from the pretrained model, with all models by role.
 
-    Those that change what weights mean are errors, unless `allow_unrelated`; the others are warnings.
+    Settings that change the meaning of the weights are errors, unless `allow_unrelated`; the others are warnings.
     """
     settings = _settings_of_all(models)
     taken = _taken(settings, config_from)
@@ -54,11 +60,13 @@ def check_configs(
             continue
         others = {role: value for role, value in values.items() if not _is_same(value, values["pretrained"])}
         text = f"config.json: {name} is {_by_value(others)}, {_shown(values['pretrained'])} in the pretrained model"
-        # A family that transformers does not know leaves out its defaults, which may be the same.
+        # Of a family that transformers does not know, the defaults are unknown and may be the same.
         is_left_out = None in values.values()
         if _STRUCTURE.fullmatch(name) and not is_left_out and not allow_unrelated:
             roles = " and ".join(f"--{role}_model" for role in others)
-            findings.error(f"{text}, which changes what the weights mean; give another {roles}, or --allow_unrelated")
+            findings.error(
+                f"{text}, which changes the meaning of the weights; give another {roles}, or --allow_unrelated"
+            )
             continue
         chosen = taken.get(name, values["pretrained"])
         advice = "" if name in taken else "; choose another model's with --config_from"
@@ -73,14 +81,28 @@ def check_configs(
 
 
 def check_vocabulary_sizes(models: Mapping[str, CheckpointFolder], rows: Mapping[str, int], findings: Findings) -> None:
-    """Report configs, by role, that state another vocabulary size than their matrices have rows."""
+    """Report configs, by role, whose vocabulary size is not the number of rows of their matrices."""
     for role, model in models.items():
         stated = _inner(model.config).get("vocab_size", rows[role])
-        if rows[role] and stated != rows[role] and not model.reads_pretrained:
+        if rows[role] and stated != rows[role] and not model.is_adapter:
             findings.warn(
                 f"config.json: vocab_size is {_shown(stated)} in {role}, whose matrices have {rows[role]} rows; the "
                 "merged config has the number of its rows"
             )
+
+
+def check_custom_code(models: Mapping[str, CheckpointFolder], findings: Findings) -> None:
+    """Report models, by role, whose config names code, which is never executed here."""
+    named: dict[str, list[str]] = {}
+    for role, model in models.items():
+        modules = code_modules(model.config)
+        if modules:
+            named.setdefault(", ".join(modules), []).append(role)
+    for modules, roles in named.items():
+        findings.warn(
+            f"config.json: auto_map of {' and '.join(roles)} names code ({modules}), which is never run here; the "
+            "merged folder has a copy of the code files"
+        )
 
 
 def merged_config(models: Mapping[str, CheckpointFolder], config_from: str | None) -> dict[str, Any]:
@@ -116,7 +138,7 @@ def renumbered(value: Any, new_ids: Mapping[int, int]) -> Any:
 
 
 def _settings_of_all(models: Mapping[str, CheckpointFolder]) -> dict[str, dict[str, Any]]:
-    """What each model's config says, by role and setting."""
+    """Each model's settings, by role."""
     configs = {role: model.config for role, model in models.items()}
     plain = {role: _flat(config) for role, config in configs.items()}
     families = [config.get("model_type") for config in configs.values()]
@@ -129,7 +151,7 @@ def _settings_of_all(models: Mapping[str, CheckpointFolder]) -> dict[str, dict[s
 
 @cache
 def _with_defaults(config: str) -> dict[str, Any] | None:
-    """The settings of a config as transformers reads it, defaults included; None for one that it does not know."""
+    """The settings of a config as transformers reads it, defaults included; None for an unknown family."""
     from utils.transformers_classes import config_with_defaults
 
     filled = config_with_defaults(json.loads(config))
@@ -137,7 +159,7 @@ def _with_defaults(config: str) -> dict[str, Any] | None:
 
 
 def _flat(config: Config) -> dict[str, Any]:
-    """The settings that have a meaning, those of the language model under their own names."""
+    """The settings that matter here, those of the language model without the prefix `text_config`."""
     flat = {}
     for key, value in config.items():
         if isinstance(value, dict) and key.endswith("_config") and not _WITHOUT_MEANING.fullmatch(key):
@@ -156,7 +178,7 @@ def _without_old_names(value: Any) -> Any:
 
 
 def _names(settings: Mapping[str, Config]) -> Iterator[str]:
-    """All settings, those of encoders beside the language model only where each model has them."""
+    """All settings; those of encoders beside the language model only if each model has them."""
     own = list(settings.values())
     for name in dict.fromkeys(name for config in own for name in config):
         if "." not in name or all(name in config for config in own):
@@ -164,8 +186,8 @@ def _names(settings: Mapping[str, Config]) -> Iterator[str]:
 
 
 def _taken(settings: Mapping[str, Config], config_from: str | None) -> dict[str, Any]:
-    """The settings that the merged config has in place of the pretrained model's. The model of `config_from` may be
-    missing, if it cannot be read."""
+    """The settings that replace the pretrained model's in the merged config. The model of `config_from` is missing if
+    it cannot be read."""
     if config_from in settings:
         return {name: settings[config_from].get(name) for name in _names(settings)}
     first, *others = [own for role, own in settings.items() if role != "pretrained"]
@@ -177,13 +199,12 @@ def _taken(settings: Mapping[str, Config], config_from: str | None) -> dict[str,
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Whether two values of a setting mean the same: one that is switched off is as one that is left out."""
+    """Whether two values of a setting mean the same: a setting that is off equals one that is left out."""
     return one == other or (one in _INACTIVE and other is None) or (one is None and other in _INACTIVE)
 
 
 def _set(config: dict[str, Any], name: str, value: Any, source: Config) -> None:
-    """Change a setting where the config has it; rope in the spelling of `source`, because versions of transformers
-    differ."""
+    """Change a setting in place; rope in the spelling of `source`, because versions of transformers differ."""
     place = config
     *prefix, key = name.split(".")
     if prefix:
@@ -214,3 +235,52 @@ def _by_value(values: Mapping[str, Any]) -> str:
 def _shown(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
     return text if len(text) <= 120 else text[:117] + "..."
+
+
+def generation_config(folder: Path, new_ids: Mapping[int, int]) -> dict[str, Any] | None:
+    """The valid part of a folder's generation config, with the merged token ids; None for a folder without one."""
+    kept = _read_generation_config(folder)[0]
+    if kept is None:
+        return None
+    return {key: renumbered(value, new_ids) if TOKEN_IDS.fullmatch(key) else value for key, value in kept.items()}
+
+
+def check_generation_configs(folders: Mapping[str, Path], findings: Findings) -> None:
+    """Report generation configs, by role, that are not valid as a whole."""
+    for role, folder in folders.items():
+        fault = _read_generation_config(folder)[1]
+        if fault is not None:
+            findings.warn(f"{role}: {GENERATION_CONFIG} {fault}")
+
+
+def _read_generation_config(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """The valid part of a folder's generation config, and why it is not the whole."""
+    path = folder / GENERATION_CONFIG
+    if not path.exists():
+        return None, None
+    try:
+        content = read_json_object(path, "")
+    except UserError as error:
+        reason = str(error).removeprefix(str(path)).strip(" ;")
+        return None, f"{reason}; it is left out, and the merged model stops where config.json says"
+    if all(_is_plain(key, value) for key, value in content.items()):
+        return content, None
+    from utils.transformers_classes import why_no_generation_config
+
+    reason = why_no_generation_config(content)
+    if reason is None:
+        return content, None
+    kept = {key: value for key, value in content.items() if _is_plain(key, value)}
+    return kept, f"is refused by transformers ({reason}); the merged model gets {', '.join(kept) or 'nothing'} from it"
+
+
+def _is_plain(key: str, value: Any) -> bool:
+    """Whether transformers certainly accepts a value; importing it to find out takes seconds."""
+    if TOKEN_IDS.fullmatch(key):
+        ids = value if isinstance(value, list) else [value]
+        return value is None or all(type(item) is int for item in ids)
+    if key in _POSITIVE_NUMBERS:
+        return value is None or (isinstance(value, (int, float)) and value > 0)
+    return key in ("transformers_version", "_from_model_config", "do_sample") and isinstance(
+        value, (str, bool, type(None))
+    )

@@ -1,72 +1,130 @@
-"""Fingerprints of weights: of what tensors hold, whatever file layout they come in (`utils.content_hashes`)."""
+"""The files of a merge's inputs, and hashes of everything in them that the merge depends on.
 
-from collections.abc import Callable, Mapping
+A weight file's hash covers its tensors, not the layout of the file (`utils.content_hashes`).
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-import xxhash
 
 from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder
-from model_merging_methods.checkpoints.stored_tensors import StoredTensor
-from utils.content_hashes import STRETCH, FileStates, keep_digests, recall_digests, tensors_hash
-
-DIGEST_SIZE = 16  # bytes, of xxh3_128
-
-ReadValues = Callable[[np.ndarray, int, int], None]  # fills a buffer with the stored values start … stop − 1
-
-
-def stretch_digest(values: np.ndarray) -> np.ndarray:
-    """The digest of a stretch's bytes (uint8), as uint8."""
-    return np.frombuffer(xxhash.xxh3_128_digest(values), np.uint8)
-
-
-def tensor_digest(stretches: np.ndarray) -> str:
-    """The digest of a tensor, in hexadecimal, from those of its stretches: uint8 [stretches, 16]."""
-    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(stretches))
-
-
-def read_tensor_digest(stored: StoredTensor, read: ReadValues, stretch: int = STRETCH) -> str:
-    """The digest of a stored tensor, from reading it; `stretch` is another length of its stretches."""
-    buffer = np.empty(min(stretch, stored.numel) * stored.item_size, np.uint8)
-    digests = np.empty((-(-stored.numel // stretch), DIGEST_SIZE), np.uint8)
-    for row, start in zip(digests, range(0, stored.numel, stretch), strict=True):
-        stop = min(start + stretch, stored.numel)
-        values = buffer[: (stop - start) * stored.item_size]
-        read(values, start, stop)
-        row[:] = stretch_digest(values)
-    return tensor_digest(digests)
+from model_merging_methods.checkpoints.lora_adapter import AdaptedFolder
+from model_merging_methods.checkpoints.tensor_names import is_never_loaded, without_wrappers
+from model_merging_methods.checkpoints.vocabulary_matrices import holds_equal, is_vocabulary_matrix
+from model_merging_methods.kernels.stored_dtypes import is_floating
+from model_merging_methods.merge_request import MergeRequest, list_input_files
+from utils.content_hashes import (
+    FileOnRecord,
+    FileStates,
+    bytes_hash,
+    keep_digests,
+    read_tensor_digest,
+    recall_digests,
+    tensors_hash,
+)
+from utils.weight_files import is_adapter_folder
 
 
-def weight_file_fingerprints(
-    model: CheckpointFolder,
-    matters: Callable[[str], bool],
+def read_fingerprints(request: MergeRequest) -> dict[str, list[FileOnRecord]]:
+    """The files of every input, by role, with the hashes of their contents. Tensors without a cached hash are read."""
+    states, since = request.input_states(), time.time()
+    with ExitStack() as stack:
+        models = [stack.enter_context(CheckpointFolder(request.pretrained))]
+        for folder in request.finetuned.values():
+            is_adapter = is_adapter_folder(folder)
+            opened = AdaptedFolder(folder, models[0]) if is_adapter else stack.enter_context(CheckpointFolder(folder))
+            models.append(opened)
+        return fingerprint_inputs(request, models, states, since)
+
+
+def fingerprint_inputs(
+    request: MergeRequest,
+    models: Sequence[CheckpointFolder],
     states: FileStates,
     read_since: float,
-    digests: Mapping[str, str] | None = None,
-) -> dict[Path, str]:
-    """A fingerprint of every weight file: of its tensors' names, dtypes, shapes, and of the contents of those that
-    matter.
+    digests: Sequence[Mapping[str, str]] | None = None,
+) -> dict[str, list[FileOnRecord]]:
+    """The same, of opened folders, the pretrained model's first.
 
-    `digests` were taken from reading the tensors since the time `read_since`, the files being in these `states`. Others
-    come from the cache or else from reading the tensors; the cache gets all.
+    `digests` are those of each model's tensors that were read since the time `read_since`, by name, the files being in
+    these `states`.
+    """
+    files = {}
+    for i, (role, model) in enumerate(zip(request.inputs, models, strict=True)):
+        weights = {}
+        if not model.is_adapter:
+            needed = _needed_values(request, models, i)
+            weights = _weight_file_hashes(model, needed, states, read_since, digests[i] if digests else {})
+        files[role] = [
+            FileOnRecord(
+                path.relative_to(model.folder).as_posix(), path.stat().st_size, weights.get(path) or bytes_hash(path)
+            )
+            for path in list_input_files(model.folder)
+        ]
+    return files
+
+
+def _needed_values(request: MergeRequest, models: Sequence[CheckpointFolder], model: int) -> Callable[[str], bool]:
+    """Whether the merge depends on the values of a model's tensor, not only on its name, dtype and shape."""
+    base, parameters = models[0], request.parameters
+    base_names = {without_wrappers(name): name for name in base.tensors}
+    reads_all_of_base = parameters.reads_pretrained or any(other.is_adapter for other in models)
+
+    def needed(name: str) -> bool:
+        merged = without_wrappers(name)
+        copied = not is_floating(models[model].tensors[name].dtype) or parameters.excludes(merged)
+        if model:
+            return not copied or merged not in base_names or _is_tied(base, base_names[merged])
+        return reads_all_of_base or copied or is_never_loaded(merged, base.config) or _is_tied(base, name)
+
+    return needed
+
+
+def _is_tied(model: CheckpointFolder, name: str) -> bool:
+    """Whether a matrix with rows for tokens repeats another one, so that both are one in the merged model."""
+    if not is_vocabulary_matrix(name):
+        return False
+    others = [other for other in model.tensors if is_vocabulary_matrix(other) and other != name]
+    return any(holds_equal(model, name, other) for other in others)
+
+
+def _weight_file_hashes(
+    model: CheckpointFolder,
+    needed: Callable[[str], bool],
+    states: FileStates,
+    read_since: float,
+    digests: Mapping[str, str],
+) -> dict[Path, str]:
+    """A hash of every weight file: of its tensors' names, dtypes, shapes, and of the values that are needed.
+
+    Digests that are neither given nor cached are read. The cache gets all.
     """
 
     def digest(name: str) -> str:
-        return read_tensor_digest(model.tensors[name], lambda *place: model.read_into(place[0], name, *place[1:]))
+        stored = model.tensors[name]
 
-    fingerprints = {}
+        def read(values: np.ndarray, first: int) -> None:
+            start = first // stored.item_size
+            model.read_into(values, name, start, start + values.size // stored.item_size)
+
+        return read_tensor_digest(stored, read)
+
+    hashes = {}
     for file in model.files:
-        stored = {name: tensor for name, tensor in model.tensors.items() if tensor.file == file}
+        tensors = {name: tensor for name, tensor in model.tensors.items() if tensor.file == file}
         cached = recall_digests(states.get(file))
-        known = {**cached, **{name: value for name, value in (digests or {}).items() if name in stored}}
-        missing = [name for name in stored if matters(name) and name not in known]
+        known = {**cached, **{name: value for name, value in digests.items() if name in tensors}}
+        missing = [name for name in tensors if needed(name) and name not in known]
         with ThreadPoolExecutor() as pool:
             known |= zip(missing, pool.map(digest, missing), strict=True)
         if known != cached:
             keep_digests(states.get(file), known, read_since)
-        fingerprints[file] = tensors_hash(
-            (name, tensor.dtype, tensor.shape, known[name] if matters(name) else None)
-            for name, tensor in stored.items()
+        hashes[file] = tensors_hash(
+            (name, tensor.dtype, tensor.shape, known[name] if needed(name) else None)
+            for name, tensor in tensors.items()
         )
-    return fingerprints
+    return hashes

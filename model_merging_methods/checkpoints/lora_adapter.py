@@ -1,8 +1,8 @@
-"""LoRA adapters as PEFT saves them: what one changes of the pretrained model, applied to stretches of its tensors.
+"""LoRA adapters as PEFT saves them, applied to stretches of the pretrained model's tensors.
 
 A low-rank change is W = W0 + s·B·A (Hu et al. 2021, section 4.1), with s = alpha / r, or alpha / √r for
-rank-stabilized LoRA. Whole tensors that an adapter carries (modules_to_save, biases, embeddings of a vocabulary that
-grew) stand in the pretrained model's place, and a low-rank change may come on top. The result is that of PEFT's
+rank-stabilized LoRA. Whole tensors in an adapter (modules_to_save, biases, embeddings of a vocabulary that grew)
+replace the pretrained model's, and a low-rank change may come on top. The result is that of PEFT's
 `merge_and_unload()`.
 """
 
@@ -14,13 +14,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from model_merging_methods.checkpoints.checkpoint_folder import not_finite_error
-from model_merging_methods.checkpoints.stored_tensors import StoredTensor, read_weight_file
+from model_merging_methods.checkpoints.checkpoint_folder import (
+    CheckpointFolder,
+    read_float32,
+    read_stored,
+    read_weight_file,
+    to_float32,
+)
+from model_merging_methods.checkpoints.tensor_names import without_wrappers
 from model_merging_methods.checkpoints.vocabulary_matrices import INPUT_EMBEDDINGS, OUTPUT_BIASES, OUTPUT_EMBEDDINGS
-from model_merging_methods.kernels.block_kernels import CHUNK, ZERO, all_finite, decode, exact
+from model_merging_methods.kernels.block_kernels import CHUNK, ZERO, exact
 from model_merging_methods.kernels.stored_dtypes import FLOATING_CODES
 from utils.errors import UserError
 from utils.json_files import read_json_object
+from utils.safetensors_files import StoredTensor
 from utils.weight_files import (
     ADAPTER_CONFIG_FILE,
     INDEX_FILE,
@@ -30,8 +37,8 @@ from utils.weight_files import (
     adapter_files,
 )
 
-# The settings of LoraConfig that are taken into account here, and those that change nothing once the adapter is
-# trained: which modules have one shows in the tensors. Any other setting that is in use is refused.
+# The settings of LoraConfig that are applied here, and those without effect once the adapter is trained (the tensors
+# show which modules it changes). Any other setting is refused unless it is off.
 READ_SETTINGS = {
     "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out",
     "init_lora_weights",
@@ -42,9 +49,9 @@ HARMLESS_SETTINGS = {
     "lora_dropout", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_core",
     "qalora_group_size", "runtime_config", "ensure_weight_tying",
 }  # fmt: skip
-# What other trainers leave in the config, to no effect on the result.
+# Settings of other trainers, without effect on the result.
 _SETTINGS_OF_TRAINERS = {"use_gradient_checkpointing", "unsloth_fixed", "random_state", "unsloth_version"}
-# Other initializations (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ) take something away from the pretrained weights first.
+# Other initializations (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ) first subtract something from the pretrained weights.
 _INITIALIZATIONS = ("none", "true", "false", "gaussian", "orthogonal", "eva", "mica")
 
 _REMEDY = "save the merged model with merge_and_unload() and give that folder"
@@ -92,14 +99,14 @@ def add_low_rank(values, change, start):
 
 
 class LoraAdapter:
-    """What the adapter in `folder` changes of a pretrained model with these tensors (name: shape).
+    """The changes that the adapter in `folder` makes to a pretrained model with these tensors (name: shape).
 
-    `low_rank` has the changes to add, `replaced` the tensors that stand in the place of the pretrained model's (of
-    the same shape, but that vocabulary matrices may have other rows), both by the pretrained model's names. A tensor
-    that is in both is the replacement plus the change. `files` are the files that show all this, `made_for` the model
-    that the adapter's config names as its base ("" for none).
+    `low_rank` has the changes to add, `replaced` the tensors that replace the pretrained model's (of the same shape,
+    except that vocabulary matrices may have other rows), both by the pretrained model's names. A tensor in both is the
+    replacement plus the change. `files` are the files of the adapter, `made_for` the base that its config names (""
+    for none).
 
-    Raises UserError, naming folder, setting or tensor, for whatever cannot be applied exactly.
+    Raises UserError, naming folder, setting or tensor, for anything that cannot be applied exactly.
     """
 
     def __init__(self, folder: Path, pretrained_names_and_shapes: Mapping[str, tuple[int, ...]]):
@@ -114,7 +121,7 @@ class LoraAdapter:
         self.files = adapter_files(folder)
         weights = self.files[-1]
         self.replaced: dict[str, StoredTensor] = {}
-        self._modules: dict[str, str] = {}  # the adapter's own names of what it changes, which patterns refer to
+        self._modules: dict[str, str] = {}  # the adapter's own names, which patterns refer to, by the changed tensor
         halves: dict[str, dict[str, np.ndarray]] = {}
         stored = read_weight_file(weights)
         if not stored:
@@ -136,7 +143,13 @@ class LoraAdapter:
 
         Raises UserError, naming file and tensor, where one is NaN or infinite, or the file has become shorter.
         """
-        return _read_float32(name, self.replaced[name], start, stop)
+        return self._read(self.replaced[name], name, start, stop)
+
+    def _read(self, stored: StoredTensor, name: str, start: int, stop: int) -> np.ndarray:
+        raw = np.empty((stop - start) * stored.item_size, np.uint8)
+        with open(stored.file, "rb", buffering=0) as file:
+            read_stored(stored, name, file.fileno(), raw, start, stop)
+        return to_float32(raw, stored, name)
 
     def _error(self, why: str) -> UserError:
         return UserError(f"{self.folder}: {why}; {_REMEDY}")
@@ -144,7 +157,7 @@ class LoraAdapter:
     def _check_settings(self) -> None:
         config = self._config
         if config.get("peft_type") != "LORA":
-            raise self._error(f"peft_type is {config.get('peft_type')}, where LORA alone can be applied")
+            raise self._error(f"peft_type is {config.get('peft_type')}, and only LORA can be applied")
         for key, value in config.items():
             is_known = key in READ_SETTINGS | HARMLESS_SETTINGS | _SETTINGS_OF_TRAINERS
             if not is_known and value not in (None, False, [], {}):
@@ -164,7 +177,7 @@ class LoraAdapter:
             if (self.folder / name).exists():
                 raise UserError(
                     f"{self.folder}: holds both an adapter ({ADAPTER_CONFIG_FILE}) and a whole model ({name}); "
-                    "move one of them to a folder of its own"
+                    "move one of them to a separate folder"
                 )
 
     def _add_half(
@@ -178,8 +191,8 @@ class LoraAdapter:
         if key in halves.setdefault(target, {}):
             raise self._error(f"has tensor {name} under two names")
         if len(tensor.shape) != 2 or tensor.numel == 0:
-            raise self._error(f"tensor {name} has shape {list(tensor.shape)}, which is no low-rank matrix")
-        halves[target][key] = _read_float32(name, tensor, 0, tensor.numel).reshape(tensor.shape)
+            raise self._error(f"tensor {name} has shape {list(tensor.shape)}, which is not a low-rank matrix")
+        halves[target][key] = self._read(tensor, name, 0, tensor.numel).reshape(tensor.shape)
 
     def _add_replaced(self, name: str, tensor: StoredTensor) -> None:
         own_name = name.removeprefix(_PREFIX)
@@ -199,8 +212,7 @@ class LoraAdapter:
             raise self._error(f"has tensor {name} under two names, and with different values")
 
     def _pretrained_name(self, name: str) -> str:
-        """The pretrained model's name of a tensor: without the name of its body where it was saved without (as GPT-2 is
-        on the hub), or with it."""
+        """The pretrained model's name of a tensor, which may lack the body's name (as GPT-2 on the hub) or have it."""
         bodies = ("model", "transformer", "gpt_neox")
         names = [name, name.partition(".")[2], *(f"{body}.{name}" for body in bodies)]
         return next((known for known in names if known in self._shapes), name)
@@ -211,7 +223,7 @@ class LoraAdapter:
         return self._error(f"tensor {name} belongs to {target}, which the pretrained model does not have")
 
     def _low_rank(self, target: str, halves: Mapping[str, np.ndarray]) -> LowRank:
-        """The change of a tensor, in the orientation in which that is stored."""
+        """The change of a tensor, in the orientation in which the tensor is stored."""
         is_embedding = "embedding A" in halves
         if set(halves) != ({"embedding A", "embedding B"} if is_embedding else {"A", "B"}):
             raise self._error(f"has not both lora_A and lora_B for {target}")
@@ -235,25 +247,25 @@ class LoraAdapter:
         return LowRank(a, b, scaling)
 
     def _setting(self, key: str, pattern_key: str, module: str) -> Any:
-        """A module's own value: that of the first pattern that matches its whole name or the end of it."""
+        """A module's value: that of the first pattern that matches its whole name or the end of it."""
         for pattern, value in (self._config.get(pattern_key) or {}).items():
             try:
                 if re.match(rf"(.*\.)?({pattern})$", module):
                     return value
             except re.error:
-                raise self._error(f"{pattern_key} has {pattern!r}, which is no regular expression") from None
+                raise self._error(f"{pattern_key} has {pattern!r}, which is not a regular expression") from None
         return self._config[key]
 
     def _is_stored_transposed(self, target: str) -> bool:
-        """Whether a matrix is stored as [in, out], as GPT-2's are. PEFT goes by the class of the module, whatever
-        the config's fan_in_fan_out says; here the length of a bias tells, which such modules always have."""
+        """Whether a matrix is stored as [in, out], as GPT-2's are. PEFT looks at the module's class, whatever the
+        config's fan_in_fan_out says. Here the length of the bias shows it, which such modules always have."""
         rows, columns = self._shapes[target]
         if rows != columns:
             return self._has_bias_by_column(target)
         if any(self._has_bias_by_column(name) for name in self._shapes):
             return f"{target.removesuffix('weight')}bias" in self._shapes
         if self._config.get("fan_in_fan_out"):
-            raise self._error(f"fan_in_fan_out is set, but nothing tells whether {target} is stored transposed")
+            raise self._error(f"fan_in_fan_out is set, but nothing shows whether {target} is stored transposed")
         return False
 
     def _has_bias_by_column(self, target: str) -> bool:
@@ -261,8 +273,8 @@ class LoraAdapter:
         return target.endswith(".weight") and len(shape) == 2 and shape[0] != shape[1] and bias == shape[1:]
 
     def _check_shared_embeddings(self) -> None:
-        """Where the pretrained model's output embeddings are its input embeddings, a change of one alone would
-        change both; the same whole tensor for both, which PEFT saves when the vocabulary grew, is in order."""
+        """Refuse a change of one of two tied embeddings, which would change both. The same whole tensor for both, which
+        PEFT saves when the vocabulary grew, is accepted."""
         outputs = {name: self.replaced.pop(name) for name in [*self.replaced] if name.endswith(OUTPUT_EMBEDDINGS)}
         inputs = [name for name in {*self.replaced, *self.low_rank} if name.endswith(INPUT_EMBEDDINGS)]
         for name in inputs:
@@ -276,23 +288,56 @@ class LoraAdapter:
         """Whether two stored tensors hold the same values."""
         if one is other:
             return True
-        ends = [min(start + _COMPARED_AT_ONCE, one.numel) for start in range(0, one.numel, _COMPARED_AT_ONCE)]
-        return one.shape == other.shape and all(
-            np.array_equal(_read_float32(name, one, start, stop), _read_float32(name, other, start, stop))
-            for start, stop in zip([0, *ends], ends, strict=False)
-        )
+        if one.shape != other.shape:
+            return False
+        for start in range(0, one.numel, _COMPARED_AT_ONCE):
+            stop = min(start + _COMPARED_AT_ONCE, one.numel)
+            if not np.array_equal(*(self._read(stored, name, start, stop) for stored in (one, other))):
+                return False
+        return True
 
 
-def _read_float32(name: str, stored: StoredTensor, start: int, stop: int) -> np.ndarray:
-    first, last = start * stored.item_size, stop * stored.item_size
-    if stored.mapped is not None:
-        raw = np.array(stored.mapped[first:last])
-    else:
-        raw = np.fromfile(stored.file, np.uint8, last - first, offset=stored.offset + first)
-    if raw.size < last - first:
-        raise UserError(f"{stored.file}: ends within tensor {name}; get the file anew")
-    values = np.empty(stop - start, np.float32)
-    decode(raw, FLOATING_CODES[stored.dtype], 0, values)
-    if not all_finite(values):
-        raise not_finite_error(stored.file, name)
-    return values
+class AdaptedFolder:
+    """A `CheckpointFolder` of an adapter's whole fine-tune: tensors that the adapter changes are computed in float32
+    from the pretrained model's, stretch by stretch; the others are the pretrained model's.
+
+    Raises UserError for an adapter that does not fit the pretrained model.
+    """
+
+    is_adapter = True
+
+    def __init__(self, folder: Path, pretrained: CheckpointFolder):
+        self.folder = folder
+        self.config = pretrained.config
+        self._pretrained = pretrained
+        shapes = {without_wrappers(name): stored.shape for name, stored in pretrained.tensors.items()}
+        self._adapter = LoraAdapter(folder, shapes)
+        self.made_for = self._adapter.made_for
+        self.files = self._adapter.files
+        self.tensors = dict(pretrained.tensors)
+        for name, stored in pretrained.tensors.items():
+            changed = without_wrappers(name)
+            replacement = self._adapter.replaced.get(changed)
+            if replacement is not None or changed in self._adapter.low_rank:
+                self.tensors[name] = StoredTensor(self.files[-1], "F32", (replacement or stored).shape)
+
+    def read_into(self, buffer: np.ndarray, name: str, start: int, stop: int) -> None:
+        """Put values start … stop − 1 of the flattened tensor `name` into `buffer` (uint8): as float32 where the
+        adapter changes it, else as stored."""
+        changed = without_wrappers(name)
+        change = self._adapter.low_rank.get(changed)
+        if changed in self._adapter.replaced:
+            values = self._adapter.read_replaced(changed, start, stop)
+        elif change is not None:
+            values = read_float32(self._pretrained, name, start, stop)
+        else:
+            self._pretrained.read_into(buffer, name, start, stop)
+            return
+        if change is not None:
+            add_low_rank(values, change, start)
+        buffer.view(np.float32)[:] = values
+
+    def read_ahead(self, name: str, start: int, stop: int) -> None:
+        """Ask the system to bring the pretrained values from the disk, without waiting for them."""
+        if without_wrappers(name) not in self._adapter.replaced:
+            self._pretrained.read_ahead(name, start, stop)

@@ -1,4 +1,4 @@
-"""The files of a merged model beside its weights, and the form of those."""
+"""Write the files of a merged model other than its weights."""
 
 import shutil
 from collections.abc import Mapping
@@ -8,13 +8,16 @@ from typing import Any
 from model_merging_methods.checkpoints.aligned_models import AlignedModels
 from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder
 from model_merging_methods.checkpoints.checkpoint_writer import TensorForm
-from model_merging_methods.checkpoints.configs import merged_config, take_token_ids
-from model_merging_methods.checkpoints.generation_configs import GENERATION_CONFIG, generation_config
+from model_merging_methods.checkpoints.configs import (
+    GENERATION_CONFIG,
+    generation_config,
+    merged_config,
+    take_token_ids,
+)
 from model_merging_methods.checkpoints.tokenizer_reading import read_tokens
-from model_merging_methods.checkpoints.tokenizer_writing import new_ids, write_tokenizer
+from model_merging_methods.checkpoints.vocabulary import new_ids, write_tokenizer
 from model_merging_methods.kernels.stored_dtypes import SHORT_NAMES, is_floating
-from model_merging_methods.merge_parameters import MergeParameters
-from model_merging_methods.merge_record import PRETRAINED, MergeRequest
+from model_merging_methods.merge_request import PRETRAINED, MergeParameters, MergeRequest
 from utils.custom_code import code_files
 from utils.whole_files import write_json
 
@@ -30,16 +33,16 @@ def output_forms(models: AlignedModels, parameters: MergeParameters) -> dict[str
 
 
 def write_model_files(request: MergeRequest, models: AlignedModels, role: str, folder: Path) -> None:
-    """Put everything but weights into a merged model's folder: config, generation config, tokenizer and code files.
+    """Put config, generation config, tokenizer and code files into a merged model's folder.
 
-    Tokenizer, chat template and the tokens at which the model stops are those of the role's model, with its tokens at
-    the merged rows. Raises UserError for a tokenizer that cannot take them.
+    Tokenizer, chat template and stop tokens are those of the role's model, with its tokens at the merged rows. Raises
+    UserError for a tokenizer that cannot be changed like this.
     """
     by_role = dict(zip(request.inputs, models.models, strict=True))
     _write_config(request.parameters, models, by_role, role, folder)
     stopping = by_role[request.parameters.config_from or role]
     source = stopping.folder
-    if _is_adapter(stopping) and not (source / GENERATION_CONFIG).exists():
+    if stopping.is_adapter and not (source / GENERATION_CONFIG).exists():
         source = by_role[PRETRAINED].folder
     generation = generation_config(source, new_ids(source, models.vocabulary.tokens))
     if generation is not None:
@@ -59,8 +62,8 @@ def _write_config(
 ) -> None:
     config = merged_config(by_role, parameters.config_from)
     stopping = by_role[parameters.config_from or role]
-    # An adapter's config is the pretrained model's, whose ids stay what they are.
-    ids = {} if _is_adapter(stopping) else new_ids(stopping.folder, models.vocabulary.tokens)
+    # An adapter's config is the pretrained model's, whose ids do not change.
+    ids = {} if stopping.is_adapter else new_ids(stopping.folder, models.vocabulary.tokens)
     take_token_ids(config, stopping.config, ids)
     if models.vocabulary.rows:
         place = config["text_config"] if "vocab_size" in (config.get("text_config") or ()) else config
@@ -79,7 +82,3 @@ def _tokenizer_folder(by_role: Mapping[str, Any], role: str) -> Path:
     """The folder of a role's tokenizer: its own, else the pretrained model's, else the first that has one."""
     folders = [by_role[role].folder, *(model.folder for model in by_role.values())]
     return next((folder for folder in folders if read_tokens(folder) is not None), by_role[PRETRAINED].folder)
-
-
-def _is_adapter(model: CheckpointFolder) -> bool:
-    return model.reads_pretrained

@@ -1,4 +1,4 @@
-"""Recognising quantised checkpoints, by their config and by the names and dtypes of their tensors.
+"""Recognise quantised checkpoints, by their config and by the names and dtypes of their tensors.
 
 The numbers in a quantised file are codes, not weights: they cannot be averaged. Dequantising is not done here.
 """
@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from model_merging_methods.checkpoints.stored_tensors import StoredTensor
 from model_merging_methods.kernels.stored_dtypes import LONG_NAMES, is_floating
+from utils.safetensors_files import StoredTensor
 
 _GIVE_ORIGINAL = "give the checkpoint in float16 or bfloat16 that it was made from"
 _DEQUANTISE = "give the original, or load it with from_pretrained(), call dequantize() and save_pretrained()"
@@ -26,25 +26,14 @@ _FP8 = _Kind("FP8", "give the bfloat16 checkpoint, or load it with FineGrainedFP
 _MXFP4 = _Kind("MXFP4", "load it with quantization_config=Mxfp4Config(dequantize=True) and save it")
 _BITSANDBYTES = _Kind("bitsandbytes", _DEQUANTISE)
 _MLX = _Kind("MLX", "give the checkpoint that it was converted from")
-# By quant_method in a config; any other is named as the config has it.
+_TITLES = ("GPTQ", "AWQ", "compressed-tensors", "HQQ", "AQLM", "EETQ", "Quanto", "torchao", "BitNet")
+# By quant_method in a config; any other method is shown by its name in the config.
 _METHODS = {
-    "gptq": _Kind("GPTQ", _GIVE_ORIGINAL),
-    "awq": _Kind("AWQ", _GIVE_ORIGINAL),
-    "bitsandbytes": _BITSANDBYTES,
-    "bitsandbytes_8bit": _BITSANDBYTES,
-    "bitsandbytes_4bit": _BITSANDBYTES,
-    "mxfp4": _MXFP4,
-    "fp8": _FP8,
-    "fbgemm_fp8": _FP8,
-    "compressed-tensors": _Kind("compressed-tensors", _GIVE_ORIGINAL),
-    "hqq": _Kind("HQQ", _GIVE_ORIGINAL),
-    "aqlm": _Kind("AQLM", _GIVE_ORIGINAL),
-    "eetq": _Kind("EETQ", _GIVE_ORIGINAL),
-    "quanto": _Kind("Quanto", _GIVE_ORIGINAL),
-    "torchao": _Kind("torchao", _GIVE_ORIGINAL),
-    "bitnet": _Kind("BitNet", _GIVE_ORIGINAL),
+    **{title.lower(): _Kind(title, _GIVE_ORIGINAL) for title in _TITLES},
+    **dict.fromkeys(("bitsandbytes", "bitsandbytes_8bit", "bitsandbytes_4bit"), _BITSANDBYTES),
+    **{"mxfp4": _MXFP4, "fp8": _FP8, "fbgemm_fp8": _FP8},
 }
-# By the end of a tensor's name, where no config says so.
+# By the end of a tensor's name, for configs that say nothing.
 _NAMES = (
     (r"\.weight_scale_inv$", _FP8),
     (r"\.(SCB|weight_format|weight\.(absmax|quant_map|nested_absmax|quant_state\..+))$", _BITSANDBYTES),
@@ -56,12 +45,12 @@ _NAMES = (
     (r"\.weight_scales$", _METHODS["eetq"]),
     (r"\.weight\._(data|scale|shift)$", _METHODS["quanto"]),
 )
-# Where configs say how weights are quantised; MLX has a key of its own.
+# The config keys that describe quantisation; MLX has a separate one.
 _CONFIG_KEYS = ("quantization_config", "compression_config", "quantization")
 
 
 def quantisation_error(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> str | None:
-    """What to say of a checkpoint whose tensors are quantised, or whose config says so; None for plain weights."""
+    """The message about a checkpoint with quantised tensors, or with a config that says so; None for plain weights."""
     key, settings = _settings(config)
     codes = [name for name, stored in tensors.items() if _is_code(name, stored)]
     if codes:
@@ -112,8 +101,8 @@ def _kind_of_names(tensors: Mapping[str, StoredTensor]) -> _Kind | None:
 
 
 def _is_code(name: str, stored: StoredTensor) -> bool:
-    """Whether a tensor holds codes: floats of 8 bits or fewer, or integers under the name of a weight or under one
-    that quantised checkpoints alone have."""
+    """Whether a tensor holds codes: floats of 8 bits or fewer, or integers under the name of a weight or under a name
+    that only quantised checkpoints use."""
     if stored.dtype.startswith(("F4", "F6_", "F8_")):
         return True
     is_integer = not is_floating(stored.dtype) and stored.dtype != "C64"

@@ -1,20 +1,22 @@
-"""Read a model's vocabulary: the tokens and ids that transformers gives its tokenizer.
+"""Read and check the tokenizers of model folders: the tokens and ids that transformers gives them.
 
 No code of a checkpoint is executed.
 """
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError
+from utils.findings import Findings
 from utils.json_files import read_json_object
 from utils.stand_ins import stand_in_remedy
 from utils.tokenizer_files import tokenizer_files, vocabulary_files
+from utils.weight_files import is_adapter_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -24,18 +26,24 @@ TOKENIZER_JSON = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 _AGAIN = "download it again"
 
+# Matrices are padded to a multiple of 64 or 128, and byte-level tokenizers name 259 tokens of 384 rows.
+SMALLEST_NAMED_SHARE = 0.5
+# Fine-tunes add or rename some tokens. A tokenizer that shares less with the pretrained model's is another one.
+SMALLEST_SHARED_SHARE = 0.5
+LARGEST_MOVED_SHARE = 0.1
+
 
 @dataclass(frozen=True)
-class _Read:
-    """A folder's vocabulary, and the special token that its tokenizer puts behind every text, if any."""
+class _Tokenizer:
+    """A folder's vocabulary, and the special token that its tokenizer appends to every text, if any."""
 
     tokens: dict[str, int] | None
     appended: str | None = None
 
 
 def read_tokens(folder: Path) -> dict[str, int] | None:
-    """The token strings and ids of the tokenizer in `folder`; None for a folder without a vocabulary, whatever its
-    tokenizer_config.json says. Callers must not change the dictionary.
+    """The token strings and ids of the tokenizer in `folder`; None for a folder without a vocabulary, even if it
+    has a tokenizer_config.json. Callers must not change the dictionary.
 
     Raises UserError for a tokenizer that cannot be read.
     """
@@ -43,7 +51,7 @@ def read_tokens(folder: Path) -> dict[str, int] | None:
 
 
 def appended_token(folder: Path) -> str | None:
-    """The special token that the tokenizer in `folder` puts behind every text, if any. Raises as `read_tokens`."""
+    """The special token that the tokenizer in `folder` appends to every text, if any. Raises as `read_tokens`."""
     return _read_once(folder, _states(folder)).appended
 
 
@@ -53,10 +61,10 @@ def _states(folder: Path) -> tuple:
 
 
 @lru_cache(maxsize=16)
-def _read_once(folder: Path, states: tuple) -> _Read:
+def _read_once(folder: Path, states: tuple) -> _Tokenizer:
     files = vocabulary_files(folder)
     if not files:
-        return _Read(None)
+        return _Tokenizer(None)
     own = folder / TOKENIZER_JSON
     for path in [own] if own in files else files:
         fault = stand_in_remedy(path)
@@ -66,24 +74,24 @@ def _read_once(folder: Path, states: tuple) -> _Read:
         backend = _load_backend(own)
         tokens = backend.get_vocab()
         if _is_whole(folder, backend, tokens) or _has_code(folder):
-            return _Read(tokens, _appended(lambda **options: backend.encode("a", **options).tokens))
+            return _Tokenizer(tokens, _appended(lambda **options: backend.encode("a", **options).tokens))
     ranks = [path for path in files if path.suffix == ".tiktoken"]
     if ranks and _has_code(folder):  # the first Qwen's and others
-        return _Read(_tiktoken_ranks(ranks[0]))
+        return _Tokenizer(_tiktoken_ranks(ranks[0]))
     tokenizer = load_tokenizer(folder)
     end = _appended(lambda **options: tokenizer.convert_ids_to_tokens(tokenizer("a", **options)["input_ids"]))
-    return _Read(tokenizer.get_vocab(), end)
+    return _Tokenizer(tokenizer.get_vocab(), end)
 
 
 def _appended(tokens_of_a: Callable[..., list[str]]) -> str | None:
-    """The last token of a text, where it comes behind the text's own ones."""
+    """The last token of a text, if it follows the text's own tokens."""
     whole, plain = tokens_of_a(), tokens_of_a(add_special_tokens=False)
     return whole[-1] if plain and whole and whole[-len(plain) :] != plain else None
 
 
 def backend_json(folder: Path) -> dict[str, Any]:
-    """The content of a `tokenizer.json` for the tokenizer in `folder`: that file, or what transformers makes of the
-    folder where tokens are added beside it or it does not exist."""
+    """The content of a `tokenizer.json` for the tokenizer in `folder`: that file, or transformers' conversion if the
+    file is missing or other files add tokens to it."""
     path = folder / TOKENIZER_JSON
     if path in vocabulary_files(folder):
         backend = _load_backend(path)
@@ -112,7 +120,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:
-    """The content of `tokenizer_config.json`; empty where there is none."""
+    """The content of `tokenizer_config.json`; empty without that file."""
     path = folder / TOKENIZER_CONFIG
     return read_json_object(path, _AGAIN) if path.exists() else {}
 
@@ -141,8 +149,8 @@ def _has_code(folder: Path) -> bool:
 
 
 def _is_whole(folder: Path, backend: "Tokenizer", tokens: dict[str, int]) -> bool:
-    """Whether `tokenizer.json` has every token that files beside it name, with the same ids, so that transformers'
-    vocabulary is the same."""
+    """Whether `tokenizer.json` has every token that the other files name, with the same ids, so that transformers gives
+    the same vocabulary."""
     config = read_tokenizer_config(folder)
     sources = [config]
     try:
@@ -180,3 +188,86 @@ def _tiktoken_ranks(path: Path) -> dict[str, int]:
         return {"".join(letters[byte] for byte in base64.b64decode(word)): int(row) for word, row in lines}
     except ValueError:
         raise UserError(f"{path}: is not a tokenizer; {_AGAIN}") from None
+
+
+def check_tokenizers(folders: Mapping[str, Path], rows: Mapping[str, int], findings: Findings) -> None:
+    """Report tokenizers that are missing, broken, too small or not the pretrained model's.
+
+    `folders` are the models' folders by role, the pretrained one's first; `rows` their numbers of vocabulary rows.
+    """
+    tokens: dict[str, dict[str, int] | None] = {}
+    for role, folder in folders.items():
+        with findings.collect():
+            tokens[role] = read_tokens(folder)
+            _check_files(role, folder, tokens[role], findings)
+    named = {role: own for role, own in tokens.items() if own is not None}
+    for role, own in named.items():
+        if len([row for row in own.values() if row < rows[role]]) < SMALLEST_NAMED_SHARE * rows[role]:
+            findings.error(
+                f"{folders[role]}: its tokenizer names {len(own)} tokens where the model has {rows[role]} vocabulary "
+                "rows; complete its tokenizer files, or remove them all to match rows by position"
+            )
+    missing = [role for role in tokens if role not in named and not is_adapter_folder(folders[role])]
+    if missing and named:
+        source = next(iter(named))
+        findings.warn(
+            f"{' and '.join(missing)}: no vocabulary in the folder, so rows are matched by position and the merged "
+            f"folder gets the tokenizer of {source}; add the tokenizer files if its ids differ"
+        )
+    elif missing and any(rows.values()):
+        findings.warn("no model's folder has a vocabulary, so the merged folder has no tokenizer; add one to run it")
+    if named:
+        first, *others = named
+        for role in others:
+            _check_same_tokenizer(folders[role], named[first], named[role], findings)
+
+
+def _check_files(role: str, folder: Path, tokens: Mapping[str, int] | None, findings: Findings) -> None:
+    for path in vocabulary_files(folder):
+        fault = stand_in_remedy(path)
+        if fault is not None:  # tokenizer.json is whole, or reading the tokens would have raised
+            findings.warn(f"{role}: {path.name}, which {TOKENIZER_JSON} replaces here, {fault}")
+    end = None if tokens is None else _end_token(folder)
+    if end is not None:
+        findings.warn(
+            f"{role}: its tokenizer adds {end} to the end of every prompt, so the model sees a finished text; prompts "
+            "are run without it here; for other programs set add_eos_token to false and save the tokenizer again"
+        )
+
+
+def _check_same_tokenizer(folder: Path, base: Mapping[str, int], own: Mapping[str, int], findings: Findings) -> None:
+    """Report a tokenizer that differs from the pretrained model's in more than a few added tokens."""
+    shared = base.keys() & own.keys()
+    moved = sum(base[token] != own[token] for token in shared)
+    share = len(shared) / max(min(len(base), len(own)), 1)
+    if share < SMALLEST_SHARED_SHARE:
+        findings.error(
+            f"{folder}: another tokenizer than the pretrained model's: of its {len(own)} tokens only {len(shared)} are "
+            f"among the {len(base)} there; give fine-tunes with the pretrained model's vocabulary"
+        )
+    elif moved > LARGEST_MOVED_SHARE * len(shared):
+        findings.error(
+            f"{folder}: another tokenizer than the pretrained model's: {moved} of {len(shared)} shared tokens have "
+            "another id; give fine-tunes with the pretrained model's vocabulary"
+        )
+
+
+def _end_token(folder: Path) -> str | None:
+    """The token that a causal model's tokenizer appends to every text, if any. Encoders need theirs."""
+    if _is_encoder(folder):
+        return None
+    config = read_tokenizer_config(folder)
+    end = config.get("eos_token")
+    end = end.get("content") if isinstance(end, dict) else end
+    return appended_token(folder) or (str(end) if config.get("add_eos_token") is True and end else None)
+
+
+def _is_encoder(folder: Path) -> bool:
+    path = folder / "config.json"
+    if not path.exists():
+        return False
+    config = read_json_object(path, "give a whole Hugging Face model folder")
+    names = [str(name) for name in config.get("architectures") or []]
+    return bool(config.get("is_encoder_decoder")) or bool(
+        names and not any("CausalLM" in name or "LMHead" in name for name in names)
+    )

@@ -1,13 +1,34 @@
-"""Vocabularies that differ by a few added tokens, aligned by token string.
+"""Align vocabularies that differ by a few added tokens, and write tokenizers with the merged ids.
 
 The merged vocabulary is the base's, followed by each model's added tokens in model order. Rows that a model's
-tokenizer does not name (padding of the matrix) go by position: they count for the token that another model
+tokenizer does not name (padding of the matrix) are matched by position: they belong to the token that another model
 has there. A model without any row for a token gets the mean of its own rows.
 """
 
-from collections.abc import Sequence
+import json
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from model_merging_methods.checkpoints.tokenizer_reading import (
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+    backend_json,
+    load_tokenizer,
+    model_tokens,
+    read_tokenizer_config,
+    read_tokens,
+)
+from utils.errors import UserError
+from utils.tokenizer_files import tokenizer_files, vocabulary_files
+from utils.whole_files import write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SAMPLE = "What is two and three?\nThe answer is 5."
 MISSING_ROW = -1
 
 
@@ -19,14 +40,14 @@ class Vocabulary:
     rows: int
 
     def named_rows(self) -> dict[str, int]:
-        """The tokens that have a row: some tokenizers name more tokens than their model has rows."""
+        """The tokens with a row: some tokenizers name more tokens than their model has rows."""
         return {token: row for token, row in self.tokens.items() if row < self.rows}
 
 
 @dataclass(frozen=True)
 class AlignedVocabulary:
-    """The merged vocabulary: `tokens` with their merged ids, `rows` of the merged matrix, and for the base
-    and each model the own row behind every merged row (MISSING_ROW: none), or None where rows are the same.
+    """The merged vocabulary: `tokens` with their merged ids, `rows` of the merged matrix, and for the base and each
+    model its own row for every merged row (MISSING_ROW: none), or None if the rows are the same.
     """
 
     tokens: dict[str, int]
@@ -61,3 +82,123 @@ def align_vocabularies(base: Vocabulary, finetuned: Sequence[Vocabulary]) -> Ali
             row_map[row] = tokens.get(token, positions_of[token] if positions_of[token] in positions else MISSING_ROW)
         row_maps.append(None if row_map == list(range(model.rows)) else row_map)
     return AlignedVocabulary(merged, rows, tuple(row_maps))
+
+
+def write_tokenizer(source: Path, target: Path, merged: Mapping[str, int]) -> None:
+    """Put the tokenizer of `source` into the folder `target`, with the token ids of the merged vocabulary.
+
+    If it has those ids already, its files are copied unchanged. Otherwise its tokens move to the merged ids. The other
+    models' added tokens in between become special tokens, because tokenizers number added tokens without gaps. A token
+    without a row is dropped if its id now belongs to another token.
+
+    Raises UserError unless transformers then loads the result, gives every token its merged id and splits a text into
+    the same tokens as before.
+    """
+    tokens = read_tokens(source) or {}
+    taken = set(merged.values())
+    is_moved = any(merged[token] != row if token in merged else row in taken for token, row in tokens.items())
+    replaced = {*vocabulary_files(source), source / "added_tokens.json"} if is_moved else set()
+    for path in tokenizer_files(source):
+        if path not in replaced:
+            copy = target / path.relative_to(source)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, copy)
+    if is_moved:
+        before = load_tokenizer(source)
+        _write_moved(source, target, tokens, merged)
+        _check_written(source, before, target, tokens, merged)
+
+
+def new_ids(source: Path, merged: Mapping[str, int]) -> dict[int, int]:
+    """The merged id of every token of a folder's tokenizer, by its id there."""
+    return {row: merged[token] for token, row in (read_tokens(source) or {}).items() if token in merged}
+
+
+def _write_moved(source: Path, target: Path, tokens: Mapping[str, int], merged: Mapping[str, int]) -> None:
+    content = backend_json(source)
+    ids = new_ids(source, merged)
+    own = {entry["content"]: entry for entry in content["added_tokens"]}
+    in_model = model_tokens(content)
+    last = max(merged[token] for token in tokens if token in merged)
+    added = [
+        {**own.get(token, _special_token(token)), "id": row}
+        for token, row in sorted(merged.items(), key=lambda item: item[1])
+        if token in own or (token not in in_model and row <= last)
+    ]
+    content["added_tokens"] = added
+    _move_post_processor(content.get("post_processor"), ids)
+    if content.get("padding"):
+        content["padding"]["pad_id"] = ids.get(content["padding"]["pad_id"], content["padding"]["pad_id"])
+    (target / TOKENIZER_JSON).write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
+
+    config = read_tokenizer_config(source)
+    if config:
+        write_json(target / TOKENIZER_CONFIG, _moved_config(config, added, ids))
+
+
+def _move_post_processor(part: dict[str, Any] | None, ids: Mapping[int, int]) -> None:
+    """Renumber the tokens that a post-processor puts around a text."""
+    if not part:
+        return
+    for inner in part.get("processors", ()):
+        _move_post_processor(inner, ids)
+    for name in ("sep", "cls"):  # pairs of token and id
+        if isinstance(part.get(name), list):
+            part[name][1] = ids.get(part[name][1], part[name][1])
+    if part.get("type") == "TemplateProcessing":
+        for token in part["special_tokens"].values():
+            token["ids"] = [ids.get(row, row) for row in token["ids"]]
+
+
+def _moved_config(config: Mapping[str, Any], added: list[dict[str, Any]], ids: Mapping[int, int]) -> dict[str, Any]:
+    moved = {
+        key: ids.get(value, value) if key.endswith("_token_id") and isinstance(value, int) else value
+        for key, value in config.items()
+    }
+    if "added_tokens_decoder" in moved:
+        moved["added_tokens_decoder"] = {
+            str(entry["id"]): {key: value for key, value in entry.items() if key != "id"} for entry in added
+        }
+    return moved
+
+
+def _check_written(
+    source: Path,
+    before: "PreTrainedTokenizerBase",
+    target: Path,
+    tokens: Mapping[str, int],
+    merged: Mapping[str, int],
+) -> None:
+    """Raise UserError unless the written tokenizer gives the merged ids and the same tokens as before."""
+    written = load_tokenizer(target)
+    vocabulary = written.get_vocab()
+    moving = [token for token in tokens if token in merged]
+    for token in moving:
+        if vocabulary.get(token) != merged[token]:
+            raise UserError(
+                f"{source}: token {token!r} cannot move to row {merged[token]} of the merged vocabulary, because it is "
+                "not an added token; merge models that extend the vocabulary in the same way"
+            )
+    added = [token for token in moving if merged[token] != tokens[token]]
+    for text in (_SAMPLE, " ".join([_SAMPLE, *added[:20]])):
+        wanted, found = (_tokens_in(tokenizer, text) for tokenizer in (before, written))
+        if wanted != found or before.special_tokens_map != written.special_tokens_map:
+            raise UserError(
+                f"{source}: its tokenizer does not give the same tokens with the ids of the merged vocabulary; merge "
+                "models that extend the vocabulary in the same way"
+            )
+
+
+def _tokens_in(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[str]:
+    return tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])
+
+
+def _special_token(token: str) -> dict[str, Any]:
+    return {
+        "content": token,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }

@@ -1,8 +1,8 @@
-"""The matrices that have a row for every token: which names they have, and which names mean one matrix.
+"""Matrices with a row for every token: their names in different families, and which names mean one matrix.
 
-Input and output embeddings may be one matrix (tied) or two. Files store a tied matrix under one name or under both,
-configs say so or not, and T5 has up to four names for it. Values decide here: names whose tensors are equal in every
-model are one matrix, which is merged once and counted once.
+Input and output embeddings may be one matrix (tied) or two. Files store a tied matrix under one name or both, configs
+say so or not, and T5 has up to four names for it. Values decide here: names whose tensors are equal in every model are
+one matrix, which is merged once and counted once.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from model_merging_methods.checkpoints.stored_tensors import StoredTensor
 from utils.findings import Findings
+from utils.safetensors_files import StoredTensor
 
 # Endings of names, in one family or another, of the parameters that have a row for every token.
 INPUT_EMBEDDINGS = (
@@ -38,7 +38,7 @@ _COMPARED_AT_ONCE = 1 << 22  # bytes
 
 
 class Folder(Protocol):
-    """What is asked of an opened checkpoint."""
+    """An opened checkpoint."""
 
     folder: Any
     config: Mapping[str, Any]
@@ -49,8 +49,8 @@ class Folder(Protocol):
 
 @dataclass(frozen=True)
 class VocabularyMatrices:
-    """`stored`: for each model its own name of every matrix, by the merged name. `same_as` maps a name to that of the
-    matrix which it repeats. `added` are names that the pretrained model does not store."""
+    """`stored`: for each model its own name of every matrix, by the merged name. `same_as` maps a name to the name of
+    the matrix that it repeats. `added` are names that the pretrained model does not store."""
 
     stored: list[dict[str, str]]
     same_as: dict[str, str]
@@ -68,7 +68,7 @@ def is_vocabulary_matrix(name: str) -> bool:
 
 
 def ties_embeddings(config: Mapping[str, Any]) -> bool | None:
-    """What a config says of the output embeddings; None where it leaves that to the family's default."""
+    """Whether a config ties the output embeddings; None if it leaves that to the family's default."""
     inner = config.get("text_config")
     inherited = inner.get("tie_word_embeddings") if isinstance(inner, dict) else None
     return config.get("tie_word_embeddings", inherited)
@@ -77,24 +77,24 @@ def ties_embeddings(config: Mapping[str, Any]) -> bool | None:
 def match_matrices(
     models: Sequence[Folder], names: Sequence[Mapping[str, str]], excludes: Callable[[str], bool], findings: Findings
 ) -> VocabularyMatrices:
-    """The matrices of all models, the pretrained one first; `names` maps each model's names, as the pretrained model
-    has them, to its own. What cannot be matched is among the findings."""
+    """The matrices of all models, the pretrained one first. `names` maps, for each model, the pretrained model's names
+    to its own. Matrices that cannot be matched are among the findings."""
     own = [{name: stored for name, stored in mapped.items() if is_vocabulary_matrix(name)} for mapped in names]
     found = list(dict.fromkeys(name for mapped in own for name in mapped))
-    asked = []
+    shared = []
     for name in found:
         tensors = [
             mapped.get(name) or _stand_in(model, mapped, name, lambda: _is_tied(models[0], own[0]))
             for model, mapped in zip(models, own, strict=True)
         ]
         if None not in tensors:
-            asked.append(name)
+            shared.append(name)
             for mapped, tensor in zip(own, tensors, strict=True):
                 mapped[name] = tensor
         elif not excludes(name):
             findings.error(_lacks(models[tensors.index(None)], name, name in own[0]))
             return VocabularyMatrices([], {}, [], False)
-    groups = [asked]
+    groups = [shared]
     for model, mapped in zip(models, own, strict=True):
         parts = [part for group in groups for part in _equal_parts(model, mapped, group)]
         if len(parts) > len(groups) and model is not models[0]:
@@ -140,7 +140,7 @@ def _is_tied(model: Folder, own: Mapping[str, str]) -> bool:
 
 
 def _stand_in(model: Folder, own: Mapping[str, str], name: str, base_is_tied: Callable[[], bool]) -> str | None:
-    """The tensor that a model has in place of one that it does not store under a name of its own."""
+    """The tensor that stands in for one that a model does not store separately."""
     inputs = [other for other in own if other.endswith(INPUT_EMBEDDINGS)]
     heads = [other for other in own if other.endswith(OUTPUT_EMBEDDINGS)]
     if name.endswith(_ALIASES):
@@ -166,7 +166,7 @@ def _lacks(model: Folder, name: str, base_has: bool) -> str:
 
 
 def _equal_parts(model: Folder, own: Mapping[str, str], group: Sequence[str]) -> list[list[str]]:
-    """A group of names, parted by the values that a model has under them."""
+    """A group of names, split by the values that a model has under them."""
     parts: list[list[str]] = []
     for name in group:
         for part in parts:

@@ -1,28 +1,32 @@
-"""The merge of a block in compiled code: the formulas of `merging_methods` and `mask_weights`, value for value.
+"""Compiled block kernels for the CPU: the formulas of `merging_methods` and `mask_weights`, value for value.
 
-Tests hold every kernel to those plain versions, bit for bit. A block's values pass through chunks that stay
-in a core's first cache: decoded to float32, compared with each other, masked, merged, encoded. Loops run over
-the positions inside and over the models outside, so that the compiler turns them into vector instructions;
-no kernel may reorder or fuse the arithmetic of a merged value (`fastmath` stands on statistics alone).
+Tests compare every kernel with those plain versions, bit for bit. A block's values pass through chunks that stay in a
+core's first cache: decoded to float32, compared with each other, masked, merged, encoded. Inner loops run over the
+positions, so that the compiler turns them into vector instructions. No kernel may reorder or fuse the arithmetic of a
+merged value: only statistics use `fastmath`.
+
+All kernels that call each other are in this file, because numba's cache on the disk notices changes of a kernel's own
+file only.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 
-from model_merging_methods.kernels.compiler import intrinsic, njit, types
 from model_merging_methods.kernels.stored_dtypes import BF16, F16, F32, F64
 
 CHUNK = 1024  # values
-_GROUP = 64  # positions that are looked at one by one if any of them is undecided
+_GROUP = 64  # positions that are examined one by one if any of them is undecided
 
-# What a block goes through, as codes.
+# Methods and masks as codes.
 AVERAGE_MERGING, TASK_ARITHMETIC, TIES_MERGING = range(3)
 NO_MASK, RANDOM_MASK, MAGNITUDE_MASK = range(3)
 
 ZERO, ONE = np.float32(0), np.float32(1)
-_INFINITY = np.int32(0x7F800000)  # as a bit pattern; NaNs lie beyond
+_INFINITY = np.int32(0x7F800000)  # as a bit pattern; those of NaNs are larger
 
 # SplitMix64.
 _INCREMENT = np.uint64(0x9E3779B97F4A7C15)
@@ -86,7 +90,7 @@ def all_finite(values):
 
 @exact
 def encode(values, dtype, first, raw):
-    """float32 `values` rounded to the dtype with that code, put at place `first` of `raw` (bytes).
+    """Round float32 `values` to the dtype with that code and put them at position `first` of `raw` (bytes).
 
     Returns whether all are finite after rounding.
     """
@@ -188,9 +192,9 @@ def task_vectors(pretrained, finetuned, deltas):
 
 
 @exact
-def average_merging(finetuned, weights, interpolates, merged):
-    weighted_sum(finetuned, weights, merged)
-    if not interpolates:
+def average_merging(finetuned, ratios, has_ratios, merged):
+    weighted_sum(finetuned, ratios, merged)
+    if not has_ratios:
         number = np.float32(finetuned.shape[0])
         for j in range(merged.size):
             merged[j] = merged[j] / number
@@ -246,29 +250,30 @@ def disjoint_merge(elected, ones, merged, taking_part):
 
 
 @exact
-def disjoint_mixup(elected, weights, ones, merged, taking_part, interpolated):
+def disjoint_mixup(elected, ratios, ones, merged, taking_part, interpolated):
     """TIES step 3 under M3."""
     models = elected.shape[0]
-    weighted_sum(elected, weights, interpolated)
+    weighted_sum(elected, ratios, interpolated)
     weighted_sum(elected, ones, merged)
     count_taking_part(elected, taking_part)
     for j in range(merged.size):
         if models > 2 and taking_part[j] > ONE and taking_part[j] < models:
-            weight_present = weights[0] if elected[0, j] != ZERO else ZERO
+            total = ratios[0] if elected[0, j] != ZERO else ZERO
             for i in range(1, models):
-                weight_present += weights[i] if elected[i, j] != ZERO else ZERO
-            merged[j] = merged[j] / taking_part[j] if weight_present == ZERO else interpolated[j] / weight_present
+                total += ratios[i] if elected[i, j] != ZERO else ZERO
+            merged[j] = merged[j] / taking_part[j] if total == ZERO else interpolated[j] / total
         else:
             merged[j] = interpolated[j] if taking_part[j] == models else merged[j]
 
 
 class KernelPlan(NamedTuple):
-    """A merge's parameters as the kernels take them; arrays have one entry a fine-tuned model, in float32."""
+    """A merge's parameters for the kernels. Arrays (float32) have one entry per fine-tuned model; without M3, `ratios`
+    are ones."""
 
     method: int
     reads_pretrained: bool
-    interpolates: bool
-    weights: np.ndarray
+    has_ratios: bool
+    ratios: np.ndarray
     ones: np.ndarray
     scaling_coefficient: np.float32
     trim_thresholds: np.ndarray
@@ -280,10 +285,10 @@ class KernelPlan(NamedTuple):
 
 
 class StoredBlock(NamedTuple):
-    """The same stretch of a parameter in all models: `size` values from the position `start` on.
+    """The same stretch of a parameter in all models: `size` values from position `start` on.
 
-    stored: their bytes, a row a model, the pretrained one's first; dtypes: their codes. mask_keys (uint64) and
-    mask_thresholds (float32; −1: drop nothing): what the masks of this parameter depend on, by fine-tuned model.
+    stored: their bytes, one row per model, the pretrained one's first; dtypes: their codes. mask_keys (uint64) and
+    mask_thresholds (float32; −1: drop nothing) define the masks of this parameter, one per fine-tuned model.
     """
 
     start: int
@@ -295,12 +300,12 @@ class StoredBlock(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Sums over positions, float64, where x is δ, or θ where the pretrained model is not read.
+    """Sums over positions, float64, where x is δ, or θ if the pretrained model is not read.
 
-    whole, shape [2]: Σ θ0², the number of positions. models, shape [K, 4]: Σ x², how many x are 0, are kept by the
-    mask, by trimming.
-    pairs, shape [K, K, 4], for i < j: Σ xi xj and how many signs are opposite; of weights Σ (xi − xj)² and how
-    many are equal.
+    whole, shape [2]: Σ θ0², the number of positions.
+    models, shape [K, 4]: Σ x²; the numbers of x that are 0, that the mask keeps, that trimming keeps.
+    pairs, shape [K, K, 4], for i < j: Σ xi xj and the number of opposite signs; for weights Σ (xi − xj)² and the number
+    of equal ones.
     """
 
     whole: np.ndarray
@@ -309,12 +314,12 @@ class Sums(NamedTuple):
 
     @staticmethod
     def width(models: int) -> int:
-        """How many numbers the sums of K models are."""
+        """How many numbers the sums of K models have."""
         return 2 + 4 * models + 4 * models * models
 
     @staticmethod
     def of(numbers: np.ndarray, models: int) -> "Sums":
-        """`width` numbers in a row (float64) as the sums of K models; a view."""
+        """A view of `width` numbers (float64) as the sums of K models."""
         pairs = 2 + 4 * models
         return Sums(numbers[:2], numbers[2:pairs].reshape(models, 4), numbers[pairs:].reshape(models, models, 4))
 
@@ -378,7 +383,7 @@ def _count_at_least(x, threshold):
 
 @exact
 def _compare(reads_pretrained, pretrained, finetuned, x, sums):
-    """Add to `sums` what can be told of the unmasked models; x are the task vectors, or the weights.
+    """Add the unmasked models to `sums`; x are the task vectors, or the weights.
 
     Returns a bit for each model (the first the pretrained one's) with values that are not finite.
     """
@@ -442,18 +447,18 @@ def _load(plan, block, first, pretrained, finetuned, deltas):
 def _merge(plan, pretrained, finetuned, deltas, merged, signs, taking_part, interpolated, sums):
     """The method's formula; `deltas` are overwritten."""
     if plan.method == AVERAGE_MERGING:
-        average_merging(finetuned, plan.weights, plan.interpolates, merged)
+        average_merging(finetuned, plan.ratios, plan.has_ratios, merged)
         return
     if plan.method == TASK_ARITHMETIC:
-        weighted_sum(deltas, plan.weights, merged)
+        weighted_sum(deltas, plan.ratios, merged)
     else:
         for i in range(deltas.shape[0]):
             sums.models[i, 3] += _count_at_least(deltas[i], plan.trim_thresholds[i])
         trim(deltas, plan.trim_thresholds)
         elect_signs(deltas, plan.majority_sign, plan.ones, signs)
         keep_sign(deltas, signs)
-        if plan.interpolates:
-            disjoint_mixup(deltas, plan.weights, plan.ones, merged, taking_part, interpolated)
+        if plan.has_ratios:
+            disjoint_mixup(deltas, plan.ratios, plan.ones, merged, taking_part, interpolated)
         else:
             disjoint_merge(deltas, plan.ones, merged, taking_part)
     for j in range(merged.size):
@@ -462,10 +467,11 @@ def _merge(plan, pretrained, finetuned, deltas, merged, signs, taking_part, inte
 
 @exact
 def merge_block(plan, block, output_dtype, output, sums):
-    """Merge a block into `output` (bytes of the dtype with that code), adding to `sums`.
+    """Merge a block into `output` (bytes of the dtype with that code), adding to `sums`. If `output` is empty, only
+    compare the models.
 
-    Returns 0; or −1 where a merged value does not fit the dtype; or, where models hold values that are not
-    finite, a bit for each of them (the first the pretrained model's).
+    Returns 0; or −1 if a merged value does not fit the dtype; or, if models hold values that are not finite, a bit for
+    each of them (the first the pretrained model's).
     """
     models = block.stored.shape[0] - 1
     chunks = np.empty(2 * models * CHUNK, np.float32)
@@ -480,29 +486,13 @@ def merge_block(plan, block, output_dtype, output, sums):
         _load(plan, block, first, pretrained, finetuned, deltas)
         x = deltas if plan.reads_pretrained else finetuned
         not_finite |= _compare(plan.reads_pretrained, pretrained, finetuned, x, sums)
+        if output.size == 0:
+            continue
         if plan.mask != NO_MASK:
             _mask(plan, block, first, pretrained, finetuned, deltas, keep, sums.models)
         _merge(plan, pretrained, finetuned, deltas, merged, rows[3, :size], rows[4, :size], rows[5, :size], sums)
         fits &= encode(merged, output_dtype, first, output)
     return not_finite if not_finite or fits else -1
-
-
-@exact
-def compare_block(plan, block, sums):
-    """Add to `sums` what can be told of a block's models; returns as `merge_block` does."""
-    models = block.stored.shape[0] - 1
-    chunks = np.empty(2 * models * CHUNK, np.float32)
-    pretrained_room = np.empty(CHUNK, np.float32)
-    not_finite = 0
-    for first in range(0, block.size, CHUNK):
-        size = min(CHUNK, block.size - first)
-        finetuned = chunks[: models * size].reshape(models, size)
-        deltas = chunks[models * CHUNK : models * (CHUNK + size)].reshape(models, size)
-        pretrained = pretrained_room[:size]
-        _load(plan, block, first, pretrained, finetuned, deltas)
-        x = deltas if plan.reads_pretrained else finetuned
-        not_finite |= _compare(plan.reads_pretrained, pretrained, finetuned, x, sums)
-    return not_finite
 
 
 @exact
@@ -513,8 +503,8 @@ def _pattern(x):
 
 @exact
 def _count_against(values, low, high, undecided):
-    """How many |x| lie below the pattern `low`, how many not above `high`, and the largest pattern; adds 1 to
-    `undecided` where low <= |x| < high."""
+    """How many |x| are below the pattern `low`, how many up to `high`, and the largest pattern. Adds 1 to `undecided`
+    where low <= |x| < high."""
     patterns = values.view(np.int32)
     below, up_to, largest = np.int32(0), np.int32(0), np.int32(0)
     for j in range(values.size):
@@ -544,7 +534,7 @@ def _sum_of_decided_signs(values, highs, undecided, total):
 
 @exact
 def _sign_with(values, j, highs, kept):
-    """The sign of Σi τi at position j if, of the undecided values, model `kept`'s alone is kept (−1: none)."""
+    """The sign of Σi τi at position j if only model `kept`'s undecided value is kept (−1: none)."""
     total = ZERO
     for i in range(values.shape[0]):
         if i == kept or _pattern(values[i, j]) >= highs[i]:
@@ -553,7 +543,7 @@ def _sign_with(values, j, highs, kept):
 
 
 @exact
-def load_magnitudes(plan, block, masks, magnitudes):
+def load_magnitudes(plan, block, masked, magnitudes):
     """Put |x| of a block into `magnitudes`, float32 [K, size], of the values that `count_block` counts."""
     models = block.stored.shape[0] - 1
     finetuned = np.empty((models, block.size), np.float32)
@@ -566,15 +556,15 @@ def load_magnitudes(plan, block, masks, magnitudes):
     for i in range(models):
         if not all_finite(finetuned[i]):
             not_finite |= 2 << i
-    if masks and plan.mask != NO_MASK:
+    if masked and plan.mask != NO_MASK:
         _mask(plan, block, 0, pretrained, finetuned, deltas, keep, np.zeros((models, 4)))
-    magnitudes[:] = np.abs(deltas if plan.reads_pretrained and (masks or plan.masks_deltas) else finetuned)
+    magnitudes[:] = np.abs(deltas if plan.reads_pretrained and (masked or plan.masks_deltas) else finetuned)
     return not_finite
 
 
 class Brackets(NamedTuple):
-    """For each model the patterns between which its threshold is thought to lie (int32), and by how many bits
-    those in between are shifted right to count them in bins."""
+    """For each model the patterns between which its threshold is expected (int32), and by how many bits the patterns in
+    between are shifted right to count them in bins."""
 
     lows: np.ndarray
     highs: np.ndarray
@@ -582,9 +572,9 @@ class Brackets(NamedTuple):
 
 
 class Undecided(NamedTuple):
-    """Room for a block's values that lie inside their brackets, each with its model, its bin, and the sign of its
-    position's sum if it is kept and if it is trimmed; where several models are undecided at one position these
-    are 0, and `values` takes all the models' values there, a row a position.
+    """Room for a block's values inside their brackets: each one's model, its bin, and the sign of its position's sum if
+    it is kept and if it is trimmed. If several models are undecided at one position, these signs are 0, and `values`
+    takes all models' values there, one row per position.
     """
 
     models: np.ndarray
@@ -596,7 +586,7 @@ class Undecided(NamedTuple):
 
 @exact
 def _has_any(undecided):
-    """Whether one is not 0."""
+    """Whether any is not 0."""
     together = np.int32(0)
     for j in range(undecided.size):
         together |= undecided[j]
@@ -604,13 +594,13 @@ def _has_any(undecided):
 
 
 @exact
-def count_block(plan, block, brackets, masks, counts, undecided_values):
-    """Compare a block's magnitudes with brackets: those of the task vectors, or of the weights where the pretrained
-    model is not read or the mask falls on weights; masked ones if `masks`.
+def count_block(plan, block, brackets, masked, counts, undecided_values):
+    """Compare a block's magnitudes with brackets: of the masked task vectors if `masked`, else of the values that the
+    mask is applied to (of the weights if the pretrained model is not read).
 
-    Adds, to a row of `counts` (int64) for each model, how many lie below its bracket, and how many not above.
-    Returns a bit for each model where there are NaNs, the sum of signs over decided positions, and how many rows of
-    `undecided_values` (and of its `values`) were filled; the latter are not stored beyond its length.
+    Adds to each model's row of `counts` (int64) how many are below its bracket, and how many up to its end. Returns a
+    bit for each model with NaNs, the sum of signs over decided positions, and how many rows of `undecided_values` (and
+    of its `values`, which are not stored beyond its length) were filled.
     """
     models = block.stored.shape[0] - 1
     chunks = np.empty(2 * models * CHUNK, np.float32)
@@ -629,9 +619,9 @@ def count_block(plan, block, brackets, masks, counts, undecided_values):
         deltas = chunks[models * CHUNK : models * (CHUNK + size)].reshape(models, size)
         pretrained = rows[0, :size]
         _load(plan, block, first, pretrained, finetuned, deltas)
-        if masks and plan.mask != NO_MASK:
+        if masked and plan.mask != NO_MASK:
             _mask(plan, block, first, pretrained, finetuned, deltas, rows[1, :size], no_sums)
-        values = deltas if plan.reads_pretrained and (masks or plan.masks_deltas) else finetuned
+        values = deltas if plan.reads_pretrained and (masked or plan.masks_deltas) else finetuned
         undecided = undecided_room[:size]
         undecided[:] = np.int32(0)
         for i in range(models):

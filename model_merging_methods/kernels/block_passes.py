@@ -1,4 +1,4 @@
-"""Passes over the blocks of a merge: several threads, files read ahead, errors and interruptions handed on."""
+"""Passes over the blocks of a merge, with several threads and read-ahead."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -27,10 +27,10 @@ def for_every_block(
     read_ahead: Callable[[Block], None] | None = None,
     title: str | None = None,
 ) -> None:
-    """Call a worker with every block, in their order but from `threads` threads, each with a worker of its own.
+    """Call a worker with every block, in order, from `threads` threads with one worker each.
 
-    `read_ahead` is called some blocks before, to start bringing them from the disk. Progress is shown under
-    `title`. The first error of a worker, or an interruption, ends the pass and is raised.
+    `read_ahead` is called some blocks earlier, to start reading them from the disk. Progress is shown under `title`.
+    The first error of a worker, or an interruption, ends the pass and is raised.
     """
     remaining = iter(blocks)
     lock, stop = Lock(), Event()

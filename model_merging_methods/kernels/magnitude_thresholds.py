@@ -1,12 +1,12 @@
-"""The k-th smallest magnitude of many values, exactly, in as few passes over them as can be.
+"""Find the k-th smallest magnitude of many values, exactly, in as few passes over them as possible.
 
-Bit patterns of non-negative float32 numbers are in the numbers' order. A sample tells between which two
-patterns the k-th most likely lies; a pass counts what lies below and above, and every pattern in between by
-itself. Where the k-th does lie there it is found; else another pass looks where it must be, in bins of
-patterns first, if they are too many. Counts add up in any order, so threads and block sizes change nothing.
+Bit patterns of non-negative float32 numbers are in the numbers' order. A sample shows between which two patterns the
+k-th is most likely (its bracket). A pass counts the values below and above, and each pattern in between. If the k-th is
+there, it is found. If not, another pass searches the right side, in bins of patterns if they are too many. Counts add
+up in any order, so threads and block sizes change nothing.
 
-The same pass gives the majority sign of TIES: what lies outside the brackets is trimmed, or not, for certain,
-and of the few values inside it is noted which sign their position elects in either case.
+The same pass gives the majority sign of TIES: outside the brackets it is certain which values are trimmed, and for the
+few values inside, the pass notes which sign their position elects in either case.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ import numpy as np
 from model_merging_methods.kernels.block_kernels import Brackets, Undecided, count_undecided
 
 BINS = 1 << 19  # counters for each model; the patterns within about 3 % of a number
-LARGEST_PATTERN = 0x7F800000  # of infinity: the difference of finite numbers may be that
+LARGEST_PATTERN = 0x7F800000  # of infinity, which the difference of finite numbers may be
 _MOST_SHARED_BYTES = 1 << 26  # of positions where several models are undecided
 _STANDARD_ERRORS = 4
 
 
 @dataclass(frozen=True)
 class Bracket:
-    """The patterns between which, both included, a threshold is sought; values in between are counted by
+    """The patterns between which, both included, a threshold is searched. Values in between are counted by
     pattern >> shift."""
 
     low: int
@@ -33,7 +33,7 @@ class Bracket:
 
     @staticmethod
     def between(low: int, high: int) -> "Bracket":
-        """The bracket of the finest bins that suffice."""
+        """The bracket with the finest bins possible."""
         return Bracket(low, high, max((high - low).bit_length() - (BINS.bit_length() - 1), 0))
 
 
@@ -43,9 +43,9 @@ EVERYWHERE = Bracket.between(0, LARGEST_PATTERN)
 class ThresholdSearch:
     """The search for t1 … tK, where ti is the `ranks[i]`-th smallest |x| of model i, counted from 1.
 
-    Between passes `brackets` says what to count, and `add` takes what was counted; after each pass `look`
-    draws the conclusions, until `done`. `thresholds` then holds float32 numbers, None for a rank of 0; and
-    `sum_of_signs` the sum over all positions of the sign of Σi τi (TIES), if `with_signs` asks for it.
+    In each pass, count against `brackets` and `add` the counts of every block; then `conclude`, until `done`.
+    `thresholds` then holds float32 numbers, None for a rank of 0; and `sum_of_signs`, `with_signs`, the sum over all
+    positions of the sign of Σi τi (TIES).
     """
 
     def __init__(self, ranks: Sequence[int], brackets: Sequence[Bracket], with_signs: bool = False):
@@ -67,7 +67,7 @@ class ThresholdSearch:
 
     @property
     def brackets(self) -> Brackets:
-        """What the next pass compares with, for the kernels."""
+        """The brackets of the next pass, for the kernels."""
         return Brackets(
             np.array([bracket.low for bracket in self._brackets], np.int32),
             np.array([bracket.high for bracket in self._brackets], np.int32),
@@ -75,7 +75,7 @@ class ThresholdSearch:
         )
 
     def add(self, counts: "BlockCounts") -> None:
-        """Take the counts of a block; call it from one thread at a time."""
+        """Add the counts of a block; call it from one thread at a time."""
         self._counts += counts.below_and_up_to
         self._signs += counts.signs
         count_undecided(counts.undecided, counts.found, *self._counters)
@@ -86,17 +86,17 @@ class ThresholdSearch:
             self._shared_bytes += rows.nbytes
             self._shared_overflow = self._shared_bytes > _MOST_SHARED_BYTES
 
-    def look(self) -> None:
-        """Conclude from a whole pass: find thresholds, or say where to look next."""
+    def conclude(self) -> None:
+        """Conclude from a whole pass: find thresholds, or choose the next brackets."""
         passed = list(self._brackets)
         for i, rank in enumerate(self._ranks):
             if self._patterns[i] is None:
-                self._look_for(i, rank)
+                self._conclude_threshold(i, rank)
         if self._with_signs and all(pattern is not None for pattern in self._patterns):
             self.sum_of_signs = self._conclude_signs(passed)
         self._start_pass()
 
-    def _look_for(self, i: int, rank: int) -> None:
+    def _conclude_threshold(self, i: int, rank: int) -> None:
         bracket, histogram = self._brackets[i], self._counters[0][i]
         below, up_to = (int(count) for count in self._counts[i])
         if rank <= below:
@@ -116,7 +116,7 @@ class ThresholdSearch:
             self._brackets[i] = Bracket.between(bracket.high + 1, LARGEST_PATTERN)
 
     def _conclude_signs(self, passed: Sequence[Bracket]) -> int | None:
-        """The sum of the elected signs; None where this pass does not tell."""
+        """The sum of the elected signs; None if this pass does not show it."""
         bounds = [p - b.low for p, b in zip(self._patterns, passed, strict=True)]
         within = all(0 <= bound <= b.high - b.low for bound, b in zip(bounds, passed, strict=True))
         if self._shared_overflow or not within or any(bracket.shift for bracket in passed):
@@ -163,10 +163,10 @@ class MagnitudeSample:
     pieces: list[np.ndarray] = field(default_factory=list)
 
     def bracket(self, share: float) -> Bracket:
-        """Where the threshold below or at which lies this `share` of all values is to be sought.
+        """The bracket in which to search the threshold that this `share` of all values does not exceed.
 
-        The error of the sample is judged by how much its pieces differ. A bracket too wide for single
-        patterns is narrowed about its middle: if that fails, one more pass is needed, as it would be anyway.
+        The differences between the sample's pieces give its error. A bracket too wide for single patterns is narrowed
+        about its middle: if that fails, one more pass is needed, as without narrowing.
         """
         if not self.pieces:
             return EVERYWHERE

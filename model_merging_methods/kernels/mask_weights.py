@@ -1,6 +1,6 @@
-"""Masks over weights, before they are merged: DARE's random one, and one by magnitude.
+"""Masks on weights before they are merged: DARE's random mask, and one by magnitude.
 
-All functions work on float32 blocks of a tensor, as `merging_methods` does. Source: DARE (Yu et al. 2024).
+All functions take float32 blocks of a tensor, as in `merging_methods`. Source: DARE (Yu et al. 2024).
 """
 
 import torch
@@ -16,10 +16,10 @@ _LANES = 4  # 16-bit random words in a 64-bit one
 def random_drop_mask(key: int, start: int, stop: int, mask_rate: float, device: str = "cpu") -> Tensor:
     """Which of the positions start … stop − 1 of a tensor are dropped, each with probability `mask_rate`.
 
-    `key` is the tensor's, from `merge_parameters.mask_key`, as a signed 64-bit integer.
+    `key` is the tensor's (`merge_request.mask_key`), as a signed 64-bit integer.
 
-    Returns a bool tensor. Position j is dropped when its random word, a function of `key` and j alone, lies
-    below `mask_rate`: 16 bits decide nearly always, 63 more the one time in 65,536 that these are level.
+    Returns a bool tensor. Position j is dropped if its random word, a function of `key` and j alone, is below
+    `mask_rate`: 16 bits nearly always decide, and 62 more if these are equal (once in 65,536).
     """
     if mask_rate >= 1:
         return torch.ones(stop - start, dtype=torch.bool, device=device)
@@ -43,12 +43,12 @@ def _random_words(key: int, counters: Tensor) -> Tensor:
 
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:
-    """A logical shift: torch's own repeats the sign bit."""
+    """A logical shift: torch's `>>` repeats the sign bit."""
     return (z >> bits) & (2 ** (64 - bits) - 1)
 
 
 def magnitude_drop_mask(block: Tensor, threshold: float | None) -> Tensor:
-    """Which values are dropped by magnitude: those with |x| <= `threshold`, none when it is None."""
+    """Which values are dropped by magnitude: those with |x| <= `threshold`, or none if it is None."""
     if threshold is None:
         return torch.zeros_like(block, dtype=torch.bool)
     return block.abs() <= threshold

@@ -1,9 +1,8 @@
-"""What is done with a block's values, by the plain formulas in torch: on a GPU, or on the CPU for a method that
-has no compiled kernel.
+"""Block arithmetic in torch, using the plain formulas: on a GPU, or on the CPU for a method without a compiled kernel.
 
-A block's stored bytes cross to the device as they are and the merged bytes come back, with all sums in one array.
-Each call has a lane to itself: a stream, in which nothing waits for what other threads copy or compute, and
-page-locked memory, without which copies would not run beside the arithmetic.
+A block's stored bytes are copied to the device unchanged, and the merged bytes come back with all sums in one array.
+Each call uses its own lane: a stream, so that nothing waits for copies and computations of other threads, and
+page-locked memory, which lets copies run in parallel with the arithmetic.
 """
 
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from model_merging_methods.kernels.block_kernels import Brackets, StoredBlock, S
 from model_merging_methods.kernels.magnitude_thresholds import BlockCounts
 from model_merging_methods.kernels.mask_weights import apply_mask, magnitude_drop_mask, random_drop_mask
 from model_merging_methods.kernels.stored_dtypes import BF16, F16, F32, F64
-from model_merging_methods.merge_parameters import MergeParameters
+from model_merging_methods.merge_request import MergeParameters
 from model_merging_methods.merging_methods import MERGING_METHODS, Coefficients, weighted_sum
 
 _DTYPES = {F16: torch.float16, BF16: torch.bfloat16, F32: torch.float32, F64: torch.float64}
@@ -26,8 +25,8 @@ _ALIGNMENT = 8  # bytes, of the largest dtype that is fetched
 
 
 class TorchArithmetic:
-    """The formulas, for a merge of `models` fine-tuned models on a device, cpu or cuda; several threads may use it
-    at once. What a function returns is told in `block_arithmetic.Arithmetic`."""
+    """The formulas, for a merge of `models` fine-tuned models on a device, cpu or cuda. Its methods are those of
+    `CompiledArithmetic`."""
 
     def __init__(self, parameters: MergeParameters, models: int, device: str):
         self._parameters = parameters
@@ -46,13 +45,12 @@ class TorchArithmetic:
     def merge(
         self, coefficients: Coefficients, block: StoredBlock, output_dtype: int, output: np.ndarray, sums: Sums
     ) -> int:
-        """Merge a block into `output` (bytes), adding to `sums`."""
         with self._lane() as lane:
             weights = self._load(block)
             numbers, found = self._new_sums()
             self._compare(weights, found)
             masked, found.models[:, 2] = self._masked(block, weights)
-            if self._method.trims:
+            if self._method.has_trimming:
                 for deltas, threshold, of_model in zip(
                     masked[1:] - masked[0], coefficients.trim_thresholds, found.models, strict=True
                 ):
@@ -66,7 +64,6 @@ class TorchArithmetic:
             return _bits(~finite) if not finite.all() or fits else -1
 
     def compare(self, block: StoredBlock, sums: Sums) -> int:
-        """Add to `sums` what a block tells of its unmasked models."""
         with self._lane() as lane:
             weights = self._load(block)
             numbers, found = self._new_sums()
@@ -75,21 +72,20 @@ class TorchArithmetic:
             self._add(numbers, sums)
             return _bits(~finite)
 
-    def magnitudes(self, block: StoredBlock, masks: bool) -> tuple[int, np.ndarray]:
-        """|δi| of the masked models if `masks`, else of what the mask falls on: float32 [K, size]."""
+    def magnitudes(self, block: StoredBlock, masked: bool) -> tuple[int, np.ndarray]:
         with self._lane() as lane:
             weights = self._load(block)
             magnitudes, finite = lane.fetch(
-                self._values_to_count(block, weights, masks).abs(), weights.isfinite().all(1)
+                self._values_to_count(block, weights, masked).abs(), weights.isfinite().all(1)
             )
             return _bits(~finite), magnitudes.copy()
 
-    def count(self, block: StoredBlock, brackets: Brackets, masks: bool, room: Undecided) -> tuple[int, BlockCounts]:
-        """Compare these magnitudes with brackets; the undecided values are put into `room`, in no certain order.
-        Only NaNs are told, since differences of finite numbers may be infinite."""
+    def count(self, block: StoredBlock, brackets: Brackets, masked: bool, room: Undecided) -> tuple[int, BlockCounts]:
+        """As `CompiledArithmetic.count`, with the undecided values in any order. Only NaNs are reported, because
+        differences of finite numbers may be infinite."""
         with self._lane() as lane:
             weights = self._load(block)
-            values = self._values_to_count(block, weights, masks)
+            values = self._values_to_count(block, weights, masked)
             lows, highs, shifts = torch.from_numpy(np.stack(brackets)[:, :, None]).to(self._device, non_blocking=True)
             patterns = values.view(torch.int32) & 0x7FFFFFFF  # in the order of the magnitudes
             below_and_up_to = torch.stack([(patterns < lows).sum(1), (patterns <= highs).sum(1)], 1)
@@ -120,13 +116,13 @@ class TorchArithmetic:
 
     @contextmanager
     def _lane(self) -> Iterator["_Lane"]:
-        """A lane that no other thread uses meanwhile. Lanes are kept, since threads come and go with every pass."""
+        """A lane that no other thread uses meanwhile. Lanes are kept, because every pass starts new threads."""
         try:
             lane = self._idle_lanes.pop()
         except IndexError:
             lane = _Lane(self._device)
         if lane.stream is None:
-            torch.set_num_threads(1)  # of this thread: the blocks are shared out among threads already
+            torch.set_num_threads(1)  # in this thread: other threads work on other blocks already
             try:
                 yield lane
             finally:
@@ -157,7 +153,7 @@ class TorchArithmetic:
             total += part
 
     def _compare(self, weights: Tensor, found: Sums) -> None:
-        """Put into `found` what unmasked models tell. Products are rounded to float32 and added in float64."""
+        """Put the sums of unmasked models into `found`. Products are rounded to float32 and added in float64."""
         reads_pretrained = self._parameters.reads_pretrained
         x = weights[1:] - weights[0] if reads_pretrained else weights[1:]
         found.whole[0] = (weights[0] * weights[0]).sum(dtype=torch.float64)
@@ -175,8 +171,8 @@ class TorchArithmetic:
                 found.pairs[i, k, 3] = (differences == 0).sum()
 
     def _masked(self, block: StoredBlock, weights: Tensor) -> tuple[Tensor, Tensor | int]:
-        """The weights with the mask, if there is one, and how many values it keeps of each model (int64 [K]; 0
-        without a mask)."""
+        """The weights after the mask, if there is one, and how many values it keeps of each model (int64 [K]; 0 without
+        a mask)."""
         if self._mask is None:
             return weights, 0
         values = weights[1:] - weights[0] if self._masks_deltas else weights[1:]
@@ -192,10 +188,10 @@ class TorchArithmetic:
         finetuned = weights[0] + masked if self._masks_deltas else masked
         return torch.cat([weights[:1], finetuned]), (~dropped).sum(1)
 
-    def _values_to_count(self, block: StoredBlock, weights: Tensor, masks: bool) -> Tensor:
-        if masks:
+    def _values_to_count(self, block: StoredBlock, weights: Tensor, masked: bool) -> Tensor:
+        if masked:
             weights, _ = self._masked(block, weights)
-        if self._parameters.reads_pretrained and (masks or self._masks_deltas):
+        if self._parameters.reads_pretrained and (masked or self._masks_deltas):
             return weights[1:] - weights[0]
         return weights[1:]
 
@@ -204,14 +200,14 @@ class TorchArithmetic:
 
 
 class _Lane:
-    """A stream of the GPU, if it is one, and memory of the host for what comes back from the device."""
+    """A stream of the GPU, if the device is one, and memory of the host for results."""
 
     def __init__(self, device: str):
         self.stream = torch.cuda.Stream() if device == "cuda" else None
         self._memory = self._new_memory(0)
 
     def fetch(self, *tensors: Tensor) -> list[np.ndarray]:
-        """Tensors of the device as arrays on the host, valid until the lane's next use. Waits for the lane alone."""
+        """Tensors of the device as arrays on the host, valid until the lane's next use. Waits only for this lane."""
         places = [0]
         for tensor in tensors:
             places.append(places[-1] + -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT)
@@ -230,7 +226,7 @@ class _Lane:
 
 
 def _not_numbers(weights: Tensor, values: Tensor) -> Tensor:
-    """Which of θ0 … θK make a value of `values` (float32 [K, size]) not a number: bool [K + 1]."""
+    """Which of θ0 … θK cause NaNs in `values` (float32 [K, size]): bool [K + 1]."""
     is_nan = values.isnan()
     by_pretrained = is_nan & ~weights[0].isfinite()
     return torch.cat([by_pretrained.any().reshape(1), (is_nan & ~by_pretrained).any(1)])

@@ -12,8 +12,7 @@ from inference_llms.engines.live_engine import LiveEngine, open_live_engine
 from inference_llms.evaluators.guard import check_guard
 from inference_llms.task import Example
 from inference_llms.tasks import TASKS
-from model_merging_methods.merge_parameters import MergeParameters
-from model_merging_methods.merge_record import MergeRequest, input_states
+from model_merging_methods.merge_request import MergeParameters, MergeRequest
 from scripts.mixup_search.search_space import Candidate
 from scripts.mixup_search.store import Answer
 from utils.content_hashes import FileStates, check_unchanged, file_states
@@ -145,7 +144,7 @@ class LiveMerges:
 
         started = time.monotonic()
         setup = self._setup
-        self._states = setup.states or input_states(MergeRequest(setup.pretrained, setup.finetuned, parameters))
+        self._states = setup.states or MergeRequest(setup.pretrained, setup.finetuned, parameters).input_states()
         with refusals_in_one_line(setup.pretrained, "transformers"):
             check_weights(setup.pretrained, load_config(setup.pretrained))
         self._merges = CandidateMerges(setup.pretrained, setup.finetuned)

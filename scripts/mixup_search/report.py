@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from model_merging_methods.merge_parameters import MASK_MERGING, MergeParameters
 from model_merging_methods.merge_record import PRETRAINED
+from model_merging_methods.merge_request import MASK_MERGING, MergeParameters
 from model_merging_methods.merging_methods import MERGING_METHODS
 from scripts.mixup_search.choice import RULE, Difference, SearchSummary, has_all
 from scripts.mixup_search.figures import draw_figures, save_figure
@@ -124,8 +124,8 @@ def save_command(identity: Mapping[str, Any], parameters: MergeParameters) -> st
     Reads `roles`, `models` and, if present, `models_dir` and `allow_unrelated` of the search's identity. Has only
     options with an effect, because the main job refuses others.
     """
-    mask, roles, ratios = parameters.mask, identity["roles"], parameters.mixup and parameters.mixup.weights
-    scales, trims = parameters.method != "average_merging", MERGING_METHODS[parameters.method].trims
+    mask, roles, ratios = parameters.mask, identity["roles"], parameters.mixup and parameters.mixup.ratios
+    scales, trims = parameters.method != "average_merging", MERGING_METHODS[parameters.method].has_trimming
     options = {f"merge_{role}": True for role in roles}
     options |= {f"{role}_model": identity["models"].get(role) for role in (PRETRAINED, *roles)}
     options |= {

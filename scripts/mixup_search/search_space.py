@@ -9,9 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from model_merging_methods.merge_parameters import MergeParameters, Mixup
+from model_merging_methods.merge_request import MergeParameters, Mixup, draw_ratios, two_model_ratios
 from model_merging_methods.merging_methods import MERGING_METHODS
-from model_merging_methods.mixup import draw_interpolation_weights, two_model_weights
 from utils.errors import UserError
 
 # The options that a search may vary beside the ratios, in the order in which they are drawn.
@@ -37,7 +36,7 @@ class Candidate:
 
     @property
     def ratios(self) -> tuple[float, ...] | None:
-        return None if self.parameters.mixup is None else self.parameters.mixup.weights
+        return None if self.parameters.mixup is None else self.parameters.mixup.ratios
 
     def option(self, name: str) -> float | None:
         """The value of an option of `OPTIONS`; None if the merge does not have it."""
@@ -115,7 +114,7 @@ class SearchSpace:
         without_effect = {
             "weight_mask_rate": self.base.mask is None,
             "scaling_coefficient": self.base.method == "average_merging",
-            "param_value_mask_rate": not MERGING_METHODS[self.base.method].trims,
+            "param_value_mask_rate": not MERGING_METHODS[self.base.method].has_trimming,
         }
         for name in self.varied:
             if without_effect.get(name):
@@ -141,7 +140,7 @@ def references(space: SearchSpace, roles: Sequence[str]) -> list[Candidate]:
     """The candidates that draws are compared with: equal ratios; for task arithmetic, the method without M3, which adds
     whole task vectors; and each fine-tune alone. A varied option has its plain choice there."""
     number = len(roles)
-    equal = two_model_weights(0.5) if number == 2 else (1 / number,) * number
+    equal = two_model_ratios(0.5) if number == 2 else (1 / number,) * number
     found = [Candidate("equal ratios", "equal", space.merge(equal))]
     if space.base.method == "task_arithmetic":
         found.append(Candidate("without M3", "plain", space.merge(None)))
@@ -206,7 +205,7 @@ def _drawn(proposals: Proposals, number: int, scored: Scored) -> Draw:
             turn, place = divmod(turn, len(values.numbers))
             options[name] = values.numbers[place]
     alpha = options.get("alpha", proposals.space.alpha.plain_choice)
-    return draw_interpolation_weights(alpha, proposals.space.number_of_models, proposals.seed + number), options
+    return draw_ratios(alpha, proposals.space.number_of_models, proposals.seed + number), options
 
 
 def _grid(proposals: Proposals) -> list[Draw]:
@@ -226,7 +225,7 @@ def even_ratios(number_of_models: int, largest_number: int) -> list[tuple[float,
     while math.comb(steps + number_of_models, number_of_models - 1) <= largest_number:
         steps += 1
     if number_of_models == 2:
-        return [two_model_weights(i / steps) for i in range(steps + 1)]
+        return [two_model_ratios(i / steps) for i in range(steps + 1)]
     counts = product(range(steps + 1), repeat=number_of_models)
     return [tuple(count / steps for count in point) for point in counts if sum(point) == steps]
 
@@ -279,7 +278,7 @@ def ratios_at(shares: Sequence[float]) -> tuple[float, ...]:
     Each model in turn takes a part of what is left: the n models after it share (1 − share)^(1/n) of that.
     """
     if len(shares) == 1:
-        return two_model_weights(shares[0])
+        return two_model_ratios(shares[0])
     left, ratios = 1.0, []
     for i, share in enumerate(shares):
         after = left * (1 - share) ** (1 / (len(shares) - i))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from inference_llms.answer_health import Health, health_of
-from model_merging_methods.merge_parameters import Mask, MergeParameters, parameters_from_fields
+from model_merging_methods.merge_request import Mask, MergeParameters, parameters_from_fields
 from scripts.mixup_search.search_space import Candidate
 from utils.errors import UserError
 from utils.intervals import wilson_interval
@@ -210,7 +210,7 @@ class SearchStore(AbstractContextManager):
     def add_candidate(self, candidate: Candidate) -> None:
         """Store a candidate unless its name is stored already."""
         roles = self.identity["roles"]
-        parameters = json.dumps(asdict(candidate.parameters))
+        parameters = json.dumps(candidate.parameters.to_fields())
         values = (candidate.name, candidate.kind, parameters, *_column_values(candidate, len(roles)))
         self._insert("candidates", ("candidate", "kind", "parameters", *_column_names(roles)), [values])
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from inference_llms.tasks import TASKS
 from model_merging_methods.command_line import chosen_roles, merge_parameters, request_of_folders
-from model_merging_methods.merge_parameters import run_name
 from model_merging_methods.merge_record import PRETRAINED, is_same_merge, list_input_files, read_record, tasks_name
+from model_merging_methods.merge_request import run_name
 from scripts.paper_tables import cells
 from scripts.paper_tables.cells import MAIN_JOB, Cell, CellState
 from utils.content_hashes import files_hash

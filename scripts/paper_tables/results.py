@@ -13,8 +13,8 @@ from typing import Any
 
 from inference_llms.answer_health import Health, health_on_record
 from inference_llms.evaluators.results import file_below, path_below_root
-from model_merging_methods.merge_parameters import Mask, MergeParameters, parameters_from_fields
 from model_merging_methods.merge_record import PRETRAINED, RECORD_FILE
+from model_merging_methods.merge_request import Mask, MergeParameters, parameters_from_fields
 from model_merging_methods.model_card import model_name
 from scripts.paper_tables.cells import (
     DONE,

@@ -17,7 +17,7 @@ ZOO = ROOT / "scripts" / "tiny_zoo"
 
 
 def with_code(model: Path, folder: Path, witness: Path, **changes: dict) -> Path:
-    """A copy of a model whose JSON files ask for classes of a file beside them, which would leave a trace."""
+    """A copy of a model whose JSON files name classes in a file beside them, which would leave a trace."""
     shutil.copytree(model, folder)
     (folder / "foreign.py").write_text(f"open({str(witness)!r}, 'w')\n")
     for name, values in changes.items():

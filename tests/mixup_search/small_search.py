@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model_merging_methods.merge_parameters import MergeParameters
+from model_merging_methods.merge_request import MergeParameters
 from scripts.mixup_search.search_space import Candidate, Proposals, SearchSpace, Values, references
 from scripts.mixup_search.store import TEST, VALIDATION, Answer, Part, Result, SearchStore
 

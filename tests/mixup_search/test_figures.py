@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
-from model_merging_methods.merge_parameters import MergeParameters
+from model_merging_methods.merge_request import MergeParameters
 from scripts.mixup_search.choice import SearchSummary
 from scripts.mixup_search.figures import draw_figures
 from scripts.mixup_search.search_space import Values

@@ -13,8 +13,7 @@ from inference_llms.task import Task
 from inference_llms.tasks import alpaca_eval, gsm8k
 from model_merging_methods.candidate_weights import CandidateMerges
 from model_merging_methods.merge_models import merge_models
-from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
-from model_merging_methods.merge_record import MergeRequest, input_states
+from model_merging_methods.merge_request import Mask, MergeParameters, MergeRequest, Mixup
 from scripts.mixup_search.live_merges import EngineSetup, LiveMerges
 from tests.vllm_marks import two_workers, vllm_installed
 from utils.errors import UserError
@@ -90,7 +89,7 @@ def test_a_search_stops_when_a_model_changes(tmp_path, name):
     for model in ("base", "instruct", "math"):
         shutil.copytree(ZOO / model, tmp_path / model)
     folders = {role: tmp_path / role for role in MODELS}
-    states = input_states(MergeRequest(tmp_path / "base", folders, AVERAGE))
+    states = MergeRequest(tmp_path / "base", folders, AVERAGE).input_states()
     with closing(LiveMerges(EngineSetup(tmp_path / "base", folders, {}, "transformers", states))) as merges:
         merges.load(AVERAGE, "math")
         (tmp_path / name).touch()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_merging_methods.command_line import add_merge_options, chosen_roles, merge_parameters
-from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
+from model_merging_methods.merge_request import Mask, MergeParameters, Mixup
 from scripts.mixup_search.choice import RULE, SearchSummary
 from scripts.mixup_search.report import outcome_lines, report_lines, save_command, write_report
 from scripts.mixup_search.search_space import ratios_at, references

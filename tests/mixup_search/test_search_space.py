@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_merging_methods.command_line import add_merge_options, merge_parameters
-from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
+from model_merging_methods.merge_request import Mask, MergeParameters, Mixup
 from scripts.mixup_search.search_space import (
     DRAW_BY,
     Proposals,
@@ -119,7 +119,7 @@ def test_a_draw_has_the_ratio_that_the_main_job_draws_from_its_seed(alpha):
         words = ["--merge_instruct", "--merge_math", "--mixup", "--alpha", alpha, "--seed", str(40 + number)]
         main_job = merge_parameters(parser.parse_args(words), ["instruct", "math"])
         candidate = of.propose(number)
-        assert candidate.ratios == main_job.mixup.weights
+        assert candidate.ratios == main_job.mixup.ratios
         assert (candidate.alpha, candidate.parameters.mixup.alpha) == (float(alpha), None)
 
 

@@ -6,13 +6,12 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
-from model_merging_methods.mixup import two_model_weights
+from model_merging_methods.merge_request import Mask, MergeParameters, Mixup, two_model_ratios
 from scripts.mixup_search.search_space import Candidate
 from scripts.mixup_search.store import TEST, VALIDATION, Answer, Result, SearchStore
 from tests.mixup_search.small_search import IDENTITY
@@ -26,7 +25,7 @@ TIES = Candidate(
         "ties_merging",
         scaling_coefficient=0.7,
         mask=Mask(0.3, True),
-        mixup=Mixup(two_model_weights(0.1234567890123456)),
+        mixup=Mixup(two_model_ratios(0.1234567890123456)),
         seed=4,
         dtype="bfloat16",
         exclude_param_names_regex=("lm_head", "a,b"),
@@ -127,7 +126,7 @@ def test_another_search_is_refused_by_its_differences(path):
         ("search SET identity", '{"roles": "math"}', "roles: input should be"),
         ("search SET identity", json.dumps({**IDENTITY, "split": "\0"}), "the character NUL"),
         ("candidates SET parameters", '{"method": "ties_merging", "seed": "0"}', "seed: input should be"),
-        ("candidates SET parameters", json.dumps({**asdict(TIES.parameters), "other": 1}), "other"),
+        ("candidates SET parameters", json.dumps({**TIES.parameters.to_fields(), "other": 1}), "other"),
     ],
 )
 def test_stored_json_of_wrong_types_is_one_line(path, place, text, reason):

@@ -1,25 +1,52 @@
-"""Merges of every kind. Without transformers, which processes that are made to be killed have no use for."""
+"""Merges of every kind, without transformers, which processes that are killed do not need."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
-from model_merging_methods.merge_record import MergeRequest
+from safetensors.torch import load_file
+from torch import Tensor
+
+from model_merging_methods.merge_models import MergeWork, merge_models
+from model_merging_methods.merge_request import Mask, MergeParameters, MergeRequest, Mixup
 
 ROLES = ("instruct", "math", "code")
+PAIR = ("instruct", "math")
 DARE = Mask(0.3, use_weight_rescale=True)
+RATIOS = Mixup((0.5, 0.2, 0.3))
+AVERAGE = MergeParameters("average_merging")
+TASK_ARITHMETIC = MergeParameters("task_arithmetic")
 MERGES = {
-    "average": MergeParameters("average_merging"),
-    "average M3": MergeParameters("average_merging", mixup=Mixup((0.5, 0.2, 0.3))),
+    "average": AVERAGE,
+    "average M3": MergeParameters("average_merging", mixup=RATIOS),
     "task arithmetic": MergeParameters("task_arithmetic", scaling_coefficient=0.7),
     "TIES": MergeParameters("ties_merging"),
-    "TIES M3": MergeParameters("ties_merging", mixup=Mixup((0.5, 0.2, 0.3))),
+    "TIES M3": MergeParameters("ties_merging", mixup=RATIOS),
     "DARE average": MergeParameters("average_merging", mask=DARE),
-    "DARE task arithmetic M3": MergeParameters("task_arithmetic", mask=DARE, mixup=Mixup((0.5, 0.2, 0.3))),
+    "DARE task arithmetic M3": MergeParameters("task_arithmetic", mask=DARE, mixup=RATIOS),
     "DARE TIES": MergeParameters("ties_merging", mask=DARE),
     "magnitude mask TIES": MergeParameters("ties_merging", mask=Mask(0.3, mask_strategy="magnitude")),
     "random mask of weights": MergeParameters("average_merging", mask=Mask(0.3, weight_format="finetuned_weight")),
 }
 
 
-def request(models: Path, parameters: MergeParameters, roles=ROLES) -> MergeRequest:
-    return MergeRequest(models / "base", {role: models / role for role in roles}, parameters)
+def request(models: Path, parameters: MergeParameters, roles: Sequence[str] | Mapping[str, str] = ROLES):
+    """A merge of `models`/base and its fine-tunes; `roles` may name another folder for a role."""
+    folders = roles if isinstance(roles, Mapping) else {role: role for role in roles}
+    return MergeRequest(models / "base", {role: models / name for role, name in folders.items()}, parameters)
+
+
+def merge(
+    models: Path, target: Path, parameters: MergeParameters = TASK_ARITHMETIC, roles=PAIR, role="", **work
+) -> dict[str, Tensor]:
+    """Merge into `target` with a role's tokenizer (default: the last role's), and read the result."""
+    role = role or list(roles)[-1]
+    merge_models(request(models, parameters, roles), {role: target}, work=MergeWork(**work))
+    return read_weights(target)
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def file_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}

@@ -8,10 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from model_merging_methods.candidate_weights import CandidateMerges
-from model_merging_methods.merge_engine import Merge
+from model_merging_methods.engine import Merge
 from model_merging_methods.merge_models import MergeWork, merge_models
-from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
-from model_merging_methods.merge_record import MergeRequest
+from model_merging_methods.merge_request import Mask, MergeParameters, MergeRequest, Mixup
 from tests.model_merging_methods.small_models import save_model
 from utils.errors import UserError
 

@@ -1,6 +1,7 @@
-"""Everything that is wrong with the inputs is found before a weight is read, in one line each, with the remedy."""
+"""Faults of the inputs are found before a weight is read, in one line each, with the remedy."""
 
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -11,33 +12,29 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from small_models import save_model
 from transformers import AutoModelForCausalLM
 
 from merge_llms_instruct_math_code import main
 from model_merging_methods.candidate_weights import CandidateMerges
 from model_merging_methods.diagnose import main as diagnose
 from model_merging_methods.merge_models import merge_models
-from model_merging_methods.merge_parameters import MergeParameters
-from model_merging_methods.merge_record import MergeRequest, read_record
+from model_merging_methods.merge_record import read_record
+from model_merging_methods.merge_request import MergeParameters, MergeRequest
 from model_merging_methods.preflight import check_inputs
 from tests.commands import run_here
+from tests.model_merging_methods import merges
+from tests.model_merging_methods.merges import PAIR
+from tests.model_merging_methods.small_models import WEIGHTS, change_json, change_tensors, save_model, save_models
 from utils.errors import UserError
 from utils.findings import Findings
 
 Change = Callable[[Path], object]
-ROLES = ("instruct", "math")
-WEIGHTS = "model.safetensors"
 UP = "model.layers.0.mlp.up_proj.weight"
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("whole")
-    save_model(root / "base", seed=0)
-    for seed, role in enumerate(ROLES, start=1):
-        save_model(root / role, seed, base=root / "base")
-    return root
+    return save_models(tmp_path_factory.mktemp("whole"), PAIR)
 
 
 @pytest.fixture
@@ -45,9 +42,8 @@ def models(whole, tmp_path) -> Path:
     return shutil.copytree(whole, tmp_path / "models")
 
 
-def request(root: Path, *excluded: str, dtype: str | None = None) -> MergeRequest:
-    parameters = MergeParameters("task_arithmetic", dtype=dtype, exclude_param_names_regex=excluded)
-    return MergeRequest(root / "base", {role: root / role for role in ROLES}, parameters)
+def request(root: Path, *excluded: str) -> MergeRequest:
+    return merges.request(root, MergeParameters("task_arithmetic", exclude_param_names_regex=excluded), PAIR)
 
 
 def check(root: Path, *excluded: str) -> Findings:
@@ -67,87 +63,15 @@ def only_warning(findings: Findings) -> str:
 
 
 def tensors(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Change:
-    return lambda folder: save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS)
+    return lambda folder: change_tensors(folder, change)
 
 
-def with_config(**settings) -> Change:
-    def change(folder: Path) -> None:
-        path = folder / "config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
-
-    return change
-
-
-def quantised(suffixes: dict[str, torch.Tensor], **settings) -> Change:
-    """Every up projection as these tensors, and a config that says how."""
-
-    def replace(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        codes = {}
-        for name in [name for name in stored if name.endswith("up_proj.weight")]:
-            del stored[name]
-            codes |= {name.removesuffix("weight") + suffix: tensor.clone() for suffix, tensor in suffixes.items()}
-        return stored | codes
-
-    def change(folder: Path) -> None:
-        tensors(replace)(folder)
-        with_config(**settings)(folder)
-
-    return change
-
-
-def codes(dtype: torch.dtype, *shape: int) -> torch.Tensor:
-    return torch.ones(shape or (40, 16)).to(dtype)
-
-
-def method(name: str, **settings) -> dict:
-    return {"quantization_config": {"quant_method": name, **settings}}
-
-
-GPTQ = {"qweight": codes(torch.int32, 2, 40), "qzeros": codes(torch.int32, 1, 5), "scales": codes(torch.float16, 1, 40)}
-INT8 = {"weight": codes(torch.int8), "SCB": codes(torch.float32, 40)}
-NF4 = {"weight": codes(torch.uint8, 320, 1), "weight.absmax": codes(torch.float32, 10)}
-FP8 = {"weight": codes(torch.float8_e4m3fn), "weight_scale_inv": codes(torch.float32, 1, 1)}
-QUANTISED = {
-    "GPTQ": (quantised(GPTQ, **method("gptq", bits=4)), "GPTQ"),
-    "AWQ": (quantised(GPTQ, **method("awq")), "AWQ"),
-    "GPTQ without a config": (quantised(GPTQ), "GPTQ or AWQ"),
-    "bitsandbytes int8": (quantised(INT8, **method("bitsandbytes", load_in_8bit=True)), "bitsandbytes int8"),
-    "bitsandbytes nf4": (
-        quantised(NF4, **method("bitsandbytes", load_in_4bit=True, bnb_4bit_quant_type="nf4")),
-        "bitsandbytes nf4",
-    ),
-    "bitsandbytes without a config": (quantised(NF4), "bitsandbytes"),
-    "FP8": (quantised(FP8, **method("fp8")), "FP8"),
-    "FP8 without a config": (quantised({"weight": codes(torch.float8_e5m2)}), "FP8"),
-    "MXFP4": (quantised({"weight_blocks": codes(torch.uint8), "weight_scales": codes(torch.uint8)}), "MXFP4"),
-    "compressed-tensors": (
-        quantised({"weight_packed": codes(torch.int32)}, compression_config={"quant_method": "compressed-tensors"}),
-        "compressed-tensors",
-    ),
-    "HQQ": (quantised({"W_q": codes(torch.uint8)}, **method("hqq")), "HQQ"),
-    "AQLM": (quantised({"codes": codes(torch.int16), "codebooks": codes(torch.float16)}, **method("aqlm")), "AQLM"),
-    "EETQ": (quantised({"weight": codes(torch.int8)}, **method("eetq")), "EETQ"),
-    "MLX": (quantised({"weight": codes(torch.uint32)}, quantization={"bits": 4}), "MLX"),
-    "plain int8": (quantised({"weight": codes(torch.int8)}), "of an unknown kind, with int8"),
-    "a method of the future": (quantised({"weight": codes(torch.uint8)}, **method("future")), "future"),
-    "multimodal": (quantised(GPTQ, text_config=method("gptq")), "GPTQ"),
-}
-
-
-@pytest.mark.parametrize(("change", "kind"), QUANTISED.values(), ids=QUANTISED)
-def test_quantised_weights_are_refused_by_kind(models, change, kind):
-    change(models / "math")
-    error = only_error(check(models))
-    assert error.startswith(f"{models / 'math'}: is quantised ({kind}") and "; " in error
-
-
-def test_a_config_that_alone_says_quantised_is_named(models):
-    with_config(**method("bitsandbytes", load_in_4bit=True))(models / "math")
-    assert "its tensors are plain weights; remove that entry" in only_error(check(models))
+def float8(folder: Path) -> None:
+    change_tensors(folder, lambda stored: {**stored, UP: stored[UP].to(torch.float8_e4m3fn)})
 
 
 def test_searches_and_diagnoses_stop_as_merges_do(models, tmp_path):
-    quantised(FP8)(models / "math")
+    float8(models / "math")
     with pytest.raises(UserError, match=r"math: is quantised \(FP8"):
         CandidateMerges(models / "base", request(models).finetuned).check(request(models).parameters, False)
     names = ["--pretrained_model", models / "base", "--models", models / "instruct", models / "math"]
@@ -157,10 +81,8 @@ def test_searches_and_diagnoses_stop_as_merges_do(models, tmp_path):
 
 
 def pointer(name: str) -> Change:
-    def write(folder: Path) -> None:
-        (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 99\n")
-
-    return write
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 99\n"
+    return lambda folder: (folder / name).write_text(text)
 
 
 def pickled_pointer(folder: Path) -> None:
@@ -176,6 +98,30 @@ def instead_of_weights(name: str, content: bytes = b"x") -> Change:
         path.write_bytes(content)
 
     return write
+
+
+def changed_entry(**changes) -> Change:
+    """Another header entry of the output head."""
+
+    def rewrite(folder: Path) -> None:
+        content = (folder / WEIGHTS).read_bytes()
+        size = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + size])
+        header["lm_head.weight"] |= changes
+        text = json.dumps(header).encode()
+        (folder / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
+
+    return rewrite
+
+
+class RunsCode:
+    def __reduce__(self):
+        return (os.mkdir, ("code_was_run",))
+
+
+def malicious_pickle(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    torch.save({"lm_head.weight": RunsCode()}, folder / "pytorch_model.bin")
 
 
 def doubled_header(folder: Path) -> None:
@@ -209,7 +155,23 @@ def empty(every: bool) -> Change:
     return tensors(lambda stored: {n: torch.empty(0) if every or "mlp" in n else t for n, t in stored.items()})
 
 
+def without(name: str) -> Change:
+    return tensors(lambda stored: {n: t for n, t in stored.items() if n != name})
+
+
 FILES = {
+    "a file's end": (lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-100]), [WEIGHTS, "truncated"]),
+    "garbage": (lambda folder: (folder / WEIGHTS).write_bytes(b"\xff" * 500), [WEIGHTS, "corrupt"]),
+    "a shape of fractions": (changed_entry(shape=[12.0, 16]), [WEIGHTS, "corrupt"]),
+    "a negative shape": (changed_entry(shape=[-12, -16]), [WEIGHTS, "corrupt"]),
+    "another offset": (changed_entry(data_offsets=[8, 776]), [WEIGHTS, "corrupt"]),
+    "a pickle with code": (malicious_pickle, ["pytorch_model.bin", "UnpicklingError"]),
+    "half a pickle": (lambda f: (old_pickle(f), os.truncate(f / "pytorch_model.bin", 5000)), ["pickled weights"]),
+    "a nested config": (lambda f: (f / "config.json").write_text("[" * 100_000), ["config.json"]),
+    "a broken tokenizer": (lambda f: (f / "tokenizer.json").write_text('{"version": "1.0"'), ["tokenizer.json"]),
+    "a missing tensor": (without(UP), ["lacks tensors", f"1 only in base: {UP}", "--exclude"]),
+    "a missing head": (without("lm_head.weight"), ["stores no output head (lm_head.weight)"]),
+    "another shape": (tensors(lambda stored: {**stored, UP: torch.zeros(8, 16)}), [UP, "8 x 16", "40 x 16"]),
     "LFS pointer as weights": (pointer(WEIGHTS), [WEIGHTS, "Git LFS pointer", "git lfs pull"]),
     "LFS pointer as a pickle": (pickled_pointer, ["pytorch_model.bin", "git lfs pull"]),
     "LFS pointer as config": (pointer("config.json"), ["config.json", "git lfs pull"]),
@@ -232,13 +194,22 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize(("change", "told"), FILES.values(), ids=FILES)
-def test_what_a_folder_holds_instead_of_weights_is_named(models, change, told):
+@pytest.mark.parametrize(("change", "said"), FILES.values(), ids=FILES)
+def test_unusable_files_are_named_with_the_remedy(models, change, said):
     change(models / "math")
     error = only_error(check(models))
     assert str(models / "math") in error
-    for part in told:
+    for part in said:
         assert part in error
+    assert not Path("code_was_run").exists()
+
+
+@pytest.mark.parametrize(("value", "said"), [(float("nan"), "NaN"), (float("-inf"), "infinity")])
+def test_a_value_that_is_not_finite_stops_the_merge(models, tmp_path, value, said):
+    tensors(lambda stored: {**stored, UP: stored[UP].fill_(value)})(models / "math")
+    with pytest.raises(UserError, match=rf"math/{WEIGHTS}: tensor {UP} holds .*{said}"):
+        merge_models(request(models), {"math": tmp_path / "merged"})
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]
 
 
 def old_pickle(folder: Path) -> None:
@@ -308,9 +279,8 @@ def test_excluded_rows_keep_their_bytes_when_the_vocabulary_grows(whole, models,
 
 def test_both_kinds_of_files_are_reported_and_safetensors_read(models):
     torch.save({}, models / "math" / "pytorch_model.bin")
-    assert only_warning(check(models)).startswith(
-        f"{models / 'math'}: holds both safetensors files and pytorch_model.bin"
-    )
+    warning = only_warning(check(models))
+    assert warning.startswith(f"{models / 'math'}: holds both safetensors files and pytorch_model.bin")
 
 
 def test_an_adapter_of_another_base_is_reported(models):
@@ -318,57 +288,49 @@ def test_an_adapter_of_another_base_is_reported(models):
     shutil.rmtree(models / "math")
     get_peft_model(base, LoraConfig(target_modules=["q_proj"])).save_pretrained(models / "math")
     assert not check(models).found
-    path = models / "math" / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": "org/Mistral-7B"}))
+    change_json(models / "math" / "adapter_config.json", base_model_name_or_path="org/Mistral-7B")
     assert "made for org/Mistral-7B, and is applied to base" in only_warning(check(models))
 
 
-def run_check(root: Path, *more: object):
-    chosen = [word for role in ROLES for word in (f"--merge_{role}", f"--{role}_model", root / role)]
-    return run_here(main, ["--check", "--pretrained_model", root / "base", *chosen, *more])
-
-
-def test_check_prints_every_finding_and_writes_nothing(models, tmp_path, monkeypatch):
+@pytest.fixture
+def run_check(models, tmp_path, monkeypatch):
+    """Run the main script with --check or other options, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    done = run_check(models)
+
+    def run(*more: object, option: str = "--check"):
+        chosen = [word for role in PAIR for word in (f"--merge_{role}", f"--{role}_model", models / role)]
+        return run_here(main, [option, "--pretrained_model", models / "base", *chosen, *more])
+
+    return run
+
+
+def test_check_prints_every_finding_and_writes_nothing(models, tmp_path, run_check):
+    done = run_check()
     assert (done.returncode, done.stdout, done.stderr) == (0, "no errors and no warnings\n", "")
     torch.save({}, models / "instruct" / "pytorch_model.bin")
-    done = run_check(models, "--merging_method_name", "ties_merging")
+    done = run_check("--merging_method_name", "ties_merging")
     assert done.returncode == 0 and done.stdout.startswith("warning: ") and done.stdout.count("\n") == 1
     pointer(WEIGHTS)(models / "base")
     empty(every=True)(models / "math")
-    done = run_check(models)
+    done = run_check()
     lines = done.stdout.splitlines()
     assert done.returncode == 2 and [line.split(":")[0] for line in lines] == ["error", "warning", "error"]
+    merged = run_check(option="--merge_only")
+    assert merged.returncode == 2 and merged.stderr.count("\n") == 1 and "(1 more error; " in merged.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"models"}
 
 
-def test_check_names_models_of_another_backbone_and_all_missing_folders(models, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_check_names_models_of_another_backbone(models, run_check):
     save_model(models / "other", seed=9)
-    done = run_check(models, "--math_model", models / "other")
+    done = run_check("--math_model", models / "other")
     assert done.returncode == 2 and "error: --math_model: " in done.stdout
-    done = run_check(models, "--math_model", models / "other", "--allow_unrelated")
-    assert done.returncode == 0
+    assert run_check("--math_model", models / "other", "--allow_unrelated").returncode == 0
 
 
-def test_check_of_a_record_compares_the_inputs_with_it(models, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_check_of_a_record_compares_the_inputs_with_it(models, tmp_path):
     merge_models(request(models), {"math": tmp_path / "merged"})
     record = ["--check", "--from_record", tmp_path / "merged" / "merge_record.json"]
     assert run_here(main, record).returncode == 0
     (models / "math" / "tokenizer_config.json").write_text("{}")
     done = run_here(main, record)
     assert done.returncode == 2 and "math model's tokenizer_config.json is not the file" in done.stdout
-
-
-def test_the_first_error_stops_a_merge_and_the_others_are_counted(models, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for role in ROLES:
-        pointer(WEIGHTS)(models / role)
-    done = run_check(models)
-    assert done.stdout.count("error: ") == 2
-    chosen = [word for role in ROLES for word in (f"--merge_{role}", f"--{role}_model", models / role)]
-    merged = run_here(main, ["--merge_only", "--pretrained_model", models / "base", *chosen])
-    assert merged.returncode == 2 and merged.stderr.count("\n") == 1 and "(1 more error; " in merged.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"models"}

@@ -1,4 +1,4 @@
-"""Content hashes: the same for the same content, whatever a file's times say, and cheap the second time."""
+"""Content hashes depend on content alone, and are cached."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import numpy
 import pytest
 from safetensors.numpy import save_file
 
-from utils import content_hashes, hash_cache
+from utils import content_hashes
 from utils.content_hashes import check_unchanged, content_hash, file_states, folder_hash, unchanged
 from utils.errors import UserError
 
@@ -23,9 +23,9 @@ LONG_AGO = 1_000_000_000
 def cache(tmp_path, monkeypatch) -> Path:
     """A cache that takes files of any size, and of any age unless a test says otherwise."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(hash_cache, "SMALLEST_CACHED", 0)
-    monkeypatch.setattr(hash_cache, "SETTLED_SECONDS", -3600.0)
-    return hash_cache.cache_file()
+    monkeypatch.setattr(content_hashes, "SMALLEST_CACHED", 0)
+    monkeypatch.setattr(content_hashes, "SETTLED_SECONDS", -3600.0)
+    return content_hashes.cache_file()
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_a_file_is_read_once_and_again_after_any_change(weights, monkeypatch):
 
 
 def test_a_file_that_changed_just_now_is_not_cached(weights, monkeypatch):
-    monkeypatch.setattr(hash_cache, "SETTLED_SECONDS", 2.0)
+    monkeypatch.setattr(content_hashes, "SETTLED_SECONDS", 2.0)
     content_hash(weights)
     assert is_read(weights, monkeypatch)
     settled = time.time() + 3
@@ -121,7 +121,7 @@ def test_a_file_that_changed_just_now_is_not_cached(weights, monkeypatch):
 
 
 def test_a_small_file_is_not_cached(weights, cache, monkeypatch):
-    monkeypatch.setattr(hash_cache, "SMALLEST_CACHED", 1 << 30)
+    monkeypatch.setattr(content_hashes, "SMALLEST_CACHED", 1 << 30)
     content_hash(weights)
     assert not cache.exists()
 
@@ -147,19 +147,19 @@ def test_a_cache_that_cannot_be_used_is_not_used(weights, cache, monkeypatch, sp
 
 
 def test_the_cache_stays_small(weights, cache, monkeypatch):
-    monkeypatch.setattr(hash_cache, "_LARGEST_CACHE", 1000)
-    state = hash_cache.file_state(weights)
+    monkeypatch.setattr(content_hashes, "_LARGEST_CACHE", 1000)
+    state = content_hashes.file_state(weights)
     for number in range(50):
-        hash_cache.keep(state._replace(inode=number), "bytes", "x" * 100, time.time())
-    assert hash_cache.recall(state._replace(inode=49), "bytes") == "x" * 100
-    kept = [hash_cache.recall(state._replace(inode=number), "bytes") for number in range(50)]
+        content_hashes.keep(state._replace(inode=number), "bytes", "x" * 100, time.time())
+    assert content_hashes.recall(state._replace(inode=49), "bytes") == "x" * 100
+    kept = [content_hashes.recall(state._replace(inode=number), "bytes") for number in range(50)]
     assert 0 < sum(value is not None for value in kept) <= 10
 
 
 def test_many_processes_share_one_cache(weights, tmp_path):
     program = (
-        "import sys; from pathlib import Path; from utils import hash_cache; from utils.content_hashes import *; "
-        "hash_cache.SMALLEST_CACHED, hash_cache.SETTLED_SECONDS = 0, -9e9; "
+        "import sys; from pathlib import Path; from utils import content_hashes; from utils.content_hashes import *; "
+        "content_hashes.SMALLEST_CACHED, content_hashes.SETTLED_SECONDS = 0, -9e9; "
         "print([content_hash(Path(path)) for path in sys.argv[1:]])"
     )
     paths = [tmp_path / f"{number}.safetensors" for number in range(8)]

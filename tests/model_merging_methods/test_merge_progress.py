@@ -1,0 +1,219 @@
+"""Merges that are killed or interrupted resume with the same bytes; failing ones leave nothing."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.benchmark_checkpoints import LlamaShape, make_checkpoint
+from model_merging_methods.engine import Merge
+from model_merging_methods.merge_models import MergeWork, merge_models
+from model_merging_methods.merge_progress import PROGRESS_FILE
+from model_merging_methods.merge_request import Mask, MergeParameters
+from tests.model_merging_methods.merges import PAIR, TASK_ARITHMETIC, file_bytes, request
+from utils.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+SHAPE = LlamaShape(layers=6, hidden=512, intermediate=1408, heads=8, key_value_heads=8, vocabulary=2000)
+PARAMETERS = MergeParameters("ties_merging", mask=Mask(0.3, use_weight_rescale=True))
+WORK = MergeWork(threads=2, largest_shard=2_000_000)
+
+COMMAND = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from tests.model_merging_methods.test_merge_progress import merge
+from model_merging_methods.merge_request import Mask, MergeParameters
+from utils.errors import run_command_line
+print("begins", flush=True)
+sys.exit(run_command_line(lambda: merge(*map(Path, sys.argv[1:]), {parameters})))
+"""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    for number, role in enumerate(("base", *PAIR)):
+        make_checkpoint(root / role, SHAPE, number)
+    return root
+
+
+def merge(models: Path, target: Path, parameters: MergeParameters = PARAMETERS) -> None:
+    merge_models(request(models, parameters, PAIR), {"math": target}, work=WORK)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(models, tmp_path_factory) -> dict[str, bytes]:
+    target = tmp_path_factory.mktemp("undisturbed") / "merged"
+    merge(models, target)
+    return file_bytes(target)
+
+
+def start(models: Path, target: Path, parameters: MergeParameters = PARAMETERS) -> subprocess.Popen:
+    """The merge in a separate process, just as it begins."""
+    script = COMMAND.format(root=str(ROOT), parameters=parameters)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, models, target], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    line = process.stdout.readline()
+    assert line == "begins\n", (process.wait(), process.stderr.read())
+    return process
+
+
+def identity(file: Path) -> tuple[int, int]:
+    """Another file in the same place would not have this."""
+    return file.stat().st_ino, file.stat().st_mtime_ns
+
+
+def whole_shards(target: Path) -> dict[str, tuple[int, int]]:
+    """The shards that an interrupted merge has recorded as whole, with their identities."""
+    unfinished = target.with_name(f".{target.name}.unfinished")
+    try:
+        recorded = json.loads((unfinished / PROGRESS_FILE).read_text())["shards"]
+    except FileNotFoundError:
+        return {}
+    return {file: identity(unfinished / file) for file in recorded}
+
+
+def resume(models: Path, target: Path, undisturbed: dict[str, bytes]) -> int:
+    """Finish an interrupted merge, which must keep its whole shards and give the same bytes. Returns their number."""
+    whole = whole_shards(target)
+    merge(models, target)
+    assert file_bytes(target) == undisturbed
+    assert {file: identity(target / file) for file in whole} == whole
+    return len(whole)
+
+
+def test_reruns_after_fifteen_kills_inside_the_merge_give_the_same_bytes(models, undisturbed, tmp_path):
+    process = start(models, tmp_path / "whole")
+    began = time.monotonic()
+    assert process.wait() == 0, process.stderr.read()
+    duration = time.monotonic() - began
+    moments = random.Random(0)
+    inside = 0
+    for number in range(40):
+        target = tmp_path / str(number)
+        process = start(models, target)
+        time.sleep(moments.uniform(0, duration))
+        process.send_signal(signal.SIGKILL)
+        inside += process.wait() == -signal.SIGKILL and not target.exists()
+        resume(models, target, undisturbed)
+        shutil.rmtree(target)
+        if inside == 15:
+            break
+    assert inside == 15 and [path.name for path in tmp_path.iterdir()] == ["whole"]
+
+
+def interrupt(models: Path, target: Path, by: signal.Signals, parameters: MergeParameters = PARAMETERS) -> str:
+    """Start a merge, and stop it with a signal when one of its shards is whole. Returns its stderr."""
+    for _ in range(30):
+        process = start(models, target, parameters)
+        while not whole_shards(target) and process.poll() is None:
+            time.sleep(0.001)
+        process.send_signal(by)
+        _, error = process.communicate()
+        if not target.exists():
+            assert whole_shards(target)
+            return error
+        shutil.rmtree(target)  # it was faster
+    raise AssertionError("thirty merges ended before they could be stopped")
+
+
+@pytest.mark.parametrize("damage", ["a byte", "the end"])
+def test_a_damaged_shard_is_written_again(models, undisturbed, tmp_path, damage):
+    target = tmp_path / "merged"
+    interrupt(models, target, signal.SIGKILL)
+    whole = whole_shards(target)
+    file = target.with_name(".merged.unfinished") / next(iter(whole))
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content if damage == "a byte" else content[:-10])
+    merge(models, target)
+    assert file_bytes(target) == undisturbed
+    assert [name for name, own in whole.items() if identity(target / name) != own] == [file.name]
+
+
+MAGNITUDE_MASK = MergeParameters("average_merging", mask=Mask(0.3, mask_strategy="magnitude"))
+
+
+@pytest.mark.parametrize(("interrupted", "resumed"), [(MAGNITUDE_MASK, MAGNITUDE_MASK), (PARAMETERS, TASK_ARITHMETIC)])
+def test_the_next_run_has_the_bytes_of_an_undisturbed_one(models, tmp_path, interrupted, resumed):
+    interrupt(models, tmp_path / "merged", signal.SIGKILL, interrupted)
+    merge(models, tmp_path / "merged", resumed)
+    merge(models, tmp_path / "undisturbed", resumed)
+    assert file_bytes(tmp_path / "merged") == file_bytes(tmp_path / "undisturbed")
+    names = [{path.name for path in (tmp_path / name).iterdir()} for name in ("merged", "undisturbed")]
+    assert names[0] == names[1]
+
+
+def test_changed_inputs_are_merged_from_the_beginning(models, tmp_path):
+    root = shutil.copytree(models, tmp_path / "models")
+    interrupt(root, tmp_path / "merged", signal.SIGKILL)
+    shutil.copytree(root / "instruct", root / "math", dirs_exist_ok=True)
+    merge(root, tmp_path / "merged")
+    merge(root, tmp_path / "other")
+    assert file_bytes(tmp_path / "merged") == file_bytes(tmp_path / "other")
+
+
+def test_ctrl_c_gives_one_line_and_the_rerun_resumes(models, undisturbed, tmp_path):
+    error = interrupt(models, tmp_path / "merged", signal.SIGINT)
+    lines = [line for line in error.splitlines() if not line.startswith("warning: ")]
+    assert lines == ["interrupted; rerun the command and it resumes"]
+    assert resume(models, tmp_path / "merged", undisturbed)
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Path:
+    """A separate file system with room for half of a merged model."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={SHAPE.parameters}", "none", place]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root's rights")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_left(models, small_disk, monkeypatch):
+    with pytest.raises(UserError, match="GB free where the merged model takes"):
+        merge(models, small_disk / "merged")
+    free = shutil.disk_usage(models)._replace(free=10**12)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)  # another process fills the disk meanwhile
+    with pytest.raises(OSError, match="No space left on device"):
+        merge(models, small_disk / "merged")
+    assert list(small_disk.iterdir()) == []
+
+
+def change_value(file: Path) -> None:
+    with open(file, "r+b") as opened:
+        opened.seek(-2, os.SEEK_END)
+        opened.write(b"\0\0")
+
+
+@pytest.mark.parametrize(
+    ("role", "change", "said"),
+    [
+        ("math", change_value, "was changed while it was being read"),
+        ("base", lambda file: os.truncate(file, file.stat().st_size // 2), "ends within tensor"),
+    ],
+)
+def test_a_file_that_changes_between_the_passes_is_named(models, tmp_path, monkeypatch, role, change, said):
+    root = shutil.copytree(models, tmp_path / "models")
+    file = root / role / "model.safetensors"
+    write = Merge.write
+
+    def change_then_write(self, *arguments) -> None:
+        change(file)
+        write(self, *arguments)
+
+    monkeypatch.setattr(Merge, "write", change_then_write)
+    with pytest.raises(UserError, match=f"{file}: {said}"):
+        merge(root, tmp_path / "merged")
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]
