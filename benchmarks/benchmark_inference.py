@@ -22,7 +22,8 @@ from datetime import date
 from pathlib import Path
 
 from benchmarks.benchmark_processes import machine
-from inference_llms.engines.engine import Engine, Sampling, check_engine_request, open_engine, resolve_backend
+from inference_llms.engines.engine import Engine, Sampling
+from inference_llms.engines.open_engine import check_engine_request, open_engine, resolve_backend
 from inference_llms.tasks import TASKS, TASKS_OF_ROLE
 from promptbench.attack import AttackParts
 from promptbench.attacks import stresstest
@@ -73,7 +74,7 @@ def main() -> None:
     for model in dict.fromkeys(work.model for work in works):
         engine = open_engine(options.backend, ZOO / model, options.tensor_parallel_size, 1)
         try:
-            list(engine.generate(["Hello"], WARM_UP))
+            list(engine.complete(["Hello"], WARM_UP))
             times += [measure(engine, work) for work in works if work.model == model]
         finally:
             engine.close()
@@ -99,9 +100,9 @@ def all_works(data_dir: Path) -> list[Work]:
 def measure(engine: Engine, work: Work) -> Times:
     """All at once first: whatever an engine keeps from it, such as prefixes, serves the other way."""
     started = time.perf_counter()
-    at_once = dict(engine.generate(work.prompts, work.sampling))
+    at_once = dict(engine.complete(work.prompts, work.sampling))
     between = time.perf_counter()
-    one_by_one = [text for prompt in work.prompts for _, text in engine.generate([prompt], work.sampling)]
+    one_by_one = [text for prompt in work.prompts for _, text in engine.complete([prompt], work.sampling)]
     ended = time.perf_counter()
     agree = sum(at_once[position] == text for position, text in enumerate(one_by_one))
     print(f"{work.name}: {between - started:.1f} s at once, {ended - between:.1f} s one by one", file=sys.stderr)

@@ -250,7 +250,7 @@ def complete(engine: Engine, task: Task, missing: Sequence[Example], number: int
     The bar counts `number` examples, those that are not missing as done.
     """
     with progress_of(task.name, number, "prompts", done=number - len(missing)) as progress:
-        for position, completion in engine.generate([example.prompt for example in missing], task.sampling):
+        for position, completion in engine.complete([example.prompt for example in missing], task.sampling):
             yield missing[position], completion
             progress.update()
 

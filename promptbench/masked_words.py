@@ -1,12 +1,12 @@
 """Words that may stand for a word, by a masked language model."""
 
 import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from promptbench.attack import AttackParts
 from promptbench.model_parts import part_of_attack
 from promptbench.prompt_words import PromptWords, cut_words
 from utils.errors import UserError
-from utils.transformers_classes import AutoModelForMaskedLM, AutoTokenizer
 
 
 class MaskedLanguageModel:

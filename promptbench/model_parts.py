@@ -8,7 +8,7 @@ from huggingface_hub import model_info
 
 from promptbench.missing_part import MissingPart
 from utils.errors import UserError
-from utils.transformers_classes import quiet_transformers
+from utils.transformers_configs import quiet_transformers
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from inference_llms.command_line import (
     check_engine_dtype,
     check_tasks_option,
 )
-from inference_llms.engines.engine import check_engine_request, resolve_backend
+from inference_llms.engines.open_engine import check_engine_request, resolve_backend
 from inference_llms.tasks import TASKS, TASKS_OF_ROLE, alpaca_eval, role_of_task
 from model_merging_methods.command_line import (
     DEFAULTS,

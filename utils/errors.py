@@ -1,5 +1,6 @@
 """Mistakes that a user can make, each reported in one line."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -20,6 +21,8 @@ def run_command_line(main: Callable[[], None]) -> int:
     (as argparse does), 130 after Ctrl-C.
     """
     begin_work()
+    # transformers warns of things that only programmers can act on; it reads this when it is imported.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         status = _run(main)
         return end_interrupted() if was_interrupted() else status

@@ -130,7 +130,7 @@ def _settings_of_all(models: Mapping[str, CheckpointFolder]) -> dict[str, dict[s
 @cache
 def _with_defaults(config: str) -> dict[str, Any] | None:
     """The settings of a config as transformers reads it, defaults included; None for one that it does not know."""
-    from utils.transformers_classes import config_with_defaults
+    from utils.transformers_configs import config_with_defaults
 
     filled = config_with_defaults(json.loads(config))
     return None if filled is None else _flat(filled)

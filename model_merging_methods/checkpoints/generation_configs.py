@@ -43,7 +43,7 @@ def _read(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
         return None, f"{reason}; it is left out, and the merged model stops where config.json says"
     if all(_is_plain(key, value) for key, value in content.items()):
         return content, None
-    from utils.transformers_classes import why_no_generation_config
+    from utils.transformers_configs import why_no_generation_config
 
     reason = why_no_generation_config(content)
     if reason is None:

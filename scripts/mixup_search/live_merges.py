@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from inference_llms.engines.live_engine import LiveEngine, open_live_engine
+from inference_llms.engines.engine import Engine
+from inference_llms.engines.open_engine import open_engine
 from inference_llms.tasks.task import Example, Task
 from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merge_record import MergeRequest, input_states
@@ -66,7 +67,7 @@ class LiveMerges:
         self._models = models
         self._options = options
         self._opened = ExitStack()
-        self._engine: LiveEngine | None = None
+        self._engine: Engine | None = None
         self._in_engine: MergeParameters | None = None
         self._role_in_engine: str | None = None
         self.seconds = Seconds()
@@ -95,7 +96,7 @@ class LiveMerges:
         prompts = [example.prompt for example in examples]
         sampling = task.sampling.capped(self._options.max_tokens)
         with progress_of(title, len(prompts), "prompts", stays=False) as progress:
-            for position, completion in self._engine.generate(prompts, sampling):
+            for position, completion in self._engine.complete(prompts, sampling):
                 progress.update()
                 yield examples[position], completion
         self.seconds.completing += time.monotonic() - started
@@ -104,7 +105,7 @@ class LiveMerges:
         self._opened.close()
         self._engine = self._in_engine = self._role_in_engine = None
 
-    def _start(self, parameters: MergeParameters) -> LiveEngine:
+    def _start(self, parameters: MergeParameters) -> Engine:
         # Both bring in much that a search without a missing answer does without.
         from inference_llms.engines.model_loading import check_weights, load_config, refusals_in_one_line
         from model_merging_methods.candidate_weights import CandidateMerges
@@ -122,13 +123,14 @@ class LiveMerges:
         for role, folder in self._folders.items():
             folder.mkdir()
             self._merges.write_model_files(folder, role, parameters)
-        self._engine = open_live_engine(
+        self._engine = open_engine(
             options.backend,
             next(iter(self._folders.values())),
             options.tensor_parallel_size,
             options.pipeline_parallel_size,
-            options.executor,
             options.engine_dtype,
+            options.executor,
+            has_weights=False,
         )
         self._opened.callback(self._engine.close)
         self.seconds.start = time.monotonic() - started

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from inference_llms.engines.engine import widest_split
 from scripts.mixup_search.answering import Answered, Job, answer
 from scripts.mixup_search.live_merges import EngineOptions, LiveMerges, Models
 from utils.errors import UserError
@@ -115,7 +114,7 @@ class _Actor:
 
 def _widest_split(options: EngineOptions, number: int, models: Models, resources: Mapping[str, float]) -> int:
     """GPUs per layer of each engine, when the cluster's are shared evenly."""
-    from inference_llms.engines.model_loading import load_config, refusals_in_one_line
+    from inference_llms.engines.model_loading import load_config, refusals_in_one_line, widest_split
 
     with refusals_in_one_line(models.pretrained, "transformers"):
         config = load_config(models.pretrained)

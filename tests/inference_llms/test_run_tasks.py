@@ -27,7 +27,7 @@ class Adder:
         self.asked, self.calls, self.closed = [], 0, 0
         self.dies_after, self.seconds_each = dies_after, seconds_each
 
-    def generate(self, prompts, sampling):
+    def complete(self, prompts, sampling):
         self.calls += 1
         for done, position in enumerate(reversed(range(len(prompts)))):
             if done == self.dies_after:
@@ -169,9 +169,9 @@ def test_runs_that_end_at_once_keep_each_others_scores(data, places):
 
 def test_scores_of_another_model_that_came_meanwhile_are_kept(data, places):
     class Slow(Adder):
-        def generate(self, prompts, sampling):
+        def complete(self, prompts, sampling):
             run(load_task_examples(["MATH"], data, 0, None), places, source(Adder(), "e" * 64))
-            yield from super().generate(prompts, sampling)
+            yield from super().complete(prompts, sampling)
 
     with pytest.raises(UserError, match=r"True\.json holds the results of another model \(MATH\)"):
         run(load_task_examples(["gsm8k"], data, 0, None), places, source(Slow()))
@@ -291,9 +291,9 @@ def test_a_replayed_slice_is_scored_alone(data, places, tmp_path):
 
 def test_a_cap_reaches_the_engine_the_record_and_the_identity(data, places):
     class Recorder(Adder):
-        def generate(self, prompts, sampling):
+        def complete(self, prompts, sampling):
             self.sampling = sampling
-            return super().generate(prompts, sampling)
+            return super().complete(prompts, sampling)
 
     engine = Recorder()
     capped = load_task_examples(["gsm8k"], data, 0, None, 7)
