@@ -5,8 +5,13 @@ from pathlib import Path
 
 from inference_llms.engines.engine import Engine
 from inference_llms.engines.open_engine import check_engine_request, open_engine, resolve_backend
-from inference_llms.folder_checks import check_model_folder
-from inference_llms.model_folder import file_hashes, model_files, model_fingerprint, weights_fingerprint
+from inference_llms.model_folder import (
+    check_model_folder,
+    file_hashes,
+    model_files,
+    model_fingerprint,
+    weights_fingerprint,
+)
 from inference_llms.run_tasks import ModelSource
 from inference_llms.tasks import TASKS
 from utils.command_line import positive_number, whole_number

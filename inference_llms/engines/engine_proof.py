@@ -1,8 +1,8 @@
 """Check that a vLLM engine computes with the weights that it was given.
 
 The engine completes a few prompts. transformers, which keeps no second copy of weights that could be old, then scores
-the same tokens with the same weights on the CPU, in float32 and in the engine's dtype. The distance between these two is
-rounding, and the engine may be twice as far from float32. A layer with old weights moves the log-probabilities farther
+the same tokens with the same weights on the CPU, in float32 and in the engine's dtype. Their distance is
+rounding; the engine may be twice as far from float32. A layer with old weights moves the log-probabilities farther
 than that. In SmolLM2-135M rounding to bfloat16 explains 0.03; one wrong attention output moves them by 0.13 to 2, an
 old head by 9.
 """

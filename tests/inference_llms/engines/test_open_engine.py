@@ -105,7 +105,7 @@ def test_a_vllm_without_a_cpu_build_is_refused_on_the_cpu(monkeypatch):
     monkeypatch.setattr(module, "_vllm_is_installed", lambda: True)
     monkeypatch.setattr(module, "_vllm_runs_on_cpu", lambda: False)
     monkeypatch.setattr(module, "_gpu_count", lambda: 0)
-    with pytest.raises(UserError, match="needs a GPU.*--backend transformers"):
+    with pytest.raises(UserError, match=r"needs a GPU.*--backend transformers"):
         check_engine_request("vllm", 1, 1)
 
 
@@ -126,15 +126,6 @@ def with_another_shape(folder: Path) -> None:
     edit_tensors(folder, lambda tensors: tensors.update({UP_PROJ: torch.zeros(3, 4)}))
 
 
-def cut_short(folder: Path) -> None:
-    os.truncate(folder / "model.safetensors", 1000)
-
-
-def pickled_garbage(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(b"garbage" * 100)
-
-
 class RunsACommand:
     def __reduce__(self):
         return os.system, ("touch ran",)
@@ -153,21 +144,14 @@ def no_attention(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "mamba"}')
 
 
-def no_config(folder: Path) -> None:
-    (folder / "config.json").unlink()
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (without_a_tensor, f"lacks tensor {UP_PROJ}"),
         (with_another_shape, f"tensor {UP_PROJ} has the shape 3 x 4"),
-        (cut_short, "transformers cannot load this model"),
-        (pickled_garbage, "(*.bin) is broken"),
         (pickled_program, "(*.bin) is broken or holds more than tensors"),
         (a_list_for_a_config, "generation_config.json is not a JSON object"),
         (no_attention, "mamba model has no attention"),
-        (no_config, "has no config.json"),
     ],
 )
 def test_a_model_that_cannot_run_is_refused_in_one_line(folder, tmp_path, monkeypatch, capfd, damage, message):

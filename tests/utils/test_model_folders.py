@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ZOO = ROOT / "scripts" / "tiny_zoo"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 COMMAND = (
