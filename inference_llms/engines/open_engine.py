@@ -83,8 +83,6 @@ def open_engine(
     call this under `if __name__ == "__main__":`. Raises UserError if the machine or the folder does not allow it.
     """
     check_engine_request(backend, tensor_parallel_size, pipeline_parallel_size, executor)
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} has no config.json; give a Hugging Face model folder")
     check_runs_without_code(folder)
     # Imported here: torch, transformers and vLLM take seconds, and not every run needs them.
     if resolve_backend(backend) == "vllm":
