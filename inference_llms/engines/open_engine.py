@@ -49,7 +49,7 @@ def check_engine_request(
         return
     if not _vllm_runs_on_cpu():
         raise UserError(
-            "--backend vllm: the installed vLLM needs a GPU and there is none; run "
+            "--backend vllm: the installed vLLM needs a GPU, and this machine has none; run "
             "`bash scripts/setup_env.sh --vllm` for the CPU build, or choose --backend transformers"
         )
     if pipeline_parallel_size > 1:

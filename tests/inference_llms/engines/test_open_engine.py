@@ -45,24 +45,12 @@ def test_transformers_accepts_any_parallel_sizes_from_one_up():
             check_engine_request("transformers", *sizes)
 
 
-@pytest.mark.parametrize(
-    ("heads", "shared", "gpus", "size"),
-    [
-        (40, 40, 0, 1),
-        (40, 40, 1, 1),
-        (40, 40, 4, 4),
-        (40, 40, 3, 2),
-        (9, 3, 2, 1),
-        (9, 3, 4, 3),
-        (32, 8, 8, 8),
-        (32, 2, 8, 8),
-        (12, 8, 6, 4),
-        (12, 8, 3, 2),
-    ],
-)
-def test_the_default_split_divides_attention_heads_and_shared_heads(heads, shared, gpus, size):
-    config = LlamaConfig(hidden_size=heads * 8, num_attention_heads=heads, num_key_value_heads=shared)
-    assert widest_split(config, gpus) == size
+def test_the_default_split_divides_attention_heads_and_shared_heads():
+    for heads, shared, gpus, size in [
+        (40, 40, 0, 1), (40, 40, 4, 4), (40, 40, 3, 2), (9, 3, 2, 1), (9, 3, 4, 3), (32, 2, 8, 8), (12, 8, 6, 4)
+    ]:  # fmt: skip
+        config = LlamaConfig(hidden_size=heads * 8, num_attention_heads=heads, num_key_value_heads=shared)
+        assert widest_split(config, gpus) == size, (heads, shared, gpus)
 
 
 @no_gpu
