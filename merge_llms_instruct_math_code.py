@@ -39,7 +39,7 @@ from model_merging_methods.command_line import (
 )
 from model_merging_methods.merge_parameters import DEVICES, MergeParameters, run_name
 from model_merging_methods.merge_record import PRETRAINED, MergeRequest, tasks_name
-from utils.command_line import OneLineParser
+from utils.command_line import OneLineParser, options_on_record
 from utils.custom_code import check_runs_without_code
 from utils.errors import UserError, run_command_line
 from utils.output_places import OutputPlaces
@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     running.add_argument("--merge_only", action="store_true", help="stop after saving the merged model")
     running.add_argument("--delete_merged_model", action="store_true", help="delete the merged model once it is scored")
     add_tasks_option(running)
-    add_inference_options(running)
+    add_inference_options(parser)
     return parser
 
 
@@ -141,7 +141,7 @@ def merge_infer_score(options: argparse.Namespace, command: str, keep_log: Calla
             source = model_source(options, targets[role])
         work.append(ModelTasks(task_examples, source))
     if work:
-        for line in score_lines(run_tasks(work, places, options.overwrite, command)):
+        for line in score_lines(run_tasks(work, places, options.overwrite, command, options_on_record(options))):
             log.info(line)
         log.info("scores: %s", places.scores())
     if options.backend == "replay":

@@ -1,1 +1,1 @@
-"""Prompts in, completions out, and one file per task on top. Knows nothing of merging."""
+"""Prompts in, completions and scores out: tasks, engines and evaluators. Independent of merging."""

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-# A fault is shown when more than this share of the answers has it.
+# A fault is shown if more than this share of the answers has it.
 SHOWN_ABOVE = 0.1
-# Equal answers are normal where there are two labels. Almost all equal is not.
+# Equal answers are normal for a task with two labels, but not almost all of them.
 SAME_SHOWN_ABOVE = 0.9
-# A text repeats itself if it ends in at least this many copies of one piece, over at least this many characters. Of
-# 8,900 texts of the evaluation sets (questions, references, programs) none does: the longest such ending has 75.
+# A text repeats itself if it ends in at least this many copies of one piece, over at least this many characters. None
+# of 8,900 texts of the evaluation sets (questions, references, programs) does: the longest such ending has 75.
 COPIES = 3
 REPEATED_CHARACTERS = 100
 
@@ -19,9 +19,9 @@ REPEATED_CHARACTERS = 100
 class Health:
     """How many of `answers` have each fault. One answer may have several.
 
-    empty: nothing but white space. cut_off: ended by max_tokens or by the model's context; None if a completion does
-    not say. repeating: the same text over and over until the end. unreadable: without the number, expression, program
-    or label that the task looks for; None if the task takes any text. same: the largest number of equal answers.
+    empty: only white space. cut_off: ended by max_tokens or by the model's context; None if a completion does not say.
+    repeating: the same text over and over until the end. unreadable: without the number, expression, program or label
+    that the task looks for; None if the task takes any text. same: the largest number of equal answers.
     """
 
     answers: int
@@ -32,7 +32,7 @@ class Health:
     same: int
 
     def warning(self) -> str | None:
-        """One line that names each fault of more than one answer in ten; None if there is none."""
+        """One line that names each fault of more than one answer in ten, if there are any."""
         faults = {
             "empty": self.empty,
             "cut off at the token limit": self.cut_off,
@@ -47,7 +47,7 @@ class Health:
 
 
 def health_of(texts: Sequence[str], cut_off: Sequence[bool | None], readable: Sequence[bool] | None) -> Health:
-    """The health of completions. `cut_off` and `readable`: of each completion, as in `Health`."""
+    """The health of completions; `cut_off` and `readable` say for each what `Health` counts."""
     return Health(
         answers=len(texts),
         empty=sum(not text.strip() for text in texts),
@@ -59,7 +59,7 @@ def health_of(texts: Sequence[str], cut_off: Sequence[bool | None], readable: Se
 
 
 def total(healths: Sequence[Health]) -> Health:
-    """The health of the answers of several runs together."""
+    """The health of several runs' answers together."""
     sums = {}
     for field in fields(Health):
         counts = [getattr(health, field.name) for health in healths]
@@ -68,7 +68,7 @@ def total(healths: Sequence[Health]) -> Health:
 
 
 def health_on_record(value: Any) -> Health | None:
-    """The health that a record holds; None for a record that is older than this. Raises ValueError for other values."""
+    """The health in a record; None if the record is older than this. Raises ValueError for other values."""
     if value is None:
         return None
     names = {field.name for field in fields(Health)}
@@ -83,9 +83,9 @@ def health_on_record(value: Any) -> Health | None:
 
 
 def repeats_itself(text: str) -> bool:
-    """Whether a text ends in `COPIES` copies or more of one piece, over `REPEATED_CHARACTERS` or more.
+    """Whether a text ends in at least `COPIES` copies of one piece, over at least `REPEATED_CHARACTERS`.
 
-    The end may cut a copy anywhere: the copies are then of the piece as the end cuts it.
+    The end may cut a copy anywhere; the copies are then of the piece as the end cuts it.
     """
     text = "".join(f" {word}" for word in text.split())
     for length in range(1, len(text) // COPIES + 1):

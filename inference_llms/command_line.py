@@ -1,6 +1,8 @@
 """The options of inference, the same for every script that runs a model."""
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from inference_llms.engines.engine import Engine
@@ -10,58 +12,77 @@ from inference_llms.model_folder import (
     file_hashes,
     model_files,
     model_fingerprint,
+    output_places,
     weights_fingerprint,
 )
-from inference_llms.run_tasks import ModelSource
+from inference_llms.run_tasks import (
+    ModelSource,
+    ModelTasks,
+    ReplaySource,
+    load_task_examples,
+    run_tasks,
+    score_lines,
+)
 from inference_llms.tasks import TASKS
-from utils.command_line import positive_number, whole_number
+from utils.command_line import options_on_record, positive_number, whole_number
 from utils.content_hashes import FileStates, check_unchanged, file_states
 from utils.errors import UserError
+from utils.model_folders import find_model_folder
 
 BACKENDS = ("auto", "vllm", "transformers", "replay")
 ENGINE_DTYPES = ("float32", "auto")
 
 
-def add_tasks_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), metavar="TASK", help=", ".join(TASKS))
+def add_tasks_option(parser: argparse._ActionsContainer) -> None:
+    names = ", ".join(TASKS)
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), metavar="TASK", help=f"one or more of {names}")
 
 
 def add_inference_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say on which examples a model's tasks are run, and by which engine."""
-    parser.add_argument("--data_dir", type=Path, help="folder looked in for the sets' files before `datasets`")
-    parser.add_argument("--output_dir", type=Path, default=Path(), help="root of every save_* folder")
-    parser.add_argument(
+    """Add the options that choose a model's examples and its engine, in three groups."""
+    examples = parser.add_argument_group("examples and outputs")
+    examples.add_argument("--data_dir", type=Path, help="folder with the sets' files (default: download the sets)")
+    examples.add_argument("--output_dir", type=Path, default=Path(), help="root of all save_* folders (default: .)")
+    examples.add_argument(
         "--start_index",
         type=whole_number,
         default=0,
-        help="first example of each task (slices of one run add up, see --overwrite)",
+        help="first example of each task (default: 0); slices of one run accumulate",
     )
-    parser.add_argument("--end_index", type=whole_number, help="the example after the last of each task")
-    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="what completes the prompts")
-    parser.add_argument("--replay_from", type=Path, help="with replay: folder of <task>.jsonl (id, completion)")
-    add_engine_options(parser)
-    parser.add_argument("--pipeline_parallel_size", type=positive_number, default=1, help="vLLM: groups of layers")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace results of this name, and score this slice alone"
+    examples.add_argument("--end_index", type=whole_number, help="the example after the last (default: all)")
+    examples.add_argument(
+        "--overwrite", action="store_true", help="replace existing results of this name, and score this slice alone"
+    )
+    engines = parser.add_argument_group("engine")
+    engines.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="auto",
+        help="what generates (default: auto, which is vllm if it is installed); replay scores stored completions",
+    )
+    engines.add_argument("--replay_from", type=Path, help="with replay: folder of <task>.jsonl (id, completion)")
+    add_engine_options(engines)
+    engines.add_argument(
+        "--pipeline_parallel_size", type=positive_number, default=1, help="vLLM: groups of layers (default: 1)"
     )
 
 
 def add_engine_options(parser: argparse._ActionsContainer) -> None:
-    """Add the options of engines that every script takes."""
+    """Add the options of engines that every script has."""
     parser.add_argument(
         "--tensor_parallel_size",
         type=positive_number,
-        help="vLLM: GPUs per layer (default: as many as there are and the model's attention heads allow; 1 on the CPU)",
+        help="vLLM: GPUs per layer (default: all that the model's attention heads allow; 1 on the CPU)",
     )
     parser.add_argument(
         "--engine_dtype",
         choices=ENGINE_DTYPES,
         default=ENGINE_DTYPES[0],
-        help="transformers on the CPU: compute in float32 (default), or (auto) in bfloat16 where the checkpoint has it "
+        help="transformers on the CPU: compute in float32 (default), or (auto) in bfloat16 if the checkpoint is in it "
         "and the processor is faster in it",
     )
     parser.add_argument(
-        "--max_tokens", type=positive_number, help="cap every completion at this many new tokens (default: the task's)"
+        "--max_tokens", type=positive_number, help="most new tokens of a completion (default: the task's own limit)"
     )
 
 
@@ -72,27 +93,27 @@ def check_tasks_option(arguments: argparse.Namespace) -> None:
 
 
 def check_inference_options(arguments: argparse.Namespace) -> None:
-    """Raise `UserError` for options that have no use together."""
+    """Raise `UserError` for options that contradict each other."""
     if arguments.backend == "replay" and arguments.replay_from is None:
         raise UserError("--backend replay needs --replay_from DIR, a folder that holds <task>.jsonl")
     if arguments.backend != "replay" and arguments.replay_from is not None:
-        raise UserError("--replay_from has no use without --backend replay; add that or leave this out")
+        raise UserError("--replay_from has no effect without --backend replay; add that or remove this")
     if arguments.backend == "replay" and arguments.max_tokens is not None:
         raise UserError("--max_tokens has no effect with --backend replay, which generates nothing; remove it")
     check_engine_dtype(arguments)
     if arguments.output_dir.exists() and not arguments.output_dir.is_dir():
-        raise UserError(f"--output_dir {arguments.output_dir} is not a folder; name another place")
+        raise UserError(f"--output_dir {arguments.output_dir} is not a folder; choose another")
     if arguments.end_index is not None and arguments.end_index <= arguments.start_index:
         raise UserError("--end_index must be larger than --start_index")
 
 
 def check_engine(arguments: argparse.Namespace) -> None:
-    """Raise `UserError`, before any long work, where the engine asked for cannot run on this machine."""
+    """Raise `UserError`, before any long work, if the chosen engine cannot run on this machine."""
     check_engine_request(arguments.backend, arguments.tensor_parallel_size, arguments.pipeline_parallel_size)
 
 
 def check_engine_dtype(arguments: argparse.Namespace) -> None:
-    """Raise `UserError` where the dtype asked for has no effect."""
+    """Raise `UserError` if `--engine_dtype` has no effect."""
     if arguments.engine_dtype != ENGINE_DTYPES[0] and resolve_backend(arguments.backend) != "transformers":
         raise UserError(
             f"--engine_dtype {arguments.engine_dtype} has no effect with {arguments.backend}, which computes in the "
@@ -100,10 +121,38 @@ def check_engine_dtype(arguments: argparse.Namespace) -> None:
         )
 
 
+def score_model_folder(
+    options: argparse.Namespace,
+    tasks: Sequence[str],
+    command: str,
+    release: str | None = None,
+    model_id: str | None = None,
+) -> list[str]:
+    """Run tasks on the model of `--load_model_path`; returns the lines to print. `release` and `model_id` are
+    LiveBench's."""
+    folder = options.load_model_path
+    if options.backend != "replay":
+        folder = find_model_folder(str(folder))
+    places = replace(output_places(folder, options.output_dir), model_id=model_id)
+    if options.backend == "replay":
+        source = ReplaySource(str(folder), options.replay_from)
+    else:
+        check_engine(options)
+        source = model_source(options, folder)
+    examples = load_task_examples(
+        tasks, options.data_dir, options.start_index, options.end_index, options.max_tokens, release
+    )
+    work = [ModelTasks(examples, source)]
+    scores = run_tasks(work, places, options.overwrite, command, options_on_record(options))
+    return [*score_lines(scores), f"scores: {places.scores()}"]
+
+
 def model_source(arguments: argparse.Namespace, folder: Path) -> ModelSource:
-    """Completions from the model in `folder`, by the engine that the options ask for. Raises `UserError` for a folder
-    that no engine can run; opening the engine raises it where a file of the model was changed after its fingerprint was
-    taken."""
+    """Completions from the model in `folder`, by the chosen engine.
+
+    Raises `UserError` for a folder that no engine can run; opening the engine raises it if a file of the model has
+    changed since its fingerprint was taken.
+    """
     check_model_folder(folder)
     backend = resolve_backend(arguments.backend)
     states = file_states(model_files(folder))
@@ -135,7 +184,7 @@ def _open_unchanged(arguments: argparse.Namespace, backend: str, folder: Path, s
 
 
 def unusual_dtype(engine_dtype: str, folder: Path) -> str | None:
-    """The dtype that an engine computes in, where that is not the one without `--engine_dtype`."""
+    """The dtype that an engine computes in, if it is not the one without `--engine_dtype`."""
     if engine_dtype == ENGINE_DTYPES[0]:
         return None
     from inference_llms.engines.model_loading import (

@@ -1,4 +1,4 @@
-"""Every raw completion of a run, kept as soon as it exists, and the reading of such files for replay."""
+"""Store each raw completion of a run as soon as it exists; read such files to resume and to replay."""
 
 import hashlib
 import json
@@ -10,14 +10,15 @@ from typing import Any, BinaryIO, NamedTuple
 
 from inference_llms.data_sets import read_rows
 from inference_llms.engines.engine import Sampling
-from inference_llms.tasks.task import Example
+from inference_llms.task import Example
 from utils.errors import UserError
-from utils.json_files import read_shaped_object
+from utils.json_files import parse_json_lines, read_shaped_object
 from utils.whole_files import errors_name, write_json
 
 
 class Completion(NamedTuple):
-    """What a model answered, when (seconds since 1970), and whether the limit of tokens cut it off; None: not known."""
+    """A model's completion, when it was finished (seconds since 1970), and whether the token limit cut it off (None:
+    unknown)."""
 
     text: str
     time: float
@@ -26,7 +27,7 @@ class Completion(NamedTuple):
 
 @dataclass(frozen=True)
 class Completions:
-    """Completions by id, the file where they are or will be kept, and the identity of the run they result from."""
+    """Completions by id, the file that keeps them, and the identity of their run."""
 
     path: Path
     identity: dict[str, Any]
@@ -34,13 +35,13 @@ class Completions:
 
     @property
     def weights(self) -> str | None:
-        """The fingerprint of the weights that gave them; None for a replay that does not tell."""
+        """The fingerprint of the weights that gave them; None for a replay without one."""
         return self.identity.get("weights_fingerprint")
 
 
 @dataclass(frozen=True)
 class IdentityShape:
-    """The fields of an identity that are read alone. What attacks keep has others beside them."""
+    """The fields of an identity that are read alone. Those of attacks have others too."""
 
     backend: str
     model_fingerprint: str | None = None
@@ -59,7 +60,7 @@ def run_identity(
     sampling: Sampling,
     unusual_dtype: str | None = None,
 ) -> dict[str, Any]:
-    """What must agree for two runs' completions to be in one file."""
+    """What must be equal if two runs' completions are to share a file."""
     settings = {**asdict(sampling), "stop": list(sampling.stop)}
     return {
         "backend": backend,
@@ -71,20 +72,17 @@ def run_identity(
 
 
 def read_identity(rows: Path) -> dict[str, Any] | None:
-    """The identity beside a file of completions; None where there is none."""
+    """The identity beside a file of completions, if there is one."""
     path = identity_path(rows)
-    if not path.is_file():
-        return None
-    remedy = f"remove it together with {rows.name}"
-    return read_shaped_object(path, IdentityShape, remedy)
+    return read_shaped_object(path, IdentityShape, f"remove it together with {rows.name}") if path.is_file() else None
 
 
 def check_same_run(path: Path, found: dict[str, Any] | None, identity: dict[str, Any]) -> None:
-    """Raise `UserError` where what `path` holds belongs to another run than `identity`."""
+    """Raise `UserError` if the content of `path` belongs to another run than `identity`."""
     if found == identity:
         return
     if not isinstance(found, dict):
-        difference = "nothing says which"
+        difference = "it does not say which"
     else:
         keys = sorted(key for key in {*found, *identity} if found.get(key) != identity.get(key))
         difference = "another " + " and ".join(key.replace("_", " ") for key in keys)
@@ -101,30 +99,40 @@ def stored_completions(
 ) -> dict[int | str, Completion]:
     """The completions by id that an earlier call of the same run left in `path`.
 
-    A half-written last line, left by a kill, is passed over. Raises `UserError` for a broken line, for rows
-    of another run and for rows of another data set.
+    Raises `UserError` for a broken line, for rows of another run and for rows of another data set.
     """
-    size = whole_lines(path)
-    if size == 0:
+    if whole_lines(path) == 0:
         return {}
     check_same_run(path, read_identity(path), identity)
     prompts = {example.id: example.prompt for example in whole_set}
     completions: dict[int | str, Completion] = {}
-    for number, line in enumerate(path.read_bytes()[:size].splitlines(), 1):
-        row = read_stored_line(line, f"{path} line {number}")
+    for place, row in stored_rows(path):
         if prompts.get(row["id"]) != row["prompt"]:
             raise UserError(
-                f"{path} line {number}: id {row['id']!r} was asked with another prompt, so from another data set; "
+                f"{place}: id {row['id']!r} has another prompt here, so it is from another data set; "
                 "choose another --output_dir, or replace the rows with --overwrite"
             )
-        completions[row["id"]] = Completion(row["completion"], _time_of(row, path), cut_off(row))
+        completions[row["id"]] = _completion(row, path)
     return completions
+
+
+def stored_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The place and content of each stored row, except a half-written last line, left by a kill.
+
+    Raises `UserError` for a broken one."""
+    lines = path.read_bytes()[: whole_lines(path)].splitlines()
+    for place, row in parse_json_lines(lines, path, "remove that line, and its example is completed again"):
+        if not isinstance(row, dict) or type(row.get("id")) not in (int, str):
+            raise UserError(f"{place} lacks the id of an example; remove that line")
+        if not isinstance(row.get("prompt"), str) or not isinstance(row.get("completion"), str):
+            raise UserError(f"{place} lacks its prompt or completion; remove that line")
+        yield place, row
 
 
 def stored_row(example: Example, completion: Completion) -> dict[str, Any]:
     """The row of a file of completions."""
-    asked = {"id": example.id, "prompt": example.prompt}
-    return {**asked, "completion": completion.text, "time": completion.time, "cut_off": completion.cut_off}
+    row = {"id": example.id, "prompt": example.prompt}
+    return {**row, "completion": completion.text, "time": completion.time, "cut_off": completion.cut_off}
 
 
 def cut_off(row: Mapping[str, Any]) -> bool | None:
@@ -133,10 +141,10 @@ def cut_off(row: Mapping[str, Any]) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
-def _time_of(row: dict[str, Any], path: Path) -> float:
-    """When a stored completion was there: the file's time where the row does not tell."""
+def _completion(row: Mapping[str, Any], path: Path) -> Completion:
+    """The completion of a row of `path`. A row without a time has the file's."""
     time = row.get("time")
-    return time if isinstance(time, int | float) else path.stat().st_mtime
+    return Completion(row["completion"], time if isinstance(time, int | float) else path.stat().st_mtime, cut_off(row))
 
 
 def whole_lines(path: Path) -> int:
@@ -144,25 +152,12 @@ def whole_lines(path: Path) -> int:
     return path.read_bytes().rfind(b"\n") + 1 if path.is_file() else 0
 
 
-def read_stored_line(line: bytes, place: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{place} is broken; remove that line, and its example is asked again") from error
-    if not isinstance(row, dict) or type(row.get("id")) not in (int, str):
-        raise UserError(f"{place} lacks the id of an example; remove that line")
-    if not isinstance(row.get("prompt"), str) or not isinstance(row.get("completion"), str):
-        raise UserError(f"{place} lacks its prompt or completion; remove that line")
-    return row
-
-
 @contextmanager
 def appended_rows(path: Path, identity: dict[str, Any], overwrite: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Give a function that adds a row to `path`, where it is when the function returns.
+    """Give a function that adds a row to `path`; the row is in the file when the function returns.
 
-    With the first row a half-written last line is cut off; with `overwrite` every row is. Until then nothing is
-    changed, so that a run that fails at once leaves and loses nothing. The caller holds `locked(path)` since before it
-    read the rows that are there.
+    The first row replaces a half-written last line; with `overwrite`, all rows. Until then nothing is changed, so that
+    a run that fails at once loses nothing. The caller has held `locked(path)` since before it read the existing rows.
     """
     with ExitStack() as opened:
         file: BinaryIO | None = None
@@ -185,10 +180,9 @@ def appended_rows(path: Path, identity: dict[str, Any], overwrite: bool) -> Iter
 def read_replay(path: Path, examples: Sequence[Example], whole_set: Sequence[Example]) -> Completions:
     """The completions of `examples` from a file of rows with `id` and `completion`.
 
-    A folder of raw generations keeps its identity, and a half-written last line, left by a kill, is passed
-    over there; any other file is known by its content, and a row without `time` has the file's. Raises
-    `UserError`, naming the file and the id, for rows that are missing, doubled, of no example, or (where a
-    row has a `prompt`) of another prompt.
+    A folder of raw generations keeps its identity, and a half-written last line, left by a kill, is skipped there;
+    any other file is identified by its content. Raises `UserError`, naming the file and the id, for rows that are
+    missing, repeated, of no example, or (if a row has a `prompt`) of another prompt.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist; --replay_from must name a folder that holds it")
@@ -200,15 +194,14 @@ def read_replay(path: Path, examples: Sequence[Example], whole_set: Sequence[Exa
             raise UserError(f"{row.place} lacks the field 'id'; add it or remove the line")
         name = row.fields["id"]
         if type(name) not in (int, str) or name not in prompts:
-            raise UserError(f"{row.place}: no example of the set has the id {name!r}; remove or mend the line")
+            raise UserError(f"{row.place}: no example of the set has the id {name!r}; remove or fix the line")
         if name in completions:
-            raise UserError(f"{row.place}: the id {name!r} stands there twice; remove one of the two lines")
+            raise UserError(f"{row.place} repeats the id {name!r}; remove one of the two lines")
         if row.fields.get("prompt", prompts[name]) != prompts[name]:
             raise UserError(
-                f"{row.place}: the completion of id {name!r} was given to another prompt; "
-                "replay it with the data set it was made from"
+                f"{row.place}: the completion of id {name!r} is of another prompt; replay it with its own data set"
             )
-        completions[name] = Completion(row.fields["completion"], _time_of(row.fields, path), cut_off(row.fields))
+        completions[name] = _completion(row.fields, path)
     missing = [example.id for example in examples if example.id not in completions]
     if missing:
         raise UserError(

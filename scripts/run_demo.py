@@ -25,7 +25,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from inference_llms.evaluators.programs import pass_rate
+from inference_llms.task import AnswerFiles
+from inference_llms.tasks import TASKS as ALL_TASKS
 from inference_llms.tasks import TASKS_OF_ROLE
 from utils.child_processes import child_process, interrupt_children
 from utils.cores import available_cores
@@ -151,13 +152,10 @@ def task_score(task: str, score: Mapping) -> float | None:
     """Accuracy, exact agreement or pass@1, as a share; None if programs cannot be guarded on this machine."""
     if "accuracy" in score:
         return score["accuracy"]
-    made = Path(score["files"][0])
-    if task == "alpaca_eval":
-        references = {row["instruction"]: row["output"] for row in json.loads((DATA / "alpaca_eval.json").read_text())}
-        answers = json.loads(made.read_text())
-        return sum(row["output"].strip() == references[row["instruction"]] for row in answers) / len(answers)
+    evaluator, files = ALL_TASKS[task].evaluator, tuple(map(Path, score["files"]))
     try:
-        return pass_rate(task, DATA, made)
+        evaluator.run(AnswerFiles(ALL_TASKS[task], files, score["evaluator_command"], DATA), without_model=True)
+        return evaluator.read(files).score
     except UserError as error:
         print(f"{task} is not scored: {error}", file=sys.stderr)
         return None

@@ -28,7 +28,7 @@ from inference_llms.command_line import (
     check_tasks_option,
 )
 from inference_llms.engines.open_engine import check_engine_request, resolve_backend
-from inference_llms.tasks import TASKS, TASKS_OF_ROLE, alpaca_eval, role_of_task
+from inference_llms.tasks import TASKS, TASKS_OF_ROLE, role_of_task
 from model_merging_methods.command_line import (
     DEFAULTS,
     add_method_options,
@@ -184,7 +184,7 @@ def run(options: argparse.Namespace, roles: Sequence[str], proposals: Proposals,
 
     merges = CandidateMerges(request.pretrained.absolute(), absolute(request.finetuned))
     merges.check(proposals.space.base, options.allow_unrelated)
-    if alpaca_eval.TASK.name in tasks:
+    if "alpaca_eval" in tasks:
         log.info("alpaca_eval has no judge here: an answer is right if it is the set's reference answer")
     with closing(open_engines(options, request, states, of_role)) as engines, SearchStore(results, identity) as store:
         search.run(store, engines)

@@ -8,8 +8,8 @@ import pytest
 from safetensors import safe_open
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from inference_llms.evaluators.programs import mbpp_problem, programs_pass
-from inference_llms.tasks import TASKS, human_eval, mbpp
+from inference_llms.evaluators.programs import programs_pass
+from inference_llms.tasks import TASKS, alpaca_eval, human_eval, mbpp
 from promptbench.masked_words import MaskedLanguageModel
 from promptbench.prompt_words import PromptWords
 from scripts.tiny_zoo import corpus, sentences
@@ -68,7 +68,7 @@ def test_math_alone_has_the_pad_token_and_its_row():
 
 def test_tokenizer_starts_with_bos_and_gives_any_text_back():
     tokenizer = AutoTokenizer.from_pretrained(ZOO / "base")
-    for text in ("Compute $2 + 3$.", " naïve\tcafé\r\n  日本 😀 1234567", corpus.alpaca_eval.PROMPT):
+    for text in ("Compute $2 + 3$.", " naïve\tcafé\r\n  日本 😀 1234567", alpaca_eval.PROMPT):
         ids = tokenizer(text)["input_ids"]
         assert ids[0] == tokenizer.bos_token_id and tokenizer.unk_token_id not in ids
         assert tokenizer.decode(ids, skip_special_tokens=True) == text
@@ -100,7 +100,7 @@ def test_canonical_programs_pass_their_tests_and_shrugs_do_not(held_out):
     for task, solution in ((human_eval, "canonical_solution"), (mbpp, "code")):
         name = task.TASK.name
         for row, example in zip(read_rows(name), held_out[name], strict=True):
-            problem = row if task is human_eval else mbpp_problem(row)
+            problem = row if task is human_eval else mbpp.make_problem(row)
             pairs += [(problem, row[solution]), (problem, task.extract_program(example.completion))]
             expected += [True, True]
         pairs += [(problem, task.extract_program(corpus.SHRUGS["code"])), (problem, "")]

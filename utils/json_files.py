@@ -1,12 +1,14 @@
 """JSON files that must hold an object, or one on each line."""
 
 import json
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
 from utils.stand_ins import stand_in_remedy
+from utils.whole_files import write_whole
 
 
 def read_json_object(path: Path, remedy: str) -> dict[str, Any]:
@@ -55,12 +57,40 @@ def _validator(shape: Any):
 
 
 def read_json_lines(path: Path, remedy: str) -> list[dict[str, Any]]:
-    """The JSON object on each line of `path`. Raises UserError, ending in the `remedy`, where a line is none."""
+    """The JSON object on each line of `path`. Raises UserError, ending in the `remedy`, if a line is not one."""
     try:
-        with open(path, encoding="utf-8") as file:  # str.splitlines would also split at U+2028, inside of texts
-            rows = [json.loads(line) for line in file]
-    except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{path} is not whole ({error}); {remedy}") from error
+        with open(path, encoding="utf-8") as file:  # str.splitlines would also split at U+2028, inside texts
+            rows = [value for _, value in parse_json_lines(file, path, remedy)]
+    except (ValueError, OSError) as error:
+        raise UserError(f"cannot read {path} ({error}); {remedy}") from error
     if not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path} does not hold a JSON object on each line; {remedy}")
     return rows
+
+
+def parse_json_lines(
+    lines: Iterable[str | bytes], path: Path, remedy: str, may_end_torn: bool = False
+) -> Iterator[tuple[str, Any]]:
+    """The place ("FILE line 3") and value of each line that is not blank.
+
+    Raises UserError, ending in the `remedy`, for a line that is not JSON. With `may_end_torn`, a last line that a kill
+    cut off is skipped.
+    """
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        place = f"{path} line {number}"
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if may_end_torn and line[-1:] not in ("\n", b"\n"):
+                return
+            raise UserError(f"{place} is not JSON ({error}); {remedy}") from error
+        yield place, value
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]], ascii_only: bool = True) -> None:
+    """Write each row as a line of JSON. In ASCII unless stated otherwise, because some evaluators open their files in
+    the machine's own encoding."""
+    lines = [json.dumps(row, ensure_ascii=ascii_only, default=str) + "\n" for row in rows]
+    write_whole(path, "".join(lines))

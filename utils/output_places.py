@@ -14,12 +14,13 @@ class OutputPlaces:
 
     `tasks` joins the merged task names (`instruct_code`). `name` tells the run apart and may be nested
     (`mask_merging/average_merging/mask_0.2_0.2_rescale_True`). It holds dots, so file names are made by
-    appending to it.
+    appending to it. `model_id` replaces the name in LiveBench's files.
     """
 
     root: Path
     tasks: str
     name: str
+    model_id: str | None = None
 
     def __post_init__(self) -> None:
         for part in (self.tasks, self.name):
@@ -61,11 +62,11 @@ class OutputPlaces:
         """The problems that were attempted, where they are not the evaluator's own 164."""
         return self.root / "save_gen_codes_results" / self.tasks / "human_eval" / f"{self.name}.problems.jsonl"
 
-    def livebench_answers(self, evaluate_task: str, category: str, task: str, model_id: str) -> Path:
+    def livebench_answers(self, evaluate_task: str, category: str, task: str) -> Path:
         """Answers to one LiveBench task. The folder named by the category drops into LiveBench's data/live_bench; it
         holds the answers of every model, a file each."""
         folder = self.livebench_category(evaluate_task, category) / task / "model_answer"
-        return folder / f"{model_id}.jsonl"
+        return folder / f"{self.livebench_id}.jsonl"
 
     def livebench_category(self, evaluate_task: str, category: str) -> Path:
         return self.root / f"save_gen_{evaluate_task}_livebench_results" / category
@@ -81,6 +82,11 @@ class OutputPlaces:
     def mixup_search(self) -> Path:
         """The results of a search for interpolation ratios."""
         return self.root / "save_mixup_searches" / self.tasks / f"{self.name}.sqlite"
+
+    @property
+    def livebench_id(self) -> str:
+        """What LiveBench knows the model by."""
+        return self.model if self.model_id is None else self.model_id
 
     @property
     def model(self) -> str:

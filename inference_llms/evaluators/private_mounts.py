@@ -1,8 +1,8 @@
-"""The first process of a guard without bubblewrap: give it private mounts, then run a command there.
+"""Give the first process of a guard without bubblewrap private mounts, then run a command there.
 
 Runs as `python -I -S private_mounts.py PLACES COMMAND...` in new mount and process namespaces that `unshare` made.
-PLACES is JSON: the folders to `hide`, what stays `readable` or `writable` below them, the `folder` to run in, and the
-`bytes` that the files of one private folder may take.
+PLACES is JSON: the folders to `hide`, the `readable` and `writable` paths below them, the `folder` to run in, and the
+`bytes` that the files of one private folder may use.
 """
 
 import ctypes
@@ -45,7 +45,7 @@ def mount_tmpfs(target: str, size: int, mode: str) -> None:
 
 
 def bind(source: int, target: str) -> None:
-    """Bind an open folder or file to `target`, which is made where it is missing."""
+    """Bind an open folder or file to `target`, which is made if it is missing."""
     is_folder = os.path.isdir(f"/proc/self/fd/{source}")
     os.makedirs(target if is_folder else os.path.dirname(target), exist_ok=True)
     if not is_folder:
@@ -78,7 +78,7 @@ def make_mounts(places: dict) -> None:
 
 
 def run(words: list[str]) -> int:
-    """Run a command; reap whatever else ends, as a namespace's first process must. Returns its status."""
+    """Run a command and return its status; reap other processes, as a namespace's first process must."""
     child = os.fork()
     if child == 0:
         os.execv(words[0], words)

@@ -1,22 +1,22 @@
-"""MATH: competition problems; the expression after the last "The answer is: " counts."""
+"""MATH: competition problems; the expression after the last "The answer is: " counts.
 
+Answers are compared after the normalisation of Hendrycks et al. (2021).
+"""
+
+import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from inference_llms.data_sets import DataSet, load_from_hub, load_rows
+from inference_llms.data_sets import DataSet, load_from_hub
 from inference_llms.engines.engine import Sampling
-from inference_llms.tasks.math_normalisation import is_equivalent, last_boxed
-from inference_llms.tasks.task import Answers, Example, Outcome, Task, share
-from utils.output_places import OutputPlaces
+from inference_llms.task import Task
 
 PROMPT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
     "\n\n### Instruction:\n{problem}\n\n### Response: Let's think step by step."
 )
-SAMPLING = Sampling(max_tokens=2048, stop=("Instruction:", "Instruction", "Response:", "Response"))
 ANSWER_MARK = "The answer is: "
-# The set's first home on the hub is closed; this copy holds the same 5,000 test problems by subject.
+# The set's first home on the hub is closed; this copy has the same 5,000 test problems by subject.
 HUB_COPY = "EleutherAI/hendrycks_math"
 SUBJECTS = (
     "algebra",
@@ -37,17 +37,9 @@ def load_published() -> list[dict[str, Any]]:
     ]
 
 
-DATA_SET = DataSet(
-    files=("MATH_test.jsonl", "MATH_test_500.jsonl"),
-    fields={"instruction": str, "output": str},
-    published_as=HUB_COPY,
-    load_published=load_published,
-)
-
-
 def extract_answer(completion: str) -> str | None:
-    """The paper's strict reading: what follows the last "The answer is: ", up to a full stop that ends a
-    line, without a final full stop. None where nothing says "The answer is: "."""
+    """The paper's strict reading: the text after the last "The answer is: ", up to a full stop that ends a line,
+    without a final full stop. None if there is no "The answer is: "."""
     _, mark, answer = completion.rpartition(ANSWER_MARK)
     return answer.split(".\n")[0].strip().removesuffix(".").strip() if mark else None
 
@@ -63,15 +55,8 @@ def extract_leniently(completion: str) -> str | None:
 
 
 def without_full_stop(answer: str | None) -> str | None:
-    # A few golds hold the full stop of their sentence, which the paper's reading takes for a part of them.
+    # A few golds include the full stop of their sentence, which the paper's reading takes as part of the answer.
     return answer.removesuffix(".") if answer is not None else None
-
-
-def load_examples(data_dir: Path | None) -> list[Example]:
-    return [
-        Example(id=position, prompt=PROMPT.format(problem=row.fields["instruction"]), row=row.fields)
-        for position, row in enumerate(load_rows(DATA_SET, data_dir))
-    ]
 
 
 def is_right(completion: str, row: Mapping[str, Any]) -> bool:
@@ -82,20 +67,110 @@ def is_leniently_right(completion: str, row: Mapping[str, Any]) -> bool:
     return is_equivalent(extract_leniently(completion), without_full_stop(last_boxed(row["output"])))
 
 
-def is_readable(completion: str, row: Mapping[str, Any]) -> bool:
-    return bool(extract_answer(completion))
+class CannotNormalise(ValueError):
+    """The text is not LaTeX that the normalisation understands."""
 
 
-def finish(answers: Answers, places: OutputPlaces) -> Outcome:
-    pairs = [(text, example.row) for text, example in zip(answers.completions, answers.examples, strict=True)]
-    return Outcome(
-        metrics={
-            "accuracy": share([is_right(*pair) for pair in pairs]),
-            "lenient_accuracy": share([is_leniently_right(*pair) for pair in pairs]),
-        }
-    )
+def last_boxed(text: str) -> str | None:
+    """The text inside the last \\boxed{}, or \\fbox{} if there is no \\boxed; None if there is neither."""
+    command = "\\boxed" if "\\boxed" in text else "\\fbox"
+    _, found, inside = text.rpartition(command)
+    if not found or not inside.startswith("{"):
+        return None
+    depth = 0
+    for position, character in enumerate(inside):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if depth == 0:
+            return inside[1:position]
+    return None
+
+
+def is_equivalent(answer: str | None, gold: str | None) -> bool:
+    """Whether two answers are the same after normalising, or as they are if either cannot be normalised.
+
+    A missing answer equals nothing.
+    """
+    if answer is None or gold is None:
+        return False
+    try:
+        return normalise(answer) == normalise(gold)
+    except CannotNormalise:
+        return answer == gold
+
+
+def normalise(text: str) -> str:
+    """One spelling for the common ways to write an answer.
+
+    Raises `CannotNormalise` for two units in one text, and for \\sqrt or \\frac without an argument.
+    """
+    text = text.replace("\n", "").replace("\\!", "").replace("\\\\", "\\")
+    text = text.replace("tfrac", "frac").replace("dfrac", "frac")
+    for ornament in ("\\left", "\\right", "^{\\circ}", "^\\circ", "\\$"):
+        text = text.replace(ornament, "")
+    text = without_units(text).replace("\\%", "")
+    text = text.replace(" .", " 0.").replace("{.", "{0.")
+    if text.startswith("."):
+        text = "0" + text
+    name, equals, value = text.partition("=")
+    if equals and len(name) <= 2 and "=" not in value:
+        text = value
+    text = with_frac_braces(with_sqrt_braces(text).replace(" ", ""))
+    return "\\frac{1}{2}" if text == "0.5" else slash_as_frac(text)
+
+
+def without_units(text: str) -> str:
+    number, *units = text.split("\\text{ ")
+    if len(units) > 1:
+        raise CannotNormalise(text)
+    return number
+
+
+def with_sqrt_braces(text: str) -> str:
+    """\\sqrt3 as \\sqrt{3}."""
+    before, *arguments = text.split("\\sqrt")
+    if "" in arguments:
+        raise CannotNormalise(text)
+    braced = (rest if rest[0] == "{" else f"{{{rest[0]}}}{rest[1:]}" for rest in arguments)
+    return "\\sqrt".join([before, *braced])
+
+
+def with_frac_braces(text: str) -> str:
+    """\\frac12 and \\frac1{72} with both arguments in braces; unchanged if a second argument is missing."""
+    before, *arguments = text.split("\\frac")
+    braced = []
+    for rest in arguments:
+        if not rest:
+            raise CannotNormalise(text)
+        if rest[0] == "{":
+            braced.append(rest)
+        elif len(rest) == 1:
+            return text
+        else:
+            denominator = rest[1:] if rest[1] == "{" else f"{{{rest[1]}}}{rest[2:]}"
+            braced.append(f"{{{rest[0]}}}{denominator}")
+    return "\\frac".join([before, *braced])
+
+
+def slash_as_frac(text: str) -> str:
+    """a/b with two integers as \\frac{a}{b}."""
+    match = re.fullmatch(r"(0|-?[1-9][0-9]*)/(0|-?[1-9][0-9]*)", text)
+    return f"\\frac{{{match[1]}}}{{{match[2]}}}" if match else text
 
 
 TASK = Task(
-    "MATH", SAMPLING, load_examples, finish, is_right=is_right, is_readable=is_readable, set_files=DATA_SET.files
+    name="MATH",
+    title="MATH",
+    set_size=5000,
+    column=3,
+    role="math",
+    data_set=DataSet(
+        files=("MATH_test.jsonl", "MATH_test_500.jsonl"),
+        fields={"instruction": str, "output": str},
+        published_as=HUB_COPY,
+        load_published=load_published,
+    ),
+    make_prompt=lambda row: PROMPT.format(problem=row["instruction"]),
+    sampling=Sampling(max_tokens=2048, stop=("Instruction:", "Instruction", "Response:", "Response")),
+    metrics={"accuracy": is_right, "lenient_accuracy": is_leniently_right},
+    is_readable=lambda completion, row: bool(extract_answer(completion)),
 )

@@ -1,17 +1,26 @@
-"""The tasks there are. A new one is a file of its own and a line here."""
+"""The tasks, one file each, found by name: `TASK` of every module here."""
 
+import importlib
+import pkgutil
 from collections.abc import Sequence
 
-from inference_llms.tasks import MATH, alpaca_eval, gsm8k, human_eval, mbpp
-from inference_llms.tasks.task import Task
+from inference_llms.livebench_files import LiveBenchSet
+from inference_llms.task import Task
+from utils.model_folders import FINETUNED_MODELS
 
-TASKS: dict[str, Task] = {
-    task.name: task for task in (alpaca_eval.TASK, gsm8k.TASK, MATH.TASK, human_eval.TASK, mbpp.TASK)
+_FOUND = [importlib.import_module(f"{__name__}.{module.name}").TASK for module in pkgutil.iter_modules(__path__)]
+
+# In the order of the paper's tables; other tasks follow by name.
+TASKS: dict[str, Task] = {task.name: task for task in sorted(_FOUND, key=lambda task: (task.column, task.name))}
+
+# The tasks that each fine-tune is tested on by default.
+TASKS_OF_ROLE: dict[str, tuple[str, ...]] = {
+    role: tuple(name for name, task in TASKS.items() if task.role == role) for role in FINETUNED_MODELS
 }
 
-# The tasks that each fine-tune of the paper was made for.
-TASKS_OF_ROLE = {"instruct": ("alpaca_eval",), "math": ("gsm8k", "MATH"), "code": ("human_eval", "mbpp")}
+LIVEBENCH_TASKS = tuple(name for name, task in TASKS.items() if isinstance(task.data_set, LiveBenchSet))
 
 
 def role_of_task(task: str, roles: Sequence[str]) -> str:
+    """The merged model whose tokenizer a task uses: that of its role, else the first."""
     return next((role for role in roles if task in TASKS_OF_ROLE[role]), roles[0])

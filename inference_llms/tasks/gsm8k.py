@@ -3,33 +3,23 @@
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from fraction import Fraction
 from fraction.Fraction import FractionException
 
-from inference_llms.data_sets import DataSet, Row, load_from_hub, load_rows
+from inference_llms.data_sets import DataSet, Row, load_from_hub
 from inference_llms.engines.engine import Sampling
-from inference_llms.tasks.task import Answers, Example, Outcome, Task, share
+from inference_llms.task import Task
 from utils.errors import UserError
-from utils.output_places import OutputPlaces
 
 PROMPT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
     "\n\n### Instruction:\n{question}\n\n### Response: Let's think step by step."
 )
-SAMPLING = Sampling(max_tokens=1024, stop=("Instruction:", "Instruction", "Response:", "Response"))
-DATA_SET = DataSet(
-    files=("gsm8k_test.jsonl",),
-    fields={"question": str, "answer": str},
-    published_as="openai/gsm8k",
-    load_published=lambda: load_from_hub("openai/gsm8k", "main", split="test"),
-)
-
 ANSWER_MARK = "The answer is: "
 STRICT_NUMBER = re.compile(r"[+-]?\d*[.,/]?\d+")
-# A minus sign counts unless it stands after a number or a closing bracket, where it subtracts.
+# A minus sign counts unless it follows a number or a closing bracket, where it subtracts.
 LENIENT_NUMBER = re.compile(
     r"((?:(?<![\d)\]])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+))(?:/(\d+))?"
 )
@@ -38,8 +28,7 @@ LENIENT_NUMBER = re.compile(
 def extract_number(completion: str) -> int | None:
     """The paper's strict reading: the first number after the last "The answer is: ", rounded half to even.
 
-    2,880,000 is read as 2880 and 90/2 as 45; a/0 is a. None where there is no number, or one too large for
-    a float.
+    2,880,000 is read as 2880 and 90/2 as 45; a/0 is a. None if there is no number, or one too large for a float.
     """
     _, mark, answer = completion.rpartition(ANSWER_MARK)
     match = STRICT_NUMBER.search(answer.strip()) if mark else None
@@ -66,50 +55,43 @@ def extract_last_number(completion: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def gold_number(row: Row) -> float:
-    _, mark, gold = row.fields["answer"].rpartition("#### ")
+def gold_number(row: Mapping[str, Any]) -> float:
+    """The number at the end of a row's answer; not finite if there is none."""
+    _, mark, gold = row["answer"].rpartition("#### ")
     try:
-        number = float(gold.replace(",", "")) if mark else math.nan
+        return float(gold.replace(",", "")) if mark else math.nan
     except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise UserError(f"{row.place}: the field 'answer' must end in '#### ' and a number; mend the line")
-    return number
+        return math.nan
 
 
-def load_examples(data_dir: Path | None) -> list[Example]:
-    return [
-        Example(
-            id=position,
-            prompt=PROMPT.format(question=row.fields["question"]),
-            row={**row.fields, "gold": gold_number(row)},
-        )
-        for position, row in enumerate(load_rows(DATA_SET, data_dir))
-    ]
+def check_row(row: Row) -> None:
+    if not math.isfinite(gold_number(row.fields)):
+        raise UserError(f"{row.place}: the field 'answer' must end in '#### ' and a number; fix the line")
 
 
 def is_right(completion: str, row: Mapping[str, Any]) -> bool:
-    return extract_number(completion) == row["gold"]
+    return extract_number(completion) == gold_number(row)
 
 
 def is_leniently_right(completion: str, row: Mapping[str, Any]) -> bool:
-    return extract_last_number(completion) == row["gold"]
-
-
-def is_readable(completion: str, row: Mapping[str, Any]) -> bool:
-    return extract_number(completion) is not None
-
-
-def finish(answers: Answers, places: OutputPlaces) -> Outcome:
-    pairs = [(text, example.row) for text, example in zip(answers.completions, answers.examples, strict=True)]
-    return Outcome(
-        metrics={
-            "accuracy": share([is_right(*pair) for pair in pairs]),
-            "lenient_accuracy": share([is_leniently_right(*pair) for pair in pairs]),
-        }
-    )
+    return extract_last_number(completion) == gold_number(row)
 
 
 TASK = Task(
-    "gsm8k", SAMPLING, load_examples, finish, is_right=is_right, is_readable=is_readable, set_files=DATA_SET.files
+    name="gsm8k",
+    title="GSM8K",
+    set_size=1319,
+    column=2,
+    role="math",
+    data_set=DataSet(
+        files=("gsm8k_test.jsonl",),
+        fields={"question": str, "answer": str},
+        published_as="openai/gsm8k",
+        load_published=lambda: load_from_hub("openai/gsm8k", "main", split="test"),
+        check_row=check_row,
+    ),
+    make_prompt=lambda row: PROMPT.format(question=row["question"]),
+    sampling=Sampling(max_tokens=1024, stop=("Instruction:", "Instruction", "Response:", "Response")),
+    metrics={"accuracy": is_right, "lenient_accuracy": is_leniently_right},
+    is_readable=lambda completion, row: extract_number(completion) is not None,
 )

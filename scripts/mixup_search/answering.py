@@ -5,11 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from inference_llms.engines.engine import CutOff
+from inference_llms.task import Example
 from inference_llms.tasks import TASKS
-from inference_llms.tasks.task import Example
 from scripts.mixup_search.candidate import Answer, Candidate, Part
 from scripts.mixup_search.live_merges import LiveMerges
-from scripts.mixup_search.verdicts import verdicts_of_task
 
 # Answers are given on at least so often, seconds apart, so that little of them is lost with the process.
 _EVERY = 20.0
@@ -56,7 +55,7 @@ def answer(job: Job, live: LiveMerges, role_of_task: Mapping[str, str]) -> Itera
 
 def _judge(task: str, completed: Sequence[tuple[Example, str, float]]) -> list[Answer]:
     examples, texts, times = zip(*completed, strict=True)
-    verdicts = verdicts_of_task(task)(examples, texts)
+    verdicts = TASKS[task].verdicts(examples, texts)
     is_readable = TASKS[task].is_readable
     return [
         Answer(

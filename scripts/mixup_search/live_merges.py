@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from inference_llms.engines.engine import Engine
 from inference_llms.engines.open_engine import open_engine
-from inference_llms.tasks.task import Example, Task
+from inference_llms.task import Example, Task
 from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merge_record import MergeRequest, input_states
 from utils.content_hashes import FileStates, check_unchanged, file_states

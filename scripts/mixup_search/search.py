@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from inference_llms.tasks.task import Example
+from inference_llms.task import Example
 from scripts.mixup_search.answering import Job
 from scripts.mixup_search.candidate import TEST, VALIDATION, Candidate, Part, Result, health_of_answers
 from scripts.mixup_search.choice import Scores, best, gains, mean_gain

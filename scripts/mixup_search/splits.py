@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from inference_llms.tasks.task import Example, Task
+from inference_llms.task import Example, Task
 from utils.errors import UserError
 
 
@@ -26,9 +26,8 @@ def split_task(
 
     Raises UserError where there are not as many, or where none is left to test.
     """
-    files = task.set_files
-    if validation_dir is not None and files and not any((validation_dir / name).is_file() for name in files):
-        raise UserError(f"--validation_dir {validation_dir} holds no {files[0]}; put it there")
+    if validation_dir is not None and not task.data_set.files_in(validation_dir):
+        raise UserError(f"--validation_dir {validation_dir} holds no {task.data_set.files[0]}; put it there")
     test_set = task.load_examples(data_dir)
     source = test_set if validation_dir is None else task.load_examples(validation_dir)
     left = len(source) - (validation_dir is None)

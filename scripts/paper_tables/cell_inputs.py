@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from inference_llms.tasks import TASKS
 from merge_llms_instruct_math_code import build_parser
 from model_merging_methods.command_line import chosen_roles
 from model_merging_methods.merge_record import PRETRAINED, list_input_files
 from scripts.paper_tables.cell import Cell, option_values
 from scripts.paper_tables.commands import ROOT, Setting, cell_commands, data_dir_of
-from scripts.paper_tables.judged_files import set_files
 from utils.content_hashes import files_hash
 from utils.model_folders import FINETUNED_MODELS, HUB_IDS, PRETRAINED_MODEL, local_model_folder
 
@@ -22,11 +22,19 @@ def input_files(cell: Cell, setting: Setting) -> dict[str, list[Path]]:
     found = {f"{name} model": list_input_files(folder) for name, folder in folders.items() if folder is not None}
     data_dir = data_dir_of(setting)
     for task in cell.tasks:
-        found[f"{task} set"] = set_files(task, None if data_dir is None else ROOT / data_dir)
+        found[f"{task} set"] = _set_files(task, None if data_dir is None else ROOT / data_dir)
     for option in PARTS_OF_ATTACKS:
         for value in option_values(option, commands[-1]):
             found[option] = _files_at(ROOT / value)
     return {name: files for name, files in found.items() if files}
+
+
+def _set_files(task: str, data_dir: Path | None) -> list[Path]:
+    """The files in a data folder of a task's or of an attacked set."""
+    if task in TASKS:
+        return TASKS[task].data_set.files_in(data_dir)
+    attacked = None if data_dir is None else data_dir / f"{task}_dev.tsv"
+    return [] if attacked is None or not attacked.is_file() else [attacked]
 
 
 def hash_inputs(files: Mapping[str, Sequence[Path]]) -> dict[str, str]:

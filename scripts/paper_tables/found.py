@@ -6,10 +6,9 @@ from typing import Any
 
 from scripts.paper_tables.cell import MAIN_JOB
 from scripts.paper_tables.cells_on_record import CellOnRecord, cell_that_asked, read_cells_on_record
-from scripts.paper_tables.evaluate import NOTES
+from scripts.paper_tables.evaluate import NOTES, note_key
 from scripts.paper_tables.jobs import DONE
 from scripts.paper_tables.merge_facts import about_merge, logged_commands, merges_on_record
-from scripts.paper_tables.to_judge import note_key
 from utils.errors import UserError
 from utils.json_files import read_json_object
 from utils.output_places import OutputPlaces

@@ -1,20 +1,11 @@
 """What models, tasks and methods are called in the paper's tables."""
 
+from inference_llms.tasks import TASKS
+
 ROLES = {"instruct": "LM", "math": "Math", "code": "Code"}
-# By the task's name here: the data set's in the paper, and how many examples its test set has (LiveBench: those of the
-# release 2024-11-25).
-DATA_SETS = {
-    "alpaca_eval": ("AlpacaEval", 805),
-    "gsm8k": ("GSM8K", 1319),
-    "MATH": ("MATH", 5000),
-    "human_eval": ("HumanEval", 164),
-    "mbpp": ("MBPP", 500),
-    "instruction_following": ("LiveBench-Instruction", 200),
-    "coding": ("LiveBench-Coding", 128),
-    "typos": ("LiveBench-TypoFixing", 50),
-    "sst2": ("SST-2", 872),
-    "cola": ("CoLA", 516),
-}
+# By task: the data set's name and test size in the paper (LiveBench: release 2024-11-25).
+DATA_SETS = {name: (task.title, task.set_size) for name, task in TASKS.items()}
+DATA_SETS |= {"sst2": ("SST-2", 872), "cola": ("CoLA", 516)}
 METHODS = {"average_merging": "average", "task_arithmetic": "task arithmetic", "ties_merging": "TIES"}
 PAPER_ALPHA = 0.5
 

@@ -1,7 +1,6 @@
 """What runs left below a results' folder, wherever that folder lies now: records name the places of the time when they
 were written, and a folder may be moved or copied since."""
 
-import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,14 +9,12 @@ from typing import Any
 
 from inference_llms.answer_health import Health, health_on_record
 from inference_llms.data_sets import read_rows
-from inference_llms.raw_generations import read_stored_line, whole_lines
+from inference_llms.evaluators.results import file_below, path_below_root
+from inference_llms.raw_generations import stored_rows
 from model_merging_methods.merge_record import RECORD_FILE
 from utils.errors import UserError
 from utils.json_files import check_shape, read_json_object
 from utils.output_places import OutputPlaces
-
-# The folders of evaluators' files, which a run writes below its own root.
-_FOLDER_OF_FILES = re.compile(r"save_\w+_results")
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ def own_files(record: Mapping[str, Any], root: Path) -> list[Path]:
 def own_evaluator_command(command: str, record: Mapping[str, Any], root: Path) -> str:
     """An evaluator's `command` on a run's files, with the places where they lie now."""
     for file in record["files"]:
-        now, tail = file_below(root, Path(file)), _tail(Path(file))
+        now, tail = file_below(root, Path(file)), path_below_root(Path(file))
         if tail is None or str(now) == file:
             continue
         before, after = file.removesuffix(str(tail)), str(now).removesuffix(str(tail))
@@ -112,24 +109,6 @@ def own_evaluator_command(command: str, record: Mapping[str, Any], root: Path) -
         after = after if shlex.quote(before) != before else shlex.quote(after)
         return command.replace(f"{before}save_", f"{after}save_")
     return command
-
-
-def file_below(root: Path | None, recorded: Path) -> Path:
-    """Where a recorded file of a run is now, its outputs being below `root`."""
-    tail = _tail(recorded)
-    return recorded if tail is None or root is None else root.absolute() / tail
-
-
-def root_of_file(path: Path) -> Path | None:
-    """The root of outputs that holds a file for an evaluator; None where none does."""
-    tail = _tail(path)
-    return None if tail is None else path.parents[len(tail.parts) - 1]
-
-
-def _tail(path: Path) -> Path | None:
-    """The part of a path below the root of outputs; None where it does not lie below one."""
-    numbers = [number for number, part in enumerate(path.parts) if _FOLDER_OF_FILES.fullmatch(part)]
-    return Path(*path.parts[numbers[-1] :]) if numbers else None
 
 
 def own_completions(record: Mapping[str, Any], task: str, places: OutputPlaces) -> Path | None:
@@ -145,6 +124,4 @@ def read_completions(path: Path, is_replay: bool) -> dict[int | str, str]:
     if is_replay:
         rows = read_rows(path, {"completion": str}, may_end_torn=True)
         return {row.fields.get("id"): row.fields["completion"] for row in rows}
-    lines = path.read_bytes()[: whole_lines(path)].splitlines()
-    rows = [read_stored_line(line, f"{path} line {number}") for number, line in enumerate(lines, 1)]
-    return {row["id"]: row["completion"] for row in rows}
+    return {row["id"]: row["completion"] for _, row in stored_rows(path)}

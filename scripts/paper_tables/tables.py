@@ -3,13 +3,14 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from inference_llms.tasks import LIVEBENCH_TASKS, TASKS_OF_ROLE
 from scripts.paper_tables.names import DATA_SETS, METHODS, PAPER_ALPHA, ROLES
 from scripts.paper_tables.published import published_value, whole_set
 from scripts.paper_tables.score import OK, Score
 from scripts.paper_tables.summary import Summary, by_line, gain, summarise
 
-TASKS = tuple(DATA_SETS[task][0] for task in ("alpaca_eval", "gsm8k", "MATH", "human_eval", "mbpp"))
-LIVEBENCH = tuple(DATA_SETS[task][0] for task in ("instruction_following", "coding", "typos"))
+TASKS = tuple(DATA_SETS[task][0] for tasks in TASKS_OF_ROLE.values() for task in tasks)
+LIVEBENCH = tuple(DATA_SETS[task][0] for task in LIVEBENCH_TASKS)
 ATTACKED = tuple(DATA_SETS[task][0] for task in ("sst2", "cola"))
 GROUPS = tuple(" & ".join(names) for names in (("LM", "Math"), ("LM", "Code"), ("Math", "Code"), ROLES.values()))
 NOTHING = "–"

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from inference_llms.evaluators.results import Verdicts
+from inference_llms.tasks import LIVEBENCH_TASKS, TASKS
 from scripts.paper_tables.cell import LIVEBENCH, MAIN_JOB
-from scripts.paper_tables.evaluator_results import Judged, command_to_type
 from scripts.paper_tables.found import Found, check_weights
 from scripts.paper_tables.names import DATA_SETS
 from scripts.paper_tables.score import (
@@ -28,12 +29,10 @@ from scripts.paper_tables.stored_results import (
     read_task_records,
     scores_files,
 )
-from scripts.paper_tables.to_judge import JUDGED_TASKS, judged_ids, read_judged
 from scripts.paper_tables.verdicts import Asked, asked_by, read_verdicts, rule_for_one_answer
 from utils.errors import UserError
 
 AGAIN = "run its command again"
-LIVEBENCH_TASKS = ("instruction_following", "coding", "typos")
 
 
 def task_scores(found: Found) -> Iterator[Score]:
@@ -61,18 +60,19 @@ def _task_score(found: Found, scores: ScoresFile, task: str, record: Mapping[str
         about["evaluator_command"] = own_evaluator_command(of_record, record, scores.places.root)
         about["health"] = read_health(scores.path, record.get("health"), AGAIN)
         check_weights(about, (record.get("identity") or {}).get("weights_fingerprint"))
-        judged, ids, note = _judge(scores, task, record, about["command"])
+        judged, note = _judge(scores, task, record, about["command"])
         if judged is not None and judged.examples != record["examples"]:
             about["metric"] = judged.metric
             raise UserError(f"{judged.examples} of {record['examples']} answers were judged")
     except UserError as error:
         return without_value(about, dataset, "", UNREADABLE, str(error))
     if judged is None:
-        if task not in JUDGED_TASKS:
+        evaluator = TASKS[task].evaluator if task in TASKS else None
+        if evaluator is None:
             note = "it names an evaluator whose results are not read here: its command stands in scores.csv"
             return without_value(about, dataset, "", MISSING, note)
         files = own_files(record, scores.places.root)
-        about["evaluator_command"] = command_to_type(task, files, about["evaluator_command"])
+        about["evaluator_command"] = evaluator.full_command(files, about["evaluator_command"])
         return without_value(about, dataset, "", MISSING, found.why_not_judged(files[0]))
     if judged.command is not None:
         about["evaluator_command"] = own_evaluator_command(judged.command, record, scores.places.root)
@@ -80,7 +80,7 @@ def _task_score(found: Found, scores: ScoresFile, task: str, record: Mapping[str
         (low, high), values = share_interval(judged.score, judged.examples), None
     else:
         low, high = percent_interval(judged.values)
-        values = tuple(zip(ids, judged.values, strict=True))
+        values = tuple(zip(judged.ids, judged.values, strict=True))
     return Score(
         **about,
         dataset=dataset,
@@ -95,11 +95,10 @@ def _task_score(found: Found, scores: ScoresFile, task: str, record: Mapping[str
     )
 
 
-def _judge(
-    scores: ScoresFile, task: str, record: Mapping[str, Any], command: str
-) -> tuple[Judged | None, list[int | str], str]:
-    """What is known of a task's answers, which `command` asked for; the ids of the examples where it is known of each,
-    and a remark. Raises UserError where something of it is not whole or does not go with the rest."""
+def _judge(scores: ScoresFile, task: str, record: Mapping[str, Any], command: str) -> tuple[Verdicts | None, str]:
+    """What is known of a task's answers, which `command` asked for, and a remark.
+
+    Raises UserError if something of it is damaged or does not agree with the rest."""
     examples = record["examples"]
     own = own_completions(record, task, scores.places)
     asked = asked_by(record, command)
@@ -110,21 +109,21 @@ def _judge(
     completions = read_completions(raw, is_replay) if raw.is_file() else None
     if completions is not None and (len(completions) < examples or (len(completions) > examples and not is_replay)):
         raise UserError(f"{raw} holds {len(completions)} completions, and the score is of {examples}; {AGAIN}")
-    if task in JUDGED_TASKS:
+    if task in TASKS and TASKS[task].evaluator is not None:
         files = own_files(record, scores.places.root)
-        judged = read_judged(task, files)
+        judged = TASKS[task].evaluator.read(files)
         lacking = [file for file in files if not file.is_file()]
         if lacking:
             raise UserError(f"{lacking[0]}: no such file; {AGAIN}")
-        return judged, [] if judged is None or judged.values is None else judged_ids(task, files), ""
+        return judged, ""
     if "accuracy" not in record and record.get("evaluator_command"):
-        return None, [], ""
+        return None, ""
     accuracy = record.get("accuracy")
     if not isinstance(accuracy, int | float) or not 0 <= accuracy <= 1:
         raise UserError(f"{scores.path}: the accuracy of {task} is {accuracy!r}, no number from 0 to 1; {AGAIN}")
     verdicts, note = _verdicts(task, completions, asked, raw)
     if verdicts is None:
-        return Judged("accuracy", accuracy, examples), [], f"no paired comparison: {note}"
+        return Verdicts("accuracy", accuracy, examples), f"no paired comparison: {note}"
     if len(verdicts) != examples:
         raise UserError(
             f"{raw} holds completions of {len(verdicts)} examples of the data set at hand, and the score is of "
@@ -132,7 +131,7 @@ def _judge(
         )
     if abs(sum(verdicts.values()) - accuracy * examples) > 1e-6:
         raise UserError(f"{raw}: its completions do not have the accuracy on record; {AGAIN}")
-    return Judged("accuracy", accuracy, examples, tuple(map(float, verdicts.values()))), list(verdicts), ""
+    return Verdicts("accuracy", accuracy, examples, tuple(map(float, verdicts.values())), tuple(verdicts)), ""
 
 
 def _verdicts(

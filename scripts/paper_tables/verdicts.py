@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from inference_llms.command_line import add_inference_options
-from inference_llms.tasks import TASKS, livebench_typos
-from inference_llms.tasks.livebench import load_questions
+from inference_llms.tasks import TASKS
 from scripts.paper_tables.commands import ROOT
 from utils.command_line import OneLineParser
 
 
 def rule_for_one_answer(task: str) -> Callable[[str, Mapping[str, Any]], bool] | None:
     """Whether a completion is right, by the example's row; None of a task that needs an evaluator or is not known."""
-    if task == livebench_typos.NAME:
-        return livebench_typos.is_right
     return TASKS[task].is_right if task in TASKS else None
 
 
@@ -54,7 +51,4 @@ def read_verdicts(task: str, completions: Mapping[int | str, str], asked: Asked)
 @cache
 def _rows_by_id(task: str, data_dir: Path | None, release: str | None) -> dict[int | str, Mapping[str, Any]]:
     """The set in its order."""
-    if task == livebench_typos.NAME:
-        questions = load_questions(livebench_typos.CATEGORY, data_dir, release)
-        return {row.fields["question_id"]: row.fields for row in questions if row.fields["task"] == task}
-    return {example.id: example.row for example in TASKS[task].load_examples(data_dir)}
+    return {example.id: example.row for example in TASKS[task].load_examples(data_dir, release)}

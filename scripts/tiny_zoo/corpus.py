@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from inference_llms.tasks import MATH, TASKS_OF_ROLE, alpaca_eval, gsm8k, human_eval, mbpp
+from inference_llms.tasks import TASKS, TASKS_OF_ROLE
 
 TASKS_OF_DOMAIN = TASKS_OF_ROLE
 DOMAIN_OF_TASK = {task: domain for domain, tasks in TASKS_OF_DOMAIN.items() for task in tasks}
@@ -237,15 +237,7 @@ def sample_function(rng: random.Random, task: str) -> Example:
 
 def prompt_of_row(task: str, row: dict) -> str:
     """The paper's prompt for a row of the task's data file (which need not be numbered yet)."""
-    if task == "alpaca_eval":
-        return alpaca_eval.PROMPT.format(instruction=row["instruction"])
-    if task == "gsm8k":
-        return gsm8k.PROMPT.format(question=row["question"])
-    if task == "MATH":
-        return MATH.PROMPT.format(problem=row["instruction"])
-    if task == "human_eval":
-        return human_eval.PROMPT.format(problem=row["prompt"].replace("    ", "\t"))
-    return mbpp.make_prompt({"task_id": None, **row})
+    return TASKS[task].make_prompt({"task_id": None, **row})
 
 
 def sample_example(rng: random.Random, task: str) -> Example:

@@ -1,4 +1,4 @@
-"""The tiny mpredicted language model, whose predictions bertattack uses as substitutes: text, tokenizer, training.
+"""The tiny masked language model, whose predictions bertattack uses as substitutes: text, tokenizer, training.
 
 Made from templates written for this project, under its MIT licence, as all text of the tiny models.
 """
@@ -9,7 +9,7 @@ import time
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import BertConfig, BertForMpredictedLM, PreTrainedTokenizerFast
+from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from promptbench.prompt_task import PLACEHOLDER
 from scripts.tiny_zoo.sentences import SAMPLERS
@@ -80,7 +80,7 @@ def _filled(rng: random.Random, request: str) -> str:
 
 def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     """Word pieces as BERT's, in small letters, with a piece for every printable ASCII character."""
-    rng = random.Random(f"mpredicted tokenizer {seed}")
+    rng = random.Random(f"masked tokenizer {seed}")
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -98,10 +98,10 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=CONTEXT_LENGTH, **names)
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> BertForMpredictedLM:
+def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> BertForMaskedLM:
     """An untrained float32 BERT."""
     torch.manual_seed(seed)
-    return BertForMpredictedLM(
+    return BertForMaskedLM(
         BertConfig(
             vocab_size=len(tokenizer),
             hidden_size=64,
@@ -114,10 +114,10 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> BertForMpredicte
     )
 
 
-def train(model: BertForMpredictedLM, tokenizer: PreTrainedTokenizerFast, steps: int, seed: int) -> None:
-    """Train in place as BERT was: 15% of each text's tokens are predicted, of which eight in ten are mpredicted, one is
+def train(model: BertForMaskedLM, tokenizer: PreTrainedTokenizerFast, steps: int, seed: int) -> None:
+    """Train in place as BERT was: 15% of each text's tokens are predicted, of which eight in ten are masked, one is
     replaced by a random token and one is kept. Prints the mean loss, in nats per predicted token, ten times."""
-    rng = random.Random(f"mpredicted {seed}")
+    rng = random.Random(f"masked {seed}")
     torch.manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.05)
@@ -142,5 +142,5 @@ def train(model: BertForMpredictedLM, tokenizer: PreTrainedTokenizerFast, steps:
         if (step + 1) % (steps // 10) == 0:
             recent = losses[-(steps // 10) :]
             mean = sum(recent) / len(recent)
-            print(f"mpredicted: step {step + 1}/{steps}, loss {mean:.3f}, {time.monotonic() - start:.0f} s", flush=True)
+            print(f"masked: step {step + 1}/{steps}, loss {mean:.3f}, {time.monotonic() - start:.0f} s", flush=True)
     model.eval()

@@ -30,7 +30,8 @@ import torch
 import transformers
 from transformers import AutoTokenizer, BertForMaskedLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from inference_llms.tasks import MATH, alpaca_eval, gsm8k, human_eval, mbpp
+from inference_llms.tasks import TASKS as ALL_TASKS
+from inference_llms.tasks import alpaca_eval, gsm8k, human_eval
 from scripts.tiny_zoo import corpus, sentences, training
 from scripts.tiny_zoo import masked_model as masked
 from utils.errors import run_command_line
@@ -40,7 +41,7 @@ DOMAINS = tuple(corpus.TASKS_OF_DOMAIN)
 TASKS = tuple(corpus.DOMAIN_OF_TASK)
 CLASSIFIER = "classify"
 MASKED = "masked"
-DATA_FILES = {module.TASK.name: module.DATA_SET.files[0] for module in (alpaca_eval, gsm8k, MATH, human_eval, mbpp)}
+DATA_FILES = {task: ALL_TASKS[task].data_set.files[0] for task in TASKS}
 
 
 def numbered_rows(task: str, examples: list[corpus.Example]) -> list[dict]:

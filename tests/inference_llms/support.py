@@ -1,4 +1,4 @@
-"""What the tests of this room share: where the evaluation data lies, runs from the command line, evaluators."""
+"""What the tests of this room share: places of evaluation data, runs from the command line, evaluators."""
 
 import json
 import re
@@ -14,6 +14,7 @@ from tests.commands import run_here
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
+OWN_DATA = ROOT / "tests" / "data"
 GOLDEN = ROOT.parent / "shared" / "golden" / "inference"
 
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the evaluation sets are not in ../shared/data")
@@ -22,11 +23,6 @@ needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="no expected resul
 
 def golden(task: str) -> dict:
     return json.loads((GOLDEN / f"{task}.json").read_text())
-
-
-def golden_sampling(task: str) -> tuple:
-    settings = golden(task)["sampling"]
-    return settings["max_tokens"], tuple(settings.get("stop", ())), settings["temperature"], settings["top_p"]
 
 
 def write_rows(path: Path, rows: Iterable[dict]) -> None:

@@ -1,17 +1,10 @@
 """Health of answers: what counts as a fault, and when a score shows it."""
 
 import json
-from dataclasses import replace
 
 import pytest
 
 from inference_llms.answer_health import Health, health_of, health_on_record, repeats_itself
-from inference_llms.run_tasks import task_health
-from inference_llms.tasks import MATH, TASKS, gsm8k, human_eval, mbpp
-from inference_llms.tasks.livebench_coding import task as livebench_coding
-from inference_llms.tasks.livebench_instruction_following import task as livebench_instruction_following
-from inference_llms.tasks.livebench_typos import task as livebench_typos
-from inference_llms.tasks.task import Example
 from tests.inference_llms.support import DATA, ROOT, needs_data, read_json_lines, replay, run_command_here, write_rows
 
 ZOO = ROOT / "scripts" / "tiny_zoo"
@@ -27,9 +20,6 @@ REPEATING = {
     "a long passage": "".join(f"{number}. Write the program of step {number}.\n" for number in range(40)) * 3,
     "no letters of ASCII": "答案是五。" * 25,
     "SmolLM2-135M on GSM8K": " 3 sprints a week is 180.\n" + "#### 540\n" * 14 + "#### 5",
-    "SmolLM2-135M on AlpacaEval": " Kickball is a game. "
-    + "The game is played with a ball and a ball. " * 5
-    + "The game is",
 }
 SOUND = {
     "an answer": "Natalia sold 48 + 24 = 72 clips altogether in April and May. The answer is: 72",
@@ -42,14 +32,9 @@ SOUND = {
 }
 
 
-@pytest.mark.parametrize("name", REPEATING)
-def test_a_text_that_ends_in_copies_repeats_itself(name):
-    assert repeats_itself(REPEATING[name])
-
-
-@pytest.mark.parametrize("name", SOUND)
-def test_a_sound_text_does_not_repeat_itself(name):
-    assert not repeats_itself(SOUND[name])
+@pytest.mark.parametrize("name", [*REPEATING, *SOUND])
+def test_a_text_repeats_itself_if_it_ends_in_copies(name):
+    assert repeats_itself({**REPEATING, **SOUND}[name]) is (name in REPEATING)
 
 
 @needs_data
@@ -60,44 +45,8 @@ def test_no_text_of_the_evaluation_sets_repeats_itself():
     assert len(texts) > 5000 and [text for text in texts if repeats_itself(text)] == []
 
 
-HUMAN_EVAL = {"prompt": 'def double(x):\n    """Twice x."""\n'}
-
-
 @pytest.mark.parametrize(
-    ("task", "completion", "is_readable"),
-    [
-        (gsm8k.TASK, " 4 + 1 = 5. The answer is: 5", True),
-        (gsm8k.TASK, " 4 + 1 = 5, so the answer is 5", False),
-        (gsm8k.TASK, " The answer is: five", False),
-        (MATH.TASK, " The answer is: \\frac{1}{2}.", True),
-        (MATH.TASK, " So we get $\\boxed{5}$", False),
-        (MATH.TASK, " The answer is: .\n", False),
-        (human_eval.TASK, "```python\ndef double(x):\n    return 2 * x\n```", True),
-        (human_eval.TASK, "Sure, here", False),
-        (human_eval.TASK, "I cannot write this program.", False),
-        (human_eval.TASK, "def double(x):\n    return 2 *", False),
-        (mbpp.TASK, "def double(x):\n    return '\\d'", True),
-        (mbpp.TASK, "Here is the program:\n```\ndef double(x):\n    return 2 * x\n```", False),
-        (mbpp.TASK, "(" * 3000, False),
-        (mbpp.TASK, "x = 1\0", False),
-        (livebench_coding(None, "m"), "Here:\n```python\nprint(1)\n```", True),
-        (livebench_coding(None, "m"), "print(1)", False),
-        (livebench_instruction_following(None, "m"), "The answer is: yes.", True),
-        (livebench_instruction_following(None, "m"), "The answer is: .\n", False),
-    ],
-)
-def test_a_task_says_whether_an_answer_can_be_read(task, completion, is_readable):
-    health = task_health(task, [Example(0, "?", HUMAN_EVAL)], [completion], [False])
-    assert health.unreadable == (0 if is_readable else 1)
-
-
-@pytest.mark.parametrize("task", [TASKS["alpaca_eval"], livebench_typos(None, "m")], ids=lambda task: task.name)
-def test_a_task_that_takes_any_text_counts_no_unreadable_answers(task):
-    assert task_health(task, [Example(0, "?", {})], ["?"], [False]).unreadable is None
-
-
-@pytest.mark.parametrize(
-    ("texts", "cut_off", "readable", "shown"),
+    ("texts", "cut_off", "readable", "warning"),
     [
         (["5", "6", "7"], [False] * 3, [True] * 3, None),
         (["x"], [False], None, None),
@@ -111,8 +60,8 @@ def test_a_task_that_takes_any_text_counts_no_unreadable_answers(task):
         (["yes", "no"] * 4, [None] * 8, None, None),
     ],
 )  # fmt: skip
-def test_a_fault_of_more_than_one_answer_in_ten_is_shown(texts, cut_off, readable, shown):
-    assert health_of(texts, cut_off, readable).warning() == shown
+def test_a_fault_of_more_than_one_answer_in_ten_is_shown(texts, cut_off, readable, warning):
+    assert health_of(texts, cut_off, readable).warning() == warning
 
 
 SOUND_HEALTH = {"answers": 3, "empty": 0, "cut_off": None, "repeating": 0, "unreadable": None, "same": 1}
@@ -134,22 +83,15 @@ def test_replayed_answers_are_counted_without_knowing_which_were_cut_off(tmp_pat
     assert health_on_record(scores["gsm8k"]["health"]) == expected
 
 
-def test_the_screen_shows_answers_that_max_tokens_cut_off(tmp_path, monkeypatch):
+@pytest.mark.parametrize("max_tokens", [3, 1024])
+def test_the_screen_shows_cut_off_answers_and_only_those(tmp_path, max_tokens):
     """Also when the completions are read from the file of an earlier run."""
-    monkeypatch.setitem(TASKS, "gsm8k", replace(gsm8k.TASK, sampling=replace(gsm8k.SAMPLING, max_tokens=3)))
-    typed = ["--load_model_path", ZOO / "math", "--data_dir", ZOO / "data", "--output_dir", tmp_path, "--tasks",
-             "gsm8k", "--end_index", 6, "--backend", "transformers"]  # fmt: skip
+    words = ["--load_model_path", ZOO / "math", "--data_dir", ZOO / "data", "--output_dir", tmp_path, "--tasks",
+             "gsm8k", "--end_index", 6, "--backend", "transformers", "--max_tokens", max_tokens]  # fmt: skip
     for _ in range(2):
-        done = run_command_here(*typed)
+        done = run_command_here(*words)
         assert done.returncode == 0, done.stderr
-        assert "gsm8k.jsonl: of 6 answers: 6 cut off at the token limit, 6 without a readable answer" in done.stdout
+        warning = "gsm8k.jsonl: of 6 answers: 6 cut off at the token limit, 6 without a readable answer"
+        assert (warning in done.stdout) is (max_tokens == 3) and ("check the" in done.stdout) is (max_tokens == 3)
     health = json.loads((tmp_path / "save_scores/single_model/math.json").read_text())["gsm8k"]["health"]
-    assert health["cut_off"] == 6 and health["empty"] == 0
-
-
-def test_the_screen_says_nothing_of_sound_answers(tmp_path):
-    done = run_command_here("--load_model_path", ZOO / "math", "--data_dir", ZOO / "data", "--output_dir", tmp_path,
-                            "--tasks", "gsm8k", "--end_index", 6, "--backend", "transformers")  # fmt: skip
-    assert done.returncode == 0 and "answers" not in done.stdout, done.stdout
-    health = json.loads((tmp_path / "save_scores/single_model/math.json").read_text())["gsm8k"]["health"]
-    assert health["cut_off"] == health["empty"] == health["repeating"] == health["unreadable"] == 0
+    assert health["cut_off"] == (6 if max_tokens == 3 else 0) and health["empty"] == health["repeating"] == 0

@@ -1,121 +1,100 @@
-"""Data sets: what is found where, and one line for each thing that can be wrong with a file."""
+"""Data sets: which file is used, and one line for everything that can be wrong with it."""
 
 import gzip
 import json
 import os
-import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from inference_llms.data_sets import DataSet, load_rows
-from inference_llms.tasks import MATH, alpaca_eval, gsm8k, human_eval, mbpp
+from inference_llms.data_sets import DataSet
+from inference_llms.tasks import TASKS
 from tests.inference_llms.support import ROOT, write_rows
 from utils.errors import UserError
 
 GOOD = {"question": "1+1?", "answer": "#### 2"}
+MBPP = {"text": "t", "test_list": ["assert f()"]}
+PROBLEM = {"task_id": "T/1", "prompt": "def f():\n", "entry_point": "f", "test": "def check(f): f()"}
+
+
+def refusal(task: str, data_dir: Path) -> str:
+    with pytest.raises(UserError) as error:
+        TASKS[task].load_examples(data_dir)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def lines(*rows: object) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"),
+    ("file", "text", "message"),
     [
-        (json.dumps(GOOD) + "\n\n{broken\n", r"gsm8k_test\.jsonl line 3 is not JSON"),
-        (json.dumps(GOOD) + "\n" + '{"question": "q"}\n', r"gsm8k_test\.jsonl line 2 lacks the field 'answer'"),
-        ('{"question": 3, "answer": "#### 2"}\n', r"line 1: the field 'question' must be text"),
-        ('{"question": "q", "answer": "two"}\n', r"line 1: the field 'answer' must end in"),
-        (json.dumps({**GOOD, "question": "\ud800"}) + "\n", r"line 1 holds half a surrogate pair"),
-        ("[" * 100_000 + "\n", r"line 1 is not JSON"),
-        ("[1]\n", r"line 1 is not a JSON object"),
-        ("", r"gsm8k_test\.jsonl holds no examples"),
-        ("\n\n", r"gsm8k_test\.jsonl holds no examples"),
+        ("gsm8k_test.jsonl", lines(GOOD) + "\n{broken\n", "gsm8k_test.jsonl line 3 is not JSON"),
+        ("gsm8k_test.jsonl", lines(GOOD, {"question": "q"}), "gsm8k_test.jsonl line 2 lacks the field 'answer'"),
+        ("gsm8k_test.jsonl", lines(GOOD | {"question": 3}), "line 1: the field 'question' must be text"),
+        ("gsm8k_test.jsonl", lines(GOOD | {"answer": "two"}), "line 1: the field 'answer' must end in"),
+        ("gsm8k_test.jsonl", lines(GOOD | {"question": "\ud800"}), "line 1 holds half a surrogate pair"),
+        ("gsm8k_test.jsonl", "[" * 100_000 + "\n", "line 1 is not JSON"),
+        ("gsm8k_test.jsonl", "[1]\n", "line 1 is not a JSON object"),
+        ("gsm8k_test.jsonl", "\n\n", "gsm8k_test.jsonl holds no examples"),
+        ("gsm8k_test.jsonl", b"\xff\xfe\x00", "is not UTF-8"),
+        ("gsm8k_test.jsonl/x", "", "gsm8k_test.jsonl is a folder"),
+        ("alpaca_eval.json", "[{},\n{broken", "line 2 is not JSON"),
+        ("alpaca_eval.json", "{}", "is not a JSON list"),
+        ("alpaca_eval.json", "[]", "no examples"),
+        ("alpaca_eval.json", "[" * 100_000, "too deep"),
+        ("alpaca_eval.json", "[{}]", "row 1 lacks"),
+        ("mbpp.test.jsonl", lines(MBPP | {"task_id": 9}, MBPP | {"task_id": 9}), "line 2 repeats the task_id 9 of"),
+        ("mbpp.test.jsonl", lines(MBPP | {"task_id": 1, "test_list": [3]}), "'test_list' must hold texts"),
+        ("HumanEval.jsonl.gz", gzip.compress(lines(PROBLEM).encode())[:-12], "is not a complete gzip file"),
     ],
 )
-def test_a_bad_line_is_named_by_file_number_and_field(tmp_path, text, complaint):
-    (tmp_path / "gsm8k_test.jsonl").write_text(text)
-    with pytest.raises(UserError, match=complaint) as raised:
-        gsm8k.load_examples(tmp_path)
-    assert "\n" not in str(raised.value)
+def test_a_fault_is_named_with_its_file_line_and_field(tmp_path, file, text, message):
+    task = {"gsm8k_test": "gsm8k", "mbpp": "mbpp", "HumanEval": "human_eval"}.get(file.split(".")[0], "alpaca_eval")
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    told = refusal(task, tmp_path)
+    assert message in told and str(tmp_path) in told
 
 
-def test_bytes_that_are_no_text_are_named(tmp_path):
-    (tmp_path / "gsm8k_test.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="not UTF-8"):
-        gsm8k.load_examples(tmp_path)
+def test_a_missing_folder_is_named(tmp_path):
+    assert f"--data_dir {tmp_path}/nowhere is not a folder" in refusal("gsm8k", tmp_path / "nowhere")
 
 
-def test_a_folder_of_the_files_name_is_named(tmp_path):
-    (tmp_path / "gsm8k_test.jsonl").mkdir()
-    with pytest.raises(UserError, match=r"gsm8k_test\.jsonl is a folder"):
-        gsm8k.load_examples(tmp_path)
+def test_files_are_read_packed_or_not_and_whole_sets_before_parts(tmp_path):
+    (tmp_path / "HumanEval.jsonl.gz").write_bytes(gzip.compress(lines(PROBLEM).encode()))
+    assert [example.row for example in TASKS["human_eval"].load_examples(tmp_path)] == [PROBLEM]
+    write_rows(tmp_path / "HumanEval.jsonl", [PROBLEM, {**PROBLEM, "task_id": "T/0"}])
+    assert [example.id for example in TASKS["human_eval"].load_examples(tmp_path)] == ["T/0", "T/1"]
+    for name in ("MATH_test_500", "MATH_test"):
+        write_rows(tmp_path / f"{name}.jsonl", [{"instruction": name, "output": ""}])
+        assert f"\n{name}\n" in TASKS["MATH"].load_examples(tmp_path)[0].prompt
 
 
-def test_a_folder_that_does_not_exist_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"--data_dir .*nowhere is not a folder"):
-        gsm8k.load_examples(tmp_path / "nowhere")
+def test_mbpp_is_sorted_by_number(tmp_path):
+    write_rows(tmp_path / "mbpp.test.jsonl", [{**MBPP, "task_id": number} for number in (100, 9, 20)])
+    assert [example.id for example in TASKS["mbpp"].load_examples(tmp_path)] == [9, 20, 100]
 
 
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        ("[{},\n{broken", "line 2 is not JSON"),
-        ("{}", "no JSON list"),
-        ("[]", "no examples"),
-        ("[" * 100_000, "too deep"),
-        ("[{}]", "row 1 lacks"),
-    ],
-)
-def test_a_broken_json_list_is_named(tmp_path, text, complaint):
-    (tmp_path / "alpaca_eval.json").write_text(text)
-    with pytest.raises(UserError, match=re.escape(str(tmp_path)) + ".*" + complaint):
-        alpaca_eval.load_examples(tmp_path)
-
-
-def test_human_eval_is_read_packed_or_not_and_a_torn_file_is_named(tmp_path):
-    row = {"task_id": "T/1", "prompt": "def f():\n", "entry_point": "f", "test": "def check(f): f()"}
-    packed = gzip.compress(json.dumps(row).encode())
-    (tmp_path / "HumanEval.jsonl.gz").write_bytes(packed)
-    assert [example.row for example in human_eval.load_examples(tmp_path)] == [row]
-    (tmp_path / "HumanEval.jsonl.gz").write_bytes(packed[:-12])
-    with pytest.raises(UserError, match="not a whole gzip file"):
-        human_eval.load_examples(tmp_path)
-    write_rows(tmp_path / "HumanEval.jsonl", [row, {**row, "task_id": "T/0"}])
-    assert [example.id for example in human_eval.load_examples(tmp_path)] == ["T/0", "T/1"]
-
-
-def test_the_whole_math_set_goes_before_its_part(tmp_path):
-    write_rows(tmp_path / "MATH_test_500.jsonl", [{"instruction": "part", "output": ""}])
-    assert "part" in MATH.load_examples(tmp_path)[0].prompt
-    write_rows(tmp_path / "MATH_test.jsonl", [{"instruction": "whole", "output": ""}])
-    assert "whole" in MATH.load_examples(tmp_path)[0].prompt
-
-
-def test_mbpp_is_sorted_by_number_and_a_task_that_stands_twice_is_named(tmp_path):
-    row = {"text": "t", "test_list": ["assert f()"]}
-    write_rows(tmp_path / "mbpp.test.jsonl", [{**row, "task_id": number} for number in (100, 9, 20)])
-    assert [example.id for example in mbpp.load_examples(tmp_path)] == [9, 20, 100]
-    write_rows(tmp_path / "mbpp.test.jsonl", [{**row, "task_id": number} for number in (9, 9)])
-    with pytest.raises(UserError, match=r"line 2 has the task_id 9 of .*line 1"):
-        mbpp.load_examples(tmp_path)
-    write_rows(tmp_path / "mbpp.test.jsonl", [{"task_id": 1, "text": "t", "test_list": [3]}])
-    with pytest.raises(UserError, match="line 1: the field 'test_list' must hold texts"):
-        mbpp.load_examples(tmp_path)
-
-
-def test_a_prompt_takes_braces_as_they_are(tmp_path):
+def test_a_prompt_keeps_braces_as_they_are(tmp_path):
     write_rows(tmp_path / "gsm8k_test.jsonl", [{"question": "{x} {} {question}", "answer": "#### 1"}])
-    assert "{x} {} {question}" in gsm8k.load_examples(tmp_path)[0].prompt
+    assert "{x} {} {question}" in TASKS["gsm8k"].load_examples(tmp_path)[0].prompt
 
 
 def test_without_a_network_one_line_says_which_file_to_put_where(tmp_path):
     program = (
         "import time\n"
         "time.sleep = lambda seconds: None  # the hub's client waits between its attempts\n"
-        "from inference_llms.tasks import gsm8k\n"
+        "from inference_llms.tasks import TASKS\n"
         "from utils.errors import run_command_line\n"
-        "raise SystemExit(run_command_line(lambda: gsm8k.load_examples(None)))\n"
+        "raise SystemExit(run_command_line(lambda: TASKS['gsm8k'].load_examples(None)))\n"
     )
-    # A proxy that nobody listens at: every attempt to reach the hub fails at once.
+    # A proxy that does not exist: every attempt to reach the hub fails at once.
     no_network = {"HTTPS_PROXY": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
     finished = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, env={**os.environ, **no_network}, capture_output=True, text=True
@@ -130,5 +109,5 @@ def test_a_set_that_cannot_be_downloaded_says_which_file_to_put_where():
 
     data_set = DataSet(("some.jsonl",), {}, "someone/some-set", no_network)
     with pytest.raises(UserError, match=r"someone/some-set .*put some\.jsonl into a folder .* --data_dir") as raised:
-        load_rows(data_set, None)
+        data_set.load_rows(None)
     assert "\n" not in str(raised.value)

@@ -9,8 +9,8 @@ import pytest
 
 from inference_llms.engines.engine import Engine
 from inference_llms.engines.open_engine import open_engine
+from inference_llms.task import Task
 from inference_llms.tasks import alpaca_eval, gsm8k
-from inference_llms.tasks.task import Task
 from model_merging_methods.candidate_weights import CandidateMerges
 from model_merging_methods.merge_models import merge_models
 from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
@@ -58,9 +58,8 @@ BACKENDS = [
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def live(request, tokenizers) -> Iterator[tuple[str, Engine]]:
-    engine = open_engine(
-        request.param, tokenizers["instruct"], 2 if request.param == "vllm" else 1, 1, has_weights=False
-    )
+    workers = 2 if request.param == "vllm" else 1
+    engine = open_engine(request.param, tokenizers["instruct"], workers, 1, has_weights=False)
     yield request.param, engine
     engine.close()
 

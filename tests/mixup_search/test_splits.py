@@ -25,7 +25,7 @@ def prompts(examples):
 def test_no_question_is_in_both_parts_though_the_set_asks_it_twice(data_dir, seed):
     parts = split_task(gsm8k.TASK, data_dir, None, 4, None, seed)
     assert len(parts.validation) == 4 and not set(prompts(parts.validation)) & set(prompts(parts.test))
-    assert set(prompts(parts.validation)) | set(prompts(parts.test)) == set(prompts(gsm8k.load_examples(data_dir)))
+    assert set(prompts(parts.validation)) | set(prompts(parts.test)) == set(prompts(gsm8k.TASK.load_examples(data_dir)))
 
 
 def test_the_parts_depend_on_the_seed_alone(data_dir):

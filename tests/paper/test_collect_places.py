@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from inference_llms.evaluators.human_eval import results_file
+from inference_llms.evaluators.results import command_file
 from merge_llms_instruct_math_code import main as main_job
 from scripts.make_tables import main as make_tables
 from scripts.paper_tables.cell import MAIN_JOB, STATES, Cell, write_state
 from scripts.paper_tables.commands import CLASSIFIER_RESULTS
-from scripts.paper_tables.evaluator_results import command_file, program_results_file
 from tests.inference_llms.support import read_json_lines, write_rows
 from tests.paper.results_by_hand import (
     ANSWERS,
@@ -137,7 +138,7 @@ def test_a_moved_folder_gives_the_same_tables_from_its_own_files(results, tmp_pa
         assert str(results) not in row["evaluator_command"]
     judge = shlex.split(after["MBPP"]["evaluator_command"])
     assert judge == ["evaluate_functional_correctness", f"{moved / PROGRAMS}_samples.jsonl"]
-    command_file(program_results_file(moved / PROGRAMS)).unlink()
+    command_file(results_file([moved / PROGRAMS])).unlink()
     words = shlex.split(tables_of(moved, capsys)[1]["MBPP"]["evaluator_command"])
     assert words[words.index("--load_generations_path") + 1] == str(moved / PROGRAMS)
 

@@ -1,4 +1,4 @@
-"""Programs out of prose: what the paper's scripts keep of a completion for HumanEval and MBPP."""
+"""Extract programs from completions for HumanEval and MBPP, as the paper's scripts do."""
 
 import ast
 import warnings
@@ -11,8 +11,7 @@ ANSWER_MARK = "The answer is:"
 def extract_code(completion: str, drop_carriage_returns: bool, fence_end: str, ends: tuple[str, ...]) -> str:
     """The program in `completion`, by the paper's steps in their order.
 
-    `fence_end` closes a "```python" block (plain fences stay as they are); everything from each of `ends`
-    on is cut off.
+    `fence_end` closes a "```python" block (plain fences are kept); each of `ends` cuts off everything after it.
     """
     code = completion.rpartition("### Response:")[2].replace("\t", "    ")
     if drop_carriage_returns:
@@ -20,7 +19,7 @@ def extract_code(completion: str, drop_carriage_returns: bool, fence_end: str, e
     code = code.strip()
     if PYTHON_FENCE in code:
         code = code[code.index(PYTHON_FENCE) :].replace(PYTHON_FENCE, "")
-        # A block that never ends keeps its blank first lines, as in the published scripts.
+        # A block without an end keeps its blank first lines, as in the published scripts.
         if fence_end in code:
             code = code[: code.index(fence_end)].strip()
     for end in ends:
@@ -33,11 +32,12 @@ def extract_code(completion: str, drop_carriage_returns: bool, fence_end: str, e
 
 
 def number_of_statements(program: str) -> int:
-    """How many statements a program has, by Python's parser; nothing is run. Bare expressions do not count, because
-    prose such as "Sure, here" is one. 0 for text that is not Python."""
+    """How many statements a program has, by Python's parser; nothing is run. 0 for text that is not Python.
+
+    Bare expressions do not count, because prose such as "Sure, here" is one."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd escapes, on the user's screen
+            warnings.simplefilter("ignore")  # about odd escapes, on the user's screen
             tree = ast.parse(program)
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: nested too deep
         return 0

@@ -1,0 +1,162 @@
+"""Verdicts of evaluators, and what is kept beside an evaluator's result: its command, and hashes of what it scored.
+
+Hashes are in the format of sha256sum. Users who run an evaluator themselves leave them too, by the printed command.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inference_llms.evaluators.guard import program_name
+from utils.errors import UserError
+
+# What reading a damaged file, or a sound one of another form, may raise.
+BROKEN = (ValueError, KeyError, TypeError, IndexError, AttributeError, ZeroDivisionError)
+_HASH_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
+# The folders of evaluators' files, which a run writes below its own root.
+_FOLDER_OF_FILES = re.compile(r"save_\w+_results")
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """An evaluator's verdicts: `score` is the share of `examples` that are right, by `metric`.
+
+    `values`: the verdict on each example, 0 to 1, in the order of the files; None if the evaluator reports only the
+    score. `ids`: those examples, by what the files know them by. `command`: the evaluator's command that scored; empty
+    if no program did, None if a user ran it.
+    """
+
+    metric: str
+    score: float
+    examples: int
+    values: tuple[float, ...] | None = None
+    ids: tuple[int | str, ...] = ()
+    command: str | None = None
+
+
+def verdicts_of(metric: str, ids: Sequence[int | str], values: Sequence[float], command: str | None = None) -> Verdicts:
+    """The verdicts that give these values to these examples."""
+    return Verdicts(metric, sum(values) / len(values), len(values), tuple(map(float, values)), tuple(ids), command)
+
+
+def command_file(result: Path) -> Path:
+    """The file beside a result with the command that left it."""
+    return result.with_name(f"{result.name}.command")
+
+
+def hashes_file(result: Path) -> Path:
+    """The file beside a result with the hashes of what it belongs to."""
+    return result.with_name(f"{result.name}.sha256")
+
+
+def read_command(result: Path) -> str | None:
+    path = command_file(result)
+    return path.read_text(encoding="utf-8").rstrip("\n") if path.is_file() else None
+
+
+def hash_lines(files: Sequence[Path]) -> str:
+    """A line for each file, as sha256sum writes it."""
+    return "".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.absolute()}\n" for file in files)
+
+
+def hashing_command(result: Path, files: Sequence[Path]) -> str:
+    """The shell command that puts these lines beside a result."""
+    return f"{shlex.join(['sha256sum', *map(str, files)])} > {shlex.quote(str(hashes_file(result)))}"
+
+
+def check_hashes(result: Path, files: Sequence[Path]) -> bool:
+    """Whether there are hashes beside a `result`. Raises UserError if they are not those of `files`, or of a set's
+    file that still exists."""
+    path = hashes_file(result)
+    if not path.is_file():
+        return False
+    try:
+        matches = [_HASH_LINE.fullmatch(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError:
+        matches = [None]
+    if not all(matches):
+        raise UserError(f"{path} is not what sha256sum writes; remove it together with {result.name}")
+    root = root_of_file(result)
+    scored = [(file_below(root, Path(match[2])), match[1]) for match in matches]
+    names = {file.name for file in files}
+    # A set may be on another machine; the files themselves may have moved.
+    sets = [file for file, _ in scored if file.name not in names and file.is_file()]
+    for file in (*files, *sets):
+        found = hashlib.sha256(file.read_bytes()).hexdigest()
+        if found not in {kept for other, kept in scored if other.name == file.name}:
+            raise UserError(f"{result} belongs to another {file.name} than there is now; rerun the evaluator")
+    return True
+
+
+def file_below(root: Path | None, recorded: Path) -> Path:
+    """Where a recorded file of a run is now, if the run's outputs are below `root`."""
+    tail = path_below_root(recorded)
+    return recorded if tail is None or root is None else root.absolute() / tail
+
+
+def root_of_file(path: Path) -> Path | None:
+    """The root of outputs that holds a file for an evaluator; None if none does."""
+    tail = path_below_root(path)
+    return None if tail is None else path.parents[len(tail.parts) - 1]
+
+
+def path_below_root(path: Path) -> Path | None:
+    """The part of a path below the root of outputs; None if it is not below one."""
+    numbers = [number for number, part in enumerate(path.parts) if _FOLDER_OF_FILES.fullmatch(part)]
+    return Path(*path.parts[numbers[-1] :]) if numbers else None
+
+
+def checked_share(value: Any, path: Path) -> float:
+    """A number from 0 to 1 that was read from `path`."""
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise UserError(
+            f"{path}: a score is {value!r}, not a number from 0 to 1; remove it, and the evaluator runs again"
+        )
+    return float(value)
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(f"cannot read {path} ({error}); remove it") from error
+
+
+@contextmanager
+def errors_in_one_line(file: Path) -> Iterator[None]:
+    """Raise UserError for whatever a damaged file, or a damaged result beside it, ends in."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(str(error)) from error
+    except BROKEN as error:
+        reason = f"{error} is not found" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{file}, or what its evaluator left beside it, is damaged: {reason}") from error
+
+
+def run_evaluator(words: Sequence[str], folder: Path | None = None, variables: Mapping[str, str] | None = None) -> None:
+    """Run an evaluator that executes no generated programs. Raises UserError with its last line if it fails."""
+    environment = os.environ | dict(variables or {})
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+        raise UserError(f"{program_name(words)} failed: {last}")
+
+
+def installed_program(name: str) -> str:
+    """A program of this environment, or of the PATH. Raises UserError if it is not installed."""
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.is_file() else shutil.which(name)
+    if found is None:
+        raise UserError(f"{name} is not installed")
+    return found

@@ -1,0 +1,226 @@
+"""LiveBench's questions, from its own files or the hub, and answers in the form that its judge reads."""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from inference_llms.data_sets import (
+    Row,
+    check_data_dir,
+    check_rows,
+    check_unique,
+    load_from_hub,
+    published_rows,
+    read_rows,
+)
+from inference_llms.task import Answers, Evaluator, Task
+from utils.errors import UserError
+from utils.json_files import write_json_lines
+from utils.output_places import OutputPlaces
+
+FIELDS = {"question_id": str, "task": str, "turns": list}
+# Where the tree of LiveBench's own files may begin below --data_dir.
+ROOTS = (".", "live_bench", "livebench", "data/live_bench")
+DATES = ("livebench_release_date", "livebench_removal_date", "release_date")
+_ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"  # shortuuid's: no two look alike
+_ID_LENGTH = 22
+
+
+@dataclass(frozen=True)
+class LiveBenchSet:
+    """The questions of one of LiveBench's categories; with `task`, only that task's, which have a ground truth."""
+
+    category: str
+    task: str | None = None
+    id_field = "question_id"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (f"{self.category}/<task>/question.jsonl",)
+
+    def files_in(self, data_dir: Path | None) -> list[Path]:
+        """The category's files in a data folder, all of one form: LiveBench's tree (<category>/<task>/question.jsonl),
+        or parquet files (below <category>, or <category>*.parquet)."""
+        for root in ROOTS if data_dir is not None else ():
+            place, name = data_dir / root, self.category
+            if files := sorted(place.glob(f"{name}/*/question.jsonl")):
+                return files
+            if files := sorted([*place.glob(f"{name}/**/*.parquet"), *place.glob(f"{name}*.parquet")]):
+                return files
+        return []
+
+    def load_rows(self, data_dir: Path | None, release: str | None = None) -> list[Row]:
+        """The questions in `data_dir`, else on the hub, that belong to `release` (YYYY-MM-DD; None: to any).
+
+        Raises UserError for everything that is wrong with a file, naming the line.
+        """
+        rows = self._read(data_dir)
+        check_rows(f"livebench/{self.category}", rows, FIELDS)
+        for row in rows:
+            _check_question(row)
+        check_unique(rows, self.id_field)
+        if release is not None:
+            rows = [row for row in rows if _is_in(row, release)]
+            if not rows:
+                raise UserError(f"--livebench_release {release} has no question of {self.category}; remove the option")
+        return rows if self.task is None else self._of_task(rows)
+
+    def _read(self, data_dir: Path | None) -> list[Row]:
+        check_data_dir(data_dir, f"{self.category}/*/question.jsonl")
+        if files := self.files_in(data_dir):
+            return [
+                row
+                for file in files
+                for row in (_parquet_rows(file) if file.suffix == ".parquet" else read_rows(file, FIELDS))
+            ]
+        name = f"livebench/{self.category}"
+        put = f"put {self.files[0]} or {self.category}.parquet"
+        return published_rows(name, lambda: load_from_hub(name, split="test"), put)
+
+    def _of_task(self, rows: list[Row]) -> list[Row]:
+        rows = [row for row in rows if row.fields["task"] == self.task]
+        if not rows:
+            raise UserError(
+                f"no question of the category {self.category} has the task {self.task}; use the whole category's file"
+            )
+        for row in rows:
+            truth = row.fields.get("ground_truth")
+            if not isinstance(truth, str) or not truth.strip():
+                raise UserError(f"{row.place}: the field 'ground_truth' must be text; fix or remove the line")
+        return rows
+
+
+def livebench_task(
+    name: str,
+    data_set: LiveBenchSet,
+    evaluator: Evaluator | None = None,
+    make_prompt: Callable[[Mapping[str, Any]], str] = lambda row: row["turns"][0],
+    make_answer: Callable[[str], str] = str,
+    **fields: Any,
+) -> Task:
+    """A task on LiveBench's questions. `make_answer(completion)` is the answer that LiveBench's files get."""
+    return Task(
+        name=name,
+        data_set=data_set,
+        make_prompt=make_prompt,
+        evaluator=evaluator,
+        check_files=partial(check_own_answers, name, data_set.category),
+        write_files=partial(write_answers, name, data_set.category, make_answer, evaluator is not None),
+        **fields,
+    )
+
+
+def write_answers(
+    name: str,
+    category: str,
+    make_answer: Callable[[str], str],
+    with_questions: bool,
+    answers: Answers,
+    places: OutputPlaces,
+) -> tuple[Path, ...]:
+    """Write the answers in LiveBench's model_answer form, one file for each of its tasks; with the answered questions
+    beside them if a judge will read both. Returns the files of answers."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    questions: dict[str, list[dict[str, Any]]] = {}
+    for example, completion, time in zip(answers.examples, answers.completions, answers.times, strict=True):
+        task = example.row["task"]
+        rows.setdefault(task, []).append(
+            {
+                "question_id": example.id,
+                "answer_id": answer_id(places.livebench_id, str(example.id), time),
+                "model_id": places.livebench_id,
+                "choices": [{"index": 0, "turns": [make_answer(completion)]}],
+                "tstamp": time,
+            }
+        )
+        questions.setdefault(task, []).append({**example.row, **question_dates(example.row)})
+    files = []
+    for task, of_task in rows.items():
+        path = places.livebench_answers(name, category, task)
+        write_json_lines(path, of_task, ascii_only=False)
+        if with_questions:
+            write_json_lines(questions_file(path), questions[task])
+        files.append(path)
+    return tuple(files)
+
+
+def check_own_answers(name: str, category: str, times: Mapping[int | str, float] | None, places: OutputPlaces) -> None:
+    """Raise UserError for a model id that cannot name a file, and (unless `times` is None) if a file of this id holds
+    answers other than those given at `times`, by question."""
+    if not _is_file_name(places.livebench_id):
+        raise UserError(f"--model_id {places.livebench_id!r} cannot name a file; use letters, digits, '.', '-', '_'")
+    if times is None:
+        return
+    for path in places.livebench_category(name, category).glob(f"*/model_answer/{places.livebench_id}.jsonl"):
+        for row in read_rows(path, {"question_id": str, "answer_id": str}):
+            time = times.get(row.fields["question_id"])
+            if time is None or row.fields["answer_id"] != answer_id(
+                places.livebench_id, row.fields["question_id"], time
+            ):
+                raise UserError(
+                    f"{path} holds the answers of another model or run; choose another --model_id or --output_dir, or "
+                    "replace them with --overwrite"
+                )
+
+
+def answer_id(model_id: str, question_id: str, time: float) -> str:
+    """An id of LiveBench's form (22 letters and digits) that stays the same for one answer."""
+    number = int.from_bytes(hashlib.sha256(f"{model_id}\n{question_id}\n{time!r}".encode()).digest())
+    letters = []
+    for _ in range(_ID_LENGTH):
+        number, digit = divmod(number, len(_ALPHABET))
+        letters.append(_ALPHABET[digit])
+    return "".join(letters)
+
+
+def questions_file(answers: Path) -> Path:
+    """The file of the questions that a file of answers belongs to."""
+    return answers.parents[1] / "questions" / answers.name
+
+
+def question_dates(row: Mapping[str, Any]) -> dict[str, str]:
+    """A question's dates as LiveBench writes them."""
+    return {name: "" if row[name] is None else _day(row[name]) for name in DATES if name in row}
+
+
+def _day(value: Any) -> str:
+    return value.strftime("%Y-%m-%d") if isinstance(value, date | datetime) else str(value)
+
+
+def _check_question(row: Row) -> None:
+    turns = row.fields["turns"]
+    if not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
+        raise UserError(f"{row.place}: the question has no turns; each must be text, fix or remove the line")
+    if not _is_file_name(row.fields["task"]):
+        raise UserError(f"{row.place}: the task {row.fields['task']!r} cannot name a folder; fix the line")
+
+
+def _parquet_rows(file: Path) -> list[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(file)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"{file} is not a complete parquet file ({error}); download it again") from error
+    rows = [Row(f"{file} row {number}", row) for number, row in enumerate(table.to_pylist(), 1)]
+    check_rows(str(file), rows, FIELDS)
+    return rows
+
+
+def _is_in(row: Row, release: str) -> bool:
+    """Whether a question was published by `release` and not yet removed."""
+    for name in DATES[:2]:
+        if not isinstance(row.fields.get(name), str | date | datetime):
+            raise UserError(f"{row.place} lacks the date {name!r}; add it, or remove --livebench_release")
+    published, removed = (_day(row.fields[name]) for name in DATES[:2])
+    return published <= release and (removed == "" or removed > release)
+
+
+def _is_file_name(name: str) -> bool:
+    return re.fullmatch(r"[\w-][\w.-]*", name) is not None

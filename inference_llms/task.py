@@ -1,0 +1,180 @@
+"""The shapes of a task (examples in, scores and files out) and of the external evaluator that scores its files."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from inference_llms.data_sets import DataSet
+from inference_llms.engines.engine import Sampling
+from inference_llms.evaluators.programs import programs_pass
+from inference_llms.evaluators.results import (
+    Verdicts,
+    command_file,
+    errors_in_one_line,
+    hash_lines,
+    hashes_file,
+    hashing_command,
+)
+from utils.errors import UserError
+from utils.output_places import OutputPlaces
+from utils.whole_files import write_whole
+
+# Whether a completion is right, readable, ..., given the example's row.
+Rule = Callable[[str, Mapping[str, Any]], bool]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example of a set: its id (its position in the set, or the set's own), prompt and data row."""
+
+    id: int | str
+    prompt: str
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The completions of a run for one task: one for each of `examples`, which are a slice of `whole_set`.
+
+    `times`: when each was finished, in seconds since 1970. `model`: the path of the model. `data_dir` and `release`:
+    where the set's files were looked for, and which release of it was used.
+    """
+
+    examples: Sequence[Example]
+    completions: Sequence[str]
+    times: Sequence[float]
+    whole_set: Sequence[Example]
+    model: str
+    data_dir: Path | None = None
+    release: str | None = None
+
+
+@dataclass(frozen=True)
+class AnswerFiles:
+    """The files that one run wrote for a task's evaluator, and the evaluator's command on record.
+
+    `data_dir` and `release` as in `Answers`.
+    """
+
+    task: Task
+    files: tuple[Path, ...]
+    command: str
+    data_dir: Path | None = None
+    release: str | None = None
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """A program that scores a task's files.
+
+    `make_command(answers, files, places)`: its command, as recorded and printed. `result(files)`: the file or folder
+    for its result, which `result_option` of the command names. `call(answer_files)`: run it; returns its result and
+    the command that scored. `read_result(files)`: its verdicts, None if it has not scored these files; may raise any
+    of `BROKEN` if they are damaged. `keeps_hashes`: whether the command for people must leave hashes of the files,
+    because the result does not show what it belongs to. `call_without_model`: what scores the answers of the tiny
+    models, if `call` prompts another model.
+    """
+
+    name: str
+    runs_programs: bool
+    make_command: Callable[[Answers, tuple[Path, ...], OutputPlaces], str]
+    result: Callable[[Sequence[Path]], Path]
+    call: Callable[[AnswerFiles], tuple[Path, str]]
+    read_result: Callable[[Sequence[Path]], Verdicts | None]
+    result_option: str | None = None
+    keeps_hashes: bool = True
+    call_without_model: Callable[[AnswerFiles], tuple[Path, str]] | None = None
+
+    def full_command(self, files: Sequence[Path], command: str) -> str:
+        """The recorded `command` with the place where `read` looks for the result, and with hashes of the files."""
+        if self.result_option is not None:
+            command += f" {self.result_option} {shlex.quote(str(self.result(files)))}"
+        return f"{command} && {hashing_command(self.result(files), files)}" if self.keeps_hashes else command
+
+    def run(self, answers: AnswerFiles, without_model: bool = False) -> None:
+        """Score the files of one run and put hashes of all that the result depends on beside it.
+
+        Raises UserError if the files are damaged, or the evaluator fails or is not installed."""
+        call = self.call_without_model if without_model and self.call_without_model else self.call
+        with errors_in_one_line(answers.files[0]):
+            hashes = hash_lines([*answers.files, *answers.task.data_set.files_in(answers.data_dir)])
+            result, command = call(answers)
+            if command:
+                write_whole(command_file(result), f"{command}\n")
+            write_whole(hashes_file(result), hashes)
+
+    def read(self, files: Sequence[Path]) -> Verdicts | None:
+        """The verdicts on a run's files; None if the evaluator has not scored them.
+
+        Raises UserError if its result or the files are damaged, or do not belong together."""
+        if not files:
+            raise UserError("the record names no file for its evaluator; rerun its command")
+        with errors_in_one_line(files[0]):
+            return self.read_result(files)
+
+    def has_scored(self, files: Sequence[Path]) -> bool:
+        """Whether there is a result that belongs to the files as they are now."""
+        with suppress(UserError):
+            return self.read(files) is not None
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One benchmark.
+
+    `title`, `set_size`, `column`: the data set's name and size in the paper, and its place in the paper's tables.
+    `role`: the fine-tune that it tests (instruct, math or code), if any. `make_prompt(row)`: the prompt of a row.
+    `metrics`: rules whose shares of right completions are the scores. `is_right`: the rule for one completion, if it
+    is not the metric "accuracy"; searches use it. `is_readable`: whether a completion holds the number, expression
+    or program that the task looks for; None if the task takes any text. `program(completion)` and `problem(row)`: a
+    completion's program and the problem that tests it, in HumanEval's form. `write_files(answers, places)` writes the
+    files for `evaluator` and returns them. `check_files(times, places)`, called before anything is generated, raises
+    UserError if `write_files` cannot write them, or would replace those of completions with other `times` (by id; None:
+    they may be replaced).
+    """
+
+    name: str
+    data_set: DataSet
+    make_prompt: Callable[[Mapping[str, Any]], str]
+    sampling: Sampling
+    title: str = ""
+    set_size: int = 0
+    column: int = 100
+    role: str | None = None
+    metrics: Mapping[str, Rule] = field(default_factory=dict)
+    is_right: Rule | None = None
+    is_readable: Rule | None = None
+    program: Callable[[str], str] | None = None
+    problem: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    evaluator: Evaluator | None = None
+    write_files: Callable[[Answers, OutputPlaces], tuple[Path, ...]] = lambda answers, places: ()
+    check_files: Callable[[Mapping[int | str, float] | None, OutputPlaces], None] = lambda times, places: None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "title", self.title or self.name)
+        object.__setattr__(self, "is_right", self.is_right or self.metrics.get("accuracy"))
+
+    def load_examples(self, data_dir: Path | None, release: str | None = None) -> list[Example]:
+        """The whole set in its order. Raises UserError for everything that can be wrong with it."""
+        id_field = self.data_set.id_field
+        return [
+            Example(position if id_field is None else row.fields[id_field], self.make_prompt(row.fields), row.fields)
+            for position, row in enumerate(self.data_set.load_rows(data_dir, release))
+        ]
+
+    def capped(self, max_tokens: int | None) -> Task:
+        """The same task, with completions of at most `max_tokens` new tokens; None: unchanged."""
+        return replace(self, sampling=self.sampling.capped(max_tokens))
+
+    def verdicts(self, examples: Sequence[Example], completions: Sequence[str]) -> list[bool]:
+        """Whether each completion is right: by the rule for one, or by running its program on the example's tests."""
+        pairs = list(zip(completions, examples, strict=True))
+        if self.program is not None:
+            return programs_pass([(self.problem(example.row), self.program(text)) for text, example in pairs])
+        return [self.is_right(text, example.row) for text, example in pairs]

@@ -1,0 +1,31 @@
+"""LiveBench, instruction following: rewrite a newspaper's text under several constraints; LiveBench judges."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from inference_llms.engines.engine import Sampling
+from inference_llms.evaluators import livebench
+from inference_llms.livebench_files import LiveBenchSet, livebench_task
+
+
+def make_answer(completion: str) -> str:
+    """A completion as it is judged: without answer marks, and then without punctuation, newlines and white space
+    around it, stripped in this order and once each."""
+    return completion.replace("The answer is:", "").strip(".,!?;: ").strip("\n").strip()
+
+
+def is_readable(completion: str, row: Mapping[str, Any]) -> bool:
+    return make_answer(completion) != ""
+
+
+TASK = livebench_task(
+    "instruction_following",
+    LiveBenchSet("instruction_following"),
+    livebench.TEXT_JUDGE,
+    make_answer=make_answer,
+    title="LiveBench-Instruction",
+    set_size=200,
+    column=6,
+    sampling=Sampling(max_tokens=2048),
+    is_readable=is_readable,
+)
