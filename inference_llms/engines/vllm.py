@@ -58,11 +58,17 @@ class VllmEngine:
             self._tokenizer = open_tokenizer(model_folder)
             if tensor_parallel_size is None:
                 tensor_parallel_size = widest_split(config, gpus // pipeline_parallel_size)
-            _check_heads(config, model_folder, tensor_parallel_size)
+            heads = config.get_text_config().num_attention_heads
+            if heads % tensor_parallel_size:
+                raise UserError(
+                    f"--tensor_parallel_size {tensor_parallel_size} does not divide the {heads} attention heads of "
+                    f"{model_folder}; choose one that does"
+                )
             # vLLM joins gate_proj and up_proj into one tensor, and counts it as loaded if one of them is there.
             if has_weights:
                 check_weights(model_folder, config)
-            dtype = _dtype_in_vllm(checkpoint_dtype(config), on_gpu=gpus > 0)
+            dtype = checkpoint_dtype(config)
+            dtype = ({"float32": "float16"} if gpus else {"float16": "float32"}).get(dtype, dtype)
             environment = {**_QUIET, "VLLM_LOGGING_LEVEL": "WARNING"}
             if gpus == 0:
                 environment |= _cpu_environment(config, dtype, tensor_parallel_size * pipeline_parallel_size)
@@ -180,20 +186,6 @@ class VllmEngine:
 
 # Turns off usage reports over the network, and messages that vLLM prints at every start without a fault.
 _QUIET = {"VLLM_NO_USAGE_STATS": "1", "PYTHONWARNINGS": "ignore::FutureWarning", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-
-
-def _check_heads(config: PreTrainedConfig, model_folder: Path, tensor_parallel_size: int) -> None:
-    heads = config.get_text_config().num_attention_heads
-    if heads % tensor_parallel_size:
-        raise UserError(
-            f"--tensor_parallel_size {tensor_parallel_size} does not divide the {heads} attention heads of "
-            f"{model_folder}; choose one that does"
-        )
-
-
-def _dtype_in_vllm(checkpoint: str, on_gpu: bool) -> str:
-    changed = {"float32": "float16"} if on_gpu else {"float16": "float32"}
-    return changed.get(checkpoint, checkpoint)
 
 
 def _cpu_environment(config: PreTrainedConfig, dtype: str, workers: int) -> dict[str, str]:
