@@ -31,6 +31,15 @@ class CutOff(str):
     """A completion that `max_tokens` or the model's context ended, not the model."""
 
 
+@dataclass(frozen=True)
+class ScoredText:
+    """The tokens of a prompt and its greedy completion, and the log-probability of each token after the first."""
+
+    tokens: Sequence[int]
+    prompt_length: int
+    log_probabilities: Sequence[float]
+
+
 class Weights(Protocol):
     """The weights of a model, under the names and in the shapes of its checkpoint. Iterated once for each replacement.
     Can be pickled, for processes that compute them separately."""

@@ -8,7 +8,6 @@ old head by 9.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from inference_llms.engines.engine import Weights
+from inference_llms.engines.engine import ScoredText, Weights
 from inference_llms.engines.model_loading import (
     context_length,
     load_config,
@@ -42,15 +41,6 @@ NEW_TOKENS = 16
 TIMES_ROUNDING = 2.0
 LEAST_TOLERANCE = 0.01
 USUAL_ROUNDING = 0.05  # if the model in float32 does not fit into memory
-
-
-@dataclass(frozen=True)
-class ScoredText:
-    """The tokens of a prompt and its greedy completion, and the log-probability of each token after the first."""
-
-    tokens: Sequence[int]
-    prompt_length: int
-    log_probabilities: Sequence[float]
 
 
 def prove(engine: "VllmEngine", folder: Path, weights: Weights) -> None:

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from inference_llms.engines.engine import CutOff, Sampling, Weights
-from inference_llms.engines.engine_proof import ScoredText
+from inference_llms.engines.engine import CutOff, Sampling, ScoredText, Weights
 from inference_llms.engines.model_loading import (
     cache_bytes_per_token,
     check_weights,

@@ -26,7 +26,8 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from inference_llms.engines.engine_proof import ScoredText, check_against, prove
+from inference_llms.engines.engine import ScoredText
+from inference_llms.engines.engine_proof import check_against, prove
 from tests.inference_llms.engines.tiny_llama import write_tiny_llama
 from tests.vllm_marks import vllm_installed
 from utils.errors import UserError
