@@ -21,9 +21,16 @@ ZOO = ROOT / "scripts" / "tiny_zoo"
 LFS_POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9942981696\n"
 
 
-def edit_config(folder, **changes):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
+def write(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def edit_config(**changes):
+    def edit(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | changes))
+
+    return edit
 
 
 def rename_tensors(folder):
@@ -37,14 +44,6 @@ def make_adapter(folder):
     get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")).save_pretrained(folder)
 
 
-def add_adapter(folder):
-    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "our/base", "peft_type": "LORA"}')
-
-
-def make_classifier(folder):
-    LlamaForSequenceClassification(LlamaConfig.from_pretrained(folder)).save_pretrained(folder)
-
-
 def move_inside(folder):
     shutil.copytree(folder, folder / "checkpoint-100")
     (folder / "config.json").unlink()
@@ -55,39 +54,30 @@ def remove_tokenizer(folder):
         path.unlink()
 
 
-def empty_tokenizer(folder):
-    remove_tokenizer(folder)
-    (folder / "tokenizer.model").touch()
-
-
-def unfetched_tokenizer(folder):
-    (folder / "tokenizer.json").write_text(LFS_POINTER)
-
-
-def quantise(folder):
-    edit_config(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
-
-
-def translator(folder):
-    T5Config().save_pretrained(folder)
-
-
-def foreign_code(folder):
-    edit_config(folder, model_type="ours", auto_map={"AutoConfig": "ours.OurConfig"})
-
-
 CASES = [
     (make_adapter, "adapter of /", "merge_and_unload()"),
-    (add_adapter, "a model and an adapter", "move the adapter's files"),
+    (write("adapter_config.json", '{"peft_type": "LORA"}'), "a model and an adapter", "move the adapter's files"),
     (move_inside, "holds no model itself", "checkpoint-100"),
     (remove_tokenizer, "holds no tokenizer", "copy the tokenizer's files"),
-    (empty_tokenizer, "holds no tokenizer", "copy the tokenizer's files"),
-    (unfetched_tokenizer, "tokenizer.json is a Git LFS pointer", "git lfs pull"),
-    (quantise, "requires bitsandbytes", "install what it names"),
+    (
+        lambda folder: remove_tokenizer(folder) or write("tokenizer.model", "")(folder),
+        "holds no tokenizer",
+        "copy the tokenizer's files",
+    ),
+    (write("tokenizer.json", LFS_POINTER), "tokenizer.json is a Git LFS pointer", "git lfs pull"),
+    (
+        edit_config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+        "requires bitsandbytes",
+        "install what it names",
+    ),
     (rename_tensors, "begin with _orig_mod.", "save the model that is inside"),
-    (make_classifier, "lacks tensor lm_head.weight, and holds 1", "as a causal language model"),
-    (translator, "T5Config", "choose a model that continues text"),
-    (foreign_code, "auto_map", "never run"),
+    (
+        lambda x: LlamaForSequenceClassification(LlamaConfig.from_pretrained(x)).save_pretrained(x),
+        "lacks tensor lm_head.weight, and holds 1",
+        "as a causal language model",
+    ),
+    (lambda folder: T5Config().save_pretrained(folder), "T5Config", "choose a model that continues text"),
+    (edit_config(model_type="ours", auto_map={"AutoConfig": "ours.OurConfig"}), "auto_map", "never run"),
 ]
 
 

@@ -97,21 +97,24 @@ def test_a_vllm_without_a_cpu_build_is_refused_on_the_cpu(monkeypatch):
         check_engine_request("vllm", 1, 1)
 
 
-def edit_tensors(folder: Path, edit) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    edit(tensors)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
 UP_PROJ = "model.layers.1.mlp.up_proj.weight"
 
 
-def without_a_tensor(folder: Path) -> None:
-    edit_tensors(folder, lambda tensors: tensors.pop(UP_PROJ))
+def write(name: str, text: str):
+    return lambda folder: (folder / name).write_text(text)
 
 
-def with_another_shape(folder: Path) -> None:
-    edit_tensors(folder, lambda tensors: tensors.update({UP_PROJ: torch.zeros(3, 4)}))
+def edit_tensors(edit):
+    def damage(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        edit(tensors)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return damage
+
+
+without_a_tensor = edit_tensors(lambda tensors: tensors.pop(UP_PROJ))
+with_another_shape = edit_tensors(lambda tensors: tensors.update({UP_PROJ: torch.zeros(3, 4)}))
 
 
 class RunsACommand:
@@ -124,22 +127,14 @@ def pickled_program(folder: Path) -> None:
     torch.save({"a": RunsACommand()}, folder / "pytorch_model.bin")
 
 
-def a_list_for_a_config(folder: Path) -> None:
-    (folder / "generation_config.json").write_text("[]")
-
-
-def no_attention(folder: Path) -> None:
-    (folder / "config.json").write_text('{"model_type": "mamba"}')
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (without_a_tensor, f"lacks tensor {UP_PROJ}"),
         (with_another_shape, f"tensor {UP_PROJ} has the shape 3 x 4"),
         (pickled_program, "(*.bin) is broken or holds more than tensors"),
-        (a_list_for_a_config, "generation_config.json is not a JSON object"),
-        (no_attention, "mamba model has no attention"),
+        (write("generation_config.json", "[]"), "generation_config.json is not a JSON object"),
+        (write("config.json", '{"model_type": "mamba"}'), "mamba model has no attention"),
     ],
 )
 def test_a_model_that_cannot_run_is_refused_in_one_line(folder, tmp_path, monkeypatch, capfd, damage, message):
@@ -162,7 +157,7 @@ def test_vllm_refuses_missing_and_misshapen_tensors_before_it_starts(folder, dam
 
 
 def test_weights_that_are_not_finite_are_reported_instead_of_completions(folder):
-    edit_tensors(folder, lambda tensors: tensors[UP_PROJ].fill_(float("nan")))
+    edit_tensors(lambda tensors: tensors[UP_PROJ].fill_(float("nan")))(folder)
     engine = open_engine("transformers", folder, 1, 1)
     with pytest.raises(UserError, match=f"{folder}: the model computes NaN"):
         next(engine.complete(PROMPTS[:2], Sampling(max_tokens=2)))
