@@ -1,9 +1,9 @@
-"""A search beside as many runs of the main job, and putting weights into an engine beside starting one.
+"""Compare a search with as many runs of the main job, and replacing an engine's weights with starting an engine.
 
     python benchmarks/benchmark_search.py --backend vllm --tensor_parallel_size 2 --output benchmarks/search_vllm.md
 
-Takes the tiny models: draws over two tasks, the search as one process, the main job as one process a draw. Of the main
-job only some runs are made, and their mean stands for all.
+Uses the tiny models and two tasks. The search is one process; the main job is one process for each draw. Only some runs
+of the main job are made, and their mean is multiplied.
 """
 
 import os
@@ -40,8 +40,8 @@ SPENT = re.compile(r"engine start ([\d.]+) s, (\d+) replacements of its weights 
 
 @dataclass(frozen=True)
 class Compared:
-    """One method. Seconds: of the search with all its draws; of one run of the main job, the mean; of the start of the
-    search's engine; of one replacement of its weights."""
+    """Seconds for one method: the search with all its draws, one run of the main job (mean), the start of the search's
+    engine, one replacement of its weights."""
 
     method: str
     search: float
@@ -55,9 +55,9 @@ def main() -> None:
     parser.add_argument("--backend", choices=("vllm", "transformers"), default="vllm")
     parser.add_argument("--tensor_parallel_size", type=positive_number, default=2)
     parser.add_argument("--num_draws", type=positive_number, default=20)
-    parser.add_argument("--runs", type=positive_number, default=3, help="of the main job (default: 3)")
+    parser.add_argument("--runs", type=positive_number, default=3, help="runs of the main job (default: 3)")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--output", type=Path, help="write the table here")
+    parser.add_argument("--output", type=Path, help="file for the table (default: none)")
     options = parser.parse_args()
     compared = [compare(method, options) for method in options.methods]
     text = report(compared, options)
@@ -67,13 +67,13 @@ def main() -> None:
 
 
 def compare(method: str, options: argparse.Namespace) -> Compared:
-    """Runs of the main job before and after the search, in one go: the machine's speed changes over minutes."""
+    """Run the main job before and after the search, because the machine's speed changes over minutes."""
     with tempfile.TemporaryDirectory() as folder:
         runs = [main_job(method, number, Path(folder), options) for number in range(-(-options.runs // 2))]
         seconds, printed = timed(search_command(method, Path(folder), options))
         found = SPENT.search(printed)
         if found is None:
-            raise UserError(f"the search did not tell what it spent:\n{printed}")
+            raise UserError(f"the search did not print the time that it spent:\n{printed}")
         runs += [main_job(method, number, Path(folder), options) for number in range(len(runs), options.runs)]
     return Compared(method, seconds, sum(runs) / len(runs), float(found[1]), float(found[3]))
 
@@ -99,7 +99,7 @@ def common(method: str, output: Path, options: argparse.Namespace) -> list[objec
 
 
 def timed(command: Sequence[object]) -> tuple[float, str]:
-    """Seconds from start to end, and what was printed."""
+    """Run a command; returns its seconds and its output."""
     words = [sys.executable, *(str(word) for word in command)]
     started = time.perf_counter()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -114,16 +114,15 @@ def timed(command: Sequence[object]) -> tuple[float, str]:
 def report(compared: Sequence[Compared], options: argparse.Namespace) -> str:
     engine = f"{options.backend}, {options.tensor_parallel_size} workers"
     lines = [
-        f"# A search of {options.num_draws} draws beside as many runs of the main job ({engine})",
+        f"# A search of {options.num_draws} draws and as many runs of the main job ({engine})",
         "",
-        f"Made by `python benchmarks/benchmark_search.py {' '.join(word for word in sys.argv[1:])}` on {date.today()}.",
+        f"Made by `python benchmarks/benchmark_search.py {' '.join(sys.argv[1:])}` on {date.today()}.",
         "",
         *(f"* {line}" for line in machine(("torch", "transformers"))),
         "",
         f"The tiny models; {' and '.join(TASKS)}, {EXAMPLES} examples of each for every draw. Seconds of whole",
         "processes. The search also scores equal ratios and each fine-tune, tests its choice, and draws the report.",
-        f"Of the main job {options.runs} runs were made, before and after the search; all count as their",
-        f"mean, {options.num_draws} times.",
+        f"The main job ran {options.runs} times, before and after the search; all runs are calculated.",
         "",
         "| method | search | one run | all runs | search / runs | engine start | replacement | replacement / start |",
         "|---|---|---|---|---|---|---|---|",

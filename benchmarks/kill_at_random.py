@@ -38,10 +38,15 @@ from utils.whole_files import write_whole
 ROOT = Path(__file__).resolve().parent.parent
 ZOO = ROOT / "scripts" / "tiny_zoo"
 SHAPE = LlamaShape(8, 768, 2048, 12, 12, vocabulary=8000)
-CELLS = """
-merge_llms_instruct_math_code.py --merge_instruct --merge_math --merging_method_name average_merging
-merge_llms_instruct_math_code.py --merge_instruct --merge_math --merging_method_name task_arithmetic
-"""
+CELLS = [
+    {
+        "tables": ["performance"],
+        "merge": {"merge_instruct": True, "merge_math": True, "merging_method_name": method},
+        "script": "merge_llms_instruct_math_code.py",
+        "options": {"end_index": 20, "tasks": ["gsm8k", "alpaca_eval"]},
+    }
+    for method in ("average_merging", "task_arithmetic")
+]
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,8 @@ def kind_of_name(name: str, folder: Path, out: Path) -> Kind:
         words = [*merge, "--merging_method_name", "average_merging", "--num_draws", 3]
         words += ["--tasks", "gsm8k", "--num_validation", 8, "--num_test", 8, "--tensor_parallel_size", 1, *running]
         return Kind(search_mixup.main, words, _has_answers, _glob("report.html"), _answers)
-    listed, examples = folder / "cells.tsv", "--end_index 20 --tasks gsm8k alpaca_eval"
-    listed.write_text("".join(f"performance\t\t{cell} {examples}\n" for cell in CELLS.split("\n") if cell))
+    listed = folder / "cells.json"
+    listed.write_text(json.dumps({"cells": CELLS}))
     words = ["--cells", listed, "--models", "tiny", "--results_dir", out]
     return Kind(run_cells.main, words, _glob("paper_cells/*.json"), _glob("tables.html"), _tables)
 

@@ -39,7 +39,7 @@ def add_tasks_option(parser: argparse._ActionsContainer) -> None:
 
 
 def add_inference_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose a model's examples and its engine, in three groups."""
+    """Add the options that choose a model's examples and its engine, in two groups."""
     examples = parser.add_argument_group("examples and outputs")
     examples.add_argument("--data_dir", type=Path, help="folder with the sets' files (default: download the sets)")
     examples.add_argument("--output_dir", type=Path, default=Path(), help="root of all save_* folders (default: .)")
@@ -58,7 +58,8 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
         "--backend",
         choices=BACKENDS,
         default="auto",
-        help="what generates (default: auto, which is vllm if it is installed); replay scores stored completions",
+        help="engine; auto: vllm if it is installed and there is a GPU, else transformers; replay: score stored "
+        "completions (default: auto)",
     )
     engines.add_argument("--replay_from", type=Path, help="with replay: folder of <task>.jsonl (id, completion)")
     add_engine_options(engines)
@@ -78,11 +79,11 @@ def add_engine_options(parser: argparse._ActionsContainer) -> None:
         "--engine_dtype",
         choices=ENGINE_DTYPES,
         default=ENGINE_DTYPES[0],
-        help="transformers on the CPU: compute in float32 (default), or (auto) in bfloat16 if the checkpoint is in it "
-        "and the processor is faster in it",
+        help="transformers on the CPU: compute in float32 (default), or (auto) in bfloat16 if the checkpoint has "
+        "that dtype and the processor is faster with it",
     )
     parser.add_argument(
-        "--max_tokens", type=positive_number, help="most new tokens of a completion (default: the task's own limit)"
+        "--max_tokens", type=positive_number, help="limit of new tokens per completion (default: the task's)"
     )
 
 

@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ ROOTS = (".", "live_bench", "livebench", "data/live_bench")
 DATES = ("livebench_release_date", "livebench_removal_date", "release_date")
 _ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"  # shortuuid's: no two look alike
 _ID_LENGTH = 22
+QUESTIONS = "questions"  # the folder of the answered questions, beside model_answer
 
 
 @dataclass(frozen=True)
@@ -103,69 +103,54 @@ def livebench_task(
     make_answer: Callable[[str], str] = str,
     **fields: Any,
 ) -> Task:
-    """A task on LiveBench's questions. `make_answer(completion)` is the answer that LiveBench's files get."""
+    """A task on LiveBench's questions. `make_answer(completion)` is the answer in LiveBench's files."""
+
+    def write_files(answers: Answers, places: OutputPlaces) -> tuple[Path, ...]:
+        """Write the answers, one file for each of LiveBench's tasks, and the questions beside them if a judge reads
+        both. Returns the files of answers."""
+        rows: dict[Path, list[dict[str, Any]]] = {}
+        model_id = places.livebench_id
+        for example, completion, time in zip(answers.examples, answers.completions, answers.times, strict=True):
+            path = places.livebench_answers(name, data_set.category, example.row["task"])
+            row = {
+                "question_id": example.id,
+                "answer_id": answer_id(model_id, str(example.id), time),
+                "model_id": model_id,
+                "choices": [{"index": 0, "turns": [make_answer(completion)]}],
+                "tstamp": time,
+            }
+            rows.setdefault(path, []).append(row)
+            if evaluator is not None:
+                question = {**example.row, **question_dates(example.row)}
+                rows.setdefault(questions_file(path), []).append(question)
+        for path, of_file in rows.items():
+            write_json_lines(path, of_file, ascii_only=path.parent.name == QUESTIONS)
+        return tuple(path for path in rows if path.parent.name != QUESTIONS)
+
+    def check_files(times: Mapping[int | str, float] | None, places: OutputPlaces) -> None:
+        """Raise UserError if the model id cannot name a file, or a file of this id holds answers with other times."""
+        model_id = places.livebench_id
+        if not _is_file_name(model_id):
+            raise UserError(f"--model_id {model_id!r} cannot name a file; use letters, digits, '.', '-', '_'")
+        folder = places.livebench_category(name, data_set.category)
+        for path in folder.glob(f"*/model_answer/{model_id}.jsonl") if times is not None else ():
+            for row in read_rows(path, {"question_id": str, "answer_id": str}):
+                question = row.fields["question_id"]
+                if question not in times or row.fields["answer_id"] != answer_id(model_id, question, times[question]):
+                    raise UserError(
+                        f"{path} holds the answers of another model or run; choose another --model_id or --output_dir, "
+                        "or replace them with --overwrite"
+                    )
+
     return Task(
         name=name,
         data_set=data_set,
         make_prompt=make_prompt,
         evaluator=evaluator,
-        check_files=partial(check_own_answers, name, data_set.category),
-        write_files=partial(write_answers, name, data_set.category, make_answer, evaluator is not None),
+        write_files=write_files,
+        check_files=check_files,
         **fields,
     )
-
-
-def write_answers(
-    name: str,
-    category: str,
-    make_answer: Callable[[str], str],
-    with_questions: bool,
-    answers: Answers,
-    places: OutputPlaces,
-) -> tuple[Path, ...]:
-    """Write the answers in LiveBench's model_answer form, one file for each of its tasks; with the answered questions
-    beside them if a judge will read both. Returns the files of answers."""
-    rows: dict[str, list[dict[str, Any]]] = {}
-    questions: dict[str, list[dict[str, Any]]] = {}
-    for example, completion, time in zip(answers.examples, answers.completions, answers.times, strict=True):
-        task = example.row["task"]
-        rows.setdefault(task, []).append(
-            {
-                "question_id": example.id,
-                "answer_id": answer_id(places.livebench_id, str(example.id), time),
-                "model_id": places.livebench_id,
-                "choices": [{"index": 0, "turns": [make_answer(completion)]}],
-                "tstamp": time,
-            }
-        )
-        questions.setdefault(task, []).append({**example.row, **question_dates(example.row)})
-    files = []
-    for task, of_task in rows.items():
-        path = places.livebench_answers(name, category, task)
-        write_json_lines(path, of_task, ascii_only=False)
-        if with_questions:
-            write_json_lines(questions_file(path), questions[task])
-        files.append(path)
-    return tuple(files)
-
-
-def check_own_answers(name: str, category: str, times: Mapping[int | str, float] | None, places: OutputPlaces) -> None:
-    """Raise UserError for a model id that cannot name a file, and (unless `times` is None) if a file of this id holds
-    answers other than those given at `times`, by question."""
-    if not _is_file_name(places.livebench_id):
-        raise UserError(f"--model_id {places.livebench_id!r} cannot name a file; use letters, digits, '.', '-', '_'")
-    if times is None:
-        return
-    for path in places.livebench_category(name, category).glob(f"*/model_answer/{places.livebench_id}.jsonl"):
-        for row in read_rows(path, {"question_id": str, "answer_id": str}):
-            time = times.get(row.fields["question_id"])
-            if time is None or row.fields["answer_id"] != answer_id(
-                places.livebench_id, row.fields["question_id"], time
-            ):
-                raise UserError(
-                    f"{path} holds the answers of another model or run; choose another --model_id or --output_dir, or "
-                    "replace them with --overwrite"
-                )
 
 
 def answer_id(model_id: str, question_id: str, time: float) -> str:
@@ -180,7 +165,7 @@ def answer_id(model_id: str, question_id: str, time: float) -> str:
 
 def questions_file(answers: Path) -> Path:
     """The file of the questions that a file of answers belongs to."""
-    return answers.parents[1] / "questions" / answers.name
+    return answers.parents[1] / QUESTIONS / answers.name
 
 
 def question_dates(row: Mapping[str, Any]) -> dict[str, str]:

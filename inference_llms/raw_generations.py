@@ -4,12 +4,11 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from inference_llms.data_sets import read_rows
-from inference_llms.engines.engine import Sampling
 from inference_llms.task import Example
 from utils.errors import UserError
 from utils.json_files import parse_json_lines, read_shaped_object
@@ -51,24 +50,6 @@ class IdentityShape:
 def identity_path(rows: Path) -> Path:
     """The file beside `<task>.jsonl` that says which run its rows belong to."""
     return rows.with_name(f"{rows.stem}.identity.json")
-
-
-def run_identity(
-    backend: str,
-    model_fingerprint: str,
-    weights_fingerprint: str,
-    sampling: Sampling,
-    unusual_dtype: str | None = None,
-) -> dict[str, Any]:
-    """What must be equal if two runs' completions are to share a file."""
-    settings = {**asdict(sampling), "stop": list(sampling.stop)}
-    return {
-        "backend": backend,
-        "model_fingerprint": model_fingerprint,
-        "weights_fingerprint": weights_fingerprint,
-        "sampling": settings,
-        **({} if unusual_dtype is None else {"engine_dtype": unusual_dtype}),
-    }
 
 
 def read_identity(rows: Path) -> dict[str, Any] | None:
@@ -127,12 +108,6 @@ def stored_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(row.get("prompt"), str) or not isinstance(row.get("completion"), str):
             raise UserError(f"{place} lacks its prompt or completion; remove that line")
         yield place, row
-
-
-def stored_row(example: Example, completion: Completion) -> dict[str, Any]:
-    """The row of a file of completions."""
-    row = {"id": example.id, "prompt": example.prompt}
-    return {**row, "completion": completion.text, "time": completion.time, "cut_off": completion.cut_off}
 
 
 def cut_off(row: Mapping[str, Any]) -> bool | None:

@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from inference_llms.answer_health import Health, health_of
-from inference_llms.engines.engine import CutOff, Engine
+from inference_llms.engines.engine import CutOff, Engine, Sampling
 from inference_llms.raw_generations import (
     Completion,
     Completions,
     appended_rows,
     check_same_run,
     read_replay,
-    run_identity,
     stored_completions,
-    stored_row,
 )
 from inference_llms.task import Answers, Example, Task
 from inference_llms.tasks import TASKS
@@ -47,6 +45,16 @@ class ModelSource:
     weights_fingerprint: str
     open_engine: Callable[[], Engine]
     unusual_dtype: str | None = None
+
+    def identity(self, sampling: Sampling) -> dict[str, Any]:
+        """What must be equal if two runs' completions are to share a file."""
+        identity = {
+            "backend": self.backend,
+            "model_fingerprint": self.model_fingerprint,
+            "weights_fingerprint": self.weights_fingerprint,
+            "sampling": {**asdict(sampling), "stop": list(sampling.stop)},
+        }
+        return identity if self.unusual_dtype is None else {**identity, "engine_dtype": self.unusual_dtype}
 
 
 @dataclass(frozen=True)
@@ -151,13 +159,7 @@ def find_completions(
     if isinstance(source, ReplaySource):
         return read_replay(source.folder / f"{examples.task.name}.jsonl", examples.chosen, examples.whole_set)
     path = places.raw_generations(examples.task.name)
-    identity = run_identity(
-        source.backend,
-        source.model_fingerprint,
-        source.weights_fingerprint,
-        examples.task.sampling,
-        source.unusual_dtype,
-    )
+    identity = source.identity(examples.task.sampling)
     stored = {} if overwrite else stored_completions(path, identity, examples.whole_set)
     return Completions(path, identity, stored)
 
@@ -236,8 +238,10 @@ def generate_missing(
     """Complete the missing examples, in one call of the engine; each completion is stored as soon as it exists."""
     with appended_rows(completions.path, completions.identity, overwrite) as write_row:
         for example, text in complete(engine, examples.task, missing, len(examples.chosen)):
-            completions.by_id[example.id] = Completion(text, time.time(), isinstance(text, CutOff))
-            write_row(stored_row(example, completions.by_id[example.id]))
+            completion = Completion(text, time.time(), isinstance(text, CutOff))
+            row = {"id": example.id, "prompt": example.prompt, "completion": text}
+            write_row({**row, "time": completion.time, "cut_off": completion.cut_off})
+            completions.by_id[example.id] = completion
 
 
 def complete(engine: Engine, task: Task, missing: Sequence[Example], number: int) -> Iterator[tuple[Example, str]]:

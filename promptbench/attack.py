@@ -1,5 +1,6 @@
-"""What an attack is: what it may make of a prompt. How the worst is found stands in search.py."""
+"""Attacks: which changes one may try on a prompt. `search.py` finds the worst of them."""
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,12 +8,16 @@ from typing import Literal
 
 from promptbench.prompt_task import PromptTask
 from promptbench.prompt_words import PromptWords
+from utils.errors import UserError
+
+
+class MissingPart(UserError):
+    """An attack needs a model, file, package or paraphrases that are missing; the line says where to get them."""
 
 
 @dataclass(frozen=True)
 class AttackParts:
-    """What an attack may take to work with: the task, the seed of what is drawn, and models and files by path or
-    hub id, None where the user has given none."""
+    """Everything an attack may use: the task, the seed, and models and files by path or hub id (None: not given)."""
 
     task: PromptTask
     seed: int = 0
@@ -21,39 +26,27 @@ class AttackParts:
     word_vectors: Path | None = None
 
 
+# For each candidate, one change away from the current prompt: is it close enough to the clean or the current one?
+# Arguments: the clean prompt, the current prompt, the candidates.
 Constraint = Callable[[PromptWords, PromptWords, Sequence[PromptWords]], Sequence[bool]]
 
 
-def anything_goes(clean: PromptWords, current: PromptWords, candidates: Sequence[PromptWords]) -> Sequence[bool]:
-    """The constraint that holds for every candidate."""
+def accept_all(clean: PromptWords, current: PromptWords, candidates: Sequence[PromptWords]) -> Sequence[bool]:
     return [True] * len(candidates)
-
-
-def both(first: Constraint, second: Constraint) -> Constraint:
-    """The constraint that two hold; the second judges only what the first lets through."""
-
-    def holds(clean: PromptWords, current: PromptWords, candidates: Sequence[PromptWords]) -> Sequence[bool]:
-        held = first(clean, current, candidates)
-        left = [candidate for candidate, holds_first in zip(candidates, held, strict=True) if holds_first]
-        verdicts = iter(second(clean, current, left))
-        return [holds_first and next(verdicts) for holds_first in held]
-
-    return holds
 
 
 @dataclass(frozen=True)
 class WordAttack:
     """Changes one word after another, the most important first.
 
-    `rank_by`: what a word's importance is measured by, its replacement by [UNK] or its deletion.
-    `substitutes(prompt, index)`: what may stand for the word at `index`, without that word itself; the same for the
-    same arguments. `holds(clean, current, candidates)`: which of the candidates, each one change away from `current`,
-    are near enough to the clean or the current prompt.
+    `rank_by`: a word's importance is the accuracy lost when it is replaced by [UNK] or deleted.
+    `substitutes(prompt, index)`: replacements to try for the word at `index`; the same for the same arguments.
+    `holds`: the constraint on candidates.
     """
 
     rank_by: Literal["unk", "delete"]
     substitutes: Callable[[PromptWords, int], Sequence[str]]
-    holds: Constraint = anything_goes
+    holds: Constraint = accept_all
 
 
 @dataclass(frozen=True)
@@ -64,3 +57,11 @@ class WholePromptAttack:
 
 
 Attack = WordAttack | WholePromptAttack
+
+
+def draws_for(seed: int, attack: str, prompt: str, index: int) -> random.Random:
+    """The random generator of an attack for the word (or candidate) at `index` of a prompt.
+
+    It depends on nothing else, so results do not change with the order in which prompts and words are tried.
+    """
+    return random.Random(repr((seed, attack, prompt, index)))

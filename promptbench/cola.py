@@ -9,8 +9,7 @@ if __name__ in ("__main__", "__mp_main__"):  # before the imports, which take a 
 
 import functools
 
-from promptbench.glue import load_validation_set
-from promptbench.prompt_task import PromptTask
+from promptbench.prompt_task import PromptTask, load_validation_set
 
 TASK = PromptTask(
     name="cola",

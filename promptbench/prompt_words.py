@@ -1,4 +1,4 @@
-"""A prompt as words that can be changed one by one."""
+"""Split a prompt into words that can be changed one by one."""
 
 import json
 import re
@@ -9,25 +9,19 @@ from pathlib import Path
 # them, other words would be attacked than in the paper.
 STOP_WORDS = frozenset(json.loads(Path(__file__).with_name("stop_words.json").read_text(encoding="utf-8")))
 
-# TextAttack 0.3.7's words. These three symbols stand for "-", "'" and "x" in its homoglyph attack and count as letters;
-# the other homoglyphs are letters or digits anyway.
+# The words of TextAttack 0.3.7. Its homoglyph attack writes "-", "'" and "x" as these three symbols, so they count as
+# letters; all other homoglyphs are letters or digits.
 HOMOGLYPH_SYMBOLS = "\u02d7`\u00d7"
 WORD = re.compile(rf"(?:[^\W_]|[{HOMOGLYPH_SYMBOLS}])[\w'*@{HOMOGLYPH_SYMBOLS}-]*")
 
 
-def cut_words(text: str) -> list[tuple[str, int, int]]:
-    """The words of a text with their offsets, the end exclusive: runs of letters and digits; ' - _ * @ belong to a
-    word except at its start."""
-    return [(match.group(), match.start(), match.end()) for match in WORD.finditer(text)]
-
-
 @dataclass(frozen=True)
 class PromptWords:
-    """A prompt and its words.
+    """A prompt and its words: runs of letters and digits, where ' - _ * @ belong to a word except at its start.
 
-    `words` and `places` (start, end: offsets in `text`) go together; `changed` are the indices of words that were
-    changed, and are not attacked again. The methods that change a word give a new prompt, whose words are counted anew:
-    a change to two words moves all later indices by one.
+    `places` are the (start, end) offsets of `words` in `text`. `changed` are the indices of changed words, which are
+    not attacked again. Methods that change a word return a new prompt; replacing one word by two moves all later
+    indices by one.
     """
 
     text: str
@@ -36,18 +30,16 @@ class PromptWords:
     changed: frozenset[int] = frozenset()
 
     @classmethod
-    def of(cls, text: str) -> "PromptWords":
-        """The prompt with nothing changed."""
-        return cls._cut(text, frozenset())
-
-    @classmethod
-    def _cut(cls, text: str, changed: frozenset[int]) -> "PromptWords":
-        words = cut_words(text)
-        return cls(text, tuple(word for word, _, _ in words), tuple((start, end) for _, start, end in words), changed)
+    def of(cls, text: str, changed: frozenset[int] = frozenset()) -> "PromptWords":
+        """The words of a text, of which those at the indices `changed` count as changed."""
+        matches = list(WORD.finditer(text))
+        return cls(text, tuple(match.group() for match in matches), tuple(match.span() for match in matches), changed)
 
     def replace(self, index: int, new: str) -> "PromptWords":
-        """The prompt with `new`, of any number of words, for the word at `index`; all of them count as changed, unless
-        `new` is the word itself."""
+        """The prompt with `new` (any number of words, all counted as changed) in place of the word at `index`.
+
+        Unchanged if `new` is that word itself.
+        """
         if new == self.words[index]:
             return self
         start, end = self.places[index]
@@ -55,7 +47,7 @@ class PromptWords:
 
     def delete(self, index: int) -> "PromptWords":
         """The prompt without the word at `index` and one space: the one before it, or after the first word. The last
-        word's space stays where nothing follows."""
+        word's space stays if nothing follows."""
         start, end = self.places[index]
         before, after = self.text[:start], self.text[end:]
         if index == 0:
@@ -65,16 +57,16 @@ class PromptWords:
         return self._with(index, before, "", after)
 
     def insert_after(self, index: int, new: str) -> "PromptWords":
-        """The prompt with a space and `new` right after the word at `index`; that word counts as changed too."""
+        """The prompt with a space and `new` right after the word at `index`, which counts as changed too."""
         return self.replace(index, f"{self.words[index]} {new}")
 
     def insert_before(self, index: int, new: str) -> "PromptWords":
-        """The prompt with `new` and a space right before the word at `index`; that word counts as changed too."""
+        """The prompt with `new` and a space right before the word at `index`, which counts as changed too."""
         return self.replace(index, f"{new} {self.words[index]}")
 
     def modifiable(self, protected: frozenset[str]) -> list[int]:
-        """Indices of the words that an attack may change: not in `protected` (lower case, compared without regard to
-        case), no English stop word (in lower case: "As" is none), not changed before."""
+        """Indices of the words that an attack may change: not in `protected` (lower case; compared ignoring case), not
+        English stop words (compared with case: "As" is not one), not changed before."""
         return [
             index
             for index, word in enumerate(self.words)
@@ -82,11 +74,11 @@ class PromptWords:
         ]
 
     def index_of_change(self, before: "PromptWords") -> int:
-        """Index of the first word that is changed here and was not in the prompt `before` the last change."""
+        """Index of the first word changed here but not in `before`, the prompt before the last change."""
         return min(self.changed - before.changed)
 
     def _with(self, index: int, before: str, new: str, after: str) -> "PromptWords":
-        # No word of `new` grows together with one around it: a word ends at a character that no word holds.
-        number = len(cut_words(new))
+        # No word of `new` can join a neighbour: a word ends at a character that no word contains.
+        number = len(WORD.findall(new))
         moved = {other + (number - 1 if other > index else 0) for other in self.changed if other != index}
-        return self._cut(before + new + after, frozenset(moved.union(range(index, index + number))))
+        return PromptWords.of(before + new + after, frozenset(moved.union(range(index, index + number))))

@@ -1,8 +1,10 @@
-"""What an attack did to a prompt and to the model's accuracy: for a file, and for the screen."""
+"""Reports of an attack, for a file and for the screen."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
+
+from tabulate import tabulate
 
 from inference_llms.answer_health import Health
 from promptbench.prompt_accuracy import PromptAccuracy
@@ -13,12 +15,13 @@ from utils.intervals import wilson_interval
 
 
 def attack_report(name: str, result: SearchResult, accuracy: PromptAccuracy) -> dict[str, Any]:
-    """A search's result as JSON: prompts, accuracies with 95% intervals (Wilson), the performance drop rate (None where
-    the clean accuracy is 0), which samples were answered rightly, the health of the answers, queries, and the whole
-    search."""
+    """A search's result as JSON: prompts, accuracies with 95% intervals (Wilson), the performance drop rate (None if
+    the clean accuracy is 0), which samples were answered correctly, the health of the answers, the number of queries,
+    and the whole search."""
 
     def interval(prompt: str) -> list[float]:
-        return list(wilson_interval(accuracy.number_right(prompt), accuracy.number_of_samples))
+        right = accuracy.right(prompt)
+        return list(wilson_interval(sum(right), len(right)))
 
     return {
         "attack": name,
@@ -56,14 +59,19 @@ def prompt_lines(report: Mapping[str, Any]) -> list[str]:
     return [f"{report['attack']}: the clean prompt", *clean, "  and attacked", *attacked]
 
 
-def table(reports: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for each attack: accuracies in per cent with their intervals, PDR, queries."""
-    lines = [f"{'attack':12} {'clean accuracy':>22} {'attacked accuracy':>22} {'PDR':>8} {'queries':>8}"]
-    for report in reports:
-        cells = [_percent(report[name], report[f"{name}_interval"]) for name in ("clean_accuracy", "attacked_accuracy")]
-        drop = f"{100 * report['performance_drop_rate']:.1f}%"
-        lines.append(f"{report['attack']:12} {cells[0]:>22} {cells[1]:>22} {drop:>8} {report['number_of_queries']:>8}")
-    return lines
+def result_table(reports: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line per attack: accuracies in percent with their intervals, PDR, number of queries."""
+    rows = [
+        [
+            report["attack"],
+            *(_percent(report[name], report[f"{name}_interval"]) for name in ("clean_accuracy", "attacked_accuracy")),
+            f"{100 * report['performance_drop_rate']:.1f}%",
+            report["number_of_queries"],
+        ]
+        for report in reports
+    ]
+    headers = ["attack", "clean accuracy", "attacked accuracy", "PDR", "queries"]
+    return tabulate(rows, headers, tablefmt="plain", colalign=("left", *["right"] * 4)).split("\n")
 
 
 def health_lines(reports: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -75,21 +83,22 @@ def health_lines(reports: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def check_clean_prompt(task: PromptTask, model: str, accuracy: PromptAccuracy) -> None:
-    """Ask the clean prompt. Raises UserError, saying how the answers look, where not one of them is right: the
+    """Score the clean prompt. Raises UserError with the health of the answers if none of them is right, because the
     performance drop rate is then undefined."""
     if accuracy([task.prompt]) != [0]:
         return
     labels = " or ".join(map(repr, task.labels))
-    looks = accuracy.health(task.prompt).warning() or f"{accuracy.number_of_samples} answers, all of them other labels"
-    first, _ = accuracy.completions(task.prompt)[0]
+    completions = accuracy.completions(task.prompt)
+    looks = accuracy.health(task.prompt).warning() or f"{len(completions)} answers, all with the wrong label"
+    first, _ = completions[0]
     raise UserError(
-        f"{model}: no answer to the clean prompt of {task.name} is right ({looks}; the first is {_short(first)}), so "
-        f"an attack has no accuracy to lower; choose a model that answers {labels}"
+        f"{model}: no answer to the clean prompt of {task.name} is right ({looks}; the first is {_shortened(first)}), "
+        f"so an attack has no accuracy to lower; choose a model that answers {labels}"
     )
 
 
-def _short(text: str) -> str:
-    """A text in one line of 60 characters at most."""
+def _shortened(text: str) -> str:
+    """A text in one line of about 60 characters at most."""
     return repr(text if len(text) <= 60 else f"{text[:59]}…")
 
 

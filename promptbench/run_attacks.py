@@ -1,4 +1,4 @@
-"""The command line of every attacked task: attacks on its prompt, results as JSON, a table."""
+"""Command line of every attacked task: attack its prompt, write the results as JSON, print a table."""
 
 import argparse
 import hashlib
@@ -14,23 +14,17 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-from inference_llms.command_line import (
-    add_engine_options,
-    check_engine,
-    check_engine_dtype,
-    model_source,
-)
+from inference_llms.command_line import add_engine_options, check_engine, check_engine_dtype, model_source
 from inference_llms.engines.engine import Sampling
 from inference_llms.model_folder import output_places
 from inference_llms.run_tasks import PACKAGES, ModelSource
 from promptbench import attacks
-from promptbench.attack import Attack, AttackParts
-from promptbench.missing_part import MissingPart
+from promptbench.attack import Attack, AttackParts, MissingPart
 from promptbench.prompt_accuracy import SAMPLING, PromptAccuracy
 from promptbench.prompt_task import PromptTask, Sample
-from promptbench.report import attack_report, check_clean_prompt, health_lines, prompt_lines, table
+from promptbench.report import attack_report, check_clean_prompt, health_lines, prompt_lines, result_table
 from promptbench.search import search
-from utils.command_line import OneLineParser, positive_number, whole_number
+from utils.command_line import OneLineParser, options_on_record, positive_number, whole_number
 from utils.content_hashes import content_hash, folder_hash
 from utils.errors import UserError
 from utils.json_files import read_json_object
@@ -45,31 +39,71 @@ ATTACK_NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(attac
 ALL = "all"
 BACKENDS = ("auto", "vllm", "transformers")
 PACKAGES_OF_ATTACKS = ("sentence-transformers", "HanTa")
+EXAMPLES = """
+examples:
+  python promptbench/{task}.py --model_path DIR --attack_method stresstest deepwordbug
+  python promptbench/{task}.py --model_path DIR --attack_method all --word_vectors FILE --num_samples 200
+"""
 
 
 def build_parser(task: PromptTask) -> argparse.ArgumentParser:
-    parser = OneLineParser(description=f"Attack the prompt of {task.name}.", allow_abbrev=False)
-    parser.add_argument("--model_path", type=Path, required=True, help="a Hugging Face model folder, or a hub id")
-    parser.add_argument(
+    parser = OneLineParser(
+        description=f"Find the prompt for {task.name} that lowers a model's accuracy most, and report the drop.",
+        epilog=EXAMPLES.format(task=task.name),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    main_options = parser.add_argument_group("model and attacks")
+    main_options.add_argument("--model_path", type=Path, required=True, help="Hugging Face model folder, or a hub id")
+    main_options.add_argument(
         "--attack_method",
         nargs="+",
         required=True,
         choices=(*ATTACK_NAMES, ALL),
         metavar="ATTACK",
-        help=f"{', '.join(ATTACK_NAMES)}; or {ALL}: those whose parts are there",
+        help=f"{', '.join(ATTACK_NAMES)}; or {ALL}: every attack whose models and files are available",
     )
-    parser.add_argument("--mask_lm", default=AttackParts.mask_lm, metavar="PATH_OR_HUB_ID", help="of bertattack")
-    parser.add_argument(
-        "--sentence_encoder", default=AttackParts.sentence_encoder, metavar="PATH_OR_HUB_ID", help="of similarities"
+    main_options.add_argument("--seed", type=whole_number, default=0, help="seed of all random draws (default: 0)")
+    main_options.add_argument(
+        "--query_budget", type=positive_number, help="largest number of prompts scored per attack (default: no limit)"
     )
-    parser.add_argument("--word_vectors", type=Path, help="of textfooler and textbugger: a word and its numbers a line")
-    parser.add_argument("--data_dir", type=Path, help=f"folder looked in for {task.name}_dev.tsv before `datasets`")
-    parser.add_argument("--num_samples", type=positive_number, help="as many samples, drawn by the seed (default: all)")
-    parser.add_argument("--seed", type=whole_number, default=0, help="of all that is drawn (default: 0)")
-    parser.add_argument("--query_budget", type=positive_number, help="prompts scored by an attack at most")
-    parser.add_argument("--output_dir", type=Path, default=Path(), help="root of every save_* folder")
-    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="what completes the prompts")
-    add_engine_options(parser)
+    parts = parser.add_argument_group("models and files that some attacks need")
+    parts.add_argument(
+        "--mask_lm",
+        default=AttackParts.mask_lm,
+        metavar="PATH_OR_HUB_ID",
+        help="masked language model; for bertattack (default: %(default)s)",
+    )
+    parts.add_argument(
+        "--sentence_encoder",
+        default=AttackParts.sentence_encoder,
+        metavar="PATH_OR_HUB_ID",
+        help="sentence-transformers model; for bertattack, textbugger, textfooler (default: %(default)s)",
+    )
+    parts.add_argument(
+        "--word_vectors",
+        type=Path,
+        metavar="FILE",
+        help="a word and its numbers on each line; for textbugger, textfooler",
+    )
+    data = parser.add_argument_group("data and output")
+    data.add_argument(
+        "--data_dir", type=Path, metavar="DIR", help=f"folder with {task.name}_dev.tsv (default: download the set)"
+    )
+    data.add_argument(
+        "--num_samples", type=positive_number, help="size of a random part of the set, drawn by --seed (default: all)"
+    )
+    data.add_argument(
+        "--output_dir", type=Path, default=Path(), help="folder of all save_* folders (default: the working folder)"
+    )
+    engine = parser.add_argument_group("engine")
+    engine.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="auto",
+        help="engine that runs the model; auto: vllm if it is installed and there is a GPU, else transformers",
+    )
+    add_engine_options(engine)
     parser.set_defaults(pipeline_parallel_size=1)
     return parser
 
@@ -85,7 +119,8 @@ def main(task: PromptTask, arguments: Sequence[str] | None = None) -> None:
 
 
 def run_attacks(task: PromptTask, options: argparse.Namespace, command: str) -> None:
-    """All that can be checked first; then one search after another, on one engine, each with its file."""
+    """Check everything that can be checked first; then run one search after another on one engine, each with its own
+    result file."""
     task.check_prompts()
     check_engine_dtype(options)
     check_engine(options)
@@ -95,11 +130,10 @@ def run_attacks(task: PromptTask, options: argparse.Namespace, command: str) -> 
     samples = chosen_samples(task, options)
     opened, missing = open_attacks(task, options)
     sampling = SAMPLING.capped(options.max_tokens)
-    identity = asked_identity(source, sampling, samples)
-    paths, settings = {}, {}
-    for name in opened:
-        paths[name] = places.adversarial_result(task.name, name)
-        settings[name] = {
+    identity = completions_identity(source, sampling, samples)
+    paths = {name: places.adversarial_result(task.name, name) for name in opened}
+    settings = {
+        name: {
             **identity,
             "prompt": task.prompt,
             "number_of_samples": len(samples),
@@ -107,34 +141,41 @@ def run_attacks(task: PromptTask, options: argparse.Namespace, command: str) -> 
             "query_budget": options.query_budget,
             **settings_of_parts(options, parts_of_attack(name)),
         }
+        for name in opened
+    }
 
     reports = []
-    asked = places.adversarial_completions(task.name, digest(identity))
+    completions = places.adversarial_completions(task.name, short_hash(identity))
     with ExitStack() as held:
         for name, path in paths.items():
             held.enter_context(locked(path))
             check_same_settings(path, settings[name])
         accuracy = held.enter_context(
-            closing(PromptAccuracy(task, samples, asked, identity, source.open_engine, sampling))
+            closing(PromptAccuracy(task, samples, completions, identity, source.open_engine, sampling))
         )
         check_clean_prompt(task, source.model, accuracy)
         for name, attack in opened.items():
             result = search(attack, task.prompt, task.protected_words, accuracy, options.query_budget)
             reports.append(attack_report(name, result, accuracy))
-            packages = package_versions((*PACKAGES, *PACKAGES_OF_ATTACKS))
-            about = {"task": task.name, "model": source.model, "command": command, "packages": packages}
+            about = {
+                "task": task.name,
+                "model": source.model,
+                "command": command,
+                "options": options_on_record(options),
+                "packages": package_versions((*PACKAGES, *PACKAGES_OF_ATTACKS)),
+            }
             write_json(paths[name], {**about, "settings": settings[name], **reports[-1]})
             for line in prompt_lines(reports[-1]):
                 log.info(line)
-    for line in [*table(reports), *health_lines(reports)]:
+    for line in [*result_table(reports), *health_lines(reports)]:
         log.info(line)
-    for name, why in missing.items():
-        log.info("not run: %s: %s", name, why)
+    for name, reason in missing.items():
+        log.info("not run: %s: %s", name, reason)
     log.info("results: %s", places.adversarial_result(task.name, "*").parent)
 
 
 def chosen_samples(task: PromptTask, options: argparse.Namespace) -> Sequence[Sample]:
-    """The whole set, or `--num_samples` of it in its order."""
+    """The whole set, or `--num_samples` of it in the set's order."""
     samples = task.load_samples(options.data_dir)
     if options.num_samples is None:
         return samples
@@ -144,9 +185,9 @@ def chosen_samples(task: PromptTask, options: argparse.Namespace) -> Sequence[Sa
 
 
 def open_attacks(task: PromptTask, options: argparse.Namespace) -> tuple[dict[str, Attack], dict[str, str]]:
-    """The attacks asked for, by name, and why others of `all` cannot run.
+    """The requested attacks by name, and the reason for each of `all` that cannot run.
 
-    Raises UserError where a part of an attack that was named itself is missing."""
+    Raises UserError if a part of an attack is missing that was requested by its name."""
     parts = AttackParts(task, options.seed, options.mask_lm, options.sentence_encoder, options.word_vectors)
     named = [name for name in dict.fromkeys(options.attack_method) if name != ALL]
     opened: dict[str, Attack] = {}
@@ -162,12 +203,12 @@ def open_attacks(task: PromptTask, options: argparse.Namespace) -> tuple[dict[st
 
 
 def parts_of_attack(name: str) -> tuple[str, ...]:
-    """The options of `AttackParts` that an attack depends on, beside task and seed."""
+    """The fields of `AttackParts` that an attack depends on, besides task and seed."""
     return getattr(_module(name), "PARTS", ())
 
 
 def settings_of_parts(options: argparse.Namespace, parts: Sequence[str]) -> dict[str, str]:
-    """The models and files that an attack works with, with the hashes of those that are on this machine."""
+    """The models and files that an attack uses, with hashes of those on this machine."""
     settings = {}
     for part in parts:
         settings[part] = str(getattr(options, part))
@@ -181,32 +222,32 @@ def _module(name: str):
     return importlib.import_module(f"{attacks.__name__}.{name}")
 
 
-def asked_identity(source: ModelSource, sampling: Sampling, samples: Sequence[Sample]) -> dict[str, Any]:
-    """What must agree for completions to be of use to another call."""
+def completions_identity(source: ModelSource, sampling: Sampling, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Everything that must agree for stored completions to be reused."""
     return {
         "backend": source.backend,
         "model_fingerprint": source.model_fingerprint,
         "weights_fingerprint": source.weights_fingerprint,
         "sampling": {"max_tokens": sampling.max_tokens, "stop": list(sampling.stop), "temperature": 0.0},
         **({} if source.unusual_dtype is None else {"engine_dtype": source.unusual_dtype}),
-        "samples": digest([[sample.text, sample.label] for sample in samples]),
+        "samples": short_hash([[sample.text, sample.label] for sample in samples]),
     }
 
 
-def digest(value: Any) -> str:
-    """Of a JSON value, enough to tell it from others."""
+def short_hash(value: Any) -> str:
+    """A short hash of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check_same_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    """Raise UserError where a result that is there already was found in another way."""
+    """Raise UserError if `path` has a result found with other settings."""
     if not path.is_file():
         return
-    found = read_json_object(path, "remove it").get("settings")
-    if found != settings:
-        known = found if isinstance(found, dict) else {}
+    stored = read_json_object(path, "remove it").get("settings")
+    if stored != settings:
+        known = stored if isinstance(stored, dict) else {}
         different = [key.replace("_", " ") for key in settings if known.get(key) != settings[key]]
         raise UserError(
-            f"{path} holds the result of another run (another {' and '.join(different)}); choose another --output_dir, "
+            f"{path} has the result of another run (another {' and '.join(different)}); choose another --output_dir, "
             "or remove it"
         )

@@ -1,5 +1,4 @@
-"""Every score in a results' folder, whatever produced it, as one CSV; and the paper's tables of them, beside the
-published values: python scripts/make_tables.py RESULTS_DIR"""
+"""Write every score below a results folder to one CSV, and make the paper's tables beside the published values."""
 
 import sys
 
@@ -8,30 +7,45 @@ if __name__ in ("__main__", "__mp_main__"):  # before the imports, which take a 
 
     prepare_process(__name__)
 
+import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from scripts.paper_tables.figures import FIGURES, figures
-from scripts.paper_tables.rendering import html_page, latex, markdown
-from scripts.paper_tables.results_folder import with_scores
-from scripts.paper_tables.score import OK, Score, scores_csv
-from scripts.paper_tables.tables import paper_tables
+from scripts.paper_tables.collect import collect_scores
+from scripts.paper_tables.figures import FIGURES
+from scripts.paper_tables.scores import OK, Score, scores_csv
+from scripts.paper_tables.tables import html_page, latex, markdown, paper_tables
+from utils.command_line import OneLineParser
 from utils.errors import run_command_line
+from utils.run_log import logged_run
 from utils.whole_files import write_whole
 
 log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    with_scores(make_tables, __doc__, arguments)
+    with_scores(make_tables, "scripts/make_tables.py", __doc__, arguments)
+
+
+def with_scores(
+    write: Callable[[Path, list[Score]], None], script: str, description: str | None, arguments: Sequence[str] | None
+) -> None:
+    """Parse the command line of a script, whose one argument is a results folder, and `write` from its scores."""
+    form = argparse.RawDescriptionHelpFormatter
+    examples = f"examples:\n  python {script} paper_results_tiny\n  python {script} DIR   # any --output_dir of runs"
+    parser = OneLineParser(description=description, epilog=examples, formatter_class=form, allow_abbrev=False)
+    parser.add_argument("results_dir", type=Path, metavar="RESULTS_DIR", help="folder with results at or below it")
+    results_dir = parser.parse_args(arguments).results_dir
+    with logged_run():
+        write(results_dir, collect_scores(results_dir))
 
 
 def make_tables(results_dir: Path, scores: Sequence[Score]) -> None:
-    """Write tables/scores.csv, tables.md, tables.html and a .tex for each table; tell what is missing or in doubt."""
+    """Write tables/scores.csv, tables.md, tables.html and a .tex for each table; report what is missing or doubtful."""
     folder = results_dir / "tables"
     tables = paper_tables(scores)
-    drawn = [name for name in figures(scores) if (results_dir / "figures" / f"{name}.svg").is_file()]
+    drawn = [name for name in FIGURES if (results_dir / "figures" / f"{name}.svg").is_file()]
     pictures = {f"../figures/{name}.svg": FIGURES[name][1] for name in drawn}
     write_whole(folder / "scores.csv", scores_csv(scores))
     write_whole(folder / "tables.md", markdown(tables))
@@ -44,8 +58,8 @@ def make_tables(results_dir: Path, scores: Sequence[Score]) -> None:
 
 
 def doubts(scores: Sequence[Score]) -> list[str]:
-    """A line for each reason why scores have no value, with how many, and one of them named; and one for scores of
-    faulty answers."""
+    """A line for each reason why scores have no value, with their number and one of them; and one for scores of faulty
+    answers."""
     by_reason: dict[tuple[str, str], list[Score]] = {}
     for score in scores:
         if score.status != OK:
@@ -60,7 +74,7 @@ def doubts(scores: Sequence[Score]) -> list[str]:
 
 
 def _named(scores: Sequence[Score]) -> str:
-    """The first of some scores, and whether there are others."""
+    """The first of some scores, and a mark if there are others."""
     first = scores[0]
     what = " ".join(filter(None, (first.models, first.method, first.variant, first.dataset, first.attack)))
     seed = "" if first.seed is None else f" seed {first.seed}"

@@ -1,4 +1,4 @@
-"""The paper's figures of the scores in a results' folder, as PNG and SVG: python scripts/plot_figures.py RESULTS_DIR"""
+"""Draw the paper's figures from the scores below a results folder, as PNG and SVG."""
 
 import sys
 
@@ -11,9 +11,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from scripts.make_tables import with_scores
 from scripts.paper_tables.figures import figures
-from scripts.paper_tables.results_folder import with_scores
-from scripts.paper_tables.score import Score
+from scripts.paper_tables.scores import Score
 from utils.errors import run_command_line
 from utils.whole_files import whole_file
 
@@ -21,14 +21,13 @@ log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    with_scores(plot_figures, __doc__, arguments)
+    with_scores(plot_figures, "scripts/plot_figures.py", __doc__, arguments)
 
 
 def plot_figures(results_dir: Path, scores: Sequence[Score]) -> None:
-    """Write figures/NAME.png and .svg for every figure that there are scores of."""
+    """Write figures/NAME.png and .svg for every figure that has something to show."""
     folder = results_dir / "figures"
-    for name, draw in figures(scores).items():
-        figure = draw()
+    for name, figure in figures(scores).items():
         for ending in ("png", "svg"):
             with whole_file(folder / f"{name}.{ending}") as file:
                 figure.savefig(file, format=ending, dpi=150)

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from inference_llms.evaluators.programs import programs_pass
 from inference_llms.tasks import TASKS, alpaca_eval, human_eval, mbpp
-from promptbench.masked_words import MaskedLanguageModel
+from promptbench.extra_models import MaskedLanguageModel
 from promptbench.prompt_words import PromptWords
 from scripts.tiny_zoo import corpus, sentences
 from scripts.tiny_zoo import masked_model as masked

@@ -1,1 +1,1 @@
-"""What several rooms share: errors, files written whole, places of outputs, logging."""
+"""Code shared by all folders: errors, files written whole, output places, logging."""

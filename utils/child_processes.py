@@ -1,4 +1,4 @@
-"""Commands run as child processes: they end when this process ends, and Ctrl-C reaches them once."""
+"""Commands run as child processes, which end when this process ends and get Ctrl-C exactly once."""
 
 import os
 import signal
@@ -14,9 +14,9 @@ _running: set[subprocess.Popen] = set()
 
 @contextmanager
 def child_process(words: Sequence[str], environment: Mapping[str, str], **options: Any) -> Iterator[subprocess.Popen]:
-    """Start one of the project's commands, in a separate session; waits for it when the block ends.
+    """Start one of the project's commands in a separate session, and wait for it when the block ends.
 
-    A Ctrl-C in the terminal does not reach it, so that `interrupt_children` is the only one it gets.
+    Ctrl-C in the terminal does not reach it; only `interrupt_children` does.
     """
     environment = {**environment, PARENT: str(os.getpid())}
     with subprocess.Popen(words, env=environment, start_new_session=True, **options) as process:
@@ -28,7 +28,7 @@ def child_process(words: Sequence[str], environment: Mapping[str, str], **option
 
 
 def interrupt_children() -> None:
-    """Send Ctrl-C to all children that still run."""
+    """Send Ctrl-C to all running children."""
     for process in list(_running):
         with suppress(ProcessLookupError):
             process.send_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""The processor cores of the machine."""
+"""Processor cores of the machine."""
 
 import os
 

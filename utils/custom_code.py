@@ -1,4 +1,4 @@
-"""Checkpoints that come with code, which is never executed here."""
+"""Checkpoints that come with their own code, which is never run here."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,15 +9,15 @@ from utils.json_files import read_json_object
 
 
 def code_files(folder: Path) -> list[Path]:
-    """The code that comes with a folder's model or tokenizer: copied, never run."""
+    """The code files of a folder's model or tokenizer, which are copied but never run."""
     return sorted(folder.glob("*.py"))
 
 
 def check_runs_without_code(folder: Path) -> None:
-    """Raise UserError for a model that no engine here can run, because transformers knows it only by its code."""
+    """Raise UserError for a model that no engine here can run because transformers needs the model's own code."""
     if not (folder / "config.json").exists():
         return
-    config = read_json_object(folder / "config.json", "give a whole Hugging Face model folder")
+    config = read_json_object(folder / "config.json", "give a complete Hugging Face model folder")
     modules = ", ".join(code_modules(config))
     if not modules:
         return
@@ -25,8 +25,8 @@ def check_runs_without_code(folder: Path) -> None:
 
     if not knows_model_type(config.get("model_type")):
         raise UserError(
-            f"{folder / 'config.json'}: auto_map names code ({modules}) without which transformers does not know this "
-            "model, and code of checkpoints is never run here; merge with --merge_only and run it with another program"
+            f"{folder / 'config.json'}: transformers needs this model's own code ({modules}, in auto_map), "
+            "and code of checkpoints is never run here; merge with --merge_only and run it with another program"
         )
 
 

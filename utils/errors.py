@@ -1,4 +1,4 @@
-"""Mistakes that a user can make, each reported in one line."""
+"""Errors that a user can fix, each reported in one line."""
 
 import os
 import sys
@@ -8,17 +8,16 @@ from utils.interrupts import begin_work, end_interrupted, end_work, was_interrup
 
 
 class UserError(Exception):
-    """Something the user can put right.
+    """An error that the user can fix.
 
     The message is one line: it names the file, tensor or option at fault and says what to do.
     """
 
 
 def run_command_line(main: Callable[[], None]) -> int:
-    """Run `main`, turning a `UserError` into one line on stderr.
+    """Run `main` and report a `UserError` or an uncaught `OSError` in one line on stderr.
 
-    An `OSError` that came this far is reported in the same way. Returns the exit status: 0, 2 after such an error
-    (as argparse does), 130 after Ctrl-C.
+    Returns the exit status: 0, 2 after such an error (as argparse does), or 130 after Ctrl-C.
     """
     begin_work()
     # transformers warns of things that only programmers can act on; it reads this when it is imported.
@@ -27,7 +26,7 @@ def run_command_line(main: Callable[[], None]) -> int:
         status = _run(main)
         return end_interrupted() if was_interrupted() else status
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) or was_interrupted():  # libraries make other errors of it
+        if isinstance(error, KeyboardInterrupt) or was_interrupted():  # libraries turn it into other errors
             return end_interrupted()
         raise
     finally:
@@ -47,6 +46,6 @@ def _run(main: Callable[[], None]) -> int:
 
 def _line(error: UserError | OSError) -> str:
     if isinstance(error, UserError):
-        return " ".join(str(error).splitlines())  # names that it quotes may hold line breaks
-    place = "" if error.filename is None else f"{error.filename}: "  # a full disk, a folder that may not be written
+        return " ".join(str(error).splitlines())  # quoted names may contain line breaks
+    place = "" if error.filename is None else f"{error.filename}: "  # a full disk, a read-only folder
     return f"{place}{error.strerror or error}; fix this and rerun"

@@ -1,4 +1,4 @@
-"""Findings: what a check of the inputs shows, each in one line with a remedy."""
+"""Findings of a check of the inputs, each in one line with a remedy."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +9,9 @@ from utils.errors import UserError
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault or oddity of the inputs. An error stops the work; a warning is shown and recorded.
+    """One problem with the inputs. An error stops the work; a warning is shown and recorded.
 
-    `text` is one line: it names the file, tensor or option, says what is the matter, and ends with what to do.
+    `text` is one line: it names the file, tensor or option, describes the problem, and ends with what to do.
     """
 
     is_error: bool
@@ -20,7 +20,7 @@ class Finding:
 
 @dataclass
 class Findings:
-    """The findings of one check, in the order in which they were made."""
+    """The findings of one check, in order."""
 
     found: list[Finding] = field(default_factory=list)
 
@@ -32,7 +32,7 @@ class Findings:
 
     @contextmanager
     def collect(self) -> Iterator[None]:
-        """Turn a UserError that the block raises into an error among the findings."""
+        """Add a UserError raised in the block to the findings, as an error."""
         try:
             yield
         except UserError as error:
@@ -47,7 +47,7 @@ class Findings:
         return [finding for finding in self.found if not finding.is_error]
 
     def stop_at_errors(self) -> None:
-        """Raise UserError with the first error, if there is one, and the number of the others."""
+        """Raise UserError with the first error, if there are any, and the number of the others."""
         if self.errors:
             first, *others = self.errors
             number = "1 more error" if len(others) == 1 else f"{len(others)} more errors"

@@ -1,13 +1,13 @@
-"""Ctrl-C, and the end of a parent process: how commands and the processes that they start end."""
+"""End commands and their child processes on Ctrl-C, or when the parent process ends."""
 
-import _signal  # not signal, whose imports take as long as the interpreter's start; until then Ctrl-C is a traceback
+import _signal  # not signal: importing it takes as long as starting Python, and until then Ctrl-C prints a traceback
 import atexit
 import os
 import sys
 from types import FrameType
 
 INTERRUPTED = 130  # the exit status, as in a shell
-PARENT = "MERGING_PARENT_PROCESS"  # environment variable: the process with which a command ends
+PARENT = "MERGING_PARENT_PROCESS"  # environment variable: the process that a command ends with
 _is_prepared = False
 _is_interrupted = False
 _is_said = False
@@ -18,46 +18,46 @@ class Interrupted(BaseException):
 
 
 def prepare_process(name: str) -> None:
-    """Prepare a process for Ctrl-C; entry scripts call this before their imports, with their `__name__`.
+    """Prepare a process for Ctrl-C. Entry scripts call this before their imports, with their `__name__`.
 
-    A Ctrl-C during the imports ends a command with one line. Processes that multiprocessing starts import the entry
-    script as `__mp_main__`: they leave Ctrl-C to the command, and end with it however it ends.
+    Ctrl-C during the imports then ends the command with one line. Processes started by multiprocessing import the entry
+    script as `__mp_main__`: they ignore Ctrl-C, and end whenever and however the command ends.
     """
     global _is_prepared
     if name == "__mp_main__":
         _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
         _end_with(os.getppid())
-    elif _signal.getsignal(_signal.SIGINT) != _signal.SIG_IGN:  # it is for a shell script's background jobs
+    elif _signal.getsignal(_signal.SIGINT) != _signal.SIG_IGN:  # ignored for background jobs of a shell script
         _signal.signal(_signal.SIGINT, _end_at_once)
         _is_prepared = True
-        # Called last at exit. Python resets its handlers when it ends, and a late Ctrl-C would then kill it silently.
+        # Called last at exit: Python then resets its handlers, and a late Ctrl-C would kill it silently.
         atexit.register(_signal.signal, _signal.SIGINT, _signal.SIG_IGN)
-    if name == "__main__":  # multiprocessing passes over a package's __main__ unless it knows it by its path
+    if name == "__main__":  # else multiprocessing skips a package's __main__
         sys.modules[name].__spec__ = None
     if PARENT in os.environ:
         _end_with(int(os.environ.pop(PARENT)))
 
 
 def begin_work() -> None:
-    """Let the next Ctrl-C raise Interrupted, so that the work can clean up, and a further one end the process."""
+    """From now on, Ctrl-C raises Interrupted, so that the work can clean up; a second one ends the process."""
     if _is_prepared:
         _signal.signal(_signal.SIGINT, _interrupt)
 
 
 def end_work() -> None:
-    """Let the next Ctrl-C end the process."""
+    """From now on, Ctrl-C ends the process."""
     if _is_prepared:
         _signal.setitimer(_signal.ITIMER_REAL, 0)
         _signal.signal(_signal.SIGINT, _end_at_once)
 
 
 def was_interrupted() -> bool:
-    """Whether a Ctrl-C came since `begin_work`, whatever a library made of the exception."""
+    """Whether Ctrl-C was pressed since `begin_work`, even if a library swallowed the exception."""
     return _is_interrupted
 
 
 def end_interrupted() -> int:
-    """Say that the work was interrupted, and end the process; where it was not prepared, gives the exit status."""
+    """Report the interruption and end the process; if the process was not prepared, return the exit status."""
     from contextlib import suppress
 
     if not _is_prepared:
@@ -76,7 +76,7 @@ def _interrupt(_number: int, frame: FrameType | None) -> None:
     _signal.signal(_signal.SIGINT, _end_at_once)
     if not _is_importing(frame):
         raise Interrupted
-    # torch aborts when an exception passes through its start: once more when the import has ended.
+    # torch aborts if an exception passes through its import: try again later.
     _signal.signal(_signal.SIGALRM, _interrupt)
     _signal.setitimer(_signal.ITIMER_REAL, 0.05)
 
@@ -88,7 +88,7 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 
 def _end_at_once(*_: object) -> None:
-    """Without what Python does at its end, which may wait for threads."""
+    """End without Python's own clean-up, which may wait for threads."""
     _say_interrupted()
     os._exit(INTERRUPTED)
 
@@ -96,18 +96,18 @@ def _end_at_once(*_: object) -> None:
 def _say_interrupted() -> None:
     global _is_said
     if not _is_said:
-        # Not print: the signal may have come while another print holds the stream.
+        # Not print: another print may hold the stream.
         os.write(2, b"interrupted; rerun the command and it resumes\n")
     _is_said = True
 
 
 def _end_with(parent: int) -> None:
-    """Have the system kill this process when its parent ends. Linux only; elsewhere it lives on."""
+    """Have the system kill this process when its parent ends (Linux only)."""
     import ctypes
 
     try:
         ctypes.CDLL(None).prctl(1, _signal.SIGKILL)  # PR_SET_PDEATHSIG
     except AttributeError:
         return
-    if os.getppid() != parent:  # it ended before
+    if os.getppid() != parent:  # it has already ended
         os._exit(1)

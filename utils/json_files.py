@@ -1,4 +1,4 @@
-"""JSON files that must hold an object, or one on each line."""
+"""Read and write JSON files and JSON-lines files."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,14 +12,14 @@ from utils.whole_files import write_whole
 
 
 def read_json_object(path: Path, remedy: str) -> dict[str, Any]:
-    """The JSON object in `path`. Raises UserError, ending in the `remedy`, where there is none."""
+    """The JSON object in `path`. Raises UserError, which ends with the `remedy`, if there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a byte order mark
+        value = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors write a byte order mark
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {remedy}") from None
     except (ValueError, OSError, RecursionError) as error:
-        told = stand_in_remedy(path) if path.is_file() else None
-        raise UserError(f"{path} {told or f'is not JSON ({error}); {remedy}'}") from error
+        stand_in = stand_in_remedy(path) if path.is_file() else None
+        raise UserError(f"{path} {stand_in or f'is not JSON ({error}); {remedy}'}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a JSON object; {remedy}")
     return value
@@ -33,8 +33,8 @@ def read_shaped_object(path: Path, shape: type, remedy: str) -> dict[str, Any]:
 
 
 def check_shape(place: str, value: Any, shape: Any, remedy: str) -> None:
-    """Raise UserError, naming `place` and the first field at fault, unless a JSON value has the fields of a dataclass,
-    or another type, in their types; a value may have more fields. No text of a record holds the character NUL."""
+    """Raise UserError, naming `place` and the first field at fault, unless a JSON value matches `shape`, a dataclass or
+    another type. Extra fields are allowed; the character NUL is not."""
     from pydantic import ValidationError
 
     text = json.dumps(value)
@@ -50,21 +50,21 @@ def check_shape(place: str, value: Any, shape: Any, remedy: str) -> None:
 
 @cache
 def _validator(shape: Any):
-    # Imported late: most commands read no record.
+    # Imported late, as most commands read no record.
     from pydantic import TypeAdapter
 
     return TypeAdapter(shape)
 
 
 def read_json_lines(path: Path, remedy: str) -> list[dict[str, Any]]:
-    """The JSON object on each line of `path`. Raises UserError, ending in the `remedy`, if a line is not one."""
+    """The JSON objects in `path`, one per line. Raises UserError, which ends with the `remedy`, for any other line."""
     try:
-        with open(path, encoding="utf-8") as file:  # str.splitlines would also split at U+2028, inside texts
+        with open(path, encoding="utf-8") as file:  # str.splitlines would also split texts at U+2028
             rows = [value for _, value in parse_json_lines(file, path, remedy)]
     except (ValueError, OSError) as error:
         raise UserError(f"cannot read {path} ({error}); {remedy}") from error
     if not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{path} does not hold a JSON object on each line; {remedy}")
+        raise UserError(f"{path} does not have a JSON object on each line; {remedy}")
     return rows
 
 
@@ -73,8 +73,8 @@ def parse_json_lines(
 ) -> Iterator[tuple[str, Any]]:
     """The place ("FILE line 3") and value of each line that is not blank.
 
-    Raises UserError, ending in the `remedy`, for a line that is not JSON. With `may_end_torn`, a last line that a kill
-    cut off is skipped.
+    Raises UserError, which ends with the `remedy`, for a line that is not JSON. With `may_end_torn`, a last line that a
+    kill cut off is skipped.
     """
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -90,7 +90,7 @@ def parse_json_lines(
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]], ascii_only: bool = True) -> None:
-    """Write each row as a line of JSON. In ASCII unless stated otherwise, because some evaluators open their files in
-    the machine's own encoding."""
+    """Write each row as a line of JSON; in ASCII by default, because some evaluators open files in the machine's
+    encoding."""
     lines = [json.dumps(row, ensure_ascii=ascii_only, default=str) + "\n" for row in rows]
     write_whole(path, "".join(lines))

@@ -1,10 +1,10 @@
-"""The memory of the machine."""
+"""Memory of the machine."""
 
 import os
 
 
 def available_memory() -> int:
-    """Bytes that programs can take without swapping, the page cache included; all of it where Linux does not say."""
+    """Bytes that programs can use without swapping, page cache included; all memory if Linux does not say."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             kilobytes = next(line.split()[1] for line in file if line.startswith("MemAvailable:"))

@@ -1,4 +1,4 @@
-"""The paper's models, and where a model's folder is found."""
+"""Find a model's folder: a path, one of the paper's names, or a hub id, which is downloaded."""
 
 import contextlib
 import fnmatch
@@ -15,7 +15,7 @@ from utils.tokenizer_files import VOCABULARY_PATTERNS
 
 log = logging.getLogger(__name__)
 
-# Name in the paper, by role, in model order; and the same model on the hub.
+# The paper's names, by role, in model order; and the same models on the hub.
 PRETRAINED_MODEL = "Llama-2-13b-hf"
 FINETUNED_MODELS = {
     "instruct": "WizardLM-13B-V1.2",
@@ -30,7 +30,7 @@ HUB_IDS = {
 }
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_WEIGHTS = {  # by kind of file, the better kind first
+_WEIGHTS = {  # by kind of file, the preferred kind first
     ".safetensors": ("model*.safetensors", "adapter_model.safetensors"),
     ".bin": ("pytorch_model*.bin", "adapter_model.bin"),
 }
@@ -43,8 +43,7 @@ _HUB_REMEDIES = {
 
 
 def paper_model_folder(name: str, models_dir: Path | None) -> Path:
-    """The folder of one of the paper's models: `name` in `models_dir` (default: the working folder), else
-    downloaded from the hub."""
+    """The folder of one of the paper's models: `name` in `models_dir` (default: working folder), or from the hub."""
     local = (models_dir or Path()) / name
     if local.is_dir():
         return local
@@ -52,38 +51,38 @@ def paper_model_folder(name: str, models_dir: Path | None) -> Path:
         return find_model_folder(HUB_IDS[name])
     except UserError as error:
         raise UserError(
-            f"{local}: no such folder; {error}, or name the folder that holds it with --models_dir"
+            f"{local}: no such folder; {error}, or give the folder that contains it with --models_dir"
         ) from error
 
 
 def find_model_folder(path_or_hub_id: str) -> Path:
-    """The folder at a path; or of a hub id, whose weights and tokenizer are downloaded where they are not yet, with
-    progress on a terminal. Without a connection, a copy that was downloaded whole is taken.
+    """The folder at a path, or of a hub id, whose weights and tokenizer are downloaded if they are not in the cache,
+    with progress on a terminal. Without a connection, a complete earlier download is used.
 
-    Raises UserError, with what can be done, where there is neither.
+    Raises UserError with a remedy if there is neither.
     """
     path = expanded_path(path_or_hub_id)
     if path.is_dir():
         return path
     if path.exists():
-        raise UserError(f"{path_or_hub_id}: is a file; give the model folder")
+        raise UserError(f"{path_or_hub_id}: is a file; give a model folder")
     if not _HUB_ID.fullmatch(path_or_hub_id):
         raise UserError(f"{path_or_hub_id}: no such model folder")
     try:
         return _download(path_or_hub_id)
-    except Exception as error:  # the hub's, the network's and the disk's, of many kinds
+    except Exception as error:  # of the hub, the network and the disk, of many kinds
         cached = _whole_download(path_or_hub_id)
         if cached is not None:
-            log.info("%s: the hub does not answer; taking the copy downloaded before", path_or_hub_id)
+            log.info("%s: the hub does not answer; using the copy downloaded earlier", path_or_hub_id)
             return cached
         remedy = _HUB_REMEDIES.get(type(error).__name__, "download it and give its path")
         raise UserError(
-            f"{path_or_hub_id}: no such folder here, and not to be had from the hub ({type(error).__name__}); {remedy}"
+            f"{path_or_hub_id}: no such folder here, and not available from the hub ({type(error).__name__}); {remedy}"
         ) from error
 
 
 def local_model_folder(path_or_hub_id: str, root: Path) -> Path | None:
-    """The folder at a path below `root`, or of a hub id that was downloaded; None where neither is on this machine."""
+    """The folder at a path below `root`, or of a downloaded hub id; None if neither is on this machine."""
     path = root / path_or_hub_id
     return path if path.is_dir() else _whole_download(path_or_hub_id)
 
@@ -96,20 +95,20 @@ def _download(hub_id: str) -> Path:
         disable_progress_bars()
     names = [file.rfilename for file in model_info(hub_id).siblings]
     kind = next((kind for kind in _WEIGHTS if any("/" not in name and name.endswith(kind) for name in names)), ".bin")
-    log.info("%s: downloading what is not here yet", hub_id)
+    log.info("%s: downloading missing files", hub_id)
     wanted = [glob.escape(name) for name in names if _is_wanted(name, kind)]
     return Path(snapshot_download(hub_id, allow_patterns=wanted))
 
 
 def _is_wanted(name: str, kind: str) -> bool:
-    """Whether a file belongs to a model whose weights are of this kind. Files in folders do not, nor do those that
-    hold the weights again in forms of other programs (*.pth, consolidated.*, *.gguf)."""
+    """Whether a file belongs to a model with weights of this kind. Files in subfolders do not, nor do copies of the
+    weights for other programs (*.pth, consolidated.*, *.gguf)."""
     in_folder = "/" in name and not name.startswith(_CHAT_TEMPLATES)
     return not in_folder and any(fnmatch.fnmatch(name, pattern) for pattern in (*_WEIGHTS[kind], *_SMALL_FILES))
 
 
 def _whole_download(hub_id: str) -> Path | None:
-    """The hub's copy in the cache, if all its files are there."""
+    """The cached download of a hub id, if it is complete."""
     from huggingface_hub import snapshot_download
 
     for kind in _WEIGHTS:

@@ -1,20 +1,20 @@
-"""Where every output of a run lands: the places of the paper's README."""
+"""Output places of a run, as in the paper's README."""
 
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from utils.errors import UserError
 
-SINGLE_MODEL = "single_model"  # stands for the tasks of a model that was not merged here
+SINGLE_MODEL = "single_model"  # in place of the tasks, for a model that was not merged here
 
 
 @dataclass(frozen=True)
 class OutputPlaces:
     """The places of one run below `root`.
 
-    `tasks` joins the merged task names (`instruct_code`). `name` tells the run apart and may be nested
-    (`mask_merging/average_merging/mask_0.2_0.2_rescale_True`). It holds dots, so file names are made by
-    appending to it. `model_id` replaces the name in LiveBench's files.
+    `tasks` joins the merged task names (`instruct_code`). `name` identifies the run and may be nested
+    (`mask_merging/average_merging/mask_0.2_0.2_rescale_True`). It contains dots, so suffixes are appended to it.
+    `model_id` replaces the name in LiveBench's files.
     """
 
     root: Path
@@ -26,10 +26,10 @@ class OutputPlaces:
         for part in (self.tasks, self.name):
             pure = PurePosixPath(part)
             if not pure.parts or pure.is_absolute() or ".." in pure.parts:
-                raise UserError(f"{part!r} cannot name outputs; it must be a path that stays below --output_dir")
+                raise UserError(f"{part!r} cannot name outputs; give a relative path below --output_dir")
 
     def merged_model(self, task: str) -> Path:
-        """Folder of the merged weights beside the tokenizer of `task` (instruct, math or code)."""
+        """The folder with the merged weights and the tokenizer of `task` (instruct, math or code)."""
         return self.root / "save_merge_models" / self.tasks / task / self.name
 
     def kept_record(self) -> Path:
@@ -37,34 +37,34 @@ class OutputPlaces:
         return self.root / "merge_records" / self.tasks / f"{self.name}.json"
 
     def log(self, time: str) -> Path:
-        """The log of the merge that was started at `time`."""
+        """The log of the merge started at `time`."""
         return self.root / "save_merge_llm_logs" / self.tasks / self.name / f"{time}.log"
 
     def raw_generations(self, task: str) -> Path:
-        """Every raw completion of a task (gsm8k, ...), one JSON row each."""
+        """All raw completions of a task (gsm8k, ...), one JSON row each."""
         return self.root / "save_raw_generations" / self.tasks / self.name / f"{task}.jsonl"
 
     def alpaca_eval(self) -> Path:
-        """The list of outputs that alpaca_eval takes."""
+        """The outputs file for alpaca_eval."""
         folder = self.root / "save_gen_instruct_responses_results" / self.tasks / "alpaca_eval"
         return folder / f"{self.name}.json"
 
     def alpaca_eval_references(self) -> Path:
-        """The set's reference outputs to the same instructions."""
+        """The reference outputs for the same instructions."""
         folder = self.root / "save_gen_instruct_responses_results" / self.tasks / "alpaca_eval"
         return folder / f"{self.name}.references.json"
 
     def code(self, task: str) -> Path:
-        """The programs of human_eval or mbpp, as their evaluators take them."""
+        """The programs of human_eval or mbpp, in the form of their evaluators."""
         return self.root / "save_gen_codes_results" / self.tasks / task / f"{self.name}.jsonl"
 
     def human_eval_problems(self) -> Path:
-        """The problems that were attempted, where they are not the evaluator's own 164."""
+        """The attempted problems, if they are not the evaluator's own 164."""
         return self.root / "save_gen_codes_results" / self.tasks / "human_eval" / f"{self.name}.problems.jsonl"
 
     def livebench_answers(self, evaluate_task: str, category: str, task: str) -> Path:
-        """Answers to one LiveBench task. The folder named by the category drops into LiveBench's data/live_bench; it
-        holds the answers of every model, a file each."""
+        """Answers to one LiveBench task. The category's folder, which goes into LiveBench's data/live_bench, has one
+        file of answers per model."""
         folder = self.livebench_category(evaluate_task, category) / task / "model_answer"
         return folder / f"{self.livebench_id}.jsonl"
 
@@ -76,7 +76,7 @@ class OutputPlaces:
         return self.root / "save_adversarial_results" / dataset / self.model / f"{attack}.json"
 
     def adversarial_completions(self, dataset: str, run: str) -> Path:
-        """What attacks on a prompt asked, and the answers, a JSON row each."""
+        """Completions of attacked prompts, one JSON row each."""
         return self.root / "save_raw_generations" / "promptbench" / dataset / self.model / f"{run}.jsonl"
 
     def mixup_search(self) -> Path:
@@ -85,12 +85,12 @@ class OutputPlaces:
 
     @property
     def livebench_id(self) -> str:
-        """What LiveBench knows the model by."""
+        """The model's name in LiveBench."""
         return self.model if self.model_id is None else self.model_id
 
     @property
     def model(self) -> str:
-        """The run's names in one word, which no two merges share."""
+        """The run's names as one unique word."""
         name = self.name.replace("/", "_")
         return name if self.tasks == SINGLE_MODEL else f"{self.tasks}_{name}"
 

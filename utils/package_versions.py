@@ -1,4 +1,4 @@
-"""The versions that a record of a run keeps."""
+"""Package versions for the record of a run."""
 
 import platform
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from importlib import metadata
 
 
 def package_versions(names: Iterable[str]) -> dict[str, str]:
-    """Python's version, and those of the packages that are installed."""
+    """The versions of Python and of those packages that are installed."""
     versions = {"python": platform.python_version()}
     for name in names:
         try:

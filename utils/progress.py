@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, elsewhere a line a minute on stderr."""
+"""Progress of long work: a bar on a terminal, else one line per minute on stderr."""
 
 import sys
 import time
@@ -12,13 +12,13 @@ SECONDS_BETWEEN_LINES = 60.0
 
 class Progress(Protocol):
     def update(self, number: int = 1) -> object:
-        """Count this many as done; threads may call it."""
+        """Add this many to those done; thread-safe."""
         ...
 
 
 @contextmanager
 def progress_of(title: str, total: int, unit: str, done: int = 0, stays: bool = True) -> Iterator[Progress]:
-    """Show how many of `total` are done, `done` of them from the start; `stays`: the bar is left when it is full."""
+    """Show how many of `total` are done, starting at `done`. `stays`: keep the finished bar on the screen."""
     if not sys.stderr.isatty():
         yield _Lines(title, total, unit, done)
         return

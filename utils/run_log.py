@@ -1,4 +1,4 @@
-"""Log lines of a run: on the screen, and in a file of its own once it is clear that there is a run to log."""
+"""Log of a run, on the screen and in a file."""
 
 import logging
 import sys
@@ -13,10 +13,10 @@ _CHATTY = ("httpx", "datasets", "filelock", "fsspec", "urllib3", "sentence_trans
 
 @contextmanager
 def logged_run() -> Iterator[Callable[[Path], None]]:
-    """Show log lines on stdout, bare (stderr is for errors and progress bars), for the length of the block.
+    """Print log lines to stdout without times (stderr is for errors and progress bars) while the block runs.
 
-    Gives a function that writes the lines so far, with their times, to a file, and all further ones as they
-    come. Until it is called they are held in memory, so that a mistake leaves no file behind.
+    Yields a function that writes the lines so far, with times, to a file, and all later ones as they come. Until it is
+    called they are held in memory, so that a run that fails its checks leaves no file.
     """
     screen = logging.StreamHandler(sys.stdout)
     screen.setFormatter(logging.Formatter("%(message)s"))
@@ -47,5 +47,5 @@ def logged_run() -> Iterator[Callable[[Path], None]]:
 
 
 def log_time() -> str:
-    """Now, as it stands in the name of a log: sortable, to the microsecond so that no two runs share it."""
+    """The current time for the name of a log: sortable, and unique to the microsecond."""
     return datetime.now().strftime("%Y-%m-%d_%H-%M-%S.%f")

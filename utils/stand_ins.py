@@ -1,4 +1,4 @@
-"""Files that stand in for others: Git LFS pointers, and web pages saved under a file's name."""
+"""Recognise placeholder files: Git LFS pointers, and web pages saved under the name of a weight file."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ _STAND_INS = {
 
 
 def stand_in_remedy(path: Path) -> str | None:
-    """What to say of a file that only stands in for the real one; None for a real one."""
+    """A message, with a remedy, for a file that only stands in for the real one; None for a real one."""
     with open(path, "rb") as file:
         beginning = file.read(64).lstrip().lower()
     return next((remedy for start, remedy in _STAND_INS.items() if beginning.startswith(start)), None)

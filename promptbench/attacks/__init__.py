@@ -1,1 +1,1 @@
-"""The attacks, a file each: `open_attack(parts)` gives the attack of its file, ready to be searched."""
+"""The attacks, one file each: `open_attack(parts)` returns the file's attack, ready to be searched."""

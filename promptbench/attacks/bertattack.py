@@ -1,8 +1,7 @@
-"""BERT-Attack (Li et al. 2020): words that a masked language model would put in a word's place."""
+"""BERT-Attack (Li et al. 2020): words that a masked language model would use instead."""
 
 from promptbench.attack import AttackParts, WordAttack
-from promptbench.masked_words import MaskedLanguageModel
-from promptbench.sentence_similarity import open_sentence_encoder, similar_to_clean
+from promptbench.extra_models import MaskedLanguageModel, open_sentence_encoder, similar_to_clean
 
 PARTS = ("mask_lm", "sentence_encoder")
 NUMBER = 48

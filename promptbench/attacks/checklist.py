@@ -1,10 +1,9 @@
-"""CheckList (Ribeiro et al. 2020): a random string of letters and digits behind the last word."""
+"""CheckList (Ribeiro et al. 2020): a random string of letters and digits after the last word."""
 
 import string
 
-from promptbench.attack import AttackParts, WholePromptAttack
+from promptbench.attack import AttackParts, WholePromptAttack, draws_for
 from promptbench.prompt_words import PromptWords
-from promptbench.random_draws import draws_for
 
 CHARACTERS = string.ascii_letters + string.digits
 LENGTH = 10
@@ -12,7 +11,7 @@ NUMBER = 50
 
 
 def random_string(seed: int, prompt: str, number: int) -> str:
-    """The string of this number for a prompt: each of its characters drawn evenly."""
+    """String `number` for a prompt, its characters drawn uniformly."""
     return "".join(draws_for(seed, "checklist", prompt, number).choices(CHARACTERS, k=LENGTH))
 
 

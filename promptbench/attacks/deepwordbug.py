@@ -1,20 +1,18 @@
-"""DeepWordBug (Gao et al. 2018): one mistyped letter a word."""
+"""DeepWordBug (Gao et al. 2018): one mistyped letter per word."""
 
 import string
 from random import Random
 
-from promptbench.attack import AttackParts, WordAttack
-from promptbench.edit_distance import within_edit_distance
-from promptbench.letter_edits import delete_letter, insert_letter, substitute_letter, swap_letters
+from promptbench.attack import AttackParts, WordAttack, draws_for
+from promptbench.letter_edits import delete_letter, insert_letter, substitute_letter, swap_letters, within_edit_distance
 from promptbench.prompt_words import PromptWords
-from promptbench.random_draws import draws_for
 
 MAX_EDIT_DISTANCE = 30
 
 
 def mistype(word: str, draws: Random) -> list[str]:
-    """A swap, a substitution, a deletion and an insertion, each at a place of its own drawn evenly, new letters evenly
-    from a-z and A-Z. One that gives the word back is left out; a word of one letter has none."""
+    """A swap, a substitution, a deletion and an insertion, each at a random place; new letters are drawn from a-z and
+    A-Z. Results equal to the word are left out; a word of one letter has none."""
     if len(word) < 2:
         return []
     letters = range(len(word))

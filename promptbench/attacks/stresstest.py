@@ -1,4 +1,4 @@
-"""StressTest (Naik et al. 2018): statements that say nothing, behind the last word."""
+"""StressTest (Naik et al. 2018): statements without content after the last word."""
 
 from promptbench.attack import AttackParts, WholePromptAttack
 from promptbench.prompt_words import PromptWords
@@ -7,7 +7,7 @@ SUFFIXES = (" and true is true ", " and false is not true ", " and true is true 
 
 
 def with_suffixes(clean: PromptWords) -> list[str]:
-    """The prompt with each suffix, and a space before it, right after its last word."""
+    """The prompt with a space and each suffix right after its last word."""
     return sorted(clean.insert_after(len(clean.words) - 1, suffix).text for suffix in SUFFIXES)
 
 

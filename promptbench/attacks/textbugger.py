@@ -1,14 +1,16 @@
-"""TextBugger (Li et al. 2019): a slip inside a word, a letter that looks like another, a word of like meaning."""
+"""TextBugger (Li et al. 2019): a typing slip inside a word, a look-alike letter, or a word of similar meaning."""
 
 from random import Random
 
-from promptbench.attack import AttackParts, WordAttack
-from promptbench.homoglyphs import with_homoglyphs
-from promptbench.letter_edits import delete_letter, insert_letter, swap_letters
+from promptbench.attack import AttackParts, WordAttack, draws_for
+from promptbench.extra_models import (
+    cosine_at_angular_similarity,
+    open_sentence_encoder,
+    open_word_vectors,
+    similar_to_clean,
+)
+from promptbench.letter_edits import delete_letter, insert_letter, swap_letters, with_homoglyphs
 from promptbench.prompt_words import PromptWords
-from promptbench.random_draws import draws_for
-from promptbench.sentence_similarity import cosine_at_angular_similarity, open_sentence_encoder, similar_to_clean
-from promptbench.word_vectors import open_word_vectors
 
 PARTS = ("sentence_encoder", "word_vectors")
 NEAREST_WORDS = 5
@@ -16,8 +18,8 @@ LEAST_COSINE = cosine_at_angular_similarity(0.8)
 
 
 def slip(word: str, draws: Random) -> list[str]:
-    """A space before an inner letter, an inner letter left out, two inner letters exchanged, each at a place of its own
-    drawn evenly. The first letter and the last are no inner ones; what gives the word back is left out."""
+    """A space before an inner letter, an inner letter left out, and two inner letters exchanged, each at a random
+    place. The first and last letters are not inner ones. Results equal to the word are left out."""
     inner = range(1, len(word) - 1)
     slips = []
     if inner:

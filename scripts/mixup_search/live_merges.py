@@ -1,148 +1,207 @@
-"""Completions of one merge after another, all from one engine that is never restarted."""
+"""One engine that answers for one merge after another, without a restart."""
 
-import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from inference_llms.engines.engine import Engine
+from inference_llms.engines.engine import CutOff, Engine
 from inference_llms.engines.open_engine import open_engine
-from inference_llms.task import Example, Task
+from inference_llms.evaluators.guard import check_guard
+from inference_llms.task import Example
+from inference_llms.tasks import TASKS
 from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merge_record import MergeRequest, input_states
+from scripts.mixup_search.search_space import Candidate
+from scripts.mixup_search.store import Answer
 from utils.content_hashes import FileStates, check_unchanged, file_states
+from utils.errors import UserError
 from utils.progress import progress_of
 
-log = logging.getLogger(__name__)
+# Answers are handed on at least this often, in seconds, so that a kill loses few of them.
+_EVERY = 20.0
 
 
 @dataclass(frozen=True)
-class Models:
-    """The folders of a pretrained model and of its fine-tunes by role, in model order. `states`: those of their files
-    when the search was identified; None where that was on another machine."""
+class Job:
+    """Examples, by task, that a candidate has not answered yet."""
+
+    candidate: Candidate
+    examples: Mapping[str, Sequence[Example]]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Some answers of a job, all to one task. `seconds`: time spent on completions. `is_last`: the job is done."""
+
+    candidate: Candidate
+    task: str
+    answers: Sequence[Answer]
+    seconds: float
+    is_last: bool
+
+
+@dataclass(frozen=True)
+class EngineSetup:
+    """The models to merge, by role in model order, and the engine that runs them.
+
+    `states`: those of the models' files when the search was identified; None if that was on another machine.
+    `role_of_task`: whose tokenizer a task's prompts get. The fields from `tensor_parallel_size` on are options of the
+    command line.
+    """
 
     pretrained: Path
     finetuned: Mapping[str, Path]
-    states: FileStates | None = None
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """The engine to start: vllm or transformers. `executor`: what starts vLLM's workers, mp or ray; None: as vLLM
-    chooses. `max_tokens` caps every task's completions."""
-
+    role_of_task: Mapping[str, str]
     backend: str
+    states: FileStates | None = None
     tensor_parallel_size: int | None = 1
     pipeline_parallel_size: int = 1
-    executor: str | None = None
     engine_dtype: str = "float32"
+    distributed_executor_backend: str | None = None
     max_tokens: int | None = None
 
 
-@dataclass
-class Seconds:
-    """Time spent on starting the engine, on its proof, on putting weights into it, and on completions."""
-
-    start: float = 0.0
-    proof: float = 0.0
-    replacing: float = 0.0
-    completing: float = 0.0
-    replacements: int = 0
-
-    def told(self) -> str:
-        each = self.replacing / max(self.replacements, 1)
-        return (
-            f"engine start {self.start:.1f} s, {self.replacements} replacements of its weights {each:.2f} s each, "
-            f"its proof {self.proof:.1f} s, completions {self.completing:.1f} s"
-        )
+ENGINE_OPTIONS = [field.name for field in fields(EngineSetup)[5:]]
 
 
 class LiveMerges:
-    """The engine starts with the first completion that is asked for; `close` ends it."""
+    """One engine in this process. It starts with the first job; `close` ends it."""
 
-    def __init__(self, models: Models, options: EngineOptions):
-        self._models = models
-        self._options = options
+    number = 1
+
+    def __init__(self, setup: EngineSetup):
+        self._setup = setup
         self._opened = ExitStack()
         self._engine: Engine | None = None
-        self._in_engine: MergeParameters | None = None
-        self._role_in_engine: str | None = None
-        self.seconds = Seconds()
+        self._loaded: tuple[MergeParameters | None, str | None] = (None, None)  # the merge, the role of the tokenizer
+        self._start_seconds = self._proof_seconds = self._loading_seconds = self._completing_seconds = 0.0
+        self._replacements = 0
 
-    def take(self, parameters: MergeParameters, role: str) -> None:
-        """Have this merge in the engine, with the tokenizer of `role`.
+    def spent(self) -> str:
+        """A line on the time spent; empty if no engine was needed."""
+        if self._replacements == 0:
+            return ""
+        return (
+            f"engine start {self._start_seconds:.1f} s, {self._replacements} replacements of its weights "
+            f"{self._loading_seconds / self._replacements:.2f} s each, its proof {self._proof_seconds:.1f} s, "
+            f"completions {self._completing_seconds:.1f} s"
+        )
 
-        Raises UserError for models that cannot be merged, or not run.
-        """
+    def run(self, jobs: Iterator[Job]) -> Iterator[Answered]:
+        for job in jobs:
+            yield from self.answer(job)
+
+    def answer(self, job: Job) -> Iterator[Answered]:
+        """Complete and judge all examples of a job."""
+        names = list(job.examples)
+        for name, examples in job.examples.items():
+            self.load(job.candidate.parameters, self._setup.role_of_task[name])
+            completed: list[tuple[Example, str, float]] = []
+            began, left = time.monotonic(), len(examples)
+            for example, text in self._complete(f"{job.candidate.name}, {name}", name, examples):
+                completed.append((example, text, time.time()))
+                left -= 1
+                seconds = time.monotonic() - began
+                if left == 0 or seconds > _EVERY:
+                    self._completing_seconds += seconds
+                    is_last = left == 0 and name == names[-1]
+                    yield Answered(job.candidate, name, _judge(name, completed), seconds, is_last)
+                    completed, began = [], time.monotonic()
+
+    def load(self, parameters: MergeParameters, role: str) -> None:
+        """Put this merge and the tokenizer of `role` into the engine. Raises UserError for models that cannot be
+        merged, or not run."""
         engine = self._engine or self._start(parameters)
-        if self._in_engine != parameters:
+        loaded, loaded_role = self._loaded
+        if loaded != parameters:
             started = time.monotonic()
-            self._in_engine = None
+            self._loaded = (None, loaded_role)
             engine.replace_weights(self._merges.weights(parameters))
             check_unchanged(self._states, file_states(self._states))
-            self._in_engine = parameters
-            self.seconds.replacing += time.monotonic() - started
-            self.seconds.replacements += 1
-        if self._role_in_engine != role:
+            self._loading_seconds += time.monotonic() - started
+            self._replacements += 1
+        if loaded_role != role:
             engine.take_tokenizer(self._folders[role])
-            self._role_in_engine = role
-
-    def complete(self, task: Task, examples: Sequence[Example], title: str) -> Iterator[tuple[Example, str]]:
-        """All examples at once, by the merge in the engine; each as soon as it is there."""
-        started = time.monotonic()
-        prompts = [example.prompt for example in examples]
-        sampling = task.sampling.capped(self._options.max_tokens)
-        with progress_of(title, len(prompts), "prompts", stays=False) as progress:
-            for position, completion in self._engine.complete(prompts, sampling):
-                progress.update()
-                yield examples[position], completion
-        self.seconds.completing += time.monotonic() - started
+        self._loaded = (parameters, role)
 
     def close(self) -> None:
         self._opened.close()
-        self._engine = self._in_engine = self._role_in_engine = None
+        self._engine, self._loaded = None, (None, None)
+
+    def _complete(self, title: str, task: str, examples: Sequence[Example]) -> Iterator[tuple[Example, str]]:
+        sampling = TASKS[task].sampling.capped(self._setup.max_tokens)
+        with progress_of(title, len(examples), "prompts", stays=False) as progress:
+            for position, completion in self._engine.complete([example.prompt for example in examples], sampling):
+                progress.update()
+                yield examples[position], completion
 
     def _start(self, parameters: MergeParameters) -> Engine:
-        # Both bring in much that a search without a missing answer does without.
+        # Slow imports, which a search without a missing answer does not need.
         from inference_llms.engines.model_loading import check_weights, load_config, refusals_in_one_line
         from model_merging_methods.candidate_weights import CandidateMerges
 
         started = time.monotonic()
-        models, options = self._models, self._options
-        request = MergeRequest(models.pretrained, models.finetuned, parameters)
-        self._states = input_states(request) if models.states is None else models.states
-        with refusals_in_one_line(models.pretrained, "transformers"):
-            check_weights(models.pretrained, load_config(models.pretrained))
-        self._merges = CandidateMerges(models.pretrained, models.finetuned)
-        self._merges.weights(parameters)  # what is wrong with the models is told before the engine starts
+        setup = self._setup
+        self._states = setup.states or input_states(MergeRequest(setup.pretrained, setup.finetuned, parameters))
+        with refusals_in_one_line(setup.pretrained, "transformers"):
+            check_weights(setup.pretrained, load_config(setup.pretrained))
+        self._merges = CandidateMerges(setup.pretrained, setup.finetuned)
+        self._merges.weights(parameters)  # reports faults of the models before the engine starts
         root = Path(self._opened.enter_context(TemporaryDirectory(prefix="search_mixup_")))
-        self._folders = {role: root / role for role in models.finetuned}
+        self._folders = {role: root / role for role in setup.finetuned}
         for role, folder in self._folders.items():
             folder.mkdir()
             self._merges.write_model_files(folder, role, parameters)
-        self._engine = open_engine(
-            options.backend,
-            next(iter(self._folders.values())),
-            options.tensor_parallel_size,
-            options.pipeline_parallel_size,
-            options.engine_dtype,
-            options.executor,
-            has_weights=False,
-        )
+        folder = next(iter(self._folders.values()))
+        chosen = [getattr(setup, name) for name in ENGINE_OPTIONS[:-1]]  # not max_tokens
+        self._engine = open_engine(setup.backend, folder, *chosen, has_weights=False)
         self._opened.callback(self._engine.close)
-        self.seconds.start = time.monotonic() - started
-        if options.backend == "vllm":
-            self._prove(parameters)
+        self._start_seconds = time.monotonic() - started
+        if setup.backend == "vllm":
+            self._prove(folder, parameters)
         return self._engine
 
-    def _prove(self, parameters: MergeParameters) -> None:
+    def _prove(self, folder: Path, parameters: MergeParameters) -> None:
         """Raise UserError unless vLLM computes with the weights of this merge once they are in the engine."""
         from inference_llms.engines.engine_proof import prove
 
         started = time.monotonic()
-        prove(self._engine, next(iter(self._folders.values())), self._merges.weights(parameters))
-        self._in_engine = parameters
-        self.seconds.proof = time.monotonic() - started
+        prove(self._engine, folder, self._merges.weights(parameters))
+        self._loaded = (parameters, None)
+        self._proof_seconds = time.monotonic() - started
+
+
+def _judge(task: str, completed: Sequence[tuple[Example, str, float]]) -> list[Answer]:
+    examples, texts, times = zip(*completed, strict=True)
+    is_readable, verdicts = TASKS[task].is_readable, TASKS[task].verdicts(examples, texts)
+    return [
+        Answer(
+            example.id,
+            str(text),
+            bool(right),
+            when,
+            cut_off=isinstance(text, CutOff),
+            readable=None if is_readable is None else is_readable(text, example.row),
+        )
+        for example, text, right, when in zip(examples, texts, verdicts, times, strict=True)
+    ]
+
+
+def check_verdicts(examples: Mapping[str, Sequence[Example]], allow_code_execution: bool) -> None:
+    """Raise UserError if a task's programs may not or cannot be run, or its set has no answers to compare with."""
+    for name, of_task in examples.items():
+        task = TASKS[name]
+        if task.program is not None:
+            if not allow_code_execution:
+                raise UserError(
+                    f"--tasks {name}: a search runs the programs that the models write; allow it with "
+                    "--allow_code_execution, or remove the task"
+                )
+            check_guard()
+        elif task.is_right is None:
+            raise UserError(f"--tasks {name}: its Task has no is_right, which a search needs; add one")
+        else:
+            task.verdicts(of_task, [""] * len(of_task))  # raises UserError for a set without answers

@@ -1,134 +1,111 @@
-"""The engines of a Ray cluster: one actor each, on whichever machine has room for it."""
+"""Engines in a Ray cluster: one actor each, on any machine that has room for it."""
 
 import contextlib
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from scripts.mixup_search.answering import Answered, Job, answer
-from scripts.mixup_search.live_merges import EngineOptions, LiveMerges, Models
+from scripts.mixup_search.live_merges import Answered, EngineSetup, Job, LiveMerges
 from utils.errors import UserError
 
 _ROOT = Path(__file__).resolve().parents[2]
-_MOST_LOSSES = 3
+_TRIES = 3  # for each job
 _SECONDS_TO_CLOSE = 90
 
 
 class RayEngines:
-    """`number` actors with an engine each; models and project lie under the same paths on every machine.
+    """`number` actors with an engine each; models and project have the same paths on every machine.
 
-    An actor that is lost, or whose engine fails, is replaced, and what it was asked is asked again. `address`: a
-    cluster's, or `local` for one on this machine. Raises UserError where Ray is not installed, there is no such
-    cluster, or it has no room for all actors.
+    A lost actor or a failed engine is replaced, and its job is repeated. `address`: a cluster's, or `local`
+    for one on this machine. Raises UserError if Ray is not installed, no cluster answers, or it has no room for all
+    actors.
     """
 
-    def __init__(
-        self, address: str, number: int, models: Models, options: EngineOptions, role_of_task: Mapping[str, str]
-    ):
+    def __init__(self, address: str, number: int, setup: EngineSetup):
         try:
             import ray
+            import ray.util
         except ImportError as error:
-            raise UserError("--ray: Ray is not installed; run `pip install ray`, or leave --ray out") from error
+            raise UserError("--ray: Ray is not installed; run `pip install -e .[search]`, or remove --ray") from error
         self._ray = ray
         self.number = number
-        self._for_actors = (models, options, dict(role_of_task))
-        # An actor's interpreter starts elsewhere: it finds the project by this.
+        # An actor's interpreter starts in another folder and finds the project by this.
         environment = {"env_vars": {"PYTHONPATH": str(_ROOT)}}
+        quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
         try:
-            ray.init(
-                address=address,
-                runtime_env=environment,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-            )
+            ray.init(address=address, runtime_env=environment, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"--ray {address}: no cluster answers there ({_short(error)}); start one, or take --ray local"
+                f"--ray {address}: no cluster answers there ({_short(error)}); start one, or use --ray local"
             ) from error
         try:
             resources = ray.cluster_resources()
-            if options.backend == "vllm" and options.tensor_parallel_size is None:
-                options = replace(options, tensor_parallel_size=_widest_split(options, number, models, resources))
-                self._for_actors = (models, options, dict(role_of_task))
-            self._needs = _needs(options, number, resources)
+            if setup.backend == "vllm" and setup.tensor_parallel_size is None:
+                setup = replace(setup, tensor_parallel_size=_widest_split(setup, number, resources))
+            needs = _needs(setup, number, resources)
         except UserError:
             ray.shutdown()
             raise
-        self._idle = [self._new_actor() for _ in range(number)]
+        lasting = {"max_restarts": -1, "max_task_retries": _TRIES - 1}
+        actor = ray.remote(_Actor).options(**needs, **lasting)
+        self._pool = ray.util.ActorPool([actor.remote(setup) for _ in range(number)])
 
     def run(self, jobs: Iterator[Job]) -> Iterator[Answered]:
-        ray = self._ray
-        running: dict[Any, tuple[Any, Job]] = {}
-        lost: list[Job] = []
-        losses: Counter[str] = Counter()
-        while True:
-            while self._idle and (job := lost.pop() if lost else next(jobs, None)) is not None:
-                actor = self._idle.pop()
-                running[actor.answer.remote(job)] = (actor, job)
-            if not running:
-                return
-            (done, *_), _ = ray.wait(list(running), num_returns=1)
-            actor, job = running.pop(done)
-            try:
-                answered = ray.get(done)
-            except ray.exceptions.RayError as error:
-                cause = getattr(error, "cause", None)
-                if isinstance(cause, UserError):
-                    raise cause from None
-                losses[job.candidate.name] += 1
-                if losses[job.candidate.name] == _MOST_LOSSES:
-                    raise UserError(
-                        f"--ray: {_MOST_LOSSES} actors were lost over {job.candidate.name} ({_short(error)}); see "
-                        "Ray's logs, and type the command again"
-                    ) from error
-                ray.kill(actor)
-                self._idle.append(self._new_actor())
-                lost.append(job)
-                continue
-            self._idle.append(actor)
-            yield from answered
+        """Answer jobs, each by an actor that is free."""
+        all_answered = self._pool.map_unordered(
+            lambda actor, job: actor.answers.options(retry_exceptions=True).remote(job), jobs
+        )
+        try:
+            for answered in all_answered:
+                if isinstance(answered, UserError):
+                    raise answered
+                yield from answered
+        except self._ray.exceptions.RayError as error:
+            raise UserError(
+                f"--ray: {_TRIES} actors or engines failed at one merge ({_short(error)}); see Ray's logs, and run the "
+                "command again"
+            ) from error
+
+    def spent(self) -> str:
+        return ""
 
     def close(self) -> None:
+        closing = []
+        while (actor := self._pool.pop_idle()) is not None:
+            closing.append(actor.close.remote())
         with contextlib.suppress(self._ray.exceptions.RayError):
-            self._ray.get([actor.close.remote() for actor in self._idle], timeout=_SECONDS_TO_CLOSE)
+            self._ray.get(closing, timeout=_SECONDS_TO_CLOSE)
         self._ray.shutdown()
 
-    def _new_actor(self) -> Any:
-        return self._ray.remote(_Actor).options(**self._needs).remote(*self._for_actors)
+
+class _Actor(LiveMerges):
+    def answers(self, job: Job) -> list[Answered] | UserError:
+        try:
+            return list(self.answer(job))
+        except UserError as error:
+            return error  # not raised, because Ray would try again
+        except Exception:
+            self.close()  # the next try starts a new engine
+            raise
 
 
-class _Actor:
-    def __init__(self, models: Models, options: EngineOptions, role_of_task: Mapping[str, str]):
-        self._live = LiveMerges(models, options)
-        self._role_of_task = role_of_task
-
-    def answer(self, job: Job) -> list[Answered]:
-        return list(answer(job, self._live, self._role_of_task))
-
-    def close(self) -> None:
-        self._live.close()
-
-
-def _widest_split(options: EngineOptions, number: int, models: Models, resources: Mapping[str, float]) -> int:
-    """GPUs per layer of each engine, when the cluster's are shared evenly."""
+def _widest_split(setup: EngineSetup, number: int, resources: Mapping[str, float]) -> int:
+    """GPUs per layer of each engine if the engines share the cluster's GPUs evenly."""
     from inference_llms.engines.model_loading import load_config, refusals_in_one_line, widest_split
 
-    with refusals_in_one_line(models.pretrained, "transformers"):
-        config = load_config(models.pretrained)
-    return widest_split(config, int(resources.get("GPU", 0)) // (number * options.pipeline_parallel_size))
+    with refusals_in_one_line(setup.pretrained, "transformers"):
+        config = load_config(setup.pretrained)
+    return widest_split(config, int(resources.get("GPU", 0)) // (number * setup.pipeline_parallel_size))
 
 
-def _needs(options: EngineOptions, number: int, resources: Mapping[str, float]) -> dict[str, float]:
-    """What an actor reserves: the GPUs or, in a cluster without, the cores of its workers."""
-    workers = options.tensor_parallel_size * options.pipeline_parallel_size if options.backend == "vllm" else 1
+def _needs(setup: EngineSetup, number: int, resources: Mapping[str, float]) -> dict[str, float]:
+    """The resources that an actor reserves: a GPU or, in a cluster without GPUs, a core for each worker."""
+    workers = setup.tensor_parallel_size * setup.pipeline_parallel_size if setup.backend == "vllm" else 1
     kind = "GPU" if resources.get("GPU") else "CPU"
-    there = int(resources.get(kind, 0))
-    if number * workers > there:
+    available = int(resources.get(kind, 0))
+    if number * workers > available:
         raise UserError(
-            f"--ray_engines {number}: that many engines take {number * workers} {kind}s and the cluster has {there}; "
+            f"--ray_engines {number}: these engines need {number * workers} {kind}s and the cluster has {available}; "
             "give fewer, or a smaller --tensor_parallel_size"
         )
     return {"num_gpus": workers, "num_cpus": 0} if kind == "GPU" else {"num_cpus": workers}

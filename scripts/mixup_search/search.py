@@ -1,4 +1,4 @@
-"""The work of a search: propose merges, score them on the validation part, test what was chosen."""
+"""Loop of a search: propose merges, score them on the validation part, test the choice."""
 
 import logging
 import time
@@ -7,160 +7,130 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from inference_llms.task import Example
-from scripts.mixup_search.answering import Job
-from scripts.mixup_search.candidate import TEST, VALIDATION, Candidate, Part, Result, health_of_answers
-from scripts.mixup_search.choice import Scores, best, gains, mean_gain
-from scripts.mixup_search.engines import Engines
-from scripts.mixup_search.proposals import Proposals
-from scripts.mixup_search.search_space import alone, references
+from scripts.mixup_search.choice import Scores, best, gains, has_all, mean_gain, scores_over
+from scripts.mixup_search.live_merges import Job, LiveMerges
+from scripts.mixup_search.ray_engines import RayEngines
+from scripts.mixup_search.search_space import Candidate, Proposals, references
 from scripts.mixup_search.splits import TaskParts
-from scripts.mixup_search.store import SearchStore
+from scripts.mixup_search.store import TEST, VALIDATION, Part, Result, SearchStore, health_of_answers
 
 log = logging.getLogger(__name__)
-
-_LOOK_AGAIN = 1.0  # seconds, while another process has the rest
 
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched and on which examples. `rungs`: how many validation examples all draws get, then the better half
-    of them, then the better half of those; the last rung is the whole part."""
+    """The merges to search, the examples of each task to score them on, the results file, and the engines."""
 
     proposals: Proposals
-    roles: Sequence[str]
     parts: Mapping[str, TaskParts]
-    role_of_task: Mapping[str, str]
-    rungs: Sequence[int]
+    store: SearchStore
+    engines: LiveMerges | RayEngines
 
-    def run(self, store: SearchStore, engines: Engines) -> None:
-        """Ask all that `store` does not hold yet. Several processes may do so at once."""
-        with store.renewing():
-            self._run(store, engines)
+    @property
+    def rungs(self) -> list[int]:
+        """How many validation examples all draws get, then the better half of them, then the better half of those; the
+        last rung is the whole part."""
+        return self.store.identity["rungs"]
 
-    def _run(self, store: SearchStore, engines: Engines) -> None:
-        compared = references(self.proposals.space, self.roles)
+    def run(self) -> None:
+        """Do everything that the results file does not hold yet."""
+        compared = references(self.proposals.space, self.store.identity["roles"])
         for candidate in compared:
-            store.add_candidate(candidate)
+            self.store.add_candidate(candidate)
         for size in self.rungs:
-            self._evaluate(compared, VALIDATION, size, store, engines)
+            self._evaluate(compared, VALIDATION, size)
         if self.proposals.draw_by == "optimise":
-            self._draw_one_after_the_other(store, engines)
+            self._draw_by_scores()
         else:
-            self._draw_all(store, engines)
-        draws = {c.name: c for c in store.candidates() if c.kind == "draw"}
-        chosen = best(self._gains(store, self.rungs[-1]), list(draws))
+            self._draw_all()
+        draws = {draw.name: draw for draw in self.store.candidates() if draw.kind == "draw"}
+        chosen = best(self._gains(self.rungs[-1]), list(draws))
         tested = [candidate for candidate in compared if candidate.kind in ("equal", "plain")]
         longest = max(len(parts.test) for parts in self.parts.values())
-        self._evaluate([draws[chosen], *tested], TEST, longest, store, engines)
+        self._evaluate([draws[chosen], *tested], TEST, longest)
 
-    def _gains(self, store: SearchStore, size: int) -> dict[str, dict[str, float]]:
-        """By task, of every candidate that has answered `size` validation examples of each."""
-        scores: Scores = {}
-        for result in self._results(store, VALIDATION, size):
-            scores.setdefault(result.candidate, {})[result.task] = result
-        return gains(scores, {task: alone(role) for task, role in self.role_of_task.items()})
-
-    def _draw_all(self, store: SearchStore, engines: Engines) -> None:
+    def _draw_all(self) -> None:
         draws = [self.proposals.propose(number) for number in range(self.proposals.total)]
         for draw in draws:
-            store.add_candidate(draw)
+            self.store.add_candidate(draw)
         for size in self.rungs:
-            self._evaluate(draws, VALIDATION, size, store, engines)
+            self._evaluate(draws, VALIDATION, size)
             if size != self.rungs[-1]:
-                draws = self._better_half(draws, size, store)
+                draws = self._better_half(draws, size)
 
-    def _better_half(self, draws: Sequence[Candidate], size: int, store: SearchStore) -> list[Candidate]:
-        """In the order in which they were drawn; of equal ones those drawn first."""
-        found = self._gains(store, size)
+    def _better_half(self, draws: Sequence[Candidate], size: int) -> list[Candidate]:
+        """In the order in which they were drawn; in a tie those drawn first."""
+        found = self._gains(size)
         best_first = sorted(draws, key=lambda draw: -mean_gain(found[draw.name]))
         better = {draw.name for draw in best_first[: -(-len(draws) // 2)]}
         return [draw for draw in draws if draw.name in better]
 
-    def _draw_one_after_the_other(self, store: SearchStore, engines: Engines) -> None:
-        """Or as many at once as there are engines."""
-        for first in range(0, self.proposals.total, engines.number):
-            found = self._gains(store, self.rungs[-1])
-            stored = {candidate.name: candidate for candidate in store.candidates()}
-            known = [(candidate, mean_gain(found[name])) for name, candidate in stored.items() if name in found]
-            names = []
-            for number in range(first, min(first + engines.number, self.proposals.total)):
-                names.append(f"draw {number}")
-                if names[-1] not in stored:
-                    store.add_candidate(self.proposals.propose(number, known))
-            stored = {candidate.name: candidate for candidate in store.candidates()}
-            self._evaluate([stored[name] for name in names], VALIDATION, self.rungs[-1], store, engines)
+    def _draw_by_scores(self) -> None:
+        """One draw after the other, or as many at once as there are engines."""
+        for first in range(0, self.proposals.total, self.engines.number):
+            found = self._gains(self.rungs[-1])
+            scored = [(one, mean_gain(found[one.name])) for one in self.store.candidates() if one.name in found]
+            numbers = range(first, min(first + self.engines.number, self.proposals.total))
+            stored = {candidate.name for candidate in self.store.candidates()}
+            for number in numbers:
+                if f"draw {number}" not in stored:
+                    self.store.add_candidate(self.proposals.propose(number, scored))
+            names = [f"draw {number}" for number in numbers]
+            self._evaluate([one for one in self.store.candidates() if one.name in names], VALIDATION, self.rungs[-1])
 
-    def _evaluate(
-        self, candidates: Sequence[Candidate], part: Part, size: int, store: SearchStore, engines: Engines
-    ) -> None:
-        """Have all candidates answer the first `size` examples of each task, and store how many are right. What another
-        process has begun is left to it, and waited for."""
-        waiting, said = list(candidates), False
-        while waiting:
-            seconds: Counter[tuple[str, str]] = Counter()
-            for answered in engines.run(self._jobs(waiting, part, size, store)):
-                name = answered.job.candidate.name
-                store.add_answers(name, answered.task, part, answered.answers)
-                seconds[name, answered.task] += answered.seconds
-                if answered.is_last:
-                    self._add_results(answered.job.candidate, part, size, store, seconds)
-                    store.release(name, part)
-            waiting = [candidate for candidate in waiting if not self._has_results(candidate, part, size, store)]
-            if waiting and not seconds:
-                if not said:
-                    log.info("another process works on %s", ", ".join(candidate.name for candidate in waiting))
-                    said = True
-                time.sleep(_LOOK_AGAIN)
+    def _gains(self, size: int) -> dict[str, dict[str, float]]:
+        """By task, of every candidate that has answered `size` validation examples of each."""
+        return gains(self._scores(VALIDATION, size), self.store.identity["role_of_task"])
 
-    def _jobs(self, candidates: Sequence[Candidate], part: Part, size: int, store: SearchStore) -> Iterator[Job]:
-        """What there is to ask of the candidates that no other process has, each claimed as its turn comes."""
+    def _scores(self, part: Part, size: int) -> Scores:
+        """The results on this many examples of each task, or on all of them if a task has fewer."""
+        lengths = {task: len(self._examples(task, part, size)) for task in self.parts}
+        return scores_over(self.store.results(), part, lengths)
+
+    def _evaluate(self, candidates: Sequence[Candidate], part: Part, size: int) -> None:
+        """Have all candidates answer the first `size` examples of each task, and store how many are right."""
+        seconds: Counter[tuple[str, str]] = Counter()
+        for answered in self.engines.run(self._jobs(candidates, part, size)):
+            candidate = answered.candidate
+            self.store.add_answers(candidate.name, answered.task, part, answered.answers)
+            seconds[candidate.name, answered.task] += answered.seconds
+            if answered.is_last:
+                self._add_results(candidate, part, size, seconds)
+
+    def _jobs(self, candidates: Sequence[Candidate], part: Part, size: int) -> Iterator[Job]:
+        """The missing answers of each candidate."""
+        scores = self._scores(part, size)
         for candidate in candidates:
-            if self._has_results(candidate, part, size, store) or not store.claim(candidate.name, part):
+            if has_all(scores, candidate, self.parts):
                 continue
             missing = {}
             for task in self.parts:
-                answered = store.answers(candidate.name, task, part)
+                answered = self.store.answers(candidate.name, task, part)
                 left = [example for example in self._examples(task, part, size) if example.id not in answered]
                 if left:
                     missing[task] = left
             if missing:
-                yield Job(candidate, part, missing)
+                yield Job(candidate, missing)
             else:  # killed after the last answer
-                self._add_results(candidate, part, size, store, {})
-                store.release(candidate.name, part)
-
-    def _examples(self, task: str, part: Part, size: int) -> Sequence[Example]:
-        parts = self.parts[task]
-        return (parts.validation if part == VALIDATION else parts.test)[:size]
+                self._add_results(candidate, part, size, {})
 
     def _add_results(
-        self,
-        candidate: Candidate,
-        part: Part,
-        size: int,
-        store: SearchStore,
-        seconds: Mapping[tuple[str, str], float],
+        self, candidate: Candidate, part: Part, size: int, seconds: Mapping[tuple[str, str], float]
     ) -> None:
         scores = []
         for task in self.parts:
-            answered = store.answers(candidate.name, task, part)
+            answered = self.store.answers(candidate.name, task, part)
             answers = [answered[example.id] for example in self._examples(task, part, size)]
             times = [answer.time for answer in answers]
             spent = seconds.get((candidate.name, task), max(times) - min(times))
             right = sum(answer.right for answer in answers)
             result = Result(candidate.name, task, part, len(answers), right, spent, time.time())
-            store.add_result(result)
+            self.store.add_result(result)
             warning = health_of_answers(answers).warning()
             scores.append(f"{task} {result.score:.3f}" + (f" (check the completions: {warning})" if warning else ""))
-        mixup = candidate.parameters.mixup
-        ratios = "" if mixup is None else f" ({', '.join(f'{weight:.4f}' for weight in mixup.weights)})"
+        ratios = f" ({', '.join(f'{ratio:.4f}' for ratio in candidate.ratios)})" if candidate.ratios else ""
         log.info("%s%s: %s on %s, %d examples each", candidate.name, ratios, ", ".join(scores), part, len(answers))
 
-    def _has_results(self, candidate: Candidate, part: Part, size: int, store: SearchStore) -> bool:
-        stored = {result.task for result in self._results(store, part, size) if result.candidate == candidate.name}
-        return stored == set(self.parts)
-
-    def _results(self, store: SearchStore, part: Part, size: int) -> list[Result]:
-        """The results on so many examples of each task, or on all of them where a task has fewer."""
-        lengths = {task: len(self._examples(task, part, size)) for task in self.parts}
-        return [r for r in store.results() if r.part == part and r.examples == lengths.get(r.task)]
+    def _examples(self, task: str, part: Part, size: int) -> Sequence[Example]:
+        parts = self.parts[task]
+        return (parts.validation if part == VALIDATION else parts.test)[:size]

@@ -1,4 +1,4 @@
-"""Which examples of a task choose a merge, and which then test it."""
+"""Split of each task's examples into a validation part, which chooses a merge, and a test part, which tests it."""
 
 import random
 from collections.abc import Sequence
@@ -6,40 +6,46 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inference_llms.task import Example, Task
+from utils.content_hashes import json_hash
 from utils.errors import UserError
 
 
 @dataclass(frozen=True)
 class TaskParts:
-    """A task's two parts; no prompt is in both. `validation` is in random order, so that its first examples are a
-    sample of it."""
+    """The two parts of a task, without a prompt in common. `validation` is in random order, so that its first examples
+    are a sample of it."""
 
     validation: Sequence[Example]
     test: Sequence[Example]
+
+    def digest(self) -> str:
+        """A hash of ids, prompts and rows, in order."""
+        parts = (self.validation, self.test)
+        return json_hash([[[example.id, example.prompt, example.row] for example in part] for part in parts])
 
 
 def split_task(
     task: Task, data_dir: Path | None, validation_dir: Path | None, num_validation: int, num_test: int | None, seed: int
 ) -> TaskParts:
-    """Draw `num_validation` examples by the seed: from the set in `validation_dir` (say, of training splits) where one
-    is given, else from the test set, whose other examples (`num_test` of them at most) are the test part.
+    """Draw `num_validation` examples by the seed: from the set in `validation_dir` (say, of training splits) if given,
+    else from the test set. Up to `num_test` of the other examples of the test set are the test part.
 
-    Raises UserError where there are not as many, or where none is left to test.
+    Raises UserError if there are too few examples, or none is left to test.
     """
     if validation_dir is not None and not task.data_set.files_in(validation_dir):
-        raise UserError(f"--validation_dir {validation_dir} holds no {task.data_set.files[0]}; put it there")
+        raise UserError(f"--validation_dir {validation_dir}: has no {task.data_set.files[0]}; put it there")
     test_set = task.load_examples(data_dir)
     source = test_set if validation_dir is None else task.load_examples(validation_dir)
-    left = len(source) - (validation_dir is None)
-    if num_validation > left:
+    most = len(source) - (validation_dir is None)
+    if num_validation > most:
         raise UserError(
-            f"--num_validation {num_validation}: {task.name} has {len(source)} examples there"
-            f"{' and one must be left to test' if validation_dir is None else ''}; give {left} or fewer"
+            f"--num_validation {num_validation}: {task.name} has {len(source)} examples"
+            f"{', and one must be left to test' if validation_dir is None else ' there'}; give {most} or fewer"
         )
     drawn = random.Random(f"{seed} validation {task.name}").sample(range(len(source)), num_validation)
     validation = [source[position] for position in drawn]
-    chosen = {example.prompt for example in validation}  # a set may ask the same twice
-    rest = [example for example in test_set if example.prompt not in chosen]
+    prompts = {example.prompt for example in validation}  # a set may hold the same prompt twice
+    rest = [example for example in test_set if example.prompt not in prompts]
     if not rest:
         raise UserError(f"--num_validation {num_validation}: leaves no example of {task.name} to test; give fewer")
     if num_test is not None and num_test < len(rest):
@@ -48,13 +54,15 @@ def split_task(
     return TaskParts(validation, rest)
 
 
-def split_sentence(num_validation: int, validation_dir: Path | None, num_test: int | None, seed: int) -> str:
-    """How the parts were made, for a report."""
-    source = "the test set, which leaves them out" if validation_dir is None else f"the sets in {validation_dir}"
-    size = "all others" if num_test is None else f"{num_test} others at most"
-    if validation_dir is not None:
-        size = "the whole test set" if num_test is None else f"{num_test} examples of it at most"
+def split_sentence(validation_dir: Path | None, num_validation: int, num_test: int | None, seed: int) -> str:
+    """Describe the parts, for a report."""
+    if validation_dir is None:
+        source = "the test set"
+        size = "all other examples" if num_test is None else f"up to {num_test} other examples"
+    else:
+        source = f"the sets in {validation_dir}"
+        size = "the whole test set" if num_test is None else f"up to {num_test} examples of the test set"
     return (
-        f"Validation: {num_validation} examples of each task, drawn with seed {seed} from {source}. Test: {size}; the "
-        "choice never saw them."
+        f"Validation: {num_validation} examples of each task, drawn with seed {seed} from {source}. Test: {size}, "
+        "which the choice never sees."
     )

@@ -1,1 +1,1 @@
-"""The paper's tables and figures: cells that are run, scores that are collected, tables made of them."""
+"""The paper's tables and figures: run the cells, collect the scores, make the tables."""

@@ -1,172 +1,302 @@
-"""The paper's figures: with and without M3, robustness, M3 and DARE, and the sweep over α."""
+"""The paper's figures: with M3 and without, robustness, M3 and DARE, and the sweep over α.
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+They can be read in print and by the colour-blind: differences in colour are also differences in hatch, mark or dashes.
+Marks of one place are drawn side by side: on a bar the draws left, the interval in the middle, the published value
+right.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from scripts.paper_tables.drawing import (
-    PUBLISHED,
-    WITH,
-    WITHOUT,
-    Bars,
-    add_legend,
-    draw_bars,
-    draw_trend,
-    finish_scores,
-    hollow,
-    look_of,
-)
-from scripts.paper_tables.names import METHODS, PAPER_ALPHA
-from scripts.paper_tables.published import published_value
-from scripts.paper_tables.score import OK, Score
-from scripts.paper_tables.summary import Summary, by_line, summarise
-from scripts.paper_tables.tables import ATTACKED, GROUPS, LIVEBENCH, TASKS, alphas_of
+from scripts.paper_tables.names import METHODS, published_value
+from scripts.paper_tables.scores import Lines, Score, Summary, summaries
+from scripts.paper_tables.tables import ATTACKED, GROUPS, LIVEBENCH, TASKS, alphas_of, attacks_of, line_of
+from utils.palette import ORANGE, SERIES, SKY_BLUE
 
-Lines = dict[tuple, Summary]
-Draw = Callable[[], Figure]
-KINDS = ((WITHOUT, False), (WITH, True))
+WITHOUT, WITH = "without M3", "with M3"
+KINDS = {WITHOUT: False, WITH: True}
+PUBLISHED = "published (13B)"
+BARS = {WITHOUT: {"color": SKY_BLUE}, WITH: {"color": ORANGE, "hatch": "///"}}
+STARS = {
+    WITHOUT: {"color": "white", "markeredgecolor": "black", "markersize": 11},
+    WITH: {"color": "black", "markeredgecolor": "white", "markersize": 14},
+}
+A_DRAW = {"marker": "o", "markersize": 3, "markerfacecolor": "white", "markeredgecolor": "black", "linestyle": ""}
+NO_RESULT = {"marker": "x", "color": "black", "markersize": 5, "linestyle": ""}
+LEGEND_ORDER = (WITHOUT, WITH, "a draw", *(f"{PUBLISHED}, {name}" for name in STARS), "no result")
+BAR_WIDTH, GAP = 0.4, 0.5  # the gap between groups of bars; both in units of the axis
+# Lists of different lengths, so that further data sets still look different when a list starts again.
+MARKS = ("o", "s", "^", "D", "v", "P")
+DASHES = ("solid", (0, (6, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)))
 CAPTION = "Bars: the value, or the mean of the draws, with its 95% interval."
+TREND_LABEL = "score (%), mean and (pale) each draw"
 
 
-def figures(scores: Sequence[Score]) -> dict[str, Draw]:
-    """By name what draws each figure that there is something to draw of."""
-    lines = {line: summarise(of_line) for line, of_line in by_line(scores).items()}
-    found = {name: plan(lines) for name, (plan, _) in FIGURES.items()}
-    return {name: draw for name, draw in found.items() if draw is not None}
+@dataclass(frozen=True)
+class Bars:
+    """The pair of bars without M3 and with it: its label, that of its group, and by kind the summaries and the
+    published values."""
+
+    label: str
+    group: str
+    summaries: Mapping[str, Summary]
+    published: Mapping[str, float]
 
 
-def performance_figure(lines: Lines) -> Draw | None:
+def figures(scores: Sequence[Score]) -> dict[str, Figure]:
+    """Every figure that has something to show, by name."""
+    lines = summaries(scores)
+    drawn = {name: draw(lines) for name, (draw, _) in FIGURES.items()}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def performance_figure(lines: Lines) -> Figure | None:
     """A panel for each group of models; bars of each method on each set, without M3 and with it."""
-    panels = {
-        models: [
-            bars
-            for dataset in TASKS
-            for method in METHODS.values()
-            if (bars := _bars(lines, models, method, dataset, label=method.replace(" ", "\n"), group=dataset))
-        ]
-        for models in GROUPS
-    }
-    return _bars_to_draw({models: ("score (%)", bars) for models, bars in panels.items()}, 9)
+    panels = {}
+    for models in GROUPS:
+        merges = [(dataset, method) for dataset in TASKS for method in METHODS.values()]
+        bars = [_bars(lines, models, m, dataset, label=m.replace(" ", "\n"), group=dataset) for dataset, m in merges]
+        panels[models] = ("score (%)", bars)
+    return _bar_figure(panels, 9)
 
 
-def robustness_figure(lines: Lines) -> Draw | None:
-    """LiveBench, each set with its pair; and a panel for each pair of performance drop rates under attack."""
-    of_livebench = [
-        bars
+def robustness_figure(lines: Lines) -> Figure | None:
+    """LiveBench, each set with its pair; and for each pair a panel of performance drop rates under attack."""
+    bars = [
+        _bars(lines, models, method, dataset, label=f"{models}\n{method}", group=dataset)
         for dataset in LIVEBENCH
         for models in GROUPS
         for method in METHODS.values()
-        if (bars := _bars(lines, models, method, dataset, label=f"{models}\n{method}", group=dataset))
     ]
-    panels = {"Out of distribution, LiveBench: higher is better": ("score (%)", of_livebench)}
+    panels = {"Out of distribution, LiveBench: higher is better": ("score (%)", bars)}
     for models in GROUPS:
-        of_attacks = [
-            bars
+        bars = [
+            _bars(lines, models, method, dataset, attack, label=attack, group=f"{dataset}, {method}")
             for method in METHODS.values()
             for dataset in ATTACKED
-            for attack in dict.fromkeys(line[-1] for line in lines if line[-1])
-            if (bars := _bars(lines, models, method, dataset, attack, label=attack, group=f"{dataset}, {method}"))
+            for attack in attacks_of(lines)
         ]
-        # The published drop rates do not say their method, set and attack.
-        told = {name: published_value(models, "", mixup, False, "") for name, mixup in KINDS}
-        known = {name: published.value for name, published in told.items() if published is not None}
-        if of_attacks and known:
-            of_attacks.append(Bars("published", "set, attack\nnot said", {}, known))
-        panels[f"Attacked prompts, {models}: lower is better"] = ("performance\ndrop rate (%)", of_attacks)
-    return _bars_to_draw(panels, 7)
+        # The published drop rates name no method, set and attack.
+        published = {kind: published_value(models, "", mixup, False, "") for kind, mixup in KINDS.items()}
+        known = {kind: value.value for kind, value in published.items() if value is not None}
+        if any(bars) and known:
+            bars.append(Bars("published", "set, attack\nnot given", {}, known))
+        panels[f"Attacked prompts, {models}: lower is better"] = ("performance\ndrop rate (%)", bars)
+    return _bar_figure(panels, 7)
 
 
-def dare_figure(lines: Lines) -> Draw | None:
-    """A panel for each method; for each set a line from neither over M3 and DARE to both."""
-    merges = [
-        (models, method)
-        for models in GROUPS
-        for method in METHODS.values()
-        if any(line[:2] == (models, method) and line[4] for line in lines)
-    ]
-    return partial(_draw_dare, lines, merges) if merges else None
+def _bars(
+    lines: Lines, models: str, method: str, dataset: str, attack: str = "", *, label: str, group: str
+) -> Bars | None:
+    """The pair of bars of a merge; None if it has no line."""
+    places = {kind: line_of((models, method, ""), mixup, False, dataset, attack) for kind, mixup in KINDS.items()}
+    found = {kind: lines[line] for kind, line in places.items() if line in lines}
+    if not found:
+        return None
+    published = {}
+    for kind, mixup in KINDS.items():
+        # LiveBench's published values name no method.
+        known = published_value(models, "" if dataset in LIVEBENCH else method, mixup, False, dataset)
+        ours = found[kind].metrics if kind in found else set()
+        if known is not None and (not ours or known.metric in ours or dataset in LIVEBENCH):
+            published[kind] = known.value
+    return Bars(label, group, found, published)
 
 
-def _draw_dare(lines: Lines, merges: Sequence[tuple[str, str]]) -> Figure:
-    steps = ((False, False, "neither"), (True, False, "M3"), (False, True, "DARE"), (True, True, "both"))
-    figure = Figure(figsize=(3.7 * len(merges), 3.8), layout="constrained")
-    panels = figure.subplots(1, len(merges), squeeze=False, sharey=True)[0]
-    datasets = [dataset for dataset in TASKS if any(line[:2] in merges and line[6] == dataset for line in lines)]
-    for axes, (models, method) in zip(panels, merges, strict=True):
-        for dataset in datasets:
-            look, aside = _look(dataset), _aside(dataset, datasets)
-            drawn = [
-                (place + aside, summary)
-                for place, (mixup, dare, _) in enumerate(steps)
-                if (summary := _line(lines, models, method, mixup, dare, dataset)) and summary.value is not None
-            ]
-            if drawn:
-                draw_trend(axes, drawn, dataset, look)
-            for place, (mixup, dare, _) in enumerate(steps):
-                known = published_value(models, method, mixup, dare, dataset)
-                if known is not None and known.metric in _metrics(summary for _, summary in drawn):
-                    axes.plot(place + aside, known.value, **hollow(look))
-        axes.set_xticks(range(len(steps)), [name for _, _, name in steps])
-        axes.set_xlim(-0.5, len(steps) - 0.5)
-        axes.set_title(f"{models}, {method}", loc="left")
-        finish_scores(axes)
-    panels[0].set_ylabel("score (%), mean and (pale) each draw")
-    more = {f"hollow: {PUBLISHED}": Line2D([], [], **hollow({"color": "black", "marker": "o"}))}
-    add_legend(figure, panels, "outside lower center", more, 6)
+def _bar_figure(panels: Mapping[str, tuple[str, Sequence[Bars | None]]], least_width: float) -> Figure | None:
+    """One panel below the other, without those that have no bars. `panels`: by title, the label of the axis and the
+    bars."""
+    panels = {title: (label, list(filter(None, bars))) for title, (label, bars) in panels.items() if any(bars)}
+    if not panels:
+        return None
+    figure = Figure(figsize=(11, 2.8 * len(panels) + 0.8), layout="constrained")
+    places = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for axes, (title, (label, bars)) in zip(places, panels.items(), strict=True):
+        _draw_bars(axes, bars, least_width)
+        axes.set_ylabel(label)
+        axes.set_title(title, loc="left")
+    _add_legend(figure, places, "outside upper right", {}, 6)
+    figure.supxlabel(CAPTION, fontsize=8)
     return figure
 
 
-def alpha_figure(lines: Lines) -> Draw | None:
-    """A panel for each merge that was drawn at several α: the mean of each set over α, every draw as a point."""
-    merges = [
-        (models, method, alphas)
-        for models in GROUPS
-        for method in METHODS.values()
-        if len(alphas := alphas_of(lines, models, method, "")) > 1
-    ]
-    return partial(_draw_alpha, lines, merges) if merges else None
+def _draw_bars(axes: Axes, bars: Sequence[Bars], least_width: float) -> None:
+    """Bars with 95% intervals, each draw as a point, published values as stars, a cross where there is no result.
+
+    The axis is at least `least_width` bars wide, so that a few bars are not broader than many."""
+    places = [0.0]
+    for left, right in pairwise(bars):
+        places.append(places[-1] + 1 + GAP * (left.group != right.group))
+    for place, pair in zip(places, bars, strict=True):
+        for kind, middle in ((WITHOUT, place - BAR_WIDTH / 2), (WITH, place + BAR_WIDTH / 2)):
+            if kind in pair.summaries:
+                _draw_bar(axes, middle, pair.summaries[kind], kind)
+            if kind in pair.published:
+                label, right = f"{PUBLISHED}, {kind}", middle + BAR_WIDTH / 4
+                axes.plot(right, pair.published[kind], "*", label=label, clip_on=False, **STARS[kind])
+    _label_bars(axes, places, bars)
+    margin = max(0.6, (least_width - places[-1]) / 2)
+    axes.set_xlim(-margin, places[-1] + margin)
+    axes.axhline(0, color="black", linewidth=0.8)
+    _finish_scores(axes)
 
 
-def _draw_alpha(lines: Lines, merges: Sequence[tuple[str, str, list[float]]]) -> Figure:
-    figure = Figure(figsize=(6.8 * len(merges), 4.4), layout="constrained")
-    panels = figure.subplots(1, len(merges), squeeze=False)[0]
-    swept = [merge[:2] for merge in merges]
-    datasets = [dataset for dataset in TASKS if any(line[:2] in swept and line[6] == dataset for line in lines)]
-    for axes, (models, method, alphas) in zip(panels, merges, strict=True):
+def _draw_bar(axes: Axes, middle: float, summary: Summary, kind: str) -> None:
+    if summary.value is None:
+        axes.plot(middle, 0, label="no result", zorder=5, **NO_RESULT)
+        return
+    axes.bar(middle, summary.value, BAR_WIDTH, edgecolor="black", linewidth=0.6, label=kind, **BARS[kind])
+    if summary.low is not None and summary.high is not None:
+        span = [[max(summary.value - summary.low, 0)], [max(summary.high - summary.value, 0)]]
+        axes.errorbar(middle, summary.value, span, color="black", linewidth=1, capsize=2)
+    if len(summary.values) > 1:
+        left = [middle - BAR_WIDTH / 4] * len(summary.values)
+        axes.plot(left, summary.values, label="a draw", clip_on=False, **A_DRAW)
+
+
+def _label_bars(axes: Axes, places: Sequence[float], bars: Sequence[Bars]) -> None:
+    """A label for each pair of bars, and below them one for each group."""
+    axes.set_xticks(places, [pair.label for pair in bars], fontsize=8)
+    groups: dict[str, list[float]] = {}
+    for place, pair in zip(places, bars, strict=True):
+        groups.setdefault(pair.group, []).append(place)
+    lines = max(pair.label.count("\n") for pair in bars) + 1
+    below = axes.secondary_xaxis(location=0)
+    below.set_xticks([sum(of_group) / len(of_group) for of_group in groups.values()], list(groups), fontsize=9)
+    below.tick_params(length=0, pad=8 + 10.5 * lines)
+
+
+def dare_figure(lines: Lines) -> Figure | None:
+    """A panel for each method; for each set a line from neither over M3 and DARE to both."""
+    steps = ((False, False, "neither"), (True, False, "M3"), (False, True, "DARE"), (True, True, "both"))
+    merges = [merge for merge in _plain_merges() if any(line[:3] == merge and line[4] for line in lines)]
+    if not merges:
+        return None
+    figure, panels, datasets = _trend_panels(lines, merges, (3.7, 3.8), sharey=True)
+    for axes, merge in zip(panels, merges, strict=True):
         for dataset in datasets:
             look, aside = _look(dataset), _aside(dataset, datasets)
-            drawn = [
-                (alpha * 1.4**aside, summary)
-                for alpha in alphas
-                if (summary := lines.get((models, method, "", True, False, alpha, dataset, "")))
-                and summary.value is not None
-            ]
+            found = [lines.get(line_of(merge, mixup, dare, dataset)) for mixup, dare, _ in steps]
+            drawn = [(place + aside, summary) for place, summary in enumerate(found) if _has_value(summary)]
+            _draw_trend(axes, drawn, dataset, look)
+            metrics = {metric for _, summary in drawn for metric in summary.metrics}
+            for place, (mixup, dare, _) in enumerate(steps):
+                known = published_value(*merge[:2], mixup, dare, dataset)
+                if known is not None and known.metric in metrics:
+                    axes.plot(place + aside, known.value, **_hollow(look))
+        axes.set_xticks(range(len(steps)), [name for _, _, name in steps])
+        axes.set_xlim(-0.5, len(steps) - 0.5)
+        _finish_scores(axes)
+    more = {f"hollow: {PUBLISHED}": Line2D([], [], **_hollow({"color": "black", "marker": "o"}))}
+    _add_legend(figure, panels, "outside lower center", more, 6)
+    return figure
+
+
+def alpha_figure(lines: Lines) -> Figure | None:
+    """A panel for each merge that was drawn at several α: the mean of each set over α, every draw as a point."""
+    merges = [merge for merge in _plain_merges() if len(alphas_of(lines, merge)) > 1]
+    if not merges:
+        return None
+    figure, panels, datasets = _trend_panels(lines, merges, (6.8, 4.4))
+    for axes, merge in zip(panels, merges, strict=True):
+        alphas = alphas_of(lines, merge)
+        for dataset in datasets:
+            look, aside = _look(dataset), _aside(dataset, datasets)
+            found = {alpha: lines.get((*merge, True, False, alpha, dataset, "")) for alpha in alphas}
+            drawn = [(alpha * 1.4**aside, summary) for alpha, summary in found.items() if _has_value(summary)]
             if len(drawn) < 2:
                 continue
-            draw_trend(axes, drawn, dataset, look)
-            plain = _line(lines, models, method, False, False, dataset)
-            if plain is not None and plain.value is not None:
+            _draw_trend(axes, drawn, dataset, look)
+            plain = lines.get(line_of(merge, False, False, dataset))
+            if _has_value(plain):
                 axes.axhline(plain.value, color=look["color"], linestyle=look["linestyle"], linewidth=0.9)
-                axes.plot(alphas[0] / 1.7 * 2**aside, plain.value, **hollow(look))
+                axes.plot(alphas[0] / 1.7 * 2**aside, plain.value, **_hollow(look))
         axes.set_xscale("log")
         axes.set_xticks(alphas, [f"{alpha:g}" for alpha in alphas])
         axes.minorticks_off()
         axes.set_xlim(alphas[0] / 2.4, alphas[-1] * 1.2)
         axes.set_xlabel("α of λ ~ Beta(α, α)")
-        axes.set_title(f"{models}, {method}", loc="left")
-        finish_scores(axes)
-    panels[0].set_ylabel("score (%), mean and (pale) each draw")
-    mark = {**hollow({"color": "black", "marker": "o"}), "linestyle": "solid", "linewidth": 0.9}
-    more = {"hollow: without M3": Line2D([], [], **mark)}
-    add_legend(figure, panels, "outside lower center", more, 4)
+        _finish_scores(axes)
+    mark = {**_hollow({"color": "black", "marker": "o"}), "linestyle": "solid", "linewidth": 0.9}
+    _add_legend(figure, panels, "outside lower center", {"hollow: without M3": Line2D([], [], **mark)}, 4)
     return figure
 
 
-# By name, how each is drawn, and what it shows, for those who cannot see it.
-FIGURES: dict[str, tuple[Callable[[Lines], Draw | None], str]] = {
+def _plain_merges() -> list[tuple[str, str, str]]:
+    return [(models, method, "") for models in GROUPS for method in METHODS.values()]
+
+
+def _has_value(summary: Summary | None) -> bool:
+    return summary is not None and summary.value is not None
+
+
+def _trend_panels(
+    lines: Lines, merges: Sequence[tuple[str, str, str]], size: tuple[float, float], **options: Any
+) -> tuple[Figure, Sequence[Axes], list[str]]:
+    """A figure with a titled panel for each merge, and the data sets of all of them."""
+    figure = Figure(figsize=(size[0] * len(merges), size[1]), layout="constrained")
+    panels = figure.subplots(1, len(merges), squeeze=False, **options)[0]
+    for axes, (models, method, _) in zip(panels, merges, strict=True):
+        axes.set_title(f"{models}, {method}", loc="left")
+    panels[0].set_ylabel(TREND_LABEL)
+    return figure, panels, [name for name in TASKS if any(line[:3] in merges and line[6] == name for line in lines)]
+
+
+def _draw_trend(axes: Axes, drawn: Sequence[tuple[float, Summary]], label: str, look: Mapping[str, Any]) -> None:
+    """A line through the means, with every draw as a pale point."""
+    if drawn:
+        axes.plot([place for place, _ in drawn], [summary.value for _, summary in drawn], label=label, **look)
+    for place, summary in drawn:
+        points = {**look, "linestyle": "", "markersize": 4, "alpha": 0.45}
+        axes.plot([place] * len(summary.values), summary.values, **points)
+
+
+def _look(dataset: str) -> dict[str, Any]:
+    """The colour, mark and dashes of a data set."""
+    number = TASKS.index(dataset)
+    names = {"color": SERIES, "marker": MARKS, "linestyle": DASHES}
+    return {name: values[number % len(values)] for name, values in names.items()}
+
+
+def _hollow(look: Mapping[str, Any]) -> dict[str, Any]:
+    """The mark of a data set, large and empty."""
+    edge = {"markeredgecolor": look["color"], "markeredgewidth": 1.5, "markerfacecolor": "white"}
+    return {**look, **edge, "linestyle": "", "markersize": 9, "clip_on": False, "zorder": 4}
+
+
+def _aside(dataset: str, datasets: Sequence[str]) -> float:
+    """How far beside its place a data set is drawn, so that none covers another."""
+    return 0.16 * (datasets.index(dataset) - (len(datasets) - 1) / 2)
+
+
+def _finish_scores(axes: Axes) -> None:
+    """An axis of per cent with room for marks at 0 and at 100, or if all are low, at the highest."""
+    low, high = axes.get_ylim()
+    high = high if high < 40 else max(high, 105)
+    axes.set_ylim(min(low, -0.04 * high), high)
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+
+
+def _add_legend(figure: Figure, panels: Iterable[Axes], place: str, more: Mapping[str, Line2D], columns: int) -> None:
+    """One legend for all panels and `more`."""
+    handles: dict[str, Any] = {}
+    for panel in panels:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    handles |= more
+    names = sorted(handles, key=lambda name: LEGEND_ORDER.index(name) if name in LEGEND_ORDER else -1)
+    figure.legend([handles[name] for name in names], names, loc=place, ncols=columns, frameon=False)
+
+
+# By name, the function that draws a figure, and a description for those who cannot see it.
+FIGURES: dict[str, tuple[Callable[[Lines], Figure | None], str]] = {
     "performance": (
         performance_figure,
         "Bars of the scores without M3 and with it, for each group of models, data set and merging method, with 95% "
@@ -187,58 +317,3 @@ FIGURES: dict[str, tuple[Callable[[Lines], Draw | None], str]] = {
         "Lines of each data set's score with M3 over α, with single draws, and the score without M3",
     ),
 }
-
-
-def _bars_to_draw(panels: dict[str, tuple[str, list[Bars]]], least_width: float) -> Draw | None:
-    """What draws those panels that have bars. `panels`: by title, what the axis tells, and the bars."""
-    panels = {title: panel for title, panel in panels.items() if panel[1]}
-    return partial(_draw_panels, panels, least_width) if panels else None
-
-
-def _draw_panels(panels: dict[str, tuple[str, list[Bars]]], least_width: float) -> Figure:
-    """A panel below another."""
-    figure = Figure(figsize=(11, 2.8 * len(panels) + 0.8), layout="constrained")
-    places = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
-    for axes, (title, (told, bars)) in zip(places, panels.items(), strict=True):
-        draw_bars(axes, bars, least_width)
-        axes.set_ylabel(told)
-        axes.set_title(title, loc="left")
-    add_legend(figure, places, "outside upper right", {}, 6)
-    figure.supxlabel(CAPTION, fontsize=8)
-    return figure
-
-
-def _bars(
-    lines: Lines, models: str, method: str, dataset: str, attack: str = "", *, label: str, group: str
-) -> Bars | None:
-    """The bars without M3 and with it; None where neither was asked for."""
-    summaries = {name: _line(lines, models, method, mixup, False, dataset, attack) for name, mixup in KINDS}
-    if not any(summaries.values()):
-        return None
-    published = {}
-    for name, mixup in KINDS:
-        # LiveBench's published bars do not say their method.
-        known = published_value(models, "" if dataset in LIVEBENCH else method, mixup, False, dataset)
-        ours = _metrics([summaries[name]])
-        if known is not None and (not ours or known.metric in ours or dataset in LIVEBENCH):
-            published[name] = known.value
-    return Bars(label, group, summaries, published)
-
-
-def _line(
-    lines: Lines, models: str, method: str, mixup: bool, dare: bool, dataset: str, attack: str = ""
-) -> Summary | None:
-    return lines.get((models, method, "", mixup, dare, PAPER_ALPHA if mixup else None, dataset, attack))
-
-
-def _look(dataset: str) -> dict[str, Any]:
-    return look_of(TASKS.index(dataset))
-
-
-def _aside(dataset: str, datasets: Sequence[str]) -> float:
-    """How far beside its place one of the data sets is drawn, that none covers another."""
-    return 0.16 * (datasets.index(dataset) - (len(datasets) - 1) / 2)
-
-
-def _metrics(summaries: Iterable[Summary | None]) -> set[str]:
-    return {score.metric for summary in summaries if summary for score in summary.scores if score.status == OK}

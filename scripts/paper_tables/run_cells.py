@@ -1,4 +1,5 @@
-"""Run the cells that a script of scripts/paper lists, call the evaluators installed, make tables and figures."""
+"""Run the cells of the paper's tables, score their answers, and make the tables and figures. Rerun the same command to
+resume."""
 
 if __name__ in ("__main__", "__mp_main__"):  # before the imports, which take a while
     from utils.interrupts import prepare_process
@@ -12,16 +13,25 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 
 from scripts.make_tables import make_tables
-from scripts.paper_tables.cell import read_cells
+from scripts.paper_tables import cells
+from scripts.paper_tables.cell_runs import ROOT, TINY, Setting
+from scripts.paper_tables.cells import DONE, FAILED, Cell
 from scripts.paper_tables.collect import collect_scores
-from scripts.paper_tables.commands import ROOT, TINY, Setting
-from scripts.paper_tables.estimate import print_plan
 from scripts.paper_tables.evaluate import evaluate
-from scripts.paper_tables.jobs import DONE, FAILED, Outcome, check_cells, jobs_of_cells, run_jobs
-from scripts.paper_tables.machine import GPUS_OF_A_MODEL, find_machine, job_slots, tensor_parallel_size
-from scripts.paper_tables.slurm import write_job_array
+from scripts.paper_tables.runner import (
+    GPUS_OF_A_MODEL,
+    Job,
+    Outcome,
+    job_slots,
+    jobs_of_cells,
+    run_jobs,
+    tensor_parallel_size,
+    visible_gpus,
+    write_job_array,
+)
 from scripts.plot_figures import plot_figures
 from utils.command_line import OneLineParser, positive_number, whole_number
 from utils.errors import UserError, run_command_line
@@ -31,71 +41,83 @@ from utils.whole_files import locked
 log = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "vllm", "transformers")
+EXAMPLES = """examples:
+  bash scripts/paper/all.sh --models tiny --allow_code_execution   all tables on the tiny models, on a laptop
+  bash scripts/paper/performance.sh --models DIR --dry_run         the commands of one table; runs nothing
+
+environment variables: SEEDS="0 1 2" (the default), the draws of M3 and DARE; PYTHON, the interpreter"""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(prog="bash scripts/paper/TABLE.sh", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--cells", type=Path, required=True, help=argparse.SUPPRESS)  # the shell script's
-    parser.add_argument("--typed_in", type=Path, default=ROOT, help=argparse.SUPPRESS)  # what paths count from
-    parser.add_argument("--job", type=whole_number, help=argparse.SUPPRESS)  # a job array's
-    parser.add_argument(
+    parser = OneLineParser(
+        prog="bash scripts/paper/TABLE.sh",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("tables", nargs="*", help=argparse.SUPPRESS)  # from the shell script
+    parser.add_argument("--cells", type=Path, help=argparse.SUPPRESS)  # from a job array
+    parser.add_argument("--job", type=whole_number, help=argparse.SUPPRESS)
+    parser.add_argument("--working_folder", type=Path, default=ROOT, help=argparse.SUPPRESS)  # of relative paths
+    files = parser.add_argument_group("models, sets and results")
+    files.add_argument(
         "--models",
         metavar="tiny|DIR",
-        help="the tiny models of this project, fewer examples; or the folder where models lie under the paper's names "
-        "(default: the working folder, else the hub)",
+        help="the tiny models of this project, with fewer examples; or the folder that holds the models under the "
+        "paper's names (default: the working folder, else the hub)",
     )
-    parser.add_argument("--results_dir", type=Path, help="where all of it goes (default: paper_results[_tiny])")
-    parser.add_argument("--data_dir", type=Path, help="folder looked in for the sets' files before `datasets`")
-    parser.add_argument("--backend", choices=BACKENDS, help="what completes the prompts (default: auto)")
-    parser.add_argument(
+    files.add_argument("--results_dir", type=Path, help="folder of all results (default: paper_results[_tiny])")
+    files.add_argument("--data_dir", type=Path, help="folder with the sets' files (default: download the sets)")
+    files.add_argument("--delete_merged_models", action="store_true", help="keep a merge's record, delete its weights")
+    running = parser.add_argument_group("running")
+    running.add_argument(
+        "--backend", choices=BACKENDS, help="engine (default: transformers with the tiny models, else auto)"
+    )
+    running.add_argument(
         "--tensor_parallel_size",
         type=positive_number,
-        help=f"vLLM: GPUs per layer; GPUs left over run more jobs (default: {GPUS_OF_A_MODEL}, or all if fewer)",
+        help=f"vLLM: GPUs per model (default: {GPUS_OF_A_MODEL}, or all if fewer); other GPUs run further merges",
     )
-    parser.add_argument("--delete_merged_models", action="store_true", help="keep a merge's record, not its weights")
-    parser.add_argument(
+    running.add_argument(
         "--allow_code_execution",
         action="store_true",
         help="let evaluators run generated programs, with limits on time, memory and network",
     )
-    parser.add_argument("--dry_run", action="store_true", help="print commands and what they would take; run nothing")
-    parser.add_argument("--slurm", action="store_true", help="write the cells as a job array for sbatch; run nothing")
+    running.add_argument("--dry_run", action="store_true", help="print the commands and a time estimate; run nothing")
+    running.add_argument("--slurm", action="store_true", help="write the cells as a job array for sbatch; run nothing")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    options = build_parser().parse_args(words)
+    options = build_parser().parse_args(arguments)
     with logged_run():
         run(options)
 
 
 def run(options: argparse.Namespace) -> None:
     setting = setting_of_options(options)
-    cells = read_cells(options.cells)
-    check_cells(cells, setting)
-    jobs = jobs_of_cells(cells, setting)
-    machine = find_machine(setting.results_dir)
+    listed = cells.read_cells(options.cells) if options.cells else cells.cells_of_tables(options.tables, seeds())
     writes_array = options.slurm and not options.dry_run
-    # The machines of an array are others than the one that it is written on.
-    gpus = GPUS_OF_A_MODEL if writes_array else len(machine.gpus)
-    size = tensor_parallel_size(setting.tensor_parallel_size, setting.backend, gpus)
+    gpus = visible_gpus()
+    # An array runs on other machines than this one.
+    number = GPUS_OF_A_MODEL if writes_array else len(gpus)
+    size = tensor_parallel_size(setting.tensor_parallel_size, setting.backend, number)
     setting = replace(setting, tensor_parallel_size=size)
+    jobs = jobs_of_cells(listed, setting)
     if writes_array:
-        script = write_job_array(options.cells, jobs, setting, options.delete_merged_models)
-        log.info("sbatch %s", script)
-        log.info("When its jobs have ended, type this command again without --slurm: evaluators, tables, figures.")
+        log.info("sbatch %s", write_job_array(listed, len(jobs), setting, options.delete_merged_models))
+        log.info("When its jobs have ended, rerun this command without --slurm: evaluators, tables, figures.")
         return
-    slots = job_slots(machine, size, setting.is_tiny)
+    slots = job_slots(gpus, size, setting.is_tiny)
     if options.dry_run:
-        print_plan(jobs, setting, machine, len(slots), options.delete_merged_models)
+        print_plan(jobs, setting.results_dir, len(slots))
         return
     if options.job is not None:
         if options.job >= len(jobs):
-            raise UserError(f"--job {options.job}: {options.cells} holds {len(jobs)} merges, numbered from 0")
-        jobs = [jobs[options.job]]
-        slots = slots[:1]
-    outcomes = run_jobs(jobs, setting, slots, options.delete_merged_models)
+            raise UserError(f"--job {options.job}: there are {len(jobs)} merges, numbered from 0")
+        jobs, slots = [jobs[options.job]], slots[:1]
+    outcomes = run_jobs(jobs, slots, options.delete_merged_models)
     if options.job is None:
         with locked(setting.results_dir / "tables", waits=True):
             evaluate(setting, options.allow_code_execution)
@@ -104,29 +126,86 @@ def run(options: argparse.Namespace) -> None:
             make_tables(setting.results_dir, scores)
     report(sum(map(len, jobs)), outcomes)
     if any(outcome.status == FAILED for outcome in outcomes):
-        raise UserError(f"some cells failed; their logs are in {setting.results_dir / 'paper_cells'}")
+        raise UserError(f"some cells failed; their logs are in {setting.results_dir / cells.STATES}")
+
+
+def seeds() -> list[int]:
+    text = os.environ.get("SEEDS") or "0 1 2"
+    try:
+        return [whole_number(seed) for seed in text.split()]
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"SEEDS={text}: {error}") from None
 
 
 def setting_of_options(options: argparse.Namespace) -> Setting:
-    models, data_dir = options.models, options.data_dir
+    models, data_dir, results_dir = options.models, options.data_dir, options.results_dir
     if models is not None and models != TINY:
-        models = str(from_root(Path(models), options.typed_in))
+        models = str(from_root(Path(models), options.working_folder))
         if not Path(models).is_dir():
             raise UserError(f"--models {options.models}: neither `{TINY}` nor a folder")
-    if options.results_dir is None:
+    if results_dir is None:
         results_dir = Path("paper_results_tiny" if models == TINY else "paper_results")
     else:
-        results_dir = from_root(options.results_dir, options.typed_in)
+        results_dir = from_root(results_dir, options.working_folder)
     if data_dir is not None:
-        data_dir = from_root(data_dir, options.typed_in)
+        data_dir = from_root(data_dir, options.working_folder)
     backend = options.backend or ("transformers" if models == TINY else "auto")
     return Setting(results_dir, models, data_dir, backend, options.tensor_parallel_size)
 
 
-def from_root(path: Path, typed_in: Path) -> Path:
-    """A path that was typed in a folder as it is typed at the project's root, where commands run."""
-    place = Path(os.path.normpath(typed_in / path))
+def from_root(path: Path, working_folder: Path) -> Path:
+    """A path given in a working folder, as it is from the project's root, where commands run."""
+    place = Path(os.path.normpath(working_folder / path))
     return place.relative_to(ROOT) if place.is_relative_to(ROOT) else place
+
+
+def print_plan(jobs: Sequence[Job], results_dir: Path, jobs_at_once: int) -> None:
+    """Print every command that would run, their number, and a time estimate from cells that ran before."""
+    measured = measured_seconds(results_dir)
+    estimates, merges = [], 0
+    for job in jobs:
+        shown: set[str] = set()  # a command that several cells of a job need runs once
+        for run in job:
+            if run.is_done():
+                print(f"# done: {run.cell.name}")
+                continue
+            estimates.append(measured.get(_kind(run.cell)))
+            print(f"# {', '.join(run.cell.tables)}{f': about {duration(estimates[-1])}' if estimates[-1] else ''}")
+            commands = [command.text for command in run.commands]
+            print("\n".join(command for command in commands if command not in shown) or "# shares its command")
+            shown |= {*commands}
+        merges += bool(shown)
+    print(f"\n{len(estimates)} cells of {merges} merges to run, {jobs_at_once} at a time")
+    known = [seconds for seconds in estimates if seconds is not None]
+    if known:
+        print(f"about {duration(sum(known) / jobs_at_once)} for {len(known)} of them, from cells that ran before")
+    if len(known) < len(estimates):
+        print(f"no time estimate for {len(estimates) - len(known)} of them: no such cell ran in this results folder")
+
+
+def measured_seconds(results_dir: Path) -> dict[tuple, float]:
+    """The mean seconds of cells that are done, by kind."""
+    found: dict[tuple, list[float]] = {}
+    for path in (results_dir / cells.STATES).glob("*.json"):
+        try:
+            state = cells.read_state(path)
+        except UserError:  # reported when scores are collected
+            continue
+        if state.status == DONE and state.seconds is not None:
+            found.setdefault(_kind(state.cell), []).append(state.seconds)
+    return {kind: mean(seconds) for kind, seconds in found.items()}
+
+
+def _kind(cell: Cell) -> tuple:
+    """What is the same for cells that take about as long."""
+    models = [name for name in cell.merge if name.startswith("merge_")] if cell.script == cells.MAIN_JOB else []
+    return cell.script, *cell.tasks, *cell.attacks, *models
+
+
+def duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.0f} h"
 
 
 def report(number_of_cells: int, outcomes: Sequence[Outcome]) -> None:

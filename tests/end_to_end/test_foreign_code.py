@@ -9,8 +9,7 @@ import pytest
 
 from inference_llms.data_sets import load_from_hub
 from inference_llms.engines.model_loading import load_config, refusals_in_one_line
-from promptbench.masked_words import MaskedLanguageModel
-from promptbench.sentence_similarity import SentenceEncoder
+from promptbench.extra_models import MaskedLanguageModel, SentenceEncoder
 from tests.inference_llms.support import ROOT
 from utils.errors import UserError
 

@@ -58,8 +58,8 @@ def test_a_fault_is_named_with_its_file_line_and_field(tmp_path, file, text, mes
     path = tmp_path / file
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    told = refusal(task, tmp_path)
-    assert message in told and str(tmp_path) in told
+    error = refusal(task, tmp_path)
+    assert message in error and str(tmp_path) in error
 
 
 def test_a_missing_folder_is_named(tmp_path):

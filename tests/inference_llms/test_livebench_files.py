@@ -1,4 +1,4 @@
-"""LiveBench: questions from every place where they may be, answers in its form, and two rules for typos."""
+"""LiveBench: questions in every layout, answers in its form, and two rules for typos."""
 
 import json
 import shutil
@@ -141,7 +141,7 @@ def test_answer_ids_have_livebenchs_form_and_are_unique_and_stable():
 )
 def test_a_malformed_question_is_named_with_its_line(row, message, tmp_path):
     write_rows(tmp_path / "coding/t/question.jsonl", [question(), row])
-    assert message in (told := refusal(tmp_path)) and "question.jsonl line 2" in told
+    assert message in (error := refusal(tmp_path)) and "question.jsonl line 2" in error
 
 
 def test_every_fault_of_a_file_is_reported_in_one_line(tmp_path):

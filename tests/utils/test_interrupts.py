@@ -1,4 +1,4 @@
-"""Ctrl-C in every entry script, from its imports on: one line, status 130; and children that end with their parent."""
+"""Ctrl-C ends every entry script with one line and status 130, even during imports; children end with their parent."""
 
 import signal
 import subprocess
@@ -29,7 +29,7 @@ SCRIPTS = {
 
 
 def interrupt(words: list[object], library: str, folder: Path) -> tuple[int, str]:
-    """Start a command and send Ctrl-C once it has loaded a library; its status and what it said."""
+    """Start a command and send Ctrl-C once it has loaded a library; returns its status and stderr."""
     command = [sys.executable, *map(str, words)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     maps = Path(f"/proc/{process.pid}/maps")
@@ -44,7 +44,7 @@ def interrupt(words: list[object], library: str, folder: Path) -> tuple[int, str
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_ctrl_c_while_a_script_imports_is_one_line(script, tmp_path):
-    # The first compiled module of the standard library comes after the interpreter's start, long before the rest.
+    # Python loads its first compiled module after its own start and long before most imports.
     status, error = interrupt([*script.split(), *SCRIPTS[script]], "lib-dynload", tmp_path)
     assert (status, error) == (130, "interrupted; rerun the command and it resumes\n")
 

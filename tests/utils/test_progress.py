@@ -1,4 +1,4 @@
-"""Progress where there is no terminal: a line a minute, and none before."""
+"""Progress without a terminal: one line per minute."""
 
 import pytest
 
@@ -9,13 +9,13 @@ from utils.progress import progress_of
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds that the test sets."""
+    """The time in seconds, set by the test."""
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     return now
 
 
-def test_without_a_terminal_progress_is_a_line_a_minute(clock, capsys):
+def test_without_a_terminal_progress_is_one_line_per_minute(clock, capsys):
     with progress_of("gsm8k", 200, "prompts", done=50) as shown:
         for second in range(1, 151):
             clock[0] = float(second)

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent, whoever is killed, and names that one process holds at a time."""
+"""Files and folders are complete or absent after any kill, and one process at a time holds a name."""
 
 import errno
 import fcntl
@@ -18,7 +18,7 @@ from utils.whole_files import Busy, finish_replacing, locked, remove_folder, who
 
 
 def forked(work: Callable[[], None]) -> int:
-    """Start `work` in a process of its own; returns its id."""
+    """Start `work` in a separate process; returns its id."""
     child = os.fork()
     if child == 0:
         try:
@@ -41,13 +41,13 @@ def make(folder: Path, content: str) -> Path:
 
 
 def content(folder: Path) -> set[str]:
-    """What the files of a whole folder say: one word."""
+    """The words in the files of a complete folder."""
     assert {path.name for path in folder.iterdir()} == {"config.json", "weights"}
     return {path.read_text() for path in folder.iterdir()}
 
 
 def die_before(step: int, monkeypatch) -> None:
-    """Have this process killed before the n-th change of a name."""
+    """Kill this process before the n-th change of a name."""
     done = 0
 
     def counted(function):
@@ -65,7 +65,7 @@ def die_before(step: int, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("has_exchange", [True, False])
-def test_killed_while_replacing_the_old_or_the_new_folder_is_there(tmp_path, monkeypatch, has_exchange):
+def test_a_kill_while_replacing_leaves_the_old_or_the_new_folder(tmp_path, monkeypatch, has_exchange):
     if not has_exchange:  # as on NFS
         monkeypatch.setattr(whole_files, "_exchange", lambda *_: False)
 
@@ -79,7 +79,7 @@ def test_killed_while_replacing_the_old_or_the_new_folder_is_there(tmp_path, mon
     for step in range(1, 30):
         final = make(tmp_path / str(step), "old")
         status = status_of(forked(lambda final=final, step=step: replace(final, step)))
-        with locked(final):  # as the next command does, whatever becomes of it
+        with locked(final):  # as the next command does
             finish_replacing(final)
         found.append(content(final))
         shutil.rmtree(final.with_name(f".{final.name}.unfinished"), ignore_errors=True)
@@ -92,7 +92,7 @@ def test_killed_while_replacing_the_old_or_the_new_folder_is_there(tmp_path, mon
     assert found == sorted(found, key=lambda words: words == {"new"})
 
 
-def test_killed_while_removing_no_half_of_a_folder_has_its_name(tmp_path, monkeypatch):
+def test_a_kill_while_removing_never_leaves_half_a_folder(tmp_path, monkeypatch):
     def remove(step: int) -> None:
         die_before(step, monkeypatch)
         remove_folder(tmp_path / "model")
@@ -107,7 +107,7 @@ def test_killed_while_removing_no_half_of_a_folder_has_its_name(tmp_path, monkey
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_name_is_held_by_one_process_until_it_ends(tmp_path):
+def test_one_process_holds_a_name_until_it_ends(tmp_path):
     path = tmp_path / "scores.json"
     lock = tmp_path / ".scores.json.lock"
 
@@ -142,7 +142,7 @@ def test_read_modify_write_under_a_lock_loses_nothing(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["scores.json"]
 
 
-def test_two_writers_of_one_file_never_take_each_others_text(tmp_path):
+def test_two_writers_of_one_file_never_mix_their_text(tmp_path):
     path = tmp_path / "notes.json"
 
     def write(word: str) -> None:
@@ -155,7 +155,7 @@ def test_two_writers_of_one_file_never_take_each_others_text(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["notes.json"]
 
 
-def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path):
+def test_the_next_write_removes_leftovers_of_a_killed_writer(tmp_path):
     path = tmp_path / "notes.json"
 
     def die() -> None:
@@ -172,7 +172,7 @@ def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_named_and_used(tmp_path, monkeypatch, capsys, number):
+def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, capsys, number):
     def refuse(*_):
         raise OSError(number, os.strerror(number))
 
@@ -188,7 +188,7 @@ def full_disk(tmp_path) -> Path:
     place = tmp_path / "disk"
     place.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", place], capture_output=True).returncode:
-        pytest.skip("mounting a small file system takes root's rights")
+        pytest.skip("mounting a small file system needs root")
     yield place
     subprocess.run(["umount", place], check=True)
 

@@ -1,4 +1,4 @@
-"""What programs that nobody has read cannot do, in each kind of guard."""
+"""Untrusted programs are kept from everything else, by each kind of guard."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ KINDS = {"bubblewrap": guard._bubblewrap_words, "unshare": guard._unshare_words}
 
 @pytest.fixture(params=KINDS)
 def kind(request, monkeypatch) -> str:
-    """Runs a test in both kinds, where the machine has them."""
+    """Run a test with each kind of guard that the machine has."""
     make_words = KINDS[request.param]
     reason = guard._why_not(make_words)
     if reason is not None:
@@ -50,19 +50,13 @@ FORBIDDEN = {
 
 
 @pytest.mark.parametrize("what", FORBIDDEN)
-def test_a_program_does_not_get(what, kind, tmp_path, monkeypatch):
+def test_a_program_cannot_have(what, kind, tmp_path, monkeypatch):
     home, socket_path = tmp_path / "home", tmp_path / "socket"
     home.mkdir()
     (home / "secret").write_text("secret")
     monkeypatch.setenv("HOME", str(home))
-    listener = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            f"import socket; s = socket.socket(socket.AF_UNIX); s.bind({str(socket_path)!r}); input()",
-        ],
-        stdin=subprocess.PIPE,
-    )
+    listen = f"import socket; s = socket.socket(socket.AF_UNIX); s.bind({str(socket_path)!r}); input()"
+    listener = subprocess.Popen([sys.executable, "-c", listen], stdin=subprocess.PIPE)
     names = {"home": str(home), "secret": str(home / "secret"), "project": str(ROOT), "socket": str(socket_path)}
     program, message = FORBIDDEN[what]
     try:
@@ -75,23 +69,23 @@ def test_a_program_does_not_get(what, kind, tmp_path, monkeypatch):
 
 def test_a_program_sees_only_its_own_processes_and_variables(kind, monkeypatch):
     monkeypatch.setenv("SOME_API_KEY", "secret")
-    told = run(
+    output = run(
         "import glob, os\nprint(dict(os.environ))\nfor path in glob.glob('/proc/[0-9]*/environ'):\n"
         " if os.access(path, os.R_OK): os.system('cat ' + path)\n"
         "print('processes', len(glob.glob('/proc/[0-9]*')))"
     )
-    assert "secret" not in told and int(told.split()[-1]) <= 3
+    assert "secret" not in output and int(output.split()[-1]) <= 3
 
 
-def test_a_program_writes_to_its_folder_and_its_output_comes_back(kind, tmp_path):
+def test_a_program_writes_to_its_folder_and_its_output_is_returned(kind, tmp_path):
     program = "open('made', 'w').write('it'); open('/tmp/private', 'w').write('it'); print(6 * 7)"
     assert run(program, places=Places(scratch=tmp_path)) == "42\n"
     assert (tmp_path / "made").read_text() == "it" and not Path("/tmp/private").exists()
 
 
 def test_long_output_does_not_fill_this_process(kind):
-    told = run("import sys; sys.stdout.write('x' * (50 << 20)); sys.stdout.write('the end')")
-    assert told.endswith("xthe end") and len(told) < 1 << 20
+    output = run("import sys; sys.stdout.write('x' * (50 << 20)); sys.stdout.write('the end')")
+    assert output.endswith("xthe end") and len(output) < 1 << 20
 
 
 def test_processes_share_one_limit_on_memory(kind):
@@ -103,11 +97,14 @@ def test_processes_share_one_limit_on_memory(kind):
     )
     with pytest.raises(UserError, match=r"its processes held .* GiB together \(the limit is 1\) and were ended"):
         run(program, limits=limits)
-    forked = "import os, time; held = b'x' * (400 << 20); [os.fork() for _ in range(2)]; time.sleep(2); print('whole')"
+    forked = (
+        "import os, time\nheld = b'x' * (400 << 20)\nchildren = [os.fork() for _ in range(2)]\ntime.sleep(2)\n"
+        "print('whole', flush=True)\n[os.waitpid(child, 0) for child in children if child]"
+    )
     assert run(forked, limits=limits).split() == ["whole"] * 4
 
 
-def test_the_limit_on_processes_is_the_kernels(kind):
+def test_the_kernel_limits_the_number_of_processes(kind):
     many = "import threading, time\nfor n in range(99):\n threading.Thread(target=time.sleep, args=(0.4,)).start()"
     with pytest.raises(UserError, match="can't start new thread"):
         run(many)

@@ -7,6 +7,7 @@ in for it.
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,10 @@ from utils.errors import UserError
 
 ZOO = ROOT / "scripts" / "tiny_zoo"
 TASK = "instruction_following"
-# An answer is right that says so. Ids are lower-cased, every model named must have answered every question, judgments
-# are appended and the last of each question and model is kept: as LiveBench does.
+# Answers that contain "right" are right. As in LiveBench: ids are lower-cased, each model must have answered every
+# question, judgments are appended, and the last of each question and model is kept.
 JUDGE = """
-import argparse, glob, json, os, time
+import argparse, glob, json, os, pathlib, time
 parser = argparse.ArgumentParser()
 parser.add_argument("--bench-name")
 parser.add_argument("--model", nargs="+")
@@ -33,29 +34,24 @@ parser.add_argument("--livebench-release-option", default="2025-04-25")
 parser.add_argument("--question-source", default="huggingface")
 options = parser.parse_args()
 assert options.question_source == "jsonl", "no network"
-for file in glob.glob(f"data/{options.bench_name}/**/question.jsonl", recursive=True):
-    folder = os.path.dirname(file)
+for file in pathlib.Path("data", options.bench_name).rglob("question.jsonl"):
     questions = [json.loads(line) for line in open(file)]
     questions = [q for q in questions if q["livebench_release_date"] <= options.livebench_release_option]
     answers = {}
-    for path in glob.glob(f"{folder}/model_answer/*.jsonl"):
+    for path in file.parent.glob("model_answer/*.jsonl"):
         rows = [json.loads(line) for line in open(path)]
-        answers[os.path.basename(path)[:-6].lower()] = {row["question_id"]: row for row in rows}
-    models = [name.lower() for name in options.model or answers]
-    for model in models:
-        for question in questions:
-            assert question["question_id"] in answers[model], f"Missing model {model}'s answer"
-    os.makedirs(f"{folder}/model_judgment", exist_ok=True)
-    judged = f"{folder}/model_judgment/ground_truth_judgment.jsonl"
-    with open(judged, "a") as out:
-        for model in models:
-            for q in questions:
-                right = "right" in answers[model][q["question_id"]]["choices"][0]["turns"][0]
-                row = {"question_id": q["question_id"], "task": q["task"], "model": model, "score": float(right),
-                       "turn": 1, "tstamp": time.time()}
-                out.write(json.dumps(row) + "\\n")
-    kept = {(json.loads(line)["question_id"], json.loads(line)["model"]): line for line in open(judged)}
-    open(judged, "w").writelines(kept[key] for key in sorted(kept))
+        answers[path.stem.lower()] = {row["question_id"]: row for row in rows}
+    (file.parent / "model_judgment").mkdir(exist_ok=True)
+    judged = file.parent / "model_judgment/ground_truth_judgment.jsonl"
+    kept = [json.loads(line) for line in open(judged)] if judged.exists() else []
+    for model in [name.lower() for name in options.model or answers]:
+        for q in questions:
+            assert q["question_id"] in answers[model], f"Missing model {model}'s answer"
+            right = "right" in answers[model][q["question_id"]]["choices"][0]["turns"][0]
+            kept.append({"question_id": q["question_id"], "task": q["task"], "model": model, "score": float(right),
+                         "turn": 1, "tstamp": time.time()})
+    last = {(row["question_id"], row["model"]): json.dumps(row) for row in kept}
+    judged.write_text("".join(last[key] + "\\n" for key in sorted(last)))
 """
 
 
@@ -130,21 +126,20 @@ def test_judgments_made_elsewhere_are_kept_when_more_is_judged(livebench, tmp_pa
     assert {row["model"]: row["score"] for row in read_json_lines(judgments)} == {"others": 1, "m": 1.0}
 
 
-def test_answers_without_their_questions_are_refused(livebench, tmp_path):
+def test_missing_questions_and_a_misspelt_folder_are_named(livebench, tmp_path, monkeypatch):
     answers = answer(tmp_path)
     (answers.files[0].parents[1] / "questions/m.jsonl").unlink()
     assert refusal(answers).endswith("the questions of m.jsonl, is missing; rerun the command of its answers")
-
-
-def test_a_misspelt_folder_is_named_and_not_made(livebench, tmp_path, monkeypatch):
     monkeypatch.setenv("LIVEBENCH_DIR", str(tmp_path / "LiveBensh"))
-    assert refusal(answer(tmp_path)).startswith(f"{tmp_path / 'LiveBensh'} holds no gen_ground_truth_judgment.py")
+    assert refusal(answers).startswith(f"{tmp_path / 'LiveBensh'} holds no gen_ground_truth_judgment.py")
     assert not (tmp_path / "LiveBensh").exists()
 
 
-def test_a_slice_is_judged_on_its_own_questions(livebench, tmp_path):
-    found = judge(answer(tmp_path, "right", TASK, "a_part", "--end_index", "2"))
-    assert (found.score, found.examples) == (1, 2)
+def test_a_slice_is_judged_on_its_own_questions_in_the_chosen_release(livebench, tmp_path):
+    answers = answer(tmp_path, "right", TASK, "m", "--end_index", "2", "--livebench_release", "2024-12-01")
+    assert "--livebench-release-option 2024-12-01 " in answers.command
+    found = judge(replace(answers, release="2024-12-01"))
+    assert (found.score, found.examples) == (1, 2) and "--livebench-release-option 2024-12-01 " in found.command
 
 
 def test_every_answer_is_judged_in_a_release_that_has_its_question():
@@ -152,13 +147,6 @@ def test_every_answer_is_judged_in_a_release_that_has_its_question():
     rows = [{"livebench_release_date": out, "livebench_removal_date": gone} for out, gone in dates.values()]
     assert releases_of(rows) == ["2024-08-31", "2024-11-25"]
     assert releases_of(rows[1:]) == ["2024-11-25"]
-
-
-def test_the_chosen_release_is_the_judges(livebench, tmp_path):
-    answers = answer(tmp_path, "right", TASK, "m", "--livebench_release", "2024-12-01")
-    assert "--livebench-release-option 2024-12-01 " in answers.command
-    found = judge(AnswerFiles(answers.task, answers.files, answers.command, answers.data_dir, "2024-12-01"))
-    assert "--livebench-release-option 2024-12-01 " in found.command
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Each program gets its own verdict, whatever the programs beside it do."""
+"""Each program gets a separate verdict, whatever the other programs do."""
 
 import pytest
 
@@ -14,7 +14,7 @@ PROBLEM = {"task_id": "double", "prompt": "", "entry_point": "f", "test": TEST}
 LIBC = "import ctypes; libc = ctypes.CDLL(None)\n"
 BAD = {
     "starts processes without end": f"{LIBC}while libc.fork() >= 0: pass\nlibc.sleep(30)",
-    "kills whatever it may": f"{LIBC}libc.kill(-1, 9)",
+    "kills all that it may": f"{LIBC}libc.kill(-1, 9)",
     "fills the disk": "import tempfile\nwhile True: open(tempfile.mktemp(), 'wb').write(bytes(100 << 20))",
     "leaves and says that it passed": f"{LIBC}libc.write(1, b'\"passed\"\\n', 9); libc._exit(0)",
 }
@@ -29,7 +29,7 @@ def allowed():
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_a_program_fails_alone_that(what):
+def test_a_bad_program_fails_alone(what):
     pairs = [(PROBLEM, f"def f(x): return 2 * x + {wrong}") for wrong in (0, 0.0, 1)]
     pairs.insert(1, (PROBLEM, BAD[what]))
     assert programs_pass(pairs) == [True, False, True, False]

@@ -1,0 +1,269 @@
+"""Read a results folder: scores files, merge records, cell states and notes of evaluators.
+
+Records name the places of the time when they were written; the folder may have been moved or copied since.
+"""
+
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from inference_llms.answer_health import Health, health_on_record
+from inference_llms.evaluators.results import file_below, path_below_root
+from model_merging_methods.merge_parameters import Mask, MergeParameters, parameters_from_fields
+from model_merging_methods.merge_record import PRETRAINED, RECORD_FILE
+from model_merging_methods.model_card import model_name
+from scripts.paper_tables.cells import (
+    DONE,
+    MAIN_JOB,
+    STATES,
+    CellState,
+    merge_of_options,
+    merge_record_path,
+    options_of_text,
+    read_state,
+)
+from scripts.paper_tables.names import METHODS, models_name
+from utils.errors import UserError
+from utils.json_files import check_shape, read_json_object
+from utils.output_places import SINGLE_MODEL, OutputPlaces
+
+AGAIN = "remove it and rerun its command"
+NOTES = "paper_evaluators.json"  # below the results folder: why a file was not scored
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """The record of a task in a scores file, and the places of the run. `fault`: why it is not usable; with an empty
+    `task`, the whole file is not."""
+
+    path: Path
+    places: OutputPlaces
+    task: str = ""
+    content: dict[str, Any] = field(default_factory=dict)
+    fault: str = ""
+
+    @property
+    def files(self) -> list[Path]:
+        """The run's files for an evaluator, where they are now."""
+        return [file_below(self.places.root, Path(file)) for file in self.content["files"]]
+
+    def own_command(self, command: str) -> str:
+        """An evaluator's `command` with the places where the run's files are now."""
+        for file, now in zip(self.content["files"], map(str, self.files), strict=True):
+            tail = path_below_root(Path(file))
+            if tail is None or now == file:
+                continue
+            before, after = file.removesuffix(str(tail)), now.removesuffix(str(tail))
+            # A root that needs quotes already has them in the command.
+            after = after if shlex.quote(before) != before else shlex.quote(after)
+            return command.replace(f"{before}save_", f"{after}save_")
+        return command
+
+    def own_completions(self) -> Path | None:
+        """The run's own raw completions, where they are now; None for a replay of completions from elsewhere."""
+        own = self.places.raw_generations(self.task)
+        tail = own.relative_to(self.places.root).parts
+        return own if Path(self.content["raw_generations"]).parts[-len(tail) :] == tail else None
+
+    def options(self, command: str = "") -> dict[str, Any]:
+        """The options of the run. Records of earlier versions have only a command; without it, `command` is used."""
+        return self.content.get("options") or options_of_text(self.content.get("command") or command)
+
+
+@dataclass(frozen=True)
+class TaskRecordShape:
+    """The fields of a task's record that are read."""
+
+    examples: int
+    files: list[str]
+    raw_generations: str
+    evaluator_command: str | None = None
+    data_dir: str | None = None
+    backend: str | None = None
+    command: str | None = None
+    options: dict[str, Any] | None = None
+    identity: dict[str, Any] | None = None
+
+
+class ResultsFolder:
+    """`cells`: the states on record, by their file; `broken_cells`: why other files are not readable."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.cells: dict[Path, CellState] = {}
+        self.broken_cells: dict[Path, str] = {}
+        for path in sorted((folder / STATES).glob("*.json")):
+            try:
+                self.cells[path] = read_state(path)
+            except UserError as error:
+                self.broken_cells[path] = str(error)
+
+    @cached_property
+    def merges(self) -> dict[tuple[Path, str], OutputPlaces]:
+        """The places of every merge on record, by root and the merge's name in one word."""
+        found = []
+        for path in self.folder.rglob("merge_records/*/**/*.json"):
+            root, (tasks, *name) = split_at(self.folder, path, "merge_records")
+            found.append(OutputPlaces(root, tasks, "/".join(name).removesuffix(".json")))
+        for path in self.folder.rglob(f"save_merge_models/*/*/**/{RECORD_FILE}"):
+            root, (tasks, _, *name, _) = split_at(self.folder, path, "save_merge_models")
+            if name and not path.parent.name.startswith("."):  # hidden: a merge that was killed
+                found.append(OutputPlaces(root, tasks, "/".join(name)))
+        return {(places.root, places.model): places for places in found}
+
+    @cached_property
+    def _notes(self) -> dict[str, Any]:
+        try:
+            return read_json_object(self.folder / NOTES, "")
+        except UserError:  # missing or damaged; the next call of the evaluators writes it again
+            return {}
+
+    def why_not_scored(self, file: Path) -> str:
+        """The note of the evaluators' last call on a run's file."""
+        default = "not judged yet: its command is in scores.csv"
+        return str(self._notes.get(note_key(self.folder, file), default))
+
+    def about(self, places: OutputPlaces) -> dict[str, Any]:
+        """The fields of a score that a merge's record has, or else the options of its cell."""
+        about = about_merge(places)
+        if "fingerprint" in about:
+            return about
+        state = next((state for state in self.cells.values() if state.places(self.folder) == places), None)
+        return about if state is None else about | about_parameters(merge_of_options(state.cell.merge)[1])
+
+    def commands(self, places: OutputPlaces, script: str, task: str, attack: str = "") -> dict[str, str]:
+        """The commands of the cell that made a result: of several the one that was done last. Empty without a cell."""
+        made_it = [
+            state
+            for state in self.cells.values()
+            if (state.cell.script, state.places(self.folder)) == (script, places) and state.commands
+            if task in state.cell.tasks and (not attack or attack in state.cell.attacks)
+        ]
+        state = max(made_it, key=lambda state: (state.status == DONE, state.started or 0), default=None)
+        commands = [""] if state is None else state.commands
+        return {"command": commands[-1], "merge_command": commands[0]}
+
+
+def note_key(results_dir: Path, file: Path) -> str:
+    """A file's key in the notes, which stays right if the results folder is moved."""
+    return os.path.relpath(file, results_dir)
+
+
+def task_records(results_dir: Path) -> Iterator[TaskRecord]:
+    """The records in all files of save_scores, usable or not, by file name."""
+    for path in sorted(results_dir.rglob("save_scores/*/**/*.json")):
+        if path.name.startswith("."):
+            continue
+        root, (tasks, *name) = split_at(results_dir, path, "save_scores")
+        places = OutputPlaces(root, tasks, "/".join(name).removesuffix(".json"))
+        try:
+            records = read_json_object(path, AGAIN)
+        except UserError as error:
+            yield TaskRecord(path, places, fault=f"{path} is not whole: {error}")
+            continue
+        if not all(isinstance(record, dict) for record in records.values()):
+            yield TaskRecord(path, places, fault=f"{path} is not whole: it does not hold scores by task; {AGAIN}")
+            continue
+        for task, content in records.items():
+            record = TaskRecord(path, places, task, content)
+            try:
+                _check(record)
+                yield record
+            except UserError as error:
+                yield replace(record, fault=str(error))
+
+
+def _check(record: TaskRecord) -> None:
+    """Raise UserError unless a record has the fields of every task's record, and names no file outside its root."""
+    place, root = f"{record.path}: the record of {record.task}", record.places.root
+    check_shape(place, record.content, TaskRecordShape, AGAIN)
+    if record.content["examples"] < 1:
+        raise UserError(f"{place}: examples: fewer than one; {AGAIN}")
+    for file in record.files:
+        if ".." in file.parts or not file.absolute().is_relative_to(root.absolute()):
+            raise UserError(f"{place} names {file}, which is outside {root}; {AGAIN}")
+
+
+def split_at(results_dir: Path, path: Path, folder: str) -> tuple[Path, tuple[str, ...]]:
+    """The root of outputs whose `folder` holds `path`, and the path's parts below that folder."""
+    parts = path.relative_to(results_dir).parts
+    number = parts.index(folder)
+    return results_dir.joinpath(*parts[:number]), parts[number + 1 :]
+
+
+def about_merge(places: OutputPlaces) -> dict[str, Any]:
+    """The fields of a score that a merge's record has. Few if there is no record; if it is damaged, its path and no
+    fingerprint."""
+    if places.tasks == SINGLE_MODEL:
+        about = {"models": places.name}
+    else:
+        about = {"models": models_name(places.tasks), "variant": places.name}
+    path = merge_record_path(places)
+    if path is None:
+        return about
+    about["merge_record"] = str(path)
+    try:
+        record = read_json_object(path, "")
+        folders = [Path(entry["folder"]) for entry in record["inputs"] if entry["role"] != PRETRAINED]
+        inputs = " + ".join(map(model_name, folders))
+        parameters = about_parameters(parameters_from_fields(record["parameters"]))
+        return {**about, **parameters, "fingerprint": record["fingerprint"], "inputs": inputs}
+    except (UserError, KeyError, TypeError, AttributeError):
+        return about
+
+
+def about_parameters(parameters: MergeParameters) -> dict[str, Any]:
+    """A merge's parameters as the paper's tables distinguish them, other differences as its variant."""
+    mask, mixup = parameters.mask, parameters.mixup
+    dare = mask is not None and mask == Mask(mask.weight_mask_rate, True)
+    variant = []
+    if parameters.scaling_coefficient != 1.0:
+        variant.append(f"s = {parameters.scaling_coefficient}")
+    if parameters.param_value_mask_rate != 0.5:
+        variant.append(f"r = {parameters.param_value_mask_rate}")
+    if dare and mask.weight_mask_rate != Mask().weight_mask_rate:
+        variant.append(f"p = {mask.weight_mask_rate}")
+    if mask is not None and not dare:
+        variant.append(f"mask {mask.mask_strategy} {mask.weight_format} {mask.weight_mask_rate}")
+    if mixup is not None and mixup.alpha is None:
+        variant.append("λ given")
+    if parameters.dtype is not None:
+        variant.append(parameters.dtype)
+    if parameters.exclude_param_names_regex:
+        variant.append(f"without {' '.join(parameters.exclude_param_names_regex)}")
+    return {
+        "method": METHODS.get(parameters.method, parameters.method),
+        "variant": ", ".join(variant),
+        "mixup": mixup is not None,
+        "dare": dare,
+        "alpha": None if mixup is None else mixup.alpha,
+        "seed": parameters.seed if parameters.uses_seed else None,
+        "ratios": "" if mixup is None else " ".join(map(str, parameters.to_fields()["mixup"]["weights"])),
+    }
+
+
+def remade_by(about: Mapping[str, Any]) -> str:
+    """A command that makes a merge again from its record."""
+    record = about.get("merge_record")
+    return shlex.join(["python", MAIN_JOB, "--from_record", record, "--merge_only"]) if record else ""
+
+
+def check_weights(about: Mapping[str, Any], fingerprint: str | None) -> None:
+    """Raise UserError if a result's fingerprint of its weights, if it has one, is not that of the merge."""
+    record, expected = about.get("merge_record"), about.get("fingerprint")
+    if record and not expected:
+        raise UserError(f"{record} is not the whole record of a merge; remove it and make the merge again")
+    if expected and fingerprint not in (None, expected):
+        raise UserError(f"{about['result_file']} holds results of other weights than those of {record}")
+
+
+def read_health(path: Path, value: Any) -> Health | None:
+    """The health in a record of `path`. Raises UserError if it has another form."""
+    try:
+        return health_on_record(value)
+    except ValueError as error:
+        raise UserError(f"{path} is not whole: {error}; {AGAIN}") from error

@@ -1,0 +1,227 @@
+"""Searches from the command line, on the tiny models: the same table however they are run, interrupted or not."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonlines
+import psutil
+import pytest
+
+from scripts import search_mixup
+from tests.commands import run_here
+from utils.whole_files import locked
+
+ROOT = Path(__file__).parents[2]
+ZOO = ROOT / "scripts" / "tiny_zoo"
+MODELS = ["--merge_instruct", "--merge_math", "--pretrained_model", ZOO / "base", "--instruct_model", ZOO / "instruct"]
+MODELS += ["--math_model", ZOO / "math", "--merging_method_name", "average_merging", "--data_dir", ZOO / "data"]
+TABLE = 'SELECT candidate, ratio_instruct, ratio_math, task, part, examples, "right" FROM results ORDER BY 1, 4, 5, 6'
+ANSWERS = 'SELECT candidate, task, part, example, completion, "right" FROM answers ORDER BY 1, 2, 3, 4'
+
+
+def words(out: Path, *options: object) -> list[str]:
+    given = {str(option) for option in options}
+    found = [*MODELS, "--tasks", "alpaca_eval", "gsm8k", "--output_dir", out]
+    found += ["--num_draws", 2, "--num_validation", 8, "--num_test", 8]
+    found += [] if "--backend" in given else ["--backend", "transformers"]
+    return [str(word) for word in (*found, *options)]
+
+
+def start(out: Path, *options: object) -> subprocess.Popen:
+    command = [sys.executable, "scripts/search_mixup.py", *words(out, *options)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def search(out: Path, *options: object, expect: int = 0) -> subprocess.CompletedProcess:
+    """Run a search in this process."""
+    done = run_here(search_mixup.main, words(out, *options))
+    assert done.returncode == expect, done.stderr
+    return done
+
+
+def results_file(out: Path) -> Path:
+    (path,) = out.glob("save_mixup_searches/instruct_math/*.sqlite")
+    return path
+
+
+def rows(out: Path, query: str = TABLE) -> list[tuple]:
+    connection = sqlite3.connect(results_file(out), timeout=30)
+    try:
+        return connection.execute(query).fetchall()
+    finally:
+        connection.close()
+
+
+def wait_for_answers(out: Path, number: int, process: subprocess.Popen) -> None:
+    for _ in range(9000):
+        if list(out.glob("save_mixup_searches/instruct_math/*.sqlite")):
+            try:
+                if len(rows(out, "SELECT 1 FROM answers")) >= number:
+                    return
+            except sqlite3.OperationalError:  # the tables are being created
+                pass
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    raise AssertionError("no answers came")
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory) -> tuple[Path, str]:
+    """A search as a process: its folder and its output."""
+    out = tmp_path_factory.mktemp("searched")
+    process = start(out)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return out, output
+
+
+def test_a_search_scores_draws_and_references_and_tests_its_choice(searched):
+    out, output = searched
+    table = rows(out)
+    validated = {row[0] for row in table if row[4] == "validation"}
+    assert validated == {"draw 0", "draw 1", "equal ratios", "instruct alone", "math alone"}
+    tested = {row[0] for row in table if row[4] == "test"}
+    assert "equal ratios" in tested and len(tested) == 2 and tested < validated
+    assert all(row[5] == 8 for row in table)
+    score = {(row[0], row[3]): row[6] / row[5] for row in table if row[4] == "validation"}
+    assert score["math alone", "gsm8k"] > score["instruct alone", "gsm8k"]
+    assert score["instruct alone", "alpaca_eval"] > score["math alone", "alpaca_eval"]
+    known = set(rows(out, "SELECT task, cut_off IS NULL, readable IS NULL FROM answers"))
+    assert known == {("alpaca_eval", 0, 1), ("gsm8k", 0, 0)}, "gsm8k has a form of answer, alpaca_eval has none"
+    assert "report.html" in output and (results_file(out).parent / "average_merging_mixup_seed_0_report").is_dir()
+    asked = rows(out, "SELECT DISTINCT task, part, example FROM answers")
+    for task in ("gsm8k", "alpaca_eval"):
+        validation, test = ({row[2] for row in asked if row[:2] == (task, part)} for part in ("validation", "test"))
+        assert len(validation) == len(test) == 8 and not validation & test
+
+
+def test_a_draw_answers_as_the_main_job_at_its_seed_does(searched, tmp_path):
+    """The main job runs the whole set, the search a part of it."""
+    main = ["merge_llms_instruct_math_code.py", *MODELS, "--mixup", "--alpha", 0.5, "--seed", 1, "--tasks", "gsm8k"]
+    main += ["--output_dir", tmp_path, "--backend", "transformers"]
+    done = subprocess.run([sys.executable, *map(str, main)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (raw,) = tmp_path.glob("save_raw_generations/**/gsm8k.jsonl")
+    with jsonlines.open(raw) as lines:
+        whole = {line["id"]: line["completion"] for line in lines}
+    query = "SELECT example, completion FROM answers WHERE candidate = 'draw 1' AND task = 'gsm8k'"
+    asked = dict(rows(searched[0], query))
+    assert asked and asked == {example: whole[example] for example in asked}
+
+
+def test_a_killed_search_resumes_without_loss_or_repetition(searched, tmp_path):
+    process = start(tmp_path)
+    wait_for_answers(tmp_path, 30, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    stored = rows(tmp_path, "SELECT * FROM answers")
+    search(tmp_path)
+    assert rows(tmp_path, "SELECT * FROM answers")[: len(stored)] == stored
+    assert rows(tmp_path) == rows(searched[0]) and rows(tmp_path, ANSWERS) == rows(searched[0], ANSWERS)
+    before = rows(tmp_path, "SELECT * FROM answers")
+    assert "engine start" not in search(tmp_path).stdout, "nothing is left to do"
+    assert rows(tmp_path, "SELECT * FROM answers") == before
+
+
+def test_a_second_process_is_one_line_and_may_still_report(searched, tmp_path):
+    out, path = searched[0], results_file(searched[0])
+    with locked(path):
+        second = search(out, expect=2)
+        report = search(out, "--report", "--export", tmp_path / "results.csv")
+    assert second.stderr.count("\n") == 1 and f"{path}: another process" in second.stderr
+    assert "draw 1" in report.stdout and "engine start" not in report.stdout
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + len(rows(out))
+    by_file = run_here(search_mixup.main, ["--results", path, "--report"])
+    assert by_file.stdout.splitlines()[1:] == report.stdout.splitlines()[2:], "without naming models"
+
+
+def test_only_the_better_half_gets_the_last_rung(tmp_path):
+    search(tmp_path, "--num_draws", 3, "--rungs", 2, "--num_test", 2)
+    reached = {row[0]: row[5] for row in rows(tmp_path) if row[0].startswith("draw") and row[4] == "validation"}
+    assert sorted(reached.values()) == [2, 8, 8]
+
+
+def test_an_optimiser_proposes_different_ratios(tmp_path):
+    search(tmp_path, "--draw_by", "optimise", "--num_draws", 3, "--num_validation", 2, "--num_test", 2)
+    ratios = {row[0]: row[1] for row in rows(tmp_path) if row[0].startswith("draw")}
+    assert len(ratios) == 3 and len(set(ratios.values())) == 3
+
+
+def test_programs_run_if_the_user_allows_it(tmp_path):
+    """The model for code is not merged here, so its programs are wrong."""
+    options = ("--tasks", "human_eval", "--allow_code_execution", "--num_draws", 1, "--num_validation", 2)
+    search(tmp_path, *options, "--num_test", 2)
+    assert {row[3] for row in rows(tmp_path)} == {"human_eval"}
+
+
+@pytest.mark.alone
+def test_ray_gives_the_same_table_after_kills_of_an_actor_and_the_driver(searched, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    options = ("--ray", "local", "--ray_engines", 2)
+    process = start(tmp_path, *options)
+    children = psutil.Process(process.pid)
+    wait_for_answers(tmp_path, 16, process)
+    actors = [child for child in children.children(recursive=True) if "ray::_Actor" in " ".join(child.cmdline())]
+    actors[0].kill()
+    wait_for_answers(tmp_path, 48, process)
+    everything = children.children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    for left in psutil.wait_procs(everything, timeout=20)[1]:
+        left.kill()
+    stored = rows(tmp_path, "SELECT * FROM answers")
+    again = start(tmp_path, *options)
+    errors = again.communicate()[1]
+    assert again.returncode == 0, errors
+    assert rows(tmp_path, "SELECT * FROM answers")[: len(stored)] == stored
+    assert rows(tmp_path) == rows(searched[0]) and rows(tmp_path, ANSWERS) == rows(searched[0], ANSWERS)
+
+
+BAD = [
+    (["--merging_method_name", "ties_merging", "--param_value_mask_rate", "0.5", "1.5"], "param_value_mask_rate"),
+    (["--scaling_coefficient", "1", "0.5"], "--scaling_coefficient has no effect"),
+    (["--seed", "-1"], "--seed"),
+    (["--num_draws", "0"], "--num_draws"),
+    (["--rungs", "6", "4"], "--rungs"),
+    (["--rungs", "4", "--draw_by", "optimise"], "--rungs"),
+    (["--num_validation", "60"], "--num_validation"),
+    (["--backend", "vllm", "--engine_dtype", "auto"], "--engine_dtype"),
+    (["--tasks", "human_eval"], "--allow_code_execution"),
+    (["--results", "."], "--results .: is a folder"),
+    (["--ray_engines", "2"], "--ray_engines"),
+    (["--ray", "local", "--ray_engines", "4096"], "--ray_engines 4096"),
+    (["--distributed_executor_backend", "ray"], "--distributed_executor_backend"),
+    (["--draw_by", "grid", "--alpha", "0.3"], "--alpha"),
+    (["--alpha", "0"], "--alpha"),
+    (["--validation_dir", "."], "--validation_dir"),
+    (["--report"], "no such file"),
+]
+
+
+@pytest.mark.parametrize(("options", "named"), BAD, ids=[" ".join(options) for options, _ in BAD])
+def test_options_that_do_not_fit_are_one_line_and_leave_nothing(options, named, tmp_path):
+    done = search(tmp_path / "out", *options, expect=2)
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ") and named in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_results_file_of_another_search_is_one_line_and_kept(searched, tmp_path):
+    path = results_file(searched[0])
+    before = path.read_bytes()
+    done = search(tmp_path, "--results", path, "--num_draws", 3, expect=2)
+    assert done.stderr.count("\n") == 1 and "num_draws" in done.stderr and path.name in done.stderr
+    assert path.read_bytes() == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_results_file_without_write_permission_is_one_line(searched, tmp_path):
+    path = tmp_path / "results.sqlite"
+    path.write_bytes(results_file(searched[0]).read_bytes())
+    path.chmod(0o444)
+    done = search(tmp_path, "--results", path, expect=2)
+    assert done.stderr.count("\n") == 1 and str(path) in done.stderr

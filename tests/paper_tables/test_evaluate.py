@@ -1,0 +1,96 @@
+"""Evaluators called on the files of runs: which are called, on which set, and what is printed and noted."""
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from inference_llms.evaluators.human_eval import results_file
+from scripts.make_tables import main as make_tables
+from scripts.paper_tables.cell_runs import Setting
+from scripts.paper_tables.evaluate import evaluate
+from tests.inference_llms.support import read_json_lines, write_rows
+from tests.paper_tables.conftest import PROGRAMS
+from tests.paper_tables.support import ZOO, read_scores
+from tests.paper_tables.test_collect import ANSWERS, SCORES, change_record
+
+AGREEMENT = f"{ANSWERS}_agreement.json"
+
+
+def call(results: Path, data_dir: Path | None = None, allow: bool = False) -> dict[str, dict[str, str]]:
+    """Call the evaluators and make the tables; the scores by data set."""
+    evaluate(Setting(results, "tiny", data_dir, "transformers", None), allow_code_execution=allow)
+    make_tables([str(results)])
+    return {row["dataset"]: row for row in read_scores(results)}
+
+
+def test_results_are_judged_by_the_set_of_their_run(results, tmp_path):
+    results_file([results / PROGRAMS]).unlink()
+    other = tmp_path / "other"
+    rows = read_json_lines(ZOO / "data/mbpp.test.jsonl")
+    write_rows(other / "mbpp.test.jsonl", [{**row, "test_list": ["assert False"]} for row in rows])
+    instructions = json.loads((ZOO / "data/alpaca_eval.json").read_text())
+    (other / "alpaca_eval.json").write_text(json.dumps([{**row, "output": "another"} for row in instructions]))
+    with_other = call(shutil.copytree(results, tmp_path / "copy2"), other, allow=True)
+    usual = call(results, allow=True)
+    for dataset in ("MBPP", "AlpacaEval"):
+        assert usual[dataset]["status"] == "ok" and with_other[dataset]["value"] == usual[dataset]["value"]
+    assert (usual["AlpacaEval"]["metric"], usual["AlpacaEval"]["evaluator_command"]) == ("agreement", "")
+
+
+def test_the_references_are_those_of_the_recorded_data_folder(results, tmp_path):
+    rows = [{**row, "output": row["output"].strip()} for row in json.loads((results / ANSWERS).read_text())]
+    own = tmp_path / "own" / "alpaca_eval.json"
+    own.parent.mkdir()
+    own.write_text(json.dumps(rows))
+    change_record(results, "alpaca_eval", data_dir=str(own.parent))
+    assert call(results)["AlpacaEval"]["value"] == "100.0"
+
+
+def test_programs_do_not_run_without_permission(results, capsys):
+    results_file([results / PROGRAMS]).unlink()
+    row = call(results)["MBPP"]
+    assert (row["status"], row["note"]) == ("missing", "needs --allow_code_execution: it runs generated programs")
+    assert row["note"] in capsys.readouterr().out and not list(results.rglob("*_results.jsonl"))
+
+
+def test_files_that_no_evaluator_can_read_are_named(results, capsys):
+    answers = json.loads((results / ANSWERS).read_text())
+    (results / ANSWERS).write_text(json.dumps([{**answers[0], "instruction": "not in the set"}, *answers[1:]]))
+    (results / PROGRAMS).write_text("[1, 2]")
+    results_file([results / PROGRAMS]).unlink()
+    change_record(results, "svamp", evaluator_command="svamp_judge", files=[str(results / ANSWERS)])
+    scores = call(results, allow=True)
+    assert "lacks 1 of the instructions answered" in scores["AlpacaEval"]["note"]
+    assert str(results / PROGRAMS) in scores["MBPP"]["note"]
+    said = capsys.readouterr().out
+    for dataset in ("AlpacaEval", "MBPP"):
+        assert (scores[dataset]["status"], scores[dataset]["value"]) == ("missing", "")
+        assert scores[dataset]["note"] in said
+
+
+def test_a_win_rate_is_read_where_the_printed_command_leaves_it(results):
+    make_tables([str(results)])
+    (row,) = read_scores(results, dataset="AlpacaEval")
+    assert (row["status"], row["note"]) == ("missing", "not judged yet: its command is in scores.csv")
+    words = shlex.split(row["evaluator_command"])
+    assert words[:3] == ["alpaca_eval", "--model_outputs", str(results / ANSWERS)] and words[-2] == "--output_path"
+    judged = Path(words[-1]) / "chatgpt_fn" / "annotations.json"
+    judged.parent.mkdir(parents=True)
+    answers = zip(json.loads((results / ANSWERS).read_text()), (2, 2, 1, 0, 1.5), strict=True)
+    rows = [{"instruction": row["instruction"], "output_2": row["output"], "preference": p} for row, p in answers]
+    judged.write_text(json.dumps(rows))
+    make_tables([str(results)])
+    (row,) = read_scores(results, dataset="AlpacaEval")
+    assert (row["metric"], row["status"]) == ("win_rate", "ok") and float(row["value"]) == pytest.approx(60)
+
+
+def test_a_remaining_command_is_printed_once(results, caplog):
+    caplog.set_level("INFO")
+    results_file([results / PROGRAMS]).unlink()
+    scores = results / SCORES
+    scores.with_name("copy.json").write_text(scores.read_text())
+    call(results)
+    assert sum("accelerate launch" in line for line in caplog.messages) == 1

@@ -1,0 +1,119 @@
+"""The worked examples of docs/ run as written, and the files they name exist."""
+
+import importlib
+import json
+import re
+import types
+
+import pytest
+import torch
+
+import merge_llms_instruct_math_code
+from inference_llms import tasks
+from model_merging_methods import merging_methods
+from model_merging_methods.merge_models import merge_models
+from model_merging_methods.merge_parameters import Mask, MergeParameters, Mixup
+from model_merging_methods.merge_record import MergeRequest
+from model_merging_methods.merging_methods import MERGING_METHODS, Coefficients, MergingMethod
+from promptbench import sst2
+from promptbench.attack import AttackParts
+from promptbench.search import search
+from scripts.make_tables import main as make_tables
+from scripts.paper_tables.run_cells import build_parser
+from scripts.plot_figures import main as plot_figures
+from tests.inference_llms.support import ROOT
+from tests.paper_tables.support import read_scores
+
+DOCS = ROOT / "docs"
+ZOO = ROOT / "scripts" / "tiny_zoo"
+
+
+def example(page: str, **names) -> types.SimpleNamespace:
+    """What the page's block of Python defines, run with `names` beside it."""
+    (block,) = re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.DOTALL | re.MULTILINE)
+    namespace = dict(names)
+    exec(compile(block, page, "exec"), namespace)
+    return types.SimpleNamespace(**namespace)
+
+
+def test_the_method_merges_plainly_under_m3_and_with_dare(monkeypatch, tmp_path):
+    formula = example(
+        "add_a_method.md", **{"annotations": None, **vars(merging_methods), "Tensor": torch.Tensor}
+    ).magmax_merging
+    base, models = torch.zeros(3), [torch.tensor([1.0, -3.0, 2.0]), torch.tensor([-2.0, 1.0, 2.0])]
+    assert formula(base, models, Coefficients()).tolist() == [-2, -3, 2]
+    assert formula(base, models, Coefficients((0.9, 0.1), 2.0)).tolist() == pytest.approx([1.8, -5.4, 3.6])
+
+    monkeypatch.setitem(MERGING_METHODS, "magmax_merging", MergingMethod(formula))
+    finetuned = {role: ZOO / role for role in ("math", "code")}
+    for name, parameters in {
+        "plain": MergeParameters("magmax_merging"),
+        "both": MergeParameters("magmax_merging", mask=Mask(0.2, True), mixup=Mixup((0.4, 0.6))),
+    }.items():
+        merge_models(MergeRequest(ZOO / "base", finetuned, parameters), {"math": tmp_path / name})
+        assert (
+            json.loads((tmp_path / name / "merge_record.json").read_text())["parameters"]["method"] == "magmax_merging"
+        )
+
+
+def test_the_task_loads_its_set_and_scores_answers(tmp_path):
+    task = example("add_a_task.md").TASK
+    rows = [{"question_concat": "Two and two?", "Answer": "4.0"}, {"question_concat": "Three less one?", "Answer": "2"}]
+    (tmp_path / "svamp_test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    examples = task.load_examples(tmp_path)
+    assert "Two and two?" in examples[0].prompt and task.name not in tasks.TASKS
+    assert task.verdicts(examples, ["The answer is: 4.", "The answer is: 3"]) == [True, False]
+
+
+def test_a_task_of_ones_own_has_its_row_in_the_tables(monkeypatch, tmp_path):
+    monkeypatch.setitem(tasks.TASKS, "svamp", example("add_a_task.md").TASK)
+    rows = [{"question_concat": f"{i} and one?", "Answer": str(i + 1)} for i in range(4)]
+    (tmp_path / "svamp_test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    merge = "--merge_math --merge_code --merging_method_name average_merging --tasks svamp"
+    models = " ".join(f"--{role}_model {ZOO / role}" for role in ("math", "code"))
+    words = f"{merge} {models} --pretrained_model {ZOO / 'base'} --data_dir {tmp_path} --output_dir {tmp_path}"
+    merge_llms_instruct_math_code.main([*words.split(), "--backend", "transformers"])
+    make_tables([str(tmp_path)])
+    plot_figures([str(tmp_path)])
+    (row,) = read_scores(tmp_path)
+    assert (row["dataset"], row["metric"], row["status"], row["examples"]) == ("svamp", "accuracy", "ok", "4")
+    assert float(row["low"]) <= float(row["value"]) <= float(row["high"])
+
+
+def test_the_attack_finds_the_word_that_must_not_be_shouted():
+    attack = example("add_an_attack.md").open_attack(AttackParts(sst2.TASK))
+
+    def score(prompts):
+        return [0.4 if "FOLLOWING" in prompt else 0.8 if "following" in prompt else 0.7 for prompt in prompts]
+
+    result = search(attack, sst2.TASK.prompt, sst2.TASK.protected_words, score)
+    assert "FOLLOWING" in result.final_prompt and "'positive'" in result.final_prompt
+    assert result.final_accuracy == 0.4
+
+
+def test_the_family_merges_value_by_value_and_loads_again(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "tests" / "model_merging_methods")
+    families = importlib.import_module("test_model_families")
+    monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
+    example("add_a_model_family.md", **vars(families))
+    families.test_a_family_merges_value_by_value_and_loads_again(tmp_path, "olmo2", False)
+
+
+def test_what_the_pages_name_is_there():
+    pages = {page.name: page.read_text() for page in DOCS.glob("*.md")}
+    for name, text in pages.items():
+        for link in re.findall(r"\]\(([^)]+)\)", text):
+            is_elsewhere = link.startswith("https://")
+            assert is_elsewhere or (DOCS / link.partition("#")[0]).is_file(), (name, link)
+        for path in re.findall(
+            r"`((?:scripts|inference_llms|promptbench|model_merging_methods|tests|utils|benchmarks)/[\w./]+)`", text
+        ):
+            is_example = path in ("inference_llms/tasks/svamp.py", "promptbench/attacks/shouting.py")
+            assert is_example or (ROOT / path).exists(), (name, path)
+
+
+def test_the_page_on_tables_names_every_option():
+    named = set(re.findall(r"--[a-z_]+", (DOCS / "paper_tables.md").read_text()))
+    hidden = {"--cells", "--job", "--working_folder", "--help"}
+    options = {word for action in build_parser()._actions for word in action.option_strings if word.startswith("--")}
+    assert options - hidden <= named
