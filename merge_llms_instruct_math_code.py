@@ -20,7 +20,7 @@ from inference_llms.command_line import (
     check_tasks_option,
     model_source,
 )
-from inference_llms.folder_checks import check_tokenizer
+from inference_llms.model_folder import check_tokenizer
 from inference_llms.run_tasks import (
     ModelTasks,
     ReplaySource,

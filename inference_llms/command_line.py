@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from inference_llms.engines import engine
-from inference_llms.folder_checks import check_model_folder
+from inference_llms.engines.engine import Engine
+from inference_llms.engines.open_engine import check_engine_request, open_engine, resolve_backend
 from inference_llms.model_folder import (
+    check_model_folder,
     file_hashes,
     model_files,
     model_fingerprint,
@@ -109,12 +110,12 @@ def check_inference_options(arguments: argparse.Namespace) -> None:
 
 def check_engine(arguments: argparse.Namespace) -> None:
     """Raise `UserError`, before any long work, if the chosen engine cannot run on this machine."""
-    engine.check_engine_request(arguments.backend, arguments.tensor_parallel_size, arguments.pipeline_parallel_size)
+    check_engine_request(arguments.backend, arguments.tensor_parallel_size, arguments.pipeline_parallel_size)
 
 
 def check_engine_dtype(arguments: argparse.Namespace) -> None:
     """Raise `UserError` if `--engine_dtype` has no effect."""
-    if arguments.engine_dtype != ENGINE_DTYPES[0] and engine.resolve_backend(arguments.backend) != "transformers":
+    if arguments.engine_dtype != ENGINE_DTYPES[0] and resolve_backend(arguments.backend) != "transformers":
         raise UserError(
             f"--engine_dtype {arguments.engine_dtype} has no effect with {arguments.backend}, which computes in the "
             "checkpoint's dtype; remove it"
@@ -154,7 +155,7 @@ def model_source(arguments: argparse.Namespace, folder: Path) -> ModelSource:
     changed since its fingerprint was taken.
     """
     check_model_folder(folder)
-    backend = engine.resolve_backend(arguments.backend)
+    backend = resolve_backend(arguments.backend)
     states = file_states(model_files(folder))
     hashes = file_hashes(folder)
     return ModelSource(
@@ -167,8 +168,8 @@ def model_source(arguments: argparse.Namespace, folder: Path) -> ModelSource:
     )
 
 
-def _open_unchanged(arguments: argparse.Namespace, backend: str, folder: Path, states: FileStates) -> engine.Engine:
-    opened = engine.open_engine(
+def _open_unchanged(arguments: argparse.Namespace, backend: str, folder: Path, states: FileStates) -> Engine:
+    opened = open_engine(
         backend,
         folder,
         arguments.tensor_parallel_size,
@@ -187,9 +188,14 @@ def unusual_dtype(engine_dtype: str, folder: Path) -> str | None:
     """The dtype that an engine computes in, if it is not the one without `--engine_dtype`."""
     if engine_dtype == ENGINE_DTYPES[0]:
         return None
-    from inference_llms.engines.model_loading import load_config, refusals_in_one_line
+    from inference_llms.engines.model_loading import (
+        checkpoint_dtype,
+        dtype_in_transformers,
+        load_config,
+        refusals_in_one_line,
+    )
 
     with refusals_in_one_line(folder, "transformers"):
-        checkpoint = engine.checkpoint_dtype(load_config(folder))
-    usual, dtype = (engine.dtype_in_transformers(checkpoint, of) for of in (ENGINE_DTYPES[0], engine_dtype))
+        checkpoint = checkpoint_dtype(load_config(folder))
+    usual, dtype = (dtype_in_transformers(checkpoint, of) for of in (ENGINE_DTYPES[0], engine_dtype))
     return None if dtype == usual else dtype

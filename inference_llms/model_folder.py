@@ -1,35 +1,67 @@
-"""A model's folder: whether it is whole, whose weights it holds, and its name."""
+"""Check a model folder before any of its weights are read, and find its name and fingerprints."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from utils.content_hashes import FileOnRecord, content_hash, json_hash
 from utils.errors import UserError
-from utils.json_files import read_shaped_object
+from utils.json_files import read_json_object, read_shaped_object
 from utils.output_places import SINGLE_MODEL, OutputPlaces
-from utils.tokenizer_files import tokenizer_files
-from utils.weight_files import weight_files
+from utils.stand_ins import stand_in_remedy
+from utils.tokenizer_files import tokenizer_files, vocabulary_files
+from utils.weight_files import ADAPTER_CONFIG_FILE, is_adapter_folder, weight_files
 
 MERGE_RECORD = "merge_record.json"
 CONFIG_FILES = ("config.json", "generation_config.json")
 
 
-@dataclass(frozen=True)
-class RecordShape:
-    """The fields of a merge's record that are read here."""
+def check_model_folder(folder: Path) -> None:
+    """Raise UserError unless a folder holds a whole model with its tokenizer, in files that are not stand-ins."""
+    if is_adapter_folder(folder):
+        _refuse_adapter(folder)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        if inside:
+            raise UserError(
+                f"{folder} holds no model itself, but folders that do ({', '.join(inside)}); give one of them"
+            )
+    for path in model_files(folder):
+        if fault := stand_in_remedy(path):
+            raise UserError(f"{path} {fault}")
+    check_tokenizer([folder])
 
-    fingerprint: str | None = None
-    tasks_name: str | None = None
-    name: str | None = None
-    outputs: list[FileOnRecord] | dict[str, int] = field(default_factory=list)
+
+def check_tokenizer(folders: Sequence[Path]) -> None:
+    """Raise UserError unless one of the folders, the first preferred, has the vocabulary of a tokenizer."""
+    if not any(vocabulary_files(folder) for folder in folders):
+        first, *others = folders
+        nor = "".join(f" (nor does {folder})" for folder in others)
+        raise UserError(
+            f"{first} holds no tokenizer{nor}; copy the tokenizer's files there (tokenizer.json, tokenizer.model or "
+            "vocab.json and merges.txt), from the model that this one was made from"
+        )
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """An engine would run the adapter's base model without it, or fail."""
+    if list(folder.glob("model*.safetensors")) or list(folder.glob("pytorch_model*.bin")):
+        raise UserError(
+            f"{folder} holds a model and an adapter ({ADAPTER_CONFIG_FILE}), and it is not clear which to run; "
+            "move the adapter's files to another folder"
+        )
+    base = read_json_object(folder / ADAPTER_CONFIG_FILE, "download it again").get("base_model_name_or_path")
+    raise UserError(
+        f"{folder} holds an adapter of {base or 'another model'}, not a whole model; merge it into that with PEFT's "
+        "merge_and_unload() and save_pretrained(), or with merge_llms_instruct_math_code.py"
+    )
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The files that decide what the model answers: config, tokenizer, weights.
+    """The files that completions depend on: config, tokenizer, weights.
 
-    Raises `UserError` unless the folder is there with a config and weights.
+    Raises UserError unless the folder exists with a config and weights.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give the path of a model folder")
@@ -40,20 +72,20 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def file_hashes(folder: Path) -> dict[Path, str]:
-    """The hashes of `model_files`. Raises as that."""
+    """The hashes of `model_files`. Raises UserError as it does."""
     return {path: content_hash(path) for path in model_files(folder)}
 
 
 def model_fingerprint(hashes: Mapping[Path, str]) -> str:
-    """A hash of all that a model's answers depend on, from its `file_hashes`."""
+    """A hash of everything that a model's completions depend on, from its `file_hashes`."""
     return json_hash([[path.name, value] for path, value in hashes.items()])
 
 
 def weights_fingerprint(folder: Path, hashes: Mapping[Path, str]) -> str:
-    """A hash that the folders of one merge, which differ in their tokenizer, share: the merge's fingerprint on record.
+    """A hash shared by the folders of one merge, which differ in their tokenizer: the merge's recorded fingerprint.
     For any other folder `model_fingerprint`. `hashes` are the folder's `file_hashes`.
 
-    Raises UserError where the weights are no longer those that the merge wrote.
+    Raises UserError if the weights are no longer those that the merge wrote.
     """
     record = merge_record(folder)
     if record.get("fingerprint") is None:
@@ -69,6 +101,16 @@ def weights_fingerprint(folder: Path, hashes: Mapping[Path, str]) -> str:
     return record["fingerprint"]
 
 
+@dataclass(frozen=True)
+class RecordShape:
+    """The fields of a merge record that `merge_record` checks."""
+
+    fingerprint: str | None = None
+    tasks_name: str | None = None
+    name: str | None = None
+    outputs: list[FileOnRecord] | dict[str, int] = field(default_factory=list)
+
+
 def merge_record(folder: Path) -> dict[str, Any]:
     """The record that a merge left in its folder; empty for a model that was not merged here."""
     path = folder / MERGE_RECORD
@@ -76,16 +118,12 @@ def merge_record(folder: Path) -> dict[str, Any]:
 
 
 def output_places(folder: Path, root: Path) -> OutputPlaces:
-    """Where results of the model in `folder` go: with its merge's, else below single_model/<folder name>."""
+    """The places for results of the model in `folder`: those of its merge, else below single_model/<model name>."""
     record = merge_record(folder)
     tasks, name = record.get("tasks_name"), record.get("name")
     if isinstance(tasks, str) and isinstance(name, str):
         return OutputPlaces(root, tasks, name)
-    return OutputPlaces(root, SINGLE_MODEL, _name_of_model(folder.resolve()))
-
-
-def _name_of_model(folder: Path) -> str:
-    """The folder's name; of a download in the hub's cache (models--<owner>--<name>/snapshots/<commit>), the model's."""
-    if folder.parent.name == "snapshots":
-        return folder.parents[1].name.split("--")[-1]
-    return folder.name
+    folder = folder.resolve()
+    if folder.parent.name == "snapshots":  # a download in the hub's cache: models--<owner>--<name>/snapshots/<commit>
+        return OutputPlaces(root, SINGLE_MODEL, folder.parents[1].name.split("--")[-1])
+    return OutputPlaces(root, SINGLE_MODEL, folder.name)

@@ -248,7 +248,7 @@ def complete(engine: Engine, task: Task, missing: Sequence[Example], number: int
     """Each missing example with its completion. The progress bar counts `number` examples; those not missing are
     done."""
     with progress_of(task.name, number, "prompts", done=number - len(missing)) as progress:
-        for position, completion in engine.generate([example.prompt for example in missing], task.sampling):
+        for position, completion in engine.complete([example.prompt for example in missing], task.sampling):
             yield missing[position], completion
             progress.update()
 

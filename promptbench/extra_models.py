@@ -122,7 +122,7 @@ def loading_part(option: str, path_or_hub_id: str, public_model: str) -> Iterato
     """
     from huggingface_hub import model_info
 
-    from utils.transformers_classes import quiet_transformers
+    from utils.transformers_configs import quiet_transformers
 
     named, is_folder = f"--{option} {path_or_hub_id}", Path(path_or_hub_id).is_dir()
     try:
@@ -163,7 +163,7 @@ class MaskedLanguageModel:
 
     def __init__(self, path_or_hub_id: str, number: int):
         """Load the model. Raises MissingPart if there is none, UserError for a folder that cannot be loaded."""
-        from utils.transformers_classes import AutoModelForMaskedLM, AutoTokenizer
+        from transformers import AutoModelForMaskedLM, AutoTokenizer
 
         with loading_part("mask_lm", path_or_hub_id, AttackParts.mask_lm) as is_local:
             options = {"local_files_only": is_local, "trust_remote_code": False}

@@ -99,7 +99,7 @@ class PromptAccuracy:
             appended_rows(self._path, self._identity, overwrite=False) as write_row,
             progress_of(self._task.name, len(missing), "prompts", stays=False) as progress,
         ):
-            for position, completion in self._engine.generate(texts, self._sampling):
+            for position, completion in self._engine.complete(texts, self._sampling):
                 prompt, sample = missing[position]
                 row = {"prompt": _digest(prompt), "sample": sample, "completion": completion}
                 write_row({**row, "cut_off": isinstance(completion, CutOff)})

@@ -29,7 +29,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from inference_llms.command_line import add_engine_options, add_tasks_option, check_engine_dtype, check_tasks_option
-from inference_llms.engines.engine import check_engine_request, resolve_backend
+from inference_llms.engines.open_engine import check_engine_request, resolve_backend
 from inference_llms.tasks import TASKS, TASKS_OF_ROLE, role_of_task
 from model_merging_methods.command_line import (
     DEFAULTS,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from inference_llms.engines.engine import open_engine
+from inference_llms.engines.open_engine import open_engine
 from inference_llms.model_folder import file_hashes, model_fingerprint, output_places, weights_fingerprint
 from inference_llms.run_tasks import ModelSource, ModelTasks, load_task_examples, run_tasks
 from model_merging_methods.merge_models import merge_models

@@ -21,7 +21,7 @@ def check_runs_without_code(folder: Path) -> None:
     modules = ", ".join(code_modules(config))
     if not modules:
         return
-    from utils.transformers_classes import knows_model_type
+    from utils.transformers_configs import knows_model_type
 
     if not knows_model_type(config.get("model_type")):
         raise UserError(

@@ -1,5 +1,6 @@
 """Errors that a user can fix, each reported in one line."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -19,6 +20,8 @@ def run_command_line(main: Callable[[], None]) -> int:
     Returns the exit status: 0, 2 after such an error (as argparse does), or 130 after Ctrl-C.
     """
     begin_work()
+    # transformers warns of things that only programmers can act on; it reads this when it is imported.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         status = _run(main)
         return end_interrupted() if was_interrupted() else status

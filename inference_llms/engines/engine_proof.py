@@ -1,30 +1,36 @@
-"""Proof that a live vLLM engine computes with the weights that it was given.
+"""Check that a vLLM engine computes with the weights that it was given.
 
-The engine completes a few prompts. transformers, which has no copies of weights that could be old, then scores the same
-tokens with the same weights on the CPU. It does so in float32 and in the engine's dtype: the distance between these two
-is what rounding explains, and the engine may be twice as far from float32. A layer with old weights moves the
-log-probabilities farther than that. In SmolLM2-135M rounding to bfloat16 explains 0.03, one layer's attention output
-that is off moves them by 0.13 to 2, and an old head by 9.
+The engine completes a few prompts. transformers, which keeps no second copy of weights that could be old, then scores
+the same tokens with the same weights on the CPU, in float32 and in the engine's dtype. Their distance is
+rounding; the engine may be twice as far from float32. A layer with old weights moves the log-probabilities farther
+than that. In SmolLM2-135M rounding to bfloat16 explains 0.03; one wrong attention output moves them by 0.13 to 2, an
+old head by 9.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from inference_llms.engines.engine import context_length, tokens_of_prompts
-from inference_llms.engines.live_engine import Weights
-from inference_llms.engines.model_loading import load_config, load_model, model_without_weights, refusals_in_one_line
+from inference_llms.engines.engine import ScoredText, Weights
+from inference_llms.engines.model_loading import (
+    context_length,
+    load_config,
+    load_model,
+    model_without_weights,
+    open_tokenizer,
+    refusals_in_one_line,
+    tokens_of_prompts,
+)
 from utils.errors import UserError
 from utils.memory import available_memory
-from utils.transformers_classes import AutoTokenizer, PreTrainedModel
 
 if TYPE_CHECKING:
-    from inference_llms.engines.vllm_live_engine import VllmLiveEngine
+    from inference_llms.engines.vllm import VllmEngine
 
 PROMPTS = (
     "What is the capital of France?",
@@ -34,23 +40,14 @@ PROMPTS = (
 NEW_TOKENS = 16
 TIMES_ROUNDING = 2.0
 LEAST_TOLERANCE = 0.01
-USUAL_ROUNDING = 0.05  # where the memory does not hold the model in float32
+USUAL_ROUNDING = 0.05  # if the model in float32 does not fit into memory
 
 
-@dataclass(frozen=True)
-class ScoredText:
-    """The tokens of a prompt and its greedy completion, and the log-probability of each token after the first."""
-
-    tokens: Sequence[int]
-    prompt_length: int
-    log_probabilities: Sequence[float]
-
-
-def prove(engine: "VllmLiveEngine", folder: Path, weights: Weights) -> None:
-    """Put weights into an engine that was opened on `folder`, and raise UserError unless it computes with them."""
+def prove(engine: "VllmEngine", folder: Path, weights: Weights) -> None:
+    """Put weights into an engine opened on `folder`, and raise UserError unless it computes with them."""
     with refusals_in_one_line(folder, "transformers"):
         config = load_config(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = open_tokenizer(folder)
         empty = model_without_weights(folder, config, "float32", "meta")
     exact_dtype = _dtype_that_fits(empty, engine.dtype)
     prompts = tokens_of_prompts(tokenizer, PROMPTS, context_length(config) - NEW_TOKENS)
@@ -67,19 +64,18 @@ def prove(engine: "VllmLiveEngine", folder: Path, weights: Weights) -> None:
 
 
 def check_against(texts: Sequence[ScoredText], exact: Sequence[Tensor], rounded: Sequence[Tensor] | None) -> None:
-    """Raise UserError where an engine's log-probabilities, or its choice of tokens, are farther from the exact ones
+    """Raise UserError if an engine's log-probabilities, or its choice of tokens, are farther from the exact ones
     than rounding explains. Tensors: [token after the first, vocabulary]. `rounded` None: not measured."""
-    own = [torch.tensor(text.log_probabilities) for text in texts]
     tokens = [torch.tensor(text.tokens[1:])[:, None] for text in texts]
-    expected = [of.gather(1, token)[:, 0] for of, token in zip(exact, tokens, strict=True)]
-    rounding = USUAL_ROUNDING
-    if rounded is not None:
-        rounding = _mean_distance(
-            [of.gather(1, token)[:, 0] for of, token in zip(rounded, tokens, strict=True)], expected
-        )
+
+    def scores_of_tokens(scores: Sequence[Tensor]) -> list[Tensor]:
+        return [row.gather(1, token)[:, 0] for row, token in zip(scores, tokens, strict=True)]
+
+    own, expected = [torch.tensor(text.log_probabilities) for text in texts], scores_of_tokens(exact)
+    rounding = USUAL_ROUNDING if rounded is None else _mean_distance(scores_of_tokens(rounded), expected)
     tolerance = TIMES_ROUNDING * rounding + LEAST_TOLERANCE
-    likeliest = [of[text.prompt_length - 1 :].amax(1) for text, of in zip(texts, exact, strict=True)]
-    chosen = [of[text.prompt_length - 1 :] for text, of in zip(texts, expected, strict=True)]
+    likeliest = [scores[text.prompt_length - 1 :].amax(1) for text, scores in zip(texts, exact, strict=True)]
+    chosen = [scores[text.prompt_length - 1 :] for text, scores in zip(texts, expected, strict=True)]
     distances = {
         "log-probabilities": _mean_distance(own, expected),
         "completions": _mean_distance(chosen, likeliest),
@@ -87,22 +83,22 @@ def check_against(texts: Sequence[ScoredText], exact: Sequence[Tensor], rounded:
     for what, distance in distances.items():
         if not distance <= tolerance:  # nor NaN
             raise UserError(
-                f"--backend vllm: with the weights that it was given, vLLM computes other {what} than transformers "
+                f"--backend vllm: with the same weights, vLLM computes other {what} than transformers "
                 f"(mean distance {distance:.3f}, tolerance {tolerance:.3f}); search with --backend transformers"
             )
 
 
 def _dtype_that_fits(model: PreTrainedModel, dtype: torch.dtype) -> str:
-    """float32 where the memory holds the model in it, beside the checkpoint's tensors, else the engine's dtype. Raises
-    UserError where neither fits."""
+    """float32 if the model in it fits into memory beside the checkpoint's tensors, else the engine's dtype. Raises
+    UserError if neither fits."""
     parameters = model.num_parameters()
     for of_model in (torch.float32, dtype):
         needed = parameters * (of_model.itemsize + dtype.itemsize)
         if needed < available_memory():
             return str(of_model).removeprefix("torch.")
     raise UserError(
-        f"--backend vllm: checking vLLM takes {needed / 1e9:.0f} GB of memory, and there are "
-        f"{available_memory() / 1e9:.0f}; free some, or search with --backend transformers"
+        f"--backend vllm: checking vLLM needs {needed / 1e9:.0f} GB of memory, and {available_memory() / 1e9:.0f} are "
+        "free; free some, or search with --backend transformers"
     )
 
 
@@ -113,7 +109,7 @@ def _log_probabilities(model: PreTrainedModel, tokens: Sequence[int]) -> Tensor:
 
 
 def _round_parameters(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """As loading a checkpoint of that dtype does: buffers, such as the frequencies of rotary positions, stay."""
+    """Round as loading a checkpoint of that dtype does: buffers, such as rotary frequencies, stay."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
 

@@ -1,52 +1,58 @@
-"""Completions from Hugging Face transformers: for machines without a GPU or without vLLM."""
+"""Completions from Hugging Face transformers, for machines without a GPU or without vLLM."""
 
 import gc
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
-from inference_llms.engines.decoding_batch import ENDED_SHARE, DecodingBatch, Row, next_tokens
-from inference_llms.engines.engine import (
-    CutOff,
-    Sampling,
+from inference_llms.engines.decoding_batch import ENDED_SHARE, BatchRow, DecodingBatch, next_tokens
+from inference_llms.engines.engine import CutOff, Sampling, Weights
+from inference_llms.engines.model_loading import (
     cache_bytes_per_token,
     checkpoint_dtype,
     context_length,
     dtype_in_transformers,
+    generation_config,
+    load_config,
+    load_model,
+    model_without_weights,
+    open_tokenizer,
+    refusals_in_one_line,
     tokens_of_prompts,
 )
-from inference_llms.engines.model_loading import load_config, load_model, model_without_weights, refusals_in_one_line
 from utils.errors import UserError
-from utils.transformers_classes import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 MOST_ROWS = 256
 CACHE_BYTES_ON_CPU = 2 * 2**30
 CACHE_SHARE_OF_FREE_GPU = 0.6
 TOKENS_BETWEEN_STOP_CHECKS = 8
-# Below this, a processor's cores wait for each other longer than they compute. With a million parameters on two
-# idle cores, two threads gave 3,900 tokens a second and one 2,600; beside another program 600 and 2,600.
+# Smaller models run in one thread: cores would wait for each other longer than they compute. With a million parameters
+# on two idle cores, two threads gave 3,900 tokens a second and one 2,600; beside another program 600 and 2,600.
 PARAMETERS_WORTH_THREADS = 20_000_000
 
 
 class TransformersEngine:
-    """Any causal language model with attention that transformers knows, on the GPUs there are, else on the CPU.
+    """Any causal language model with attention that transformers supports, on the GPUs if there are any, else on the
+    CPU.
 
     Weights are in `dtype_in_transformers`. Prompts run in one batch; a completion leaves it when it ends, and a
-    waiting prompt takes its place. A greedy completion does not depend on the prompts beside it (but for
+    waiting prompt takes its row. A greedy completion does not depend on the prompts beside it (except for
     rounding: sums of another shape may differ in the last bit and turn a tie); one drawn at a
-    temperature depends on the prompt's position in the call as well.
+    temperature also depends on the prompt's position in the call.
     """
 
-    def __init__(self, model_folder: Path, has_weights: bool = True, engine_dtype: str = "float32"):
-        """Load the model, or one of its shape with arbitrary weights where the folder has none. Raises UserError for a
+    def __init__(self, model_folder: Path, engine_dtype: str = "float32", has_weights: bool = True):
+        """Load the model, or one of its shape with arbitrary weights if `has_weights` is False. Raises UserError for a
         folder that transformers cannot load."""
         on_gpu = torch.cuda.device_count() > 0
         with refusals_in_one_line(model_folder, "transformers"):
             config = load_config(model_folder)
             dtype = dtype_in_transformers(checkpoint_dtype(config), engine_dtype)
-            self._tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=False)
+            self._tokenizer = open_tokenizer(model_folder)
             if has_weights:
                 # On GPUs, accelerate spreads a model that is too large for one over all.
                 model = load_model(model_folder, dtype=dtype, device_map="auto" if on_gpu else None)
@@ -56,27 +62,26 @@ class TransformersEngine:
         self._model: PreTrainedModel | None = model.eval()
         self._threads = 1 if model.num_parameters() < PARAMETERS_WORTH_THREADS else torch.get_num_threads()
         self._context = context_length(config)
-        self._end_tokens = end_tokens(self._tokenizer, model)
+        self._end_tokens = self._all_end_tokens()
 
-    def generate(self, prompts: Sequence[str], sampling: Sampling) -> Iterator[tuple[int, str]]:
-        """Complete all `prompts`, yielding (position in `prompts`, completion) as each is done.
+    def complete(self, prompts: Sequence[str], sampling: Sampling) -> Iterator[tuple[int, str]]:
+        """Complete all `prompts`, yielding (position in `prompts`, completion) as each ends.
 
-        Raises UserError where the model computes NaN or infinity for a prompt.
+        Raises UserError if the model computes NaN or infinity for a prompt.
         """
         waiting = []
         for position, prompt in enumerate(tokens_of_prompts(self._tokenizer, prompts, self._context)):
             if prompt is None:
                 yield position, CutOff()
             else:
-                room = self._context - len(prompt)
-                waiting.append(Row(position, prompt, min(sampling.max_tokens, room)))
+                waiting.append(BatchRow(position, prompt, min(sampling.max_tokens, self._context - len(prompt))))
         # Taken from the end, so the longest first: a batch that is too large for the memory fails at
-        # once rather than after hours, and prompts of like length share the padding.
+        # once rather than after hours, and prompts of similar length share the padding.
         waiting.sort(key=lambda row: row.longest)
-        tokens_that_fit = _tokens_that_fit(self._model)
+        tokens_that_fit = self._tokens_that_fit()
         batch = DecodingBatch(self._model)
         while waiting or batch.rows:
-            admitted = [waiting.pop() for _ in range(_free_places(batch.rows, waiting, tokens_that_fit))]
+            admitted = [waiting.pop() for _ in range(_free_rows(batch.rows, waiting, tokens_that_fit))]
             with _computing(self._threads):
                 logits = batch.admit(admitted) if admitted else batch.step()
                 if admitted:
@@ -91,6 +96,34 @@ class TransformersEngine:
             with _computing(self._threads):
                 batch.drop_ended()
 
+    @torch.no_grad()
+    def replace_weights(self, weights: Weights) -> None:
+        """Replace the weights, on one GPU or on the CPU."""
+        own = self._model.state_dict(keep_vars=True)
+        filled = set()
+        for name, tensor in weights:
+            if name not in own or own[name].shape != tensor.shape:
+                raise UserError(
+                    f"{self._folder}: transformers has no tensor {name} of this shape to replace; choose --backend vllm"
+                )
+            own[name].copy_(tensor)
+            filled.add(own[name].data_ptr())
+        for name, tensor in own.items():
+            if tensor.data_ptr() not in filled:  # tied ones share their memory with a filled one
+                raise UserError(f"{self._folder}: the models lack tensor {name}; copy or download them again")
+
+    def take_tokenizer(self, folder: Path) -> None:
+        self._tokenizer = open_tokenizer(folder)
+        self._model.generation_config = generation_config(folder)
+        self._end_tokens = self._all_end_tokens()
+
+    def checksum(self) -> str:
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self._model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().cpu().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
     def close(self) -> None:
         """Free the model's memory."""
         self._model = None
@@ -98,40 +131,55 @@ class TransformersEngine:
         if torch.cuda.device_count() > 0:
             torch.cuda.empty_cache()
 
+    def _all_end_tokens(self) -> set[int]:
+        stated = self._model.generation_config.eos_token_id
+        return {self._tokenizer.eos_token_id, *(stated if isinstance(stated, list) else [stated])} - {None}
+
+    def _tokens_that_fit(self) -> int:
+        """The number of tokens whose keys and values the memory may hold."""
+        bytes_per_token = cache_bytes_per_token(self._model.config, self._model.dtype.itemsize)
+        gpus = range(torch.cuda.device_count())
+        if not gpus:
+            return CACHE_BYTES_ON_CPU // bytes_per_token
+        return int(CACHE_SHARE_OF_FREE_GPU * sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus) / bytes_per_token)
+
     def _check_finite(self, logits: torch.Tensor) -> None:
-        # The largest only: a model may rule a token out with minus infinity.
+        # Only the largest: a model may rule a token out with minus infinity.
         if not logits.amax(-1).isfinite().all():
             raise UserError(
                 f"{self._folder}: the model computes NaN or infinity in {self._model.dtype}, so its weights are broken "
                 "or too large for that; copy, download or merge it again"
             )
 
-    def _has_ended(self, row: Row, sampling: Sampling) -> bool:
+    def _has_ended(self, row: BatchRow, sampling: Sampling) -> bool:
         if row.new[-1] in self._end_tokens or len(row.new) == row.most_new_tokens:
             return True
         if not sampling.stop or len(row.new) % TOKENS_BETWEEN_STOP_CHECKS:
             return False
-        # A token adds a byte at least, so these hold the stop, and one more in front of it, because some
+        # Each token adds a byte or more, so this many tokens hold the stop, and one more in front of it, because some
         # tokenizers drop the space that a text begins with.
         tail = max(len(stop.encode()) for stop in sampling.stop) + TOKENS_BETWEEN_STOP_CHECKS + 1
-        text = _decode(self._tokenizer, row.new[-tail:])
+        text = self._decode(row.new[-tail:])
         return any(stop in text for stop in sampling.stop)
 
-    def _completion(self, row: Row, sampling: Sampling) -> str:
-        new = row.new[:-1] if row.new[-1] in self._end_tokens else row.new
-        before = _decode(self._tokenizer, row.prompt)
-        whole = _decode(self._tokenizer, row.prompt + new)
-        text = whole[len(before) :] if whole.startswith(before) else _decode(self._tokenizer, new)
+    def _completion(self, row: BatchRow, sampling: Sampling) -> str:
+        ended_itself = row.new[-1] in self._end_tokens
+        new = row.new[:-1] if ended_itself else row.new
+        before, whole = self._decode(row.prompt), self._decode(row.prompt + new)
+        text = whole[len(before) :] if whole.startswith(before) else self._decode(new)
         # Bytes of a character that max_tokens cut in two.
         text = text.rstrip("\N{REPLACEMENT CHARACTER}")
         completion = cut_at_stop(text, sampling.stop)
-        ended = row.new[-1] in self._end_tokens or len(row.new) < row.most_new_tokens or completion != text
-        return completion if ended else CutOff(completion)
+        has_ended = ended_itself or len(row.new) < row.most_new_tokens or completion != text
+        return completion if has_ended else CutOff(completion)
+
+    def _decode(self, tokens: list[int]) -> str:
+        return self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 @contextmanager
 def _computing(threads: int) -> Iterator[None]:
-    """No gradients, and this many threads: for a stretch without yields, which would leak both to the caller."""
+    """No gradients, and this many threads: for code without yields, which would leak both to the caller."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -142,32 +190,14 @@ def _computing(threads: int) -> Iterator[None]:
 
 
 def cut_at_stop(text: str, stops: Sequence[str]) -> str:
-    """`text` up to the stop that is complete first in it, as vLLM cuts; of those complete at the same
+    """`text` up to the stop that is complete first in it, as vLLM cuts; of several complete at the same
     place, the first in `stops`."""
     found = [(place + len(stop), order, place) for order, stop in enumerate(stops) if (place := text.find(stop)) >= 0]
     return text[: min(found)[2]] if found else text
 
 
-def _decode(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
-    return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-
-def end_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> set[int]:
-    stated = model.generation_config.eos_token_id
-    return {tokenizer.eos_token_id, *(stated if isinstance(stated, list) else [stated])} - {None}
-
-
-def _tokens_that_fit(model: PreTrainedModel) -> int:
-    """How many tokens' keys and values the memory may hold."""
-    bytes_per_token = cache_bytes_per_token(model.config, model.dtype.itemsize)
-    gpus = range(torch.cuda.device_count())
-    if not gpus:
-        return CACHE_BYTES_ON_CPU // bytes_per_token
-    return int(CACHE_SHARE_OF_FREE_GPU * sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus) / bytes_per_token)
-
-
-def _free_places(rows: Sequence[Row], waiting: Sequence[Row], tokens_that_fit: int) -> int:
-    """How many of `waiting` to admit beside `rows` now: none while only few places are free."""
+def _free_rows(rows: Sequence[BatchRow], waiting: Sequence[BatchRow], tokens_that_fit: int) -> int:
+    """The number of `waiting` rows to admit beside `rows` now: none while only few are free."""
     if not waiting:
         return 0
     longest = max(row.longest for row in [*rows, waiting[-1]])

@@ -1,40 +1,44 @@
 """Completions from vLLM, on one GPU or several, or with its CPU build on the processor's cores."""
 
 import gc
+import hashlib
 import math
 import os
+import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 
-from inference_llms.engines.engine import (
-    CutOff,
-    Sampling,
+from inference_llms.engines.engine import CutOff, Sampling, ScoredText, Weights
+from inference_llms.engines.model_loading import (
     cache_bytes_per_token,
+    check_weights,
     checkpoint_dtype,
     context_length,
-    gpu_count,
+    generation_config,
+    load_config,
+    open_tokenizer,
+    refusals_in_one_line,
     tokens_of_prompts,
     widest_split,
 )
-from inference_llms.engines.model_loading import check_weights, load_config, refusals_in_one_line
 from utils.cores import available_cores
 from utils.errors import UserError
-from utils.transformers_classes import AutoTokenizer, PreTrainedConfig
 
 SECONDS_TO_SHUT_DOWN = 60
 
 
 class VllmEngine:
-    """A model in vLLM, spread over tensor_parallel_size times pipeline_parallel_size GPUs or, where there
-    is none, over as many worker processes that share the processor's cores evenly. `tensor_parallel_size` None: as
-    many as the GPUs and the model's heads allow.
+    """A model in vLLM, split over tensor_parallel_size times pipeline_parallel_size GPUs or, without a GPU, over as
+    many worker processes that share the processor's cores evenly.
 
     float32 checkpoints run in float16 on GPUs, as in the paper; on the CPU float16 ones run in float32.
-    Others keep their dtype.
+    Others keep their dtype. When weights are replaced, each worker computes them and keeps its own slice: no process
+    holds the whole model, and only their description travels between machines.
     """
 
     def __init__(
@@ -42,26 +46,31 @@ class VllmEngine:
         model_folder: Path,
         tensor_parallel_size: int | None,
         pipeline_parallel_size: int,
+        executor: str | None = None,
         has_weights: bool = True,
-        **options: Any,
     ):
-        """Start vLLM's processes, with further `options` of theirs, and load the model, or one of its shape with
-        arbitrary weights where the folder has none. Raises UserError for a model that vLLM refuses."""
-        on_gpu = gpu_count() > 0
+        """Start vLLM's processes and load the model; see `open_engine.open_engine` for the arguments. Raises UserError
+        for a model that vLLM refuses."""
+        gpus = torch.cuda.device_count()
         with refusals_in_one_line(model_folder, "vLLM"):
             config = load_config(model_folder)
-            self._tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=False)
+            self._tokenizer = open_tokenizer(model_folder)
             if tensor_parallel_size is None:
-                tensor_parallel_size = widest_split(config, gpu_count() // pipeline_parallel_size)
-            _check_heads(config, model_folder, tensor_parallel_size)
-            # vLLM joins gate_proj and up_proj into one tensor, and takes it for loaded when one of them is there.
+                tensor_parallel_size = widest_split(config, gpus // pipeline_parallel_size)
+            heads = config.get_text_config().num_attention_heads
+            if heads % tensor_parallel_size:
+                raise UserError(
+                    f"--tensor_parallel_size {tensor_parallel_size} does not divide the {heads} attention heads of "
+                    f"{model_folder}; choose one that does"
+                )
+            # vLLM joins gate_proj and up_proj into one tensor, and counts it as loaded if one of them is there.
             if has_weights:
                 check_weights(model_folder, config)
-            dtype = _dtype_in_vllm(checkpoint_dtype(config), on_gpu)
+            dtype = checkpoint_dtype(config)
+            dtype = ({"float32": "float16"} if gpus else {"float16": "float32"}).get(dtype, dtype)
             environment = {**_QUIET, "VLLM_LOGGING_LEVEL": "WARNING"}
-            if not on_gpu:
-                workers = tensor_parallel_size * pipeline_parallel_size
-                environment |= _cpu_environment(config, dtype, workers)
+            if gpus == 0:
+                environment |= _cpu_environment(config, dtype, tensor_parallel_size * pipeline_parallel_size)
             with _environment(environment):
                 from vllm import LLM
 
@@ -69,20 +78,29 @@ class VllmEngine:
                     model=str(model_folder),
                     tensor_parallel_size=tensor_parallel_size,
                     pipeline_parallel_size=pipeline_parallel_size,
+                    distributed_executor_backend=executor,
                     dtype=dtype,
                     trust_remote_code=False,
                     # On the CPU, compiling adds half a minute to every start and needs a C++ compiler.
-                    enforce_eager=not on_gpu,
+                    enforce_eager=gpus == 0,
                     disable_log_stats=True,
                     use_tqdm_on_load=False,
                     load_format="auto" if has_weights else "dummy",
-                    **options,
+                    worker_extension_cls="inference_llms.engines.vllm_weights.ReplaceableWeights",
                 )
-        self.dtype: torch.dtype = self._llm.llm_engine.model_config.dtype
-        self._context = min(context_length(config), self._llm.llm_engine.model_config.max_model_len)
+        self._folder = model_folder
+        model_config = self._llm.llm_engine.model_config
+        self.dtype: torch.dtype = model_config.dtype
+        self._context = min(context_length(config), model_config.max_model_len)
+        if not has_weights and model_config.quantization is not None:
+            self.close()
+            raise UserError(
+                f"{model_folder}: vLLM cannot replace the weights of a quantised model; give models in float32, "
+                "float16 or bfloat16"
+            )
 
-    def generate(self, prompts: Sequence[str], sampling: Sampling) -> Iterator[tuple[int, str]]:
-        """Complete all `prompts`, yielding (position in `prompts`, completion) as each is done."""
+    def complete(self, prompts: Sequence[str], sampling: Sampling) -> Iterator[tuple[int, str]]:
+        """Complete all `prompts`, yielding (position in `prompts`, completion) as each ends."""
         from vllm import SamplingParams
 
         parameters = SamplingParams(
@@ -91,19 +109,65 @@ class VllmEngine:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
         )
-        # vLLM stops at a prompt that is too long, so prompts are cut into tokens and judged here.
-        asked = {}
-        for position, tokens in enumerate(tokens_of_prompts(self._tokenizer, prompts, self._context)):
-            if tokens is None:
-                yield position, CutOff()
-            else:
-                asked[position] = {"prompt_token_ids": tokens}
-        if hasattr(self._llm.llm_engine, "step"):
-            yield from self._as_they_end(asked, parameters)
-        else:
-            outputs = self._llm.generate(list(asked.values()), parameters, use_tqdm=False)
-            for position, output in zip(asked, outputs, strict=True):
-                yield position, _completion(output)
+        engine = self._llm.llm_engine
+        unfinished: set[str] = set()
+        try:
+            # vLLM stops at a prompt that is too long, so prompts become tokens here and those are set aside.
+            for position, tokens in enumerate(tokens_of_prompts(self._tokenizer, prompts, self._context)):
+                if tokens is None:
+                    yield position, CutOff()
+                else:
+                    engine.add_request(str(position), {"prompt_token_ids": tokens}, parameters)
+                    unfinished.add(str(position))
+            while unfinished:
+                for output in engine.step():
+                    if output.finished:
+                        unfinished.discard(output.request_id)
+                        completion = output.outputs[0]
+                        is_cut_off = completion.finish_reason == "length"
+                        yield int(output.request_id), CutOff(completion.text) if is_cut_off else completion.text
+        finally:
+            # Otherwise a caller that stops half-way finds these among its next completions.
+            engine.abort_request(sorted(unfinished))
+
+    def complete_with_scores(self, prompts: Sequence[list[int]], max_tokens: int) -> list[ScoredText]:
+        """The greedy completions of prompts given as tokens, with the log-probability of every token."""
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(max_tokens=max_tokens, temperature=0.0, logprobs=0, prompt_logprobs=0)
+        requests = [{"prompt_token_ids": tokens} for tokens in prompts]
+        scored = []
+        for prompt, output in zip(prompts, self._llm.generate(requests, parameters, use_tqdm=False), strict=True):
+            completion = output.outputs[0]
+            tokens = [*prompt, *completion.token_ids]
+            by_token = [*output.prompt_logprobs[1:], *completion.logprobs]
+            numbers = [logprobs[token].logprob for logprobs, token in zip(by_token, tokens[1:], strict=True)]
+            scored.append(ScoredText(tokens, len(prompt), numbers))
+        return scored
+
+    def replace_weights(self, weights: Weights) -> None:
+        try:
+            self._llm.collective_rpc("replace_weights", args=(pickle.dumps(weights),))
+        except Exception as error:  # of vLLM's own kind, with the worker's in its text
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"{self._folder}: vLLM cannot load these weights ({reason}); choose --backend transformers"
+            ) from error
+        self._llm.reset_prefix_cache()
+
+    def take_tokenizer(self, folder: Path) -> None:
+        from vllm.tokenizers import get_tokenizer
+
+        self._tokenizer = open_tokenizer(folder)
+        # vLLM decodes in this process, with a tokenizer of its own class that it keeps in two places.
+        own = get_tokenizer(str(folder), trust_remote_code=False)
+        engine = self._llm.llm_engine
+        engine.renderer.tokenizer = engine.output_processor.tokenizer = own
+        engine.input_processor.generation_config_fields = generation_config(folder).to_diff_dict()
+
+    def checksum(self) -> str:
+        of_workers = self._llm.collective_rpc("checksum_of_weights")
+        return hashlib.sha256("\n".join(of_workers).encode()).hexdigest()
 
     def close(self) -> None:
         """End vLLM's processes, which hold the model's memory."""
@@ -118,48 +182,14 @@ class VllmEngine:
 
             cleanup_dist_env_and_memory()
 
-    def _as_they_end(self, asked: dict[int, dict[str, Any]], parameters: Any) -> Iterator[tuple[int, str]]:
-        engine = self._llm.llm_engine
-        unfinished = {str(position) for position in asked}
-        try:
-            for position, prompt in asked.items():
-                engine.add_request(str(position), prompt, parameters)
-            while unfinished:
-                for output in engine.step():
-                    if output.finished:
-                        unfinished.discard(output.request_id)
-                        yield int(output.request_id), _completion(output)
-        finally:
-            # A caller that stops half-way must not find these among its next completions.
-            engine.abort_request(sorted(unfinished))
 
-
-# What vLLM prints at every start without anything being wrong, and its reports over the network.
+# Turns off usage reports over the network, and messages that vLLM prints at every start without a fault.
 _QUIET = {"VLLM_NO_USAGE_STATS": "1", "PYTHONWARNINGS": "ignore::FutureWarning", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
 
-def _completion(output: Any) -> str:
-    completion = output.outputs[0]
-    return CutOff(completion.text) if completion.finish_reason == "length" else completion.text
-
-
-def _check_heads(config: PreTrainedConfig, model_folder: Path, tensor_parallel_size: int) -> None:
-    heads = config.get_text_config().num_attention_heads
-    if heads % tensor_parallel_size:
-        raise UserError(
-            f"--tensor_parallel_size {tensor_parallel_size} does not divide the {heads} attention heads of "
-            f"{model_folder}; choose one that does"
-        )
-
-
-def _dtype_in_vllm(checkpoint: str, on_gpu: bool) -> str:
-    changed = {"float32": "float16"} if on_gpu else {"float16": "float32"}
-    return changed.get(checkpoint, checkpoint)
-
-
 def _cpu_environment(config: PreTrainedConfig, dtype: str, workers: int) -> dict[str, str]:
-    """What vLLM's CPU build takes from the environment: GiB of cache for each worker, enough for one
-    prompt at least, and the cores that each worker is bound to."""
+    """The environment variables of vLLM's CPU build: GiB of cache for each worker, enough for at least one prompt, and
+    the cores of each worker."""
     context = min(context_length(config), 2**20)
     needed = cache_bytes_per_token(config, getattr(torch, dtype).itemsize) * context / workers
     cores = available_cores()
@@ -175,14 +205,14 @@ def _cpu_environment(config: PreTrainedConfig, dtype: str, workers: int) -> dict
 
 @contextmanager
 def _environment(wanted: dict[str, str]) -> Iterator[None]:
-    """Set what is `wanted`, unless the user has set it, and put everything back in the end.
+    """Set the variables in `wanted`, except those that the user has set, and restore the environment at the end.
 
     vLLM's processes inherit the environment when they start. vLLM itself also sets variables, LD_PRELOAD
     among them, that other programs started from here must not see.
     """
     before = dict(os.environ)
     os.environ.update({name: value for name, value in wanted.items() if name not in before})
-    # Forking would hand on a process that has threads, and perhaps a GPU in use.
+    # A fork would copy a process that has threads, and perhaps a GPU in use.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     try:
         yield

@@ -1,4 +1,4 @@
-"""The part of weight replacement that runs in vLLM's workers; vLLM adds these methods to its own worker class."""
+"""Replace weights inside vLLM's workers: vLLM adds these methods to its own worker class."""
 
 import hashlib
 import pickle
@@ -12,11 +12,11 @@ _ROWS_AT_ONCE = 256
 
 
 class ReplaceableWeights:
-    """Weights come pickled, as an object that computes them: see `live_engine.Weights`."""
+    """Weights come pickled, as an object that computes them: see `engine.Weights`."""
 
     def replace_weights(self, pickled: bytes) -> None:
-        """Load these weights as if they were the checkpoint's, into the tensors that are there: vLLM joins, slices and
-        packs them for this worker, and its captured graphs stay valid. Raises ValueError where a parameter gets none.
+        """Load these weights as if they were the checkpoint's, into the existing tensors: vLLM joins, slices and
+        packs them for this worker, and its captured graphs stay valid. Raises ValueError if a parameter gets none.
         """
         from vllm.config import set_current_vllm_config
 
@@ -38,9 +38,9 @@ class ReplaceableWeights:
 def _reload(model: "nn.Module", weights: Iterable[tuple[str, "Tensor"]], model_config) -> None:
     """vLLM's own reload, which processes each layer again once it is filled, and what it leaves out on the CPU.
 
-    A tied head gets no separate weights, so vLLM never processes it again: it would keep computing with its packed
-    copy of the old embeddings. Fused experts are packed only while they have no kernel, and would compute with weights
-    that are not packed as if they were.
+    A tied head gets no separate weights, so vLLM does not process it again and would continue with its packed copy of
+    the old embeddings. Fused experts are packed only while they have no kernel; with one, their new weights would be
+    read as packed although they are not.
     """
     from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 

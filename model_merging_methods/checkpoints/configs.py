@@ -152,7 +152,7 @@ def _settings_of_all(models: Mapping[str, CheckpointFolder]) -> dict[str, dict[s
 @cache
 def _with_defaults(config: str) -> dict[str, Any] | None:
     """The settings of a config as transformers reads it, defaults included; None for an unknown family."""
-    from utils.transformers_classes import config_with_defaults
+    from utils.transformers_configs import config_with_defaults
 
     filled = config_with_defaults(json.loads(config))
     return None if filled is None else _flat(filled)
@@ -265,7 +265,7 @@ def _read_generation_config(folder: Path) -> tuple[dict[str, Any] | None, str | 
         return None, f"{reason}; it is left out, and the merged model stops where config.json says"
     if all(_is_plain(key, value) for key, value in content.items()):
         return content, None
-    from utils.transformers_classes import why_no_generation_config
+    from utils.transformers_configs import why_no_generation_config
 
     reason = why_no_generation_config(content)
     if reason is None:

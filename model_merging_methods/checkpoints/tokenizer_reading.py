@@ -108,7 +108,9 @@ def backend_json(folder: Path) -> dict[str, Any]:
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer as transformers loads it, without remote code. Raises UserError where it does not."""
-    from utils.transformers_classes import AutoTokenizer, quiet_transformers
+    from transformers import AutoTokenizer
+
+    from utils.transformers_configs import quiet_transformers
 
     try:
         with quiet_transformers():

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from inference_llms.engines.engine import CutOff
-from inference_llms.engines.live_engine import LiveEngine, open_live_engine
+from inference_llms.engines.engine import CutOff, Engine
+from inference_llms.engines.open_engine import open_engine
 from inference_llms.evaluators.guard import check_guard
 from inference_llms.task import Example
 from inference_llms.tasks import TASKS
@@ -58,8 +58,8 @@ class EngineSetup:
     states: FileStates | None = None
     tensor_parallel_size: int | None = 1
     pipeline_parallel_size: int = 1
-    distributed_executor_backend: str | None = None
     engine_dtype: str = "float32"
+    distributed_executor_backend: str | None = None
     max_tokens: int | None = None
 
 
@@ -74,7 +74,7 @@ class LiveMerges:
     def __init__(self, setup: EngineSetup):
         self._setup = setup
         self._opened = ExitStack()
-        self._engine: LiveEngine | None = None
+        self._engine: Engine | None = None
         self._loaded: tuple[MergeParameters | None, str | None] = (None, None)  # the merge, the role of the tokenizer
         self._start_seconds = self._proof_seconds = self._loading_seconds = self._completing_seconds = 0.0
         self._replacements = 0
@@ -133,11 +133,11 @@ class LiveMerges:
     def _complete(self, title: str, task: str, examples: Sequence[Example]) -> Iterator[tuple[Example, str]]:
         sampling = TASKS[task].sampling.capped(self._setup.max_tokens)
         with progress_of(title, len(examples), "prompts", stays=False) as progress:
-            for position, completion in self._engine.generate([example.prompt for example in examples], sampling):
+            for position, completion in self._engine.complete([example.prompt for example in examples], sampling):
                 progress.update()
                 yield examples[position], completion
 
-    def _start(self, parameters: MergeParameters) -> LiveEngine:
+    def _start(self, parameters: MergeParameters) -> Engine:
         # Slow imports, which a search without a missing answer does not need.
         from inference_llms.engines.model_loading import check_weights, load_config, refusals_in_one_line
         from model_merging_methods.candidate_weights import CandidateMerges
@@ -156,7 +156,7 @@ class LiveMerges:
             self._merges.write_model_files(folder, role, parameters)
         folder = next(iter(self._folders.values()))
         chosen = [getattr(setup, name) for name in ENGINE_OPTIONS[:-1]]  # not max_tokens
-        self._engine = open_live_engine(setup.backend, folder, *chosen)
+        self._engine = open_engine(setup.backend, folder, *chosen, has_weights=False)
         self._opened.callback(self._engine.close)
         self._start_seconds = time.monotonic() - started
         if setup.backend == "vllm":

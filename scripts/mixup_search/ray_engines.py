@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from inference_llms.engines.engine import widest_split
 from scripts.mixup_search.live_merges import Answered, EngineSetup, Job, LiveMerges
 from utils.errors import UserError
 
@@ -92,7 +91,7 @@ class _Actor(LiveMerges):
 
 def _widest_split(setup: EngineSetup, number: int, resources: Mapping[str, float]) -> int:
     """GPUs per layer of each engine if the engines share the cluster's GPUs evenly."""
-    from inference_llms.engines.model_loading import load_config, refusals_in_one_line
+    from inference_llms.engines.model_loading import load_config, refusals_in_one_line, widest_split
 
     with refusals_in_one_line(setup.pretrained, "transformers"):
         config = load_config(setup.pretrained)

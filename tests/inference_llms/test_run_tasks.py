@@ -22,7 +22,7 @@ class Adder:
     def __init__(self, dies_after: int | None = None):
         self.prompts, self.calls, self.closed, self.dies_after = [], 0, 0, dies_after
 
-    def generate(self, prompts, sampling):
+    def complete(self, prompts, sampling):
         self.calls, self.sampling = self.calls + 1, sampling
         for done, position in enumerate(reversed(range(len(prompts)))):
             if done == self.dies_after:
@@ -139,9 +139,9 @@ def test_runs_that_end_at_once_keep_each_others_scores(gsm8k, math, places):
 
 def test_scores_of_another_model_written_meanwhile_are_kept(gsm8k, math, places):
     class Slow(Adder):
-        def generate(self, prompts, sampling):
+        def complete(self, prompts, sampling):
             run(math, places, source(Adder(), "e"))
-            yield from super().generate(prompts, sampling)
+            yield from super().complete(prompts, sampling)
 
     with pytest.raises(UserError, match=r"True\.json holds the results of another model \(MATH\)"):
         run(gsm8k, places, source(Slow()))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from inference_llms.engines.engine import Engine
-from inference_llms.engines.live_engine import LiveEngine, open_live_engine
+from inference_llms.engines.open_engine import open_engine
 from inference_llms.task import Task
 from inference_llms.tasks import alpaca_eval, gsm8k
 from model_merging_methods.candidate_weights import CandidateMerges
@@ -27,7 +27,7 @@ TIES = MergeParameters("ties_merging", mask=Mask(0.2, use_weight_rescale=True), 
 
 def answers(engine: Engine, task: Task) -> dict[int, str]:
     prompts = [example.prompt for example in task.load_examples(ZOO / "data")[:12]]
-    return dict(engine.generate(prompts, task.sampling))
+    return dict(engine.complete(prompts, task.sampling))
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,9 @@ BACKENDS = [
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
-def live(request, tokenizers) -> Iterator[tuple[str, LiveEngine]]:
-    engine = open_live_engine(request.param, tokenizers["instruct"], 2 if request.param == "vllm" else 1, 1)
+def live(request, tokenizers) -> Iterator[tuple[str, Engine]]:
+    workers = 2 if request.param == "vllm" else 1
+    engine = open_engine(request.param, tokenizers["instruct"], workers, 1, has_weights=False)
     yield request.param, engine
     engine.close()
 
@@ -76,7 +77,7 @@ def test_merges_answer_as_when_they_are_saved_and_hold_the_same_bits(live, saved
         assert given.setdefault(parameters, (checksum, answered)) == (checksum, answered)
     assert given[AVERAGE][0] != given[TIES][0]
 
-    started = open_live_engine(backend, saved[TIES]["math"], 2 if backend == "vllm" else 1, 1)
+    started = open_engine(backend, saved[TIES]["math"], 2 if backend == "vllm" else 1, 1)
     try:
         assert started.checksum() == given[TIES][0]
         assert answers(started, gsm8k.TASK) == given[TIES][1]["math"]

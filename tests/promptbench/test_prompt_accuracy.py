@@ -25,7 +25,7 @@ class Reader:
         self.answer, self.dies_after = answer, dies_after
         self.prompts, self.calls, self.closed = [], 0, 0
 
-    def generate(self, prompts, sampling):
+    def complete(self, prompts, sampling):
         assert sampling == SAMPLING
         self.calls += 1
         for done, position in enumerate(reversed(range(len(prompts)))):

@@ -1,4 +1,4 @@
-"""Models by hub id: the real client against a small hub of our own on this machine."""
+"""Models by hub id: the real client and a small local hub."""
 
 import functools
 import hashlib
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ZOO = ROOT / "scripts" / "tiny_zoo"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 COMMAND = (
@@ -21,7 +21,7 @@ COMMAND = (
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The few endpoints of the hub that a download takes, for one public model and a gated one."""
+    """The endpoints of the hub that a download uses, for a public model and a gated one."""
 
     def __init__(self, files: dict[str, bytes], *arguments):
         self.files = files
@@ -94,13 +94,20 @@ def find(hub_id: str, address: str, cache: Path) -> subprocess.CompletedProcess:
     return run(["-c", COMMAND, hub_id], address, cache)
 
 
-def test_a_hub_id_is_downloaded_without_what_holds_the_weights_again(hub, tmp_path):
+def test_a_download_leaves_out_second_copies_of_the_weights(hub, tmp_path):
     address, files = hub
     done = find("our/model", address, tmp_path)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     folder = Path(done.stdout.strip())
     found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert found == {n: content for n, content in files.items() if not n.startswith(("original/", "consolidated"))}
+
+    nowhere = "http://127.0.0.1:9"
+    offline = find("our/model", nowhere, tmp_path)
+    assert offline.stdout == done.stdout, "without a connection, a complete download is used"
+    (folder / "model.safetensors").unlink()
+    incomplete = find("our/model", nowhere, tmp_path)
+    assert incomplete.returncode == 2 and incomplete.stderr.count("\n") == 1 and "our/model" in incomplete.stderr
 
 
 def test_inference_takes_a_hub_id(hub, tmp_path):
@@ -119,18 +126,7 @@ def test_an_adapter_is_downloaded(hub, tmp_path):
     assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.bin"}
 
 
-def test_without_a_connection_a_whole_download_is_used_and_a_part_of_one_is_not(hub, tmp_path):
-    address, _ = hub
-    first = find("our/model", address, tmp_path)
-    nowhere = "http://127.0.0.1:9"
-    found = find("our/model", nowhere, tmp_path)
-    assert found.stdout == first.stdout, found.stderr
-    (Path(first.stdout.strip()) / "model.safetensors").unlink()
-    again = find("our/model", nowhere, tmp_path)
-    assert again.returncode == 2 and again.stderr.count("\n") == 1 and "our/model" in again.stderr
-
-
-@pytest.mark.parametrize(("hub_id", "told"), [("our/gated", "accept its licence"), ("our/nothing", "check its name")])
-def test_what_the_hub_refuses_is_told_with_a_remedy(hub, tmp_path, hub_id, told):
+@pytest.mark.parametrize(("hub_id", "remedy"), [("our/gated", "accept its licence"), ("our/nothing", "check its name")])
+def test_a_refusal_of_the_hub_is_reported_with_a_remedy(hub, tmp_path, hub_id, remedy):
     done = find(hub_id, hub[0], tmp_path)
-    assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and remedy in done.stderr and done.stderr.count("\n") == 1

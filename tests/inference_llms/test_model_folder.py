@@ -1,4 +1,4 @@
-"""Folders that are not a model that can be run: one line with a remedy, and nothing written."""
+"""Folders without a model that can run: one line with a remedy, and nothing written."""
 
 import functools
 import json
@@ -19,17 +19,23 @@ from utils.output_places import OutputPlaces
 
 ZOO = ROOT / "scripts" / "tiny_zoo"
 LFS_POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9942981696\n"
-ADAPTER = {"base_model_name_or_path": "our/base", "peft_type": "LORA"}
 
 
-def edit_config(folder, **changes):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
+def write(name, text):
+    return lambda folder: (folder / name).write_text(text)
 
 
-def rename_tensors(folder, prefix):
+def edit_config(**changes):
+    def edit(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | changes))
+
+    return edit
+
+
+def rename_tensors(folder):
     tensors = load_file(folder / "model.safetensors")
-    save_file({prefix + name: tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
+    save_file({f"_orig_mod.{name}": tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
 
 
 def make_adapter(folder):
@@ -38,12 +44,7 @@ def make_adapter(folder):
     get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")).save_pretrained(folder)
 
 
-def make_classifier(folder):
-    config = LlamaConfig.from_pretrained(folder)
-    LlamaForSequenceClassification(config).save_pretrained(folder)
-
-
-def put_inside(folder):
+def move_inside(folder):
     shutil.copytree(folder, folder / "checkpoint-100")
     (folder / "config.json").unlink()
 
@@ -53,68 +54,38 @@ def remove_tokenizer(folder):
         path.unlink()
 
 
-CASES = {
-    "an adapter": (make_adapter, "adapter of /", "merge_and_unload()"),
-    "an adapter beside a model": (
-        lambda folder: (folder / "adapter_config.json").write_text(json.dumps(ADAPTER)),
-        "a model and an adapter",
-        "move the adapter's files",
-    ),
-    "a Trainer's folder": (put_inside, "holds no model itself", "checkpoint-100"),
-    "no tokenizer": (remove_tokenizer, "holds no tokenizer", "copy the tokenizer's files"),
-    "an empty tokenizer.model": (
-        lambda folder: (remove_tokenizer(folder), (folder / "tokenizer.model").touch()),
+CASES = [
+    (make_adapter, "adapter of /", "merge_and_unload()"),
+    (write("adapter_config.json", '{"peft_type": "LORA"}'), "a model and an adapter", "move the adapter's files"),
+    (move_inside, "holds no model itself", "checkpoint-100"),
+    (remove_tokenizer, "holds no tokenizer", "copy the tokenizer's files"),
+    (
+        lambda folder: remove_tokenizer(folder) or write("tokenizer.model", "")(folder),
         "holds no tokenizer",
         "copy the tokenizer's files",
     ),
-    "weights not fetched": (
-        lambda folder: (folder / "model.safetensors").write_text(LFS_POINTER),
-        "model.safetensors is a Git LFS pointer",
-        "git lfs pull",
-    ),
-    "a tokenizer not fetched": (
-        lambda folder: (folder / "tokenizer.json").write_text(LFS_POINTER),
-        "tokenizer.json is a Git LFS pointer",
-        "git lfs pull",
-    ),
-    "a web page as the config": (
-        lambda folder: (folder / "config.json").write_text("<!DOCTYPE html><title>404</title>"),
-        "config.json is a web page",
-        "download it again",
-    ),
-    "GPTQ": (
-        lambda folder: edit_config(folder, quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 128}),
-        "requires optimum",
-        "install what it names",
-    ),
-    "bitsandbytes": (
-        lambda folder: edit_config(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+    (write("tokenizer.json", LFS_POINTER), "tokenizer.json is a Git LFS pointer", "git lfs pull"),
+    (
+        edit_config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
         "requires bitsandbytes",
         "install what it names",
     ),
-    "torch.compile's names": (
-        lambda folder: rename_tensors(folder, "_orig_mod."),
-        "begin with _orig_mod.",
-        "save the model that is inside",
+    (rename_tensors, "begin with _orig_mod.", "save the model that is inside"),
+    (
+        lambda x: LlamaForSequenceClassification(LlamaConfig.from_pretrained(x)).save_pretrained(x),
+        "lacks tensor lm_head.weight, and holds 1",
+        "as a causal language model",
     ),
-    "a classifier": (make_classifier, "lacks tensor lm_head.weight, and holds 1", "as a causal language model"),
-    "a model that translates": (
-        lambda folder: T5Config().save_pretrained(folder),
-        "T5Config",
-        "choose a model that continues text",
-    ),
-    "code of its own": (
-        lambda folder: edit_config(folder, model_type="ours", auto_map={"AutoConfig": "ours.OurConfig"}),
-        "auto_map",
-        "never run",
-    ),
-}
+    (lambda folder: T5Config().save_pretrained(folder), "T5Config", "choose a model that continues text"),
+    (edit_config(model_type="ours", auto_map={"AutoConfig": "ours.OurConfig"}), "auto_map", "never run"),
+]
 
 
-@pytest.mark.parametrize("command", ["inference", "attack"])
-@pytest.mark.parametrize("name", CASES)
-def test_a_folder_that_cannot_be_run_gets_one_line(name, command, tmp_path):
-    spoil, fault, remedy = CASES[name]
+@pytest.mark.parametrize(
+    ("command", "spoil", "fault", "remedy"),
+    [("inference", *case) for case in CASES] + [("attack", *case) for case in (CASES[0], CASES[8])],
+)
+def test_a_folder_that_cannot_run_gets_one_line(command, spoil, fault, remedy, tmp_path):
     folder, out = tmp_path / "model", tmp_path / "out"
     shutil.copytree(ZOO / "classify", folder)
     spoil(folder)

@@ -18,7 +18,7 @@ def write_tiny_llama(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     a completion (the tokenizer's and one that only the generation config names).
 
     Its initial weights are ten times the usual, which makes the likeliest token likelier than the next by
-    far more than rounding: greedy completions then tell engines apart only where one is wrong.
+    far more than rounding: greedy completions of two engines then differ only if one is wrong.
     """
     special = ["<unk>", "<s>", "</s>", "<cut>"]
     tokenizer = Tokenizer(models.BPE())
