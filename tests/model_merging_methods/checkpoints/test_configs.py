@@ -168,6 +168,6 @@ def test_code_is_reported_and_copied_and_never_run(models, tmp_path):
     words = ["--merge_instruct", "--merge_math", "--tasks", "gsm8k", "--data_dir", tmp_path, "--output_dir", tmp_path]
     for role, name in FOLDERS.items():
         words += [f"--{role}_model", models / name]
-    with pytest.raises(UserError, match=r"auto_map names code \(mine.py\).*--merge_only"):
+    with pytest.raises(UserError, match=r"own code \(mine.py, in auto_map\).*--merge_only"):
         main(list(map(str, words)))
     assert not (tmp_path / "save_merge_models").exists()
