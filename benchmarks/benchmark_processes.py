@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.cores import available_cores
+from utils.machine import available_cores
 
 _EVERY = 0.02  # seconds between two samples of a process
 _CHUNK = 1 << 22

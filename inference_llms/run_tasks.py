@@ -21,8 +21,8 @@ from inference_llms.raw_generations import (
 from inference_llms.task import Answers, Example, Task
 from inference_llms.tasks import TASKS
 from utils.errors import UserError
+from utils.machine import package_versions
 from utils.output_places import OutputPlaces
-from utils.package_versions import package_versions
 from utils.progress import progress_of
 from utils.whole_files import locked, write_json
 
@@ -140,7 +140,7 @@ def run_tasks(
             for tasks in work
             for name, examples in tasks.examples.items()
         }
-        with locked(places.scores(), waits=True):  # so that a place that is not writable is reported now
+        with locked(places.scores(), blocking=True):  # so that a place that is not writable is reported now
             check_scores(places.scores(), found, overwrite)
         for tasks in work:
             for name, examples in tasks.examples.items():
@@ -224,7 +224,7 @@ def run_model(
                 data_dir=examples.data_dir,
                 release=examples.release,
             )
-            with locked(places.scores(), waits=True):
+            with locked(places.scores(), blocking=True):
                 check_scores(places.scores(), found, overwrite)  # again, because other commands may have run meanwhile
                 check_files(examples.task, found[name], places, overwrite)
                 written[name] = {**score_record(examples.task, answers, found[name], places), **on_record}

@@ -22,8 +22,8 @@ from model_merging_methods.kernels.stored_dtypes import FLOATING_CODES, LONG_NAM
 from model_merging_methods.merge_request import MergeParameters, mask_key
 from model_merging_methods.merging_methods import MERGING_METHODS, Coefficients
 from utils.content_hashes import DIGEST_SIZE, STRETCH, stretch_digest, tensor_digest
-from utils.cores import available_cores
 from utils.errors import UserError
+from utils.machine import available_cores
 from utils.safetensors_files import ITEM_SIZES
 
 BLOCK_SIZE = STRETCH

@@ -19,7 +19,7 @@ from model_merging_methods.merge_request import (
 from utils.content_hashes import FileOnRecord, content_hash
 from utils.errors import UserError
 from utils.json_files import check_shape, read_json_object
-from utils.package_versions import package_versions
+from utils.machine import package_versions
 
 RECORD_FILE = "merge_record.json"
 CARD_FILE = "README.md"

@@ -97,7 +97,7 @@ class PromptAccuracy:
         texts = [prompt.replace(PLACEHOLDER, self._samples[sample].text) for prompt, sample in missing]
         with (
             appended_rows(self._path, self._identity, overwrite=False) as write_row,
-            progress_of(self._task.name, len(missing), "prompts", stays=False) as progress,
+            progress_of(self._task.name, len(missing), "prompts", persistent=False) as progress,
         ):
             for position, completion in self._engine.complete(texts, self._sampling):
                 prompt, sample = missing[position]

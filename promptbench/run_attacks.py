@@ -28,8 +28,8 @@ from utils.command_line import OneLineParser, options_on_record, positive_number
 from utils.content_hashes import content_hash, folder_hash
 from utils.errors import UserError
 from utils.json_files import read_json_object
+from utils.machine import package_versions
 from utils.model_folders import find_model_folder
-from utils.package_versions import package_versions
 from utils.run_log import logged_run
 from utils.whole_files import locked, write_json
 

@@ -29,8 +29,8 @@ from inference_llms.task import AnswerFiles
 from inference_llms.tasks import TASKS as ALL_TASKS
 from inference_llms.tasks import TASKS_OF_ROLE
 from utils.child_processes import child_process, interrupt_children
-from utils.cores import available_cores
 from utils.errors import UserError, run_command_line
+from utils.machine import available_cores
 from utils.output_places import OutputPlaces
 
 ROOT = Path(__file__).resolve().parent.parent

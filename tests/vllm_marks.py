@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from utils.cores import available_cores
+from utils.machine import available_cores
 
 REQUIRED = os.environ.get("REQUIRE_VLLM") == "1"
 vllm_installed = pytest.mark.skipif(

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import xxhash
 
-from utils.cores import available_cores
 from utils.errors import UserError
+from utils.machine import available_cores
 from utils.safetensors_files import StoredTensor, read_at, read_header
 
 STRETCH = 1 << 19  # values

@@ -17,14 +17,14 @@ class Progress(Protocol):
 
 
 @contextmanager
-def progress_of(title: str, total: int, unit: str, done: int = 0, stays: bool = True) -> Iterator[Progress]:
-    """Show how many of `total` are done, starting at `done`. `stays`: keep the finished bar on the screen."""
+def progress_of(title: str, total: int, unit: str, done: int = 0, persistent: bool = True) -> Iterator[Progress]:
+    """Show how many of `total` are done, starting at `done`. `persistent`: keep the finished bar on the screen."""
     if not sys.stderr.isatty():
         yield _Lines(title, total, unit, done)
         return
     from tqdm import tqdm
 
-    with tqdm(total=total, initial=done, desc=title, unit=f" {unit}", leave=stays) as bar:
+    with tqdm(total=total, initial=done, desc=title, unit=f" {unit}", leave=persistent) as bar:
         yield bar
 
 

@@ -43,16 +43,16 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, waits: bool = False) -> Iterator[None]:
+def locked(path: Path, blocking: bool = False) -> Iterator[None]:
     """Lock the name `path`, whether or not it exists, for this process; a kill releases it.
 
-    The lock is a hidden file next to `path`. If another process holds it, raises Busy, or waits if `waits`. Folders
+    The lock is a hidden file next to `path`. If another process holds it, raises Busy, or waits if `blocking`. Folders
     created for the lock are removed with it if they are still empty.
     """
     lock = _hidden_name(path, "lock")
     made_parents = [parent for parent in lock.parents if not parent.exists()]
     try:
-        descriptor = _hold(lock, path, waits)
+        descriptor = _hold(lock, path, blocking)
         try:
             yield
         finally:
@@ -64,14 +64,14 @@ def locked(path: Path, waits: bool = False) -> Iterator[None]:
                 parent.rmdir()
 
 
-def _hold(lock: Path, path: Path, waits: bool) -> int:
+def _hold(lock: Path, path: Path, blocking: bool) -> int:
     """Lock the lock file; returns its descriptor."""
     while True:
         lock.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # another process has just removed the folder: try again
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
             except BlockingIOError:
                 holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "starting"
                 os.close(descriptor)

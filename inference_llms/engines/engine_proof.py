@@ -27,7 +27,7 @@ from inference_llms.engines.model_loading import (
     tokens_of_prompts,
 )
 from utils.errors import UserError
-from utils.memory import available_memory
+from utils.machine import available_memory
 
 if TYPE_CHECKING:
     from inference_llms.engines.vllm import VllmEngine

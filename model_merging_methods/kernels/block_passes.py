@@ -59,7 +59,7 @@ def for_every_block(
                 return
             read_ahead(block)
 
-    shown = progress_of(title, len(blocks), "blocks", stays=False) if title else nullcontext()
+    shown = progress_of(title, len(blocks), "blocks", persistent=False) if title else nullcontext()
     with shown as progress, ThreadPoolExecutor(threads + 1) as pool:
         try:
             running = [pool.submit(work) for _ in range(threads)]

@@ -132,7 +132,7 @@ class LiveMerges:
 
     def _complete(self, title: str, task: str, examples: Sequence[Example]) -> Iterator[tuple[Example, str]]:
         sampling = TASKS[task].sampling.capped(self._setup.max_tokens)
-        with progress_of(title, len(examples), "prompts", stays=False) as progress:
+        with progress_of(title, len(examples), "prompts", persistent=False) as progress:
             for position, completion in self._engine.complete([example.prompt for example in examples], sampling):
                 progress.update()
                 yield examples[position], completion

@@ -119,7 +119,7 @@ def run(options: argparse.Namespace) -> None:
         jobs, slots = [jobs[options.job]], slots[:1]
     outcomes = run_jobs(jobs, slots, options.delete_merged_models)
     if options.job is None:
-        with locked(setting.results_dir / "tables", waits=True):
+        with locked(setting.results_dir / "tables", blocking=True):
             evaluate(setting, options.allow_code_execution)
             scores = collect_scores(setting.results_dir)
             plot_figures(setting.results_dir, scores)

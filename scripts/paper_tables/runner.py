@@ -29,8 +29,8 @@ from scripts.paper_tables.cell_runs import ROOT, CellRun, Command, Setting
 from scripts.paper_tables.cells import DONE, FAILED, PLANNED, RUNNING, Cell, state_path
 from utils.child_processes import child_process, interrupt_children
 from utils.content_hashes import check_unchanged, file_states
-from utils.cores import available_cores
 from utils.errors import UserError
+from utils.machine import available_cores
 from utils.whole_files import Busy, locked, remove_folder, whole_file, write_json, write_whole
 
 log = logging.getLogger(__name__)
@@ -125,10 +125,10 @@ def run_jobs(jobs: Sequence[Job], slots: Sequence[dict[str, str]], delete_merged
         free.put(slot)
     busy: list[Job] = []
 
-    def run_in_slot(job: Job, waits: bool) -> list[Outcome]:
+    def run_in_slot(job: Job, blocking: bool) -> list[Outcome]:
         slot = free.get()
         try:
-            with locked(job[0].places.kept_record(), waits):
+            with locked(job[0].places.kept_record(), blocking):
                 return run_job(job, slot, delete_merged_models, stopped)
         except Busy as error:
             log.info("%s", error)

@@ -132,7 +132,7 @@ def test_read_modify_write_under_a_lock_loses_nothing(tmp_path):
 
     def add(name: str) -> None:
         for number in range(20):
-            with locked(path, waits=True):
+            with locked(path, blocking=True):
                 known = json.loads(path.read_text()) if path.exists() else {}
                 write_json(path, {**known, f"{name}{number}": 1})
 

@@ -19,8 +19,8 @@ from inference_llms.engines.open_engine import check_engine_request, open_engine
 from inference_llms.engines.transformers import TransformersEngine
 from inference_llms.engines.vllm import VllmEngine
 from tests.inference_llms.engines.tiny_llama import PROMPTS, write_tiny_llama
-from utils.cores import available_cores
 from utils.errors import UserError
+from utils.machine import available_cores
 
 ROOT = Path(__file__).parents[3]
 HAS_GPU = torch.cuda.device_count() > 0
