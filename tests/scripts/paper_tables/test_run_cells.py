@@ -14,7 +14,7 @@ import pytest
 from scripts.make_tables import main as make_tables
 from scripts.paper_tables.cells import LIVEBENCH, MAIN_JOB, Cell
 from tests.inference_llms.support import ROOT, pass_at_1
-from tests.paper_tables.support import MERGE, SCRIPTS, TYPOS, read_scores, run_script
+from tests.scripts.paper_tables.support import MERGE, SCRIPTS, TYPOS, read_scores, run_script
 
 TASKS = {"end_index": 6, "tasks": ["alpaca_eval", "gsm8k", "human_eval", "mbpp"]}
 CELLS = [

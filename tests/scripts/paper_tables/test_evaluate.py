@@ -12,9 +12,9 @@ from scripts.make_tables import main as make_tables
 from scripts.paper_tables.cell_runs import Setting
 from scripts.paper_tables.evaluate import evaluate
 from tests.inference_llms.support import read_json_lines, write_rows
-from tests.paper_tables.conftest import PROGRAMS
-from tests.paper_tables.support import ZOO, read_scores
-from tests.paper_tables.test_collect import ANSWERS, SCORES, change_record
+from tests.scripts.paper_tables.conftest import PROGRAMS
+from tests.scripts.paper_tables.support import ZOO, read_scores
+from tests.scripts.paper_tables.test_collect import ANSWERS, SCORES, change_record
 
 AGREEMENT = f"{ANSWERS}_agreement.json"
 

@@ -15,7 +15,7 @@ from scripts.paper_tables import figures as paper_figures
 from scripts.paper_tables.names import METHODS, dataset_name, published_value
 from scripts.paper_tables.scores import Score
 from scripts.paper_tables.tables import GROUPS, TASKS
-from tests.paper_tables.test_scores import PLAIN, answered, attacked, draw
+from tests.scripts.paper_tables.test_scores import PLAIN, answered, attacked, draw
 
 METRICS = {"AlpacaEval": "win_rate", "HumanEval": "pass@1", "MBPP": "pass@1"}
 NAMES = ("performance", "robustness", "dare", "alpha")

@@ -16,8 +16,8 @@ from scripts.paper_tables.cells import CLASSIFIER_RESULTS, MAIN_JOB, STATES, Cel
 from scripts.paper_tables.evaluate import files_to_evaluate
 from scripts.plot_figures import main as plot_figures
 from tests.inference_llms.support import read_json_lines, write_rows
-from tests.paper_tables.conftest import PROGRAMS, WORDS, score_programs
-from tests.paper_tables.support import MERGE, ZOO, read_scores
+from tests.scripts.paper_tables.conftest import PROGRAMS, WORDS, score_programs
+from tests.scripts.paper_tables.support import MERGE, ZOO, read_scores
 from utils.errors import UserError
 
 NAME = "instruct_code/average_merging"

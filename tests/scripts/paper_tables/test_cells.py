@@ -18,7 +18,7 @@ from scripts.paper_tables.cells import (
     read_state,
 )
 from scripts.paper_tables.names import METHODS as METHOD_NAMES
-from tests.paper_tables.support import MERGE
+from tests.scripts.paper_tables.support import MERGE
 from utils.errors import UserError
 
 SEEDS = [0, 1, 2]

@@ -37,7 +37,7 @@ from scripts.paper_tables.runner import (
     write_job_array,
 )
 from tests.inference_llms.support import ROOT
-from tests.paper_tables.support import MERGE, TYPOS, ZOO, read_scores
+from tests.scripts.paper_tables.support import MERGE, TYPOS, ZOO, read_scores
 from utils.errors import UserError
 from utils.model_folders import FINETUNED_MODELS, PRETRAINED_MODEL
 from utils.whole_files import locked

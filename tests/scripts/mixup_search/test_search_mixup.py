@@ -16,7 +16,7 @@ from scripts import search_mixup
 from tests.commands import run_here
 from utils.whole_files import locked
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ZOO = ROOT / "scripts" / "tiny_zoo"
 MODELS = ["--merge_instruct", "--merge_math", "--pretrained_model", ZOO / "base", "--instruct_model", ZOO / "instruct"]
 MODELS += ["--math_model", ZOO / "math", "--merging_method_name", "average_merging", "--data_dir", ZOO / "data"]

@@ -13,7 +13,7 @@ from promptbench.run_attacks import main as attack_prompt
 from promptbench.sst2 import TASK as SST2
 from scripts.make_tables import main as make_tables
 from tests.inference_llms.support import write_rows
-from tests.paper_tables.support import ZOO
+from tests.scripts.paper_tables.support import ZOO
 
 WORDS = ("--merge_instruct", "--merge_code", "--merging_method_name", "average_merging")
 PROGRAMS = "save_gen_codes_results/instruct_code/mbpp/average_merging.jsonl"

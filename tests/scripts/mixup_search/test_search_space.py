@@ -20,7 +20,7 @@ from scripts.mixup_search.search_space import (
     references,
     shares_of,
 )
-from tests.mixup_search.small_search import space_of
+from tests.scripts.mixup_search.small_search import space_of
 from utils.errors import UserError
 
 TIES = MergeParameters("ties_merging", mask=Mask(), seed=3)

@@ -14,10 +14,10 @@ import pytest
 from model_merging_methods.merge_request import Mask, MergeParameters, Mixup, two_model_ratios
 from scripts.mixup_search.search_space import Candidate
 from scripts.mixup_search.store import TEST, VALIDATION, Answer, Result, SearchStore
-from tests.mixup_search.small_search import IDENTITY
+from tests.scripts.mixup_search.small_search import IDENTITY
 from utils.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TIES = Candidate(
     "draw 0",
     "draw",

@@ -21,7 +21,7 @@ from scripts.make_tables import main as make_tables
 from scripts.paper_tables.run_cells import build_parser
 from scripts.plot_figures import main as plot_figures
 from tests.inference_llms.support import ROOT
-from tests.paper_tables.support import read_scores
+from tests.scripts.paper_tables.support import read_scores
 
 DOCS = ROOT / "docs"
 ZOO = ROOT / "scripts" / "tiny_zoo"

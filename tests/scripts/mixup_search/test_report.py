@@ -15,7 +15,7 @@ from model_merging_methods.merge_request import Mask, MergeParameters, Mixup
 from scripts.mixup_search.choice import RULE, SearchSummary
 from scripts.mixup_search.report import outcome_lines, report_lines, save_command, write_report
 from scripts.mixup_search.search_space import ratios_at, references
-from tests.mixup_search.small_search import IDENTITY, SmallSearch, space_of
+from tests.scripts.mixup_search.small_search import IDENTITY, SmallSearch, space_of
 from utils.errors import UserError
 
 TIES = MergeParameters("ties_merging", mask=Mask(0.2, True), seed=3)

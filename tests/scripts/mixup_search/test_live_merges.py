@@ -18,7 +18,7 @@ from scripts.mixup_search.live_merges import EngineSetup, LiveMerges
 from tests.vllm_marks import two_workers, vllm_installed
 from utils.errors import UserError
 
-ZOO = Path(__file__).parents[2] / "scripts" / "tiny_zoo"
+ZOO = Path(__file__).parents[3] / "scripts" / "tiny_zoo"
 MODELS = {"instruct": ZOO / "instruct", "math": ZOO / "math"}
 TASK_OF_ROLE = {"instruct": alpaca_eval.TASK, "math": gsm8k.TASK}
 AVERAGE = MergeParameters("average_merging", mixup=Mixup((0.4, 0.6)))

@@ -9,7 +9,7 @@ from model_merging_methods.merge_request import MergeParameters
 from scripts.mixup_search.choice import SearchSummary
 from scripts.mixup_search.figures import draw_figures
 from scripts.mixup_search.search_space import Values
-from tests.mixup_search.small_search import SmallSearch
+from tests.scripts.mixup_search.small_search import SmallSearch
 
 THREE = {
     "roles": ("instruct", "math", "code"),
