@@ -31,10 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def with_scores(
     write: Callable[[Path, list[Score]], None], script: str, description: str | None, arguments: Sequence[str] | None
 ) -> None:
-    """Parse the command line of a script, whose one argument is a results folder, and `write` from its scores."""
-    form = argparse.RawDescriptionHelpFormatter
+    """Parse the command line of a script that takes a results folder, and pass the folder and its scores to `write`."""
+    layout = argparse.RawDescriptionHelpFormatter
     examples = f"examples:\n  python {script} paper_results_tiny\n  python {script} DIR   # any --output_dir of runs"
-    parser = OneLineParser(description=description, epilog=examples, formatter_class=form, allow_abbrev=False)
+    parser = OneLineParser(description=description, epilog=examples, formatter_class=layout, allow_abbrev=False)
     parser.add_argument("results_dir", type=Path, metavar="RESULTS_DIR", help="folder with results at or below it")
     results_dir = parser.parse_args(arguments).results_dir
     with logged_run():
@@ -42,7 +42,7 @@ def with_scores(
 
 
 def make_tables(results_dir: Path, scores: Sequence[Score]) -> None:
-    """Write tables/scores.csv, tables.md, tables.html and a .tex for each table; report what is missing or doubtful."""
+    """Write tables/scores.csv, tables.md, tables.html and a .tex for each table; log missing and doubtful scores."""
     folder = results_dir / "tables"
     tables = paper_tables(scores)
     drawn = [name for name in FIGURES if (results_dir / "figures" / f"{name}.svg").is_file()]
@@ -58,27 +58,27 @@ def make_tables(results_dir: Path, scores: Sequence[Score]) -> None:
 
 
 def doubts(scores: Sequence[Score]) -> list[str]:
-    """A line for each reason why scores have no value, with their number and one of them; and one for scores of faulty
-    answers."""
+    """A line for each reason why scores have no value, and one for scores of faulty answers. Each gives the number of
+    these scores and names the first."""
     by_reason: dict[tuple[str, str], list[Score]] = {}
     for score in scores:
         if score.status != OK:
             by_reason.setdefault((score.status, score.note), []).append(score)
-    lines = []
-    for (status, note), of_reason in by_reason.items():
-        lines.append(f"{status}, {len(of_reason)} ({_named(of_reason)}): {note}")
+    lines = [
+        f"{status}, {len(concerned)} ({_first(concerned)}): {note}" for (status, note), concerned in by_reason.items()
+    ]
     faulty = [score for score in scores if score.health is not None and score.health.warning()]
     if faulty:
-        lines.append(f"check the completions of {len(faulty)} ({_named(faulty)}): {faulty[0].health.warning()}")
+        lines.append(f"check the completions of {len(faulty)} ({_first(faulty)}): {faulty[0].health.warning()}")
     return lines
 
 
-def _named(scores: Sequence[Score]) -> str:
-    """The first of some scores, and a mark if there are others."""
+def _first(scores: Sequence[Score]) -> str:
+    """The name of the first score, followed by `...` if there are more."""
     first = scores[0]
-    what = " ".join(filter(None, (first.models, first.method, first.variant, first.dataset, first.attack)))
+    name = " ".join(filter(None, (first.models, first.method, first.variant, first.dataset, first.attack)))
     seed = "" if first.seed is None else f" seed {first.seed}"
-    return f"{what}{seed}{', ...' if len(scores) > 1 else ''}"
+    return f"{name}{seed}{', ...' if len(scores) > 1 else ''}"
 
 
 if __name__ == "__main__":

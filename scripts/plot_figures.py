@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def plot_figures(results_dir: Path, scores: Sequence[Score]) -> None:
-    """Write figures/NAME.png and .svg for every figure that has something to show."""
+    """Write figures/NAME.png and .svg for every figure for which there are scores."""
     folder = results_dir / "figures"
     for name, figure in figures(scores).items():
         for ending in ("png", "svg"):

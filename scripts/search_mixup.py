@@ -75,10 +75,10 @@ def build_parser() -> argparse.ArgumentParser:
     add(group, "draw_by", "how to propose ratios (default: mixup, as M3 draws)", choices=DRAW_BY, default="mixup")
     add(group, "num_draws", "number of draws (default: 20)", type=positive_number, default=20)
     add_tasks_option(group)
-    add(group, "data_dir", "folder with the sets' files (default: `datasets` finds them)", type=Path)
+    add(group, "data_dir", "folder with the sets' files (default: download with `datasets`)", type=Path)
     text = "examples of each task that choose a draw (default: 100)"
     add(group, "num_validation", text, type=positive_number, default=100)
-    text = "folder with files of the same names to take these from (default: the test sets)"
+    text = "folder with files of the same names for these examples (default: the test sets)"
     add(group, "validation_dir", text, type=Path)
     add(group, "num_test", "examples of each task that test the choice (default: all others)", type=positive_number)
     text = "score all draws on N examples, the better half on the next N, and so on up to --num_validation"
@@ -96,9 +96,9 @@ def build_parser() -> argparse.ArgumentParser:
     text = "engine; auto: vllm if it is installed and there is a GPU, else transformers (default: auto)"
     add(group, "backend", text, choices=("auto", "vllm", "transformers"), default="auto")
     add_engine_options(group)
-    text = "vLLM: groups of layers, each on other GPUs (default: 1)"
+    text = "vLLM: pipeline stages, each with its own GPUs (default: 1)"
     add(group, "pipeline_parallel_size", text, type=positive_number, default=1)
-    text = "vLLM: what starts its workers; ray spreads one engine over machines (default: as vLLM chooses)"
+    text = "vLLM: how to start workers; ray spreads one engine over machines (default: vLLM's choice)"
     add(group, "distributed_executor_backend", text, choices=("mp", "ray"))
     add(group, "ray", "spread the search over this Ray cluster (local: start one here)", metavar="ADDRESS")
     add(group, "ray_engines", "engines in the Ray cluster (default: 2)", type=positive_number)
@@ -129,13 +129,14 @@ def requested_draws(options: argparse.Namespace) -> tuple[list[str], Proposals, 
 
 
 def search_space(options: argparse.Namespace, roles: Sequence[str]) -> SearchSpace:
-    """The values of the options, around the merge that the others describe. Raises UserError for options that do not
-    fit together."""
+    """The search space of the options. Raises UserError for options that do not fit together."""
     if options.alpha is not None and options.draw_by != "mixup":
         raise UserError(f"--alpha has no effect with --draw_by {options.draw_by}, which draws no Beta; remove it")
     values = {name: parse_values(name, getattr(options, name) or [str(DEFAULTS[name])]) for name in OPTIONS}
     if min(values["alpha"].numbers) <= 0:
-        raise UserError(f"--alpha {' '.join(options.alpha)}: 0 or less always draws the first model alone; give more")
+        raise UserError(
+            f"--alpha {' '.join(options.alpha)}: 0 or less draws the first model alone; give a positive number"
+        )
     plain = copy.copy(options)
     plain.mixup, plain.mixup_lambda = True, None
     for name in OPTIONS:
@@ -147,25 +148,25 @@ def search_space(options: argparse.Namespace, roles: Sequence[str]) -> SearchSpa
 
 
 def report_and_export(options: argparse.Namespace) -> None:
-    """Report and export what a results file holds so far."""
+    """Report or export the results so far."""
     results = options.results or requested_draws(options)[2]
     with SearchStore(results) as store:
         if options.export is not None:
             store.export_csv(options.export)
             log.info("exported: %s", options.export)
         if options.report:
-            show(store, results)
+            show_report(store, results)
 
 
-def show(store: SearchStore, results: Path) -> None:
-    """Write the report's files, and its text to the screen."""
+def show_report(store: SearchStore, results: Path) -> None:
+    """Write the report's files and log its text."""
     page = write_report(store, results.with_name(f"{results.name.removesuffix('.sqlite')}_report"))
     for line in (*report_lines(store), f"results: {results}", f"report: {page}"):
         log.info(line)
 
 
 def search(options: argparse.Namespace) -> None:
-    """Search, as far as the results file does not hold it yet; everything that can be checked is checked first."""
+    """Check everything that can be checked, then run the part of the search that the results file lacks."""
     roles, proposals, results = requested_draws(options)
     check_engines(options)
     check_rungs(options)
@@ -182,7 +183,7 @@ def search_into(results: Path, options: argparse.Namespace, roles: Sequence[str]
     sizes = (options.num_validation, options.num_test, proposals.seed)
     folders = (options.data_dir, options.validation_dir)
     parts = {task: split_task(TASKS[task], *folders, *sizes) for task in tasks}
-    check_verdicts({task: [*of.validation, *of.test] for task, of in parts.items()}, options.allow_code_execution)
+    check_verdicts({task: [*part.validation, *part.test] for task, part in parts.items()}, options.allow_code_execution)
     states = request.input_states()
     identity = {
         "roles": list(roles),
@@ -193,9 +194,9 @@ def search_into(results: Path, options: argparse.Namespace, roles: Sequence[str]
         "seed": proposals.seed,
         "space": asdict(proposals.space),
         "rungs": [*options.rungs, options.num_validation],
-        "validation": {task: len(of.validation) for task, of in parts.items()},
-        "test": {task: len(of.test) for task, of in parts.items()},
-        "examples": {task: of.digest() for task, of in parts.items()},
+        "validation": {task: len(part.validation) for task, part in parts.items()},
+        "test": {task: len(part.test) for task, part in parts.items()},
+        "examples": {task: part.digest() for task, part in parts.items()},
         "split": split_sentence(options.validation_dir, *sizes),
         "models_dir": None if options.models_dir is None else str(options.models_dir),
         "allow_unrelated": options.allow_unrelated,
@@ -220,7 +221,7 @@ def search_into(results: Path, options: argparse.Namespace, roles: Sequence[str]
         Search(proposals, parts, store, engines).run()
         if spent := engines.spent():
             log.info(spent)
-        show(store, results)
+        show_report(store, results)
 
 
 def check_engines(options: argparse.Namespace) -> None:
@@ -242,15 +243,17 @@ def check_engines(options: argparse.Namespace) -> None:
 
 
 def check_rungs(options: argparse.Namespace) -> None:
-    """Raise UserError for rungs that do not rise to the whole validation part, or have no effect."""
+    """Raise UserError for rungs that do not increase up to the whole validation part, or have no effect."""
     rungs = [*options.rungs, options.num_validation]
     if any(lower >= higher for lower, higher in pairwise(rungs)):
         raise UserError(
-            f"--rungs {' '.join(map(str, options.rungs))}: give numbers that rise, all below --num_validation "
+            f"--rungs {' '.join(map(str, options.rungs))}: give increasing numbers, all below --num_validation "
             f"{options.num_validation}"
         )
     if options.rungs and options.draw_by == "optimise":
-        raise UserError("--rungs has no effect with --draw_by optimise, which needs each score before the next draw")
+        raise UserError(
+            "--rungs has no effect with --draw_by optimise, which scores a draw before the next; remove it"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Cells on the models and the machine at hand: their commands, the files they read, and whether they are done."""
+"""Cells in a setting: their commands, their input files, and whether they are done."""
 
 import argparse
 import shlex
@@ -138,8 +138,8 @@ class CellRun:
         return {**self.cell.merge, **{f"{role}_model": str(folder) for role, folder in folders.items()}}
 
     def holds_other_merge(self) -> bool:
-        """Whether the merge on record in the cell's place differs from the one its commands make. Its weights may have
-        been deleted."""
+        """Whether the output folder has the record of another merge than the cell's commands make, with or without its
+        weights."""
         record = cells.merge_record_path(self.places)
         if record is None:
             return False
@@ -150,38 +150,38 @@ class CellRun:
 
     @property
     def result_files(self) -> list[Path]:
-        """The files that the finished cell leaves: scores, or the results of attacks."""
+        """The cell's result files: scores, or the results of attacks."""
         attacks = [self.places.adversarial_result(self.cell.tasks[0], attack) for attack in self.cell.attacks]
         return attacks or [self.places.scores()]
 
     def results(self) -> dict[str, dict[str, Any]]:
         """The options of each readable result, by attack or else by task."""
         files = [_read_result(path) for path in self.result_files]
-        found = dict(zip(self.cell.attacks, files, strict=True)) if self.cell.attacks else files[0]
+        contents = dict(zip(self.cell.attacks, files, strict=True)) if self.cell.attacks else files[0]
         names = self.cell.attacks or self.cell.tasks
-        results = {name: found[name] for name in names if isinstance(found.get(name), dict) and found[name]}
+        results = {name: contents[name] for name in names if isinstance(contents.get(name), dict) and contents[name]}
         return {name: _effective(result.get("options") or {}) for name, result in results.items()}
 
     def input_files(self) -> dict[str, Sequence[Path]]:
         """The files of each model and set that are on this machine."""
         folders = _model_folders(cells.merge_namespace(self._merge_options))
-        found = {f"{role} model": list_input_files(folder) for role, folder in folders.items() if folder is not None}
+        inputs = {f"{role} model": list_input_files(folder) for role, folder in folders.items() if folder is not None}
         data_dir = None if self.setting.sets is None else ROOT / self.setting.sets
         for task in self.cell.tasks:
-            found[f"{task} set"] = _set_files(task, data_dir)
+            inputs[f"{task} set"] = _set_files(task, data_dir)
         options = self.commands[-1].options
         for name in ATTACK_MODELS:
             if name in options:
                 path = ROOT / options[name]
-                found[f"--{name}"] = [file for file in sorted([path, *path.rglob("*")]) if file.is_file()]
-        return {name: files for name, files in found.items() if files}
+                inputs[f"--{name}"] = [file for file in sorted([path, *path.rglob("*")]) if file.is_file()]
+        return {name: files for name, files in inputs.items() if files}
 
     def hash_inputs(self) -> dict[str, str]:
         return {name: files_hash(files) for name, files in self.input_files().items()}
 
     @property
     def state(self) -> CellState | None:
-        """What is on record of the cell, if that is readable."""
+        """The cell's record; None if it is missing or unreadable."""
         try:
             return cells.read_state(cells.state_path(self.setting.results_dir, self.cell))
         except UserError:
@@ -195,14 +195,14 @@ class CellRun:
         return (
             state is not None
             and state.status == cells.DONE
-            and self.was_run(state)
+            and self.has_same_commands(state)
             and results.keys() == set(self.cell.attacks or self.cell.tasks)
             and state.result_options in (None, results)
             and not self.changed_inputs(state)
         )
 
-    def was_run(self, state: CellState) -> bool:
-        """Whether the cell's last success was with its commands of now."""
+    def has_same_commands(self, state: CellState) -> bool:
+        """Whether the cell's last success used its present commands."""
         return state.runs in ([command.data for command in self.commands], [command.text for command in self.commands])
 
     def changed_inputs(self, state: CellState) -> list[str]:
@@ -213,11 +213,10 @@ class CellRun:
             now = self.hash_inputs()
         except (UserError, OSError):  # reported when the cell runs
             return ["model"]
-        return [name for name, found in now.items() if state.hashes.get(name) != found]
+        return [name for name, digest in now.items() if state.hashes.get(name) != digest]
 
     def record(self, status: str, **about: Any) -> None:
-        """Record what became of the cell. Existing results keep the commands that made them until others replace
-        them."""
+        """Record the cell's status. Existing results keep the commands that made them until they are replaced."""
         before = self.state
         commands = [command.text for command in self.commands]
         if status != cells.DONE and self.results():
@@ -247,9 +246,9 @@ def _model_folders(options: argparse.Namespace) -> dict[str, Path | None]:
     names = {PRETRAINED: PRETRAINED_MODEL, **{role: FINETUNED_MODELS[role] for role in chosen_roles(options)}}
     folders = {}
     for role, name in names.items():
-        given, of_paper = getattr(options, f"{role}_model"), ROOT / (options.models_dir or "") / name
-        if given is not None:
-            folders[role] = local_model_folder(given, ROOT)
+        given, paper_folder = getattr(options, f"{role}_model"), ROOT / (options.models_dir or "") / name
+        if given is None and paper_folder.is_dir():
+            folders[role] = paper_folder
         else:
-            folders[role] = of_paper if of_paper.is_dir() else local_model_folder(HUB_IDS[name], ROOT)
+            folders[role] = local_model_folder(HUB_IDS[name] if given is None else given, ROOT)
     return folders

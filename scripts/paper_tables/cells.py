@@ -1,4 +1,4 @@
-"""The cells of the paper's tables as data, and the record of what became of each."""
+"""The cells of the paper's tables as data, and the record of each cell."""
 
 import argparse
 import hashlib
@@ -26,8 +26,8 @@ ATTACK_SCRIPTS = ("promptbench/sst2.py", "promptbench/cola.py")
 MERGED = "MERGED"  # in a cell's options: the folder of its merge
 
 STATES = "paper_cells"  # below the results folder
-# On the tiny models, merges whose prompts are attacked have the tiny classifier as their first model (no other answers
-# those prompts), and a separate folder.
+# On the tiny models, attacked merges have a separate folder, and the tiny classifier is their first model: only it was
+# trained on the attacked prompts.
 CLASSIFIER_RESULTS = "tiny_classifier"
 PLANNED, RUNNING, DONE, FAILED = "planned", "running", "done", "failed"
 REMEDY = "remove it and rerun its script"
@@ -48,7 +48,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """A readable name that no other cell has."""
+        """A readable and unique name."""
         words = [*option_words(self.merge), self.script, *option_words(self.options)]
         shown = [word.removeprefix("--") for word in words if word not in (MAIN_JOB, MERGED)]
         slug = re.sub(r"[^\w.]+", "_", " ".join(shown)).strip("_")
@@ -162,12 +162,12 @@ def cells_of_tables(names: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
 
 
 def without_copies(cells: Iterable[Cell]) -> list[Cell]:
-    """The cells, those that several tables share once, with all of their tables."""
-    found: dict[str, Cell] = {}
+    """The cells without duplicates; a cell that several tables share names them all."""
+    unique: dict[str, Cell] = {}
     for cell in cells:
-        known = found.get(cell.name, cell)
-        found[cell.name] = replace(known, tables=tuple(dict.fromkeys((*known.tables, *cell.tables))))
-    return list(found.values())
+        known = unique.get(cell.name, cell)
+        unique[cell.name] = replace(known, tables=tuple(dict.fromkeys((*known.tables, *cell.tables))))
+    return list(unique.values())
 
 
 def read_cells(path: Path) -> list[Cell]:
@@ -220,9 +220,9 @@ class CellState:
     """The record of a cell: a file of `paper_cells`.
 
     `commands`: the cell's commands as text, for people. `root`, `tasks_name`, `name`: the places of its outputs.
-    `started` in seconds since 1970. `results`: the files that it left. The last three are those of the last success:
-    `runs`, its commands as data; `hashes` of its models and sets by name; `result_options`, by task or attack the
-    options in the result's record. States of earlier versions have `runs` as text, and the last one or two are None.
+    `started` in seconds since 1970. `results`: its result files. The last three fields describe the last success:
+    `runs`, the commands as data; `hashes` of models and sets by name; `result_options`, the options in each result's
+    record, by task or attack. Earlier versions recorded `runs` as text, and not always the two after it.
     """
 
     cell: Cell
@@ -251,7 +251,7 @@ def state_path(results_dir: Path, cell: Cell) -> Path:
 
 
 def read_state(path: Path) -> CellState:
-    """Raises UserError if the file is not a whole state."""
+    """Read a state. Raises UserError if the file is damaged."""
     value = read_json_object(path, REMEDY)
     if isinstance(value.get("cell"), str):
         value = _of_earlier_version(path, value)
@@ -270,15 +270,15 @@ def write_state(results_dir: Path, state: CellState) -> None:
 
 
 def _of_earlier_version(path: Path, value: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a state that has its cell only as text: merge, `--`, script and options."""
+    """The present fields of a state whose cell is text: merge, `--`, script and options."""
     try:
         words = shlex.split(value["cell"])
         script = words[words.index("--") + 1]
         options = options_of_text(value["cell"].replace(" -- ", " "))
     except (UserError, ValueError, IndexError) as error:
         raise UserError(f"{path} is not the whole record of a cell; {REMEDY}") from error
-    shaping = vars(_merge_parser().parse_args([]))
-    merge = {name: options.pop(name) for name in [*options] if name in shaping}
+    of_merge = vars(_merge_parser().parse_args([]))
+    merge = {name: options.pop(name) for name in [*options] if name in of_merge}
     inputs = value.get("inputs") or {}
     return {
         **value,
@@ -289,8 +289,8 @@ def _of_earlier_version(path: Path, value: dict[str, Any]) -> dict[str, Any]:
 
 
 def options_of_text(command: str) -> dict[str, Any]:
-    """The options of a command that an earlier version recorded only as text. Raises UserError if it is none of an
-    entry script's."""
+    """The options of an entry script's command, which earlier versions recorded only as text. Raises UserError for
+    other commands."""
     parser = _merge_parser()
     add_inference_options(parser)
     for name, number in (("tasks", "+"), ("attack_method", "+"), ("evaluate_task", None), ("livebench_release", None)):

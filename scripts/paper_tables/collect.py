@@ -1,4 +1,4 @@
-"""Collect every score below a results folder, with the commands behind it; and what is missing, and why."""
+"""Collect every score below a results folder, with its commands, and every missing score, with the reason."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,12 +14,12 @@ from scripts.paper_tables.cell_runs import ROOT
 from scripts.paper_tables.cells import DONE, FAILED, LIVEBENCH, MAIN_JOB, RUNNING, CellState
 from scripts.paper_tables.names import DATA_SETS, METHODS, dataset_name
 from scripts.paper_tables.results import (
-    AGAIN,
+    RERUN,
     ResultsFolder,
     TaskRecord,
     check_weights,
     read_health,
-    remade_by,
+    remake_command,
     task_records,
 )
 from scripts.paper_tables.scores import (
@@ -40,7 +40,7 @@ from utils.output_places import SINGLE_MODEL, OutputPlaces
 
 
 def collect_scores(results_dir: Path) -> list[Score]:
-    """All scores, in the order of models, methods and data sets; a line for each that is missing, broken or doubtful.
+    """All scores, including missing, broken and conflicting ones, in the order of models, methods and data sets.
 
     Raises UserError if there is neither a result nor a cell."""
     if not results_dir.is_dir():
@@ -74,7 +74,7 @@ def _task_score(results: ResultsFolder, record: TaskRecord, known: Mapping[str, 
     about["command"] = content.get("command") or about["command"]
     about["merge_command"] = about["merge_command"] or _merge_command(about, script)
     about |= {"backend": str(content.get("backend", "")), "examples": content["examples"]}
-    about["evaluator_command"] = record.own_command(content.get("evaluator_command") or "")
+    about["evaluator_command"] = record.relocated(content.get("evaluator_command") or "")
     try:
         about["health"] = read_health(record.path, content.get("health"))
         check_weights(about, (content.get("identity") or {}).get("weights_fingerprint"))
@@ -92,7 +92,7 @@ def _task_score(results: ResultsFolder, record: TaskRecord, known: Mapping[str, 
         about["evaluator_command"] = evaluator.full_command(record.files, about["evaluator_command"])
         return Score(**about, status=MISSING, note=results.why_not_scored(record.files[0]))
     if verdicts.command is not None:
-        about["evaluator_command"] = record.own_command(verdicts.command)
+        about["evaluator_command"] = record.relocated(verdicts.command)
     if verdicts.values is None:
         (low, high), values = share_interval(verdicts.score, verdicts.examples), None
     else:
@@ -104,45 +104,45 @@ def _task_score(results: ResultsFolder, record: TaskRecord, known: Mapping[str, 
 
 def _merge_command(about: Mapping[str, Any], script: str) -> str:
     """The command of a merge without a cell."""
-    return about["command"] if script == MAIN_JOB else remade_by(about)
+    return about["command"] if script == MAIN_JOB else remake_command(about)
 
 
 def _verdicts(record: TaskRecord, command: str) -> tuple[Verdicts | None, str]:
     """The verdicts on a task's answers, None without an evaluator's result, and a remark.
 
-    Raises UserError if anything is damaged or does not agree with the rest."""
+    Raises UserError for damaged or contradictory files."""
     content, options = record.content, record.options(command)
-    examples, own = content["examples"], record.own_completions()
+    examples, own = content["examples"], record.completions_file()
     is_replay = own is None or options.get("backend") == "replay"
     raw = own
     if own is None or (is_replay and not own.is_file()):
         raw = Path(content["raw_generations"])  # a replay scores another run's completions
     completions = _completions(raw, is_replay) if raw.is_file() else None
     if completions is not None and (len(completions) < examples or (len(completions) > examples and not is_replay)):
-        raise UserError(f"{raw} holds {len(completions)} completions, and the score is of {examples}; {AGAIN}")
+        raise UserError(f"{raw} holds {len(completions)} completions, but the score is over {examples}; {RERUN}")
     if record.task in TASKS and TASKS[record.task].evaluator is not None:
         verdicts = TASKS[record.task].evaluator.read(record.files)
         missing = [file for file in record.files if not file.is_file()]
         if missing:
-            raise UserError(f"{missing[0]}: no such file; {AGAIN}")
+            raise UserError(f"{missing[0]}: no such file; {RERUN}")
         return verdicts, ""
     if "accuracy" not in content and content.get("evaluator_command"):
         return None, ""
     accuracy = content.get("accuracy")
     if not isinstance(accuracy, int | float) or not 0 <= accuracy <= 1:
         raise UserError(
-            f"{record.path}: the accuracy of {record.task} is {accuracy!r}, not a number from 0 to 1; {AGAIN}"
+            f"{record.path}: the accuracy of {record.task} is {accuracy!r}, not a number from 0 to 1; {RERUN}"
         )
     right, note = _right_answers(record, completions, options, raw)
     if right is None:
         return Verdicts("accuracy", accuracy, examples), f"no paired comparison: {note}"
     if len(right) != examples:
         raise UserError(
-            f"{raw} holds completions of {len(right)} examples of the data set, and the score is of {examples}; "
-            f"{AGAIN}, with the data set it was made from"
+            f"{raw} holds completions of {len(right)} examples of the data set, but the score is over {examples}; "
+            f"{RERUN}, with the data set it was made from"
         )
     if abs(sum(right.values()) - accuracy * examples) > 1e-6:
-        raise UserError(f"{raw}: its completions do not have the accuracy on record; {AGAIN}")
+        raise UserError(f"{raw}: its completions do not give the recorded accuracy; {RERUN}")
     return Verdicts("accuracy", accuracy, examples, tuple(map(float, right.values())), tuple(right)), ""
 
 
@@ -158,7 +158,7 @@ def _completions(path: Path, is_replay: bool) -> dict[int | str, str]:
 def _right_answers(
     record: TaskRecord, completions: Mapping[int | str, str] | None, options: Mapping[str, Any], raw: Path
 ) -> tuple[dict[int | str, bool] | None, str]:
-    """Whether each scored example was answered rightly, by id; or None, and why that is unknown."""
+    """Whether the answer to each scored example is right, by id; or None, and why this is unknown."""
     is_right = TASKS[record.task].is_right if record.task in TASKS else None
     if is_right is None:
         return None, "the task has no `is_right`, which judges one answer"
@@ -219,7 +219,7 @@ def _attack_score(results: ResultsFolder, path: Path) -> Score:
     about |= {"metric": PDR, "dataset": dataset_name(task), "attack": attack, "result_file": str(path)}
     about["merge_command"] = about["merge_command"] or _merge_command(about, script)
     try:
-        report = read_json_object(path, AGAIN)
+        report = read_json_object(path, RERUN)
         _check_attack_result(path, report)
         settings = report["settings"]
         about |= {"backend": settings["backend"], "examples": settings["number_of_samples"]}
@@ -240,23 +240,23 @@ def _attack_score(results: ResultsFolder, path: Path) -> Score:
 
 def _check_attack_result(path: Path, report: Mapping[str, Any]) -> None:
     """Raise UserError unless a result has the fields that a score needs, and they agree."""
-    check_shape(f"{path} is not whole", report, AttackResultShape, AGAIN)
+    check_shape(f"{path} is not whole", report, AttackResultShape, RERUN)
     samples = report["settings"]["number_of_samples"]
     shares = []
     for name in ("clean", "attacked"):
         right = report[f"{name}_right"]
         if samples < 1 or len(right) != samples or not abs(sum(right) / samples - report[f"{name}_accuracy"]) <= 1e-6:
-            raise UserError(f"{path}: its {name} accuracy is not that of its {samples} samples; {AGAIN}")
+            raise UserError(f"{path}: its {name} accuracy does not match its {samples} samples; {RERUN}")
         shares.append(sum(right) / samples)
     clean, attacked = shares
     rate = report["performance_drop_rate"]
     if (rate is None) != (clean == 0) or (rate is not None and not abs(rate - (clean - attacked) / clean) <= 1e-6):
-        raise UserError(f"{path}: its drop rate is not that of its accuracies; {AGAIN}")
+        raise UserError(f"{path}: its drop rate does not match its accuracies; {RERUN}")
 
 
 def missing_scores(results: ResultsFolder, scores: Iterable[Score]) -> Iterator[Score]:
-    """A line for every result that a cell on record should have left and has not."""
-    there = {(score.line, score.draw) for score in scores}
+    """A score without a value for every result that a recorded cell lacks."""
+    existing = {(score.line, score.draw) for score in scores}
     broken_files = {score.result_file: score.note for score in scores if not score.dataset}
     for path, state in results.cells.items():
         places, attacks = state.places(results.folder), state.cell.attacks
@@ -266,7 +266,7 @@ def missing_scores(results: ResultsFolder, scores: Iterable[Score]) -> Iterator[
         for task, attack in [(task, attack) for task in state.cell.tasks for attack in attacks or [""]]:
             about = {**about_merge, **results.commands(places, state.cell.script, task, attack)}
             score = Score(**about, dataset=dataset_name(task), attack=attack, status=MISSING, note=reason)
-            if (score.line, score.draw) not in there:
+            if (score.line, score.draw) not in existing:
                 yield score
 
 
@@ -279,22 +279,21 @@ def _why_missing(path: Path, state: CellState) -> str:
 
 
 def mark_conflicts(scores: Iterable[Score]) -> list[Score]:
-    """The scores, where those with different values for the same place are marked and lose their values. Of copies that
-    agree the first stays, and every result beside it that has no value, with its reason."""
-    by_place: dict[tuple, list[Score]] = {}
+    """The scores without duplicates. Scores of one draw that differ are marked as a conflict and lose their values. Of
+    equal ones the first stays, and so does every result without a value."""
+    by_draw: dict[tuple, list[Score]] = {}
     for score in scores:
-        by_place.setdefault((*score.line, score.draw), []).append(score)
+        by_draw.setdefault((*score.line, score.draw), []).append(score)
     kept = []
-    for rivals in by_place.values():
-        there = [rival for rival in rivals if rival.status == OK]
-        if len({(rival.value, rival.examples) for rival in there}) > 1:
-            note = "; ".join(f"{rival.value:.1f} in {rival.result_file}" for rival in there)
-            there = [replace(rival, **NO_VALUE, status=CONFLICT, note=note) for rival in there]
+    for duplicates in by_draw.values():
+        valid = [score for score in duplicates if score.status == OK]
+        if len({(score.value, score.examples) for score in valid}) > 1:
+            note = "; ".join(f"{score.value:.1f} in {score.result_file}" for score in valid)
+            valid = [replace(score, **NO_VALUE, status=CONFLICT, note=note) for score in valid]
         else:
-            there = there[:1]
-        lacking = [rival for rival in rivals if rival.status != OK]
-        results = [rival for rival in lacking if rival.result_file]
-        kept += [*there, *results] or lacking[:1]
+            valid = valid[:1]
+        lacking = [score for score in duplicates if score.status != OK]
+        kept += [*valid, *(score for score in lacking if score.result_file)] or lacking[:1]
     return kept
 
 

@@ -1,4 +1,4 @@
-"""Run the evaluators that are installed on the files that runs wrote; print the commands that remain for the others."""
+"""Run the installed evaluators on the files of runs, and print the commands of the others."""
 
 import logging
 from collections.abc import Iterator
@@ -19,10 +19,11 @@ NEEDS_PERMISSION = "needs --allow_code_execution: it runs generated programs"
 def evaluate(setting: Setting, allow_code_execution: bool) -> None:
     """Score all files that have no result yet. Failures and missing evaluators are printed and recorded; no failure
     stops another evaluator."""
-    found = files_to_evaluate(setting.results_dir)
-    waiting = [files for files in found if not files.task.evaluator.has_scored(files.files)]
+    unscored = [
+        files for files in files_to_evaluate(setting.results_dir) if not files.task.evaluator.has_scored(files.files)
+    ]
     notes: dict[Path, str] = {}
-    for files in waiting:
+    for files in unscored:
         evaluator = files.task.evaluator
         if evaluator.runs_programs and not allow_code_execution:
             notes[files.files[0]] = NEEDS_PERMISSION
@@ -34,7 +35,7 @@ def evaluate(setting: Setting, allow_code_execution: bool) -> None:
     by_key = {note_key(setting.results_dir, file): reason for file, reason in notes.items()}
     write_json(setting.results_dir / NOTES, by_key)
     for reason in dict.fromkeys(notes.values()):
-        concerned = [files for files in waiting if notes.get(files.files[0]) == reason]
+        concerned = [files for files in unscored if notes.get(files.files[0]) == reason]
         log.info("not judged, %d files: %s", len(concerned), reason)
         commands = [files.task.evaluator.full_command(files.files, files.command) for files in concerned]
         for command in dict.fromkeys(commands):
@@ -47,7 +48,7 @@ def files_to_evaluate(results_dir: Path) -> Iterator[AnswerFiles]:
     for record in task_records(results_dir):
         if record.fault or record.task not in TASKS or TASKS[record.task].evaluator is None:
             continue
-        command = record.own_command(record.content.get("evaluator_command") or "")
+        command = record.relocated(record.content.get("evaluator_command") or "")
         if record.files and command:
             data_dir = record.content.get("data_dir")
             release = record.options().get("livebench_release")

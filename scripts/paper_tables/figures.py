@@ -1,8 +1,7 @@
 """The paper's figures: with M3 and without, robustness, M3 and DARE, and the sweep over α.
 
-They can be read in print and by the colour-blind: differences in colour are also differences in hatch, mark or dashes.
-Marks of one place are drawn side by side: on a bar the draws left, the interval in the middle, the published value
-right.
+Colour is never the only difference, so that they work in print and for colour-blind readers: hatches, marks and dashes
+differ too. Marks of one bar are side by side: draws, interval, published value.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,7 +30,7 @@ A_DRAW = {"marker": "o", "markersize": 3, "markerfacecolor": "white", "markeredg
 NO_RESULT = {"marker": "x", "color": "black", "markersize": 5, "linestyle": ""}
 LEGEND_ORDER = (WITHOUT, WITH, "a draw", *(f"{PUBLISHED}, {name}" for name in STARS), "no result")
 BAR_WIDTH, GAP = 0.4, 0.5  # the gap between groups of bars; both in units of the axis
-# Lists of different lengths, so that further data sets still look different when a list starts again.
+# Of different lengths, so that more data sets than marks still look different.
 MARKS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("solid", (0, (6, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)))
 CAPTION = "Bars: the value, or the mean of the draws, with its 95% interval."
@@ -40,8 +39,8 @@ TREND_LABEL = "score (%), mean and (pale) each draw"
 
 @dataclass(frozen=True)
 class Bars:
-    """The pair of bars without M3 and with it: its label, that of its group, and by kind the summaries and the
-    published values."""
+    """A pair of bars, without M3 and with it, with its label and that of its group. Summaries and published values are
+    by kind."""
 
     label: str
     group: str
@@ -50,7 +49,7 @@ class Bars:
 
 
 def figures(scores: Sequence[Score]) -> dict[str, Figure]:
-    """Every figure that has something to show, by name."""
+    """Every figure for which there are scores, by name."""
     lines = summaries(scores)
     drawn = {name: draw(lines) for name, (draw, _) in FIGURES.items()}
     return {name: figure for name, figure in drawn.items() if figure is not None}
@@ -94,7 +93,7 @@ def robustness_figure(lines: Lines) -> Figure | None:
 def _bars(
     lines: Lines, models: str, method: str, dataset: str, attack: str = "", *, label: str, group: str
 ) -> Bars | None:
-    """The pair of bars of a merge; None if it has no line."""
+    """The pair of bars of a merge; None if it has no scores."""
     places = {kind: line_of((models, method, ""), mixup, False, dataset, attack) for kind, mixup in KINDS.items()}
     found = {kind: lines[line] for kind, line in places.items() if line in lines}
     if not found:
@@ -110,8 +109,7 @@ def _bars(
 
 
 def _bar_figure(panels: Mapping[str, tuple[str, Sequence[Bars | None]]], least_width: float) -> Figure | None:
-    """One panel below the other, without those that have no bars. `panels`: by title, the label of the axis and the
-    bars."""
+    """The panels that have bars, in one column. `panels`: the label of the axis and the bars, by title."""
     panels = {title: (label, list(filter(None, bars))) for title, (label, bars) in panels.items() if any(bars)}
     if not panels:
         return None
@@ -129,7 +127,7 @@ def _bar_figure(panels: Mapping[str, tuple[str, Sequence[Bars | None]]], least_w
 def _draw_bars(axes: Axes, bars: Sequence[Bars], least_width: float) -> None:
     """Bars with 95% intervals, each draw as a point, published values as stars, a cross where there is no result.
 
-    The axis is at least `least_width` bars wide, so that a few bars are not broader than many."""
+    The axis is at least `least_width` bars wide, so that a few bars are as narrow as many."""
     places = [0.0]
     for left, right in pairwise(bars):
         places.append(places[-1] + 1 + GAP * (left.group != right.group))
@@ -173,7 +171,7 @@ def _label_bars(axes: Axes, places: Sequence[float], bars: Sequence[Bars]) -> No
 
 
 def dare_figure(lines: Lines) -> Figure | None:
-    """A panel for each method; for each set a line from neither over M3 and DARE to both."""
+    """A panel for each method: for each set a line through neither, M3, DARE and both."""
     steps = ((False, False, "neither"), (True, False, "M3"), (False, True, "DARE"), (True, True, "both"))
     merges = [merge for merge in _plain_merges() if any(line[:3] == merge and line[4] for line in lines)]
     if not merges:
@@ -181,15 +179,15 @@ def dare_figure(lines: Lines) -> Figure | None:
     figure, panels, datasets = _trend_panels(lines, merges, (3.7, 3.8), sharey=True)
     for axes, merge in zip(panels, merges, strict=True):
         for dataset in datasets:
-            look, aside = _look(dataset), _aside(dataset, datasets)
+            look, shift = _look(dataset), _shift(dataset, datasets)
             found = [lines.get(line_of(merge, mixup, dare, dataset)) for mixup, dare, _ in steps]
-            drawn = [(place + aside, summary) for place, summary in enumerate(found) if _has_value(summary)]
+            drawn = [(place + shift, summary) for place, summary in enumerate(found) if _has_value(summary)]
             _draw_trend(axes, drawn, dataset, look)
             metrics = {metric for _, summary in drawn for metric in summary.metrics}
             for place, (mixup, dare, _) in enumerate(steps):
                 known = published_value(*merge[:2], mixup, dare, dataset)
                 if known is not None and known.metric in metrics:
-                    axes.plot(place + aside, known.value, **_hollow(look))
+                    axes.plot(place + shift, known.value, **_hollow(look))
         axes.set_xticks(range(len(steps)), [name for _, _, name in steps])
         axes.set_xlim(-0.5, len(steps) - 0.5)
         _finish_scores(axes)
@@ -199,7 +197,7 @@ def dare_figure(lines: Lines) -> Figure | None:
 
 
 def alpha_figure(lines: Lines) -> Figure | None:
-    """A panel for each merge that was drawn at several α: the mean of each set over α, every draw as a point."""
+    """A panel for each merge with draws at several α: each set's mean against α, every draw as a point."""
     merges = [merge for merge in _plain_merges() if len(alphas_of(lines, merge)) > 1]
     if not merges:
         return None
@@ -207,16 +205,16 @@ def alpha_figure(lines: Lines) -> Figure | None:
     for axes, merge in zip(panels, merges, strict=True):
         alphas = alphas_of(lines, merge)
         for dataset in datasets:
-            look, aside = _look(dataset), _aside(dataset, datasets)
+            look, shift = _look(dataset), _shift(dataset, datasets)
             found = {alpha: lines.get((*merge, True, False, alpha, dataset, "")) for alpha in alphas}
-            drawn = [(alpha * 1.4**aside, summary) for alpha, summary in found.items() if _has_value(summary)]
+            drawn = [(alpha * 1.4**shift, summary) for alpha, summary in found.items() if _has_value(summary)]
             if len(drawn) < 2:
                 continue
             _draw_trend(axes, drawn, dataset, look)
             plain = lines.get(line_of(merge, False, False, dataset))
             if _has_value(plain):
                 axes.axhline(plain.value, color=look["color"], linestyle=look["linestyle"], linewidth=0.9)
-                axes.plot(alphas[0] / 1.7 * 2**aside, plain.value, **_hollow(look))
+                axes.plot(alphas[0] / 1.7 * 2**shift, plain.value, **_hollow(look))
         axes.set_xscale("log")
         axes.set_xticks(alphas, [f"{alpha:g}" for alpha in alphas])
         axes.minorticks_off()
@@ -270,13 +268,13 @@ def _hollow(look: Mapping[str, Any]) -> dict[str, Any]:
     return {**look, **edge, "linestyle": "", "markersize": 9, "clip_on": False, "zorder": 4}
 
 
-def _aside(dataset: str, datasets: Sequence[str]) -> float:
-    """How far beside its place a data set is drawn, so that none covers another."""
+def _shift(dataset: str, datasets: Sequence[str]) -> float:
+    """The shift of a data set's marks, so that they do not cover those of another."""
     return 0.16 * (datasets.index(dataset) - (len(datasets) - 1) / 2)
 
 
 def _finish_scores(axes: Axes) -> None:
-    """An axis of per cent with room for marks at 0 and at 100, or if all are low, at the highest."""
+    """Make a percentage axis with room for marks at 0 and at 100 (at the highest value if all are low)."""
     low, high = axes.get_ylim()
     high = high if high < 40 else max(high, 105)
     axes.set_ylim(min(low, -0.04 * high), high)
@@ -295,7 +293,7 @@ def _add_legend(figure: Figure, panels: Iterable[Axes], place: str, more: Mappin
     figure.legend([handles[name] for name in names], names, loc=place, ncols=columns, frameon=False)
 
 
-# By name, the function that draws a figure, and a description for those who cannot see it.
+# The function that draws each figure, and its description for readers who cannot see it.
 FIGURES: dict[str, tuple[Callable[[Lines], Figure | None], str]] = {
     "performance": (
         performance_figure,

@@ -26,7 +26,7 @@ def dataset_name(task: str) -> str:
 
 
 def whole_set(dataset: str) -> int:
-    """The number of examples behind published values."""
+    """The number of examples of published values."""
     return next(examples for name, examples in DATA_SETS.values() if name == dataset)
 
 
@@ -55,6 +55,6 @@ def _published() -> dict[tuple, Published]:
 
 
 def published_value(models: str, method: str, mixup: bool, dare: bool, dataset: str) -> Published | None:
-    """The published value of this merge on this set, if there is one. Published LiveBench values do not name their
-    method, and those of attacks neither method nor set: look them up with empty ones."""
+    """The published value of this merge on this set, if there is one. Published LiveBench values name no method,
+    and those of attacks neither method nor set: pass empty strings for these."""
     return _published().get((models, method, mixup, dare, dataset))

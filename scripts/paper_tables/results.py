@@ -1,6 +1,6 @@
 """Read a results folder: scores files, merge records, cell states and notes of evaluators.
 
-Records name the places of the time when they were written; the folder may have been moved or copied since.
+Records have the paths of the time when they were written. The folder may have been moved or copied since.
 """
 
 import os
@@ -31,14 +31,14 @@ from utils.errors import UserError
 from utils.json_files import check_shape, read_json_object
 from utils.output_places import SINGLE_MODEL, OutputPlaces
 
-AGAIN = "remove it and rerun its command"
+RERUN = "remove it and rerun its command"
 NOTES = "paper_evaluators.json"  # below the results folder: why a file was not scored
 
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """The record of a task in a scores file, and the places of the run. `fault`: why it is not usable; with an empty
-    `task`, the whole file is not."""
+    """The record of a task in a scores file, and the places of the run. `fault`: why it is not usable; without a
+    `task`, why the whole file is not."""
 
     path: Path
     places: OutputPlaces
@@ -48,11 +48,11 @@ class TaskRecord:
 
     @property
     def files(self) -> list[Path]:
-        """The run's files for an evaluator, where they are now."""
+        """The present paths of the run's files for an evaluator."""
         return [file_below(self.places.root, Path(file)) for file in self.content["files"]]
 
-    def own_command(self, command: str) -> str:
-        """An evaluator's `command` with the places where the run's files are now."""
+    def relocated(self, command: str) -> str:
+        """An evaluator's `command` with the present paths of the run's files."""
         for file, now in zip(self.content["files"], map(str, self.files), strict=True):
             tail = path_below_root(Path(file))
             if tail is None or now == file:
@@ -63,14 +63,14 @@ class TaskRecord:
             return command.replace(f"{before}save_", f"{after}save_")
         return command
 
-    def own_completions(self) -> Path | None:
-        """The run's own raw completions, where they are now; None for a replay of completions from elsewhere."""
+    def completions_file(self) -> Path | None:
+        """The present path of the run's raw completions; None for a replay of another run's."""
         own = self.places.raw_generations(self.task)
         tail = own.relative_to(self.places.root).parts
         return own if Path(self.content["raw_generations"]).parts[-len(tail) :] == tail else None
 
     def options(self, command: str = "") -> dict[str, Any]:
-        """The options of the run. Records of earlier versions have only a command; without it, `command` is used."""
+        """The options of the run. Earlier versions recorded only a command, or none: then `command` is used."""
         return self.content.get("options") or options_of_text(self.content.get("command") or command)
 
 
@@ -128,7 +128,7 @@ class ResultsFolder:
         return str(self._notes.get(note_key(self.folder, file), default))
 
     def about(self, places: OutputPlaces) -> dict[str, Any]:
-        """The fields of a score that a merge's record has, or else the options of its cell."""
+        """The fields of a score that come from the merge's record, or else from its cell."""
         about = about_merge(places)
         if "fingerprint" in about:
             return about
@@ -136,14 +136,14 @@ class ResultsFolder:
         return about if state is None else about | about_parameters(merge_of_options(state.cell.merge)[1])
 
     def commands(self, places: OutputPlaces, script: str, task: str, attack: str = "") -> dict[str, str]:
-        """The commands of the cell that made a result: of several the one that was done last. Empty without a cell."""
-        made_it = [
+        """The commands of the cell that made a result, or the last one of several. Empty without a cell."""
+        states = [
             state
             for state in self.cells.values()
             if (state.cell.script, state.places(self.folder)) == (script, places) and state.commands
             if task in state.cell.tasks and (not attack or attack in state.cell.attacks)
         ]
-        state = max(made_it, key=lambda state: (state.status == DONE, state.started or 0), default=None)
+        state = max(states, key=lambda state: (state.status == DONE, state.started or 0), default=None)
         commands = [""] if state is None else state.commands
         return {"command": commands[-1], "merge_command": commands[0]}
 
@@ -161,12 +161,12 @@ def task_records(results_dir: Path) -> Iterator[TaskRecord]:
         root, (tasks, *name) = split_at(results_dir, path, "save_scores")
         places = OutputPlaces(root, tasks, "/".join(name).removesuffix(".json"))
         try:
-            records = read_json_object(path, AGAIN)
+            records = read_json_object(path, RERUN)
         except UserError as error:
             yield TaskRecord(path, places, fault=f"{path} is not whole: {error}")
             continue
         if not all(isinstance(record, dict) for record in records.values()):
-            yield TaskRecord(path, places, fault=f"{path} is not whole: it does not hold scores by task; {AGAIN}")
+            yield TaskRecord(path, places, fault=f"{path} is not whole: it does not hold scores by task; {RERUN}")
             continue
         for task, content in records.items():
             record = TaskRecord(path, places, task, content)
@@ -180,12 +180,12 @@ def task_records(results_dir: Path) -> Iterator[TaskRecord]:
 def _check(record: TaskRecord) -> None:
     """Raise UserError unless a record has the fields of every task's record, and names no file outside its root."""
     place, root = f"{record.path}: the record of {record.task}", record.places.root
-    check_shape(place, record.content, TaskRecordShape, AGAIN)
+    check_shape(place, record.content, TaskRecordShape, RERUN)
     if record.content["examples"] < 1:
-        raise UserError(f"{place}: examples: fewer than one; {AGAIN}")
+        raise UserError(f"{place}: examples: fewer than one; {RERUN}")
     for file in record.files:
         if ".." in file.parts or not file.absolute().is_relative_to(root.absolute()):
-            raise UserError(f"{place} names {file}, which is outside {root}; {AGAIN}")
+            raise UserError(f"{place} names {file}, which is outside {root}; {RERUN}")
 
 
 def split_at(results_dir: Path, path: Path, folder: str) -> tuple[Path, tuple[str, ...]]:
@@ -196,7 +196,7 @@ def split_at(results_dir: Path, path: Path, folder: str) -> tuple[Path, tuple[st
 
 
 def about_merge(places: OutputPlaces) -> dict[str, Any]:
-    """The fields of a score that a merge's record has. Few if there is no record; if it is damaged, its path and no
+    """The fields of a score that come from the merge's record. Few without a record; of a damaged one, its path but no
     fingerprint."""
     if places.tasks == SINGLE_MODEL:
         about = {"models": places.name}
@@ -217,7 +217,7 @@ def about_merge(places: OutputPlaces) -> dict[str, Any]:
 
 
 def about_parameters(parameters: MergeParameters) -> dict[str, Any]:
-    """A merge's parameters as the paper's tables distinguish them, other differences as its variant."""
+    """A merge's parameters that the paper's tables distinguish; other differences are its variant."""
     mask, mixup = parameters.mask, parameters.mixup
     dare = mask is not None and mask == Mask(mask.weight_mask_rate, True)
     variant = []
@@ -246,14 +246,14 @@ def about_parameters(parameters: MergeParameters) -> dict[str, Any]:
     }
 
 
-def remade_by(about: Mapping[str, Any]) -> str:
-    """A command that makes a merge again from its record."""
+def remake_command(about: Mapping[str, Any]) -> str:
+    """The command that repeats a merge from its record."""
     record = about.get("merge_record")
     return shlex.join(["python", MAIN_JOB, "--from_record", record, "--merge_only"]) if record else ""
 
 
 def check_weights(about: Mapping[str, Any], fingerprint: str | None) -> None:
-    """Raise UserError if a result's fingerprint of its weights, if it has one, is not that of the merge."""
+    """Raise UserError if a result has another fingerprint of its weights than its merge."""
     record, expected = about.get("merge_record"), about.get("fingerprint")
     if record and not expected:
         raise UserError(f"{record} is not the whole record of a merge; remove it and make the merge again")
@@ -266,4 +266,4 @@ def read_health(path: Path, value: Any) -> Health | None:
     try:
         return health_on_record(value)
     except ValueError as error:
-        raise UserError(f"{path} is not whole: {error}; {AGAIN}") from error
+        raise UserError(f"{path} is not whole: {error}; {RERUN}") from error

@@ -154,7 +154,7 @@ def setting_of_options(options: argparse.Namespace) -> Setting:
 
 
 def from_root(path: Path, working_folder: Path) -> Path:
-    """A path given in a working folder, as it is from the project's root, where commands run."""
+    """A path that was given in a working folder, for commands that run in the project's root."""
     place = Path(os.path.normpath(working_folder / path))
     return place.relative_to(ROOT) if place.is_relative_to(ROOT) else place
 
@@ -185,19 +185,19 @@ def print_plan(jobs: Sequence[Job], results_dir: Path, jobs_at_once: int) -> Non
 
 def measured_seconds(results_dir: Path) -> dict[tuple, float]:
     """The mean seconds of cells that are done, by kind."""
-    found: dict[tuple, list[float]] = {}
+    measured: dict[tuple, list[float]] = {}
     for path in (results_dir / cells.STATES).glob("*.json"):
         try:
             state = cells.read_state(path)
         except UserError:  # reported when scores are collected
             continue
         if state.status == DONE and state.seconds is not None:
-            found.setdefault(_kind(state.cell), []).append(state.seconds)
-    return {kind: mean(seconds) for kind, seconds in found.items()}
+            measured.setdefault(_kind(state.cell), []).append(state.seconds)
+    return {kind: mean(seconds) for kind, seconds in measured.items()}
 
 
 def _kind(cell: Cell) -> tuple:
-    """What is the same for cells that take about as long."""
+    """The key of cells that take about the same time."""
     models = [name for name in cell.merge if name.startswith("merge_")] if cell.script == cells.MAIN_JOB else []
     return cell.script, *cell.tasks, *cell.attacks, *models
 

@@ -36,17 +36,17 @@ from utils.whole_files import Busy, locked, remove_folder, whole_file, write_jso
 log = logging.getLogger(__name__)
 
 GPUS_OF_A_MODEL = 2  # by default, if there are that many: 13 billion parameters on cards of 24 GB
-ERROR = "error: "  # a script's line that says why it stopped begins so
+ERROR = "error: "  # begins the line in which a script says why it stopped
 SIGNALS = {one.value: one.name for one in signal.Signals}
 ARRAYS = "paper_jobs"  # below the results folder
-LARGEST_ENDING = 1 << 16  # bytes at the end of a log in which that line is looked for
+SEARCHED_BYTES = 1 << 16  # at the end of a log, for that line
 
 Job = Sequence[CellRun]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a cell; `reason` if it failed."""
+    """The outcome of a cell, with the `reason` if it failed."""
 
     cell: Cell
     status: str
@@ -54,7 +54,7 @@ class Outcome:
 
 
 def jobs_of_cells(cells: Sequence[Cell], setting: Setting) -> list[list[CellRun]]:
-    """The cells by merge, in the order in which merges are first named. Raises UserError if a cell is wrong."""
+    """The cells by merge, in the order of each merge's first cell. Raises UserError if a cell is wrong."""
     jobs: dict[object, list[CellRun]] = {}
     for cell in cells:
         run = CellRun(cell, setting)
@@ -84,8 +84,7 @@ def visible_gpus() -> list[str]:
 
 
 def tensor_parallel_size(given: int | None, backend: str, gpus: int) -> int | None:
-    """The size that every command gets; None if the transformers engine generates. Raises UserError if it is `given`
-    without effect."""
+    """The size in every command; None with the transformers engine. Raises UserError if `given` has no effect."""
     if backend == "transformers" and given is not None:
         raise UserError(f"--tensor_parallel_size {given} has no effect with the transformers backend; remove it")
     if given is not None or backend == "transformers":
@@ -96,8 +95,8 @@ def tensor_parallel_size(given: int | None, backend: str, gpus: int) -> int | No
 
 
 def job_slots(gpus: Sequence[str], gpus_per_job: int | None, one_core_jobs: bool) -> list[dict[str, str]]:
-    """The environments of the jobs that run at a time. Each job has its own GPUs; models so small that most of the time
-    goes into starting processes have a core each; otherwise there is one job.
+    """The environments of jobs that run in parallel. Each job has its own GPUs. Without GPUs there is one job, except
+    for models so small that starting processes takes most of the time: these have a core each.
 
     Raises UserError if a job needs more GPUs than there are."""
     if one_core_jobs:
@@ -151,7 +150,7 @@ def run_jobs(jobs: Sequence[Job], slots: Sequence[dict[str, str]], delete_merged
 
 
 def run_job(job: Job, slot: dict[str, str], delete_merged_models: bool, stopped: threading.Event) -> list[Outcome]:
-    """Run one merge's cells in turn, until `stopped` is set."""
+    """Run one merge's cells one by one, until `stopped` is set."""
     outcomes = []
     ran: set[str] = set()
     for run in job:
@@ -170,7 +169,7 @@ def run_job(job: Job, slot: dict[str, str], delete_merged_models: bool, stopped:
 
 
 def run_cell(run: CellRun, slot: dict[str, str], ran: set[str]) -> str | None:
-    """Run a cell and record what becomes of it; returns why it failed, or None. `ran`: as in `_run_commands`."""
+    """Run a cell and record its outcome; returns the reason if it failed. `ran`: as in `_run_commands`."""
     started = time.time()
     try:
         before = file_states(file for files in run.input_files().values() for file in files)
@@ -194,18 +193,18 @@ def run_cell(run: CellRun, slot: dict[str, str], ran: set[str]) -> str | None:
 
 
 def _commands_to_replace(run: CellRun, ran: set[str]) -> list[Command]:
-    """The commands of a cell that must replace existing results, because its models or sets changed since it was run.
+    """The cell's commands that must replace existing results, because its models or sets changed since it ran.
 
-    Raises UserError if its place holds a merge of other models that these commands did not make."""
+    Raises UserError if the results folder has a merge of other models, which these commands did not make."""
     state, merge = run.state, run.commands[0]
-    was_run = state is not None and state.hashes is not None and run.was_run(state)
+    is_rerun = state is not None and state.hashes is not None and run.has_same_commands(state)
     replaces_merge = merge.text not in ran and run.holds_other_merge()
-    if replaces_merge and not was_run:
+    if replaces_merge and not is_rerun:
         raise UserError(f"{run.setting.results_dir} holds this merge of other models; choose another --results_dir")
-    changed = run.changed_inputs(state) if was_run else []
+    changed = run.changed_inputs(state) if is_rerun else []
     if not changed:
         return []
-    log.info("%s: run again, replacing its results: another %s", run.cell.name, ", another ".join(changed))
+    log.info("%s: runs again and replaces its results; changed: %s", run.cell.name, ", ".join(changed))
     if not run.cell.attacks:
         return [run.commands[-1], *([merge] if replaces_merge else [])]
     for path in run.result_files:
@@ -232,7 +231,7 @@ def _run_commands(run: CellRun, slot: dict[str, str], ran: set[str], replaced: S
 
 
 def run_command(command: Command, slot: dict[str, str], output: BinaryIO, overwrite: bool = False) -> str | None:
-    """Run a command, with its output in the file `output`; returns why it failed, or None."""
+    """Run a command, with its output in the file `output`; returns the reason if it failed."""
     output.write(f"$ {command.text}\n".encode())
     output.flush()
     start = output.tell()
@@ -245,23 +244,23 @@ def run_command(command: Command, slot: dict[str, str], output: BinaryIO, overwr
 
 
 def why_it_ended(status: int, log_file: Path, start: int) -> str:
-    """One line on why a command failed that ended with this `status` (negative: minus the signal that killed it) and
-    wrote to `log_file` from byte `start` on: its error, else its last line."""
+    """Why a command failed, in one line: the signal that killed it (minus a negative `status`), else its error in
+    `log_file` from byte `start` on, else its last line there."""
     if status == -signal.SIGKILL:
         return "killed by SIGKILL; out of memory?"
     if status < 0:
         return f"killed by {SIGNALS.get(-status, f'signal {-status}')}"
     with open(log_file, "rb") as file:
-        file.seek(max(start, file.seek(0, os.SEEK_END) - LARGEST_ENDING))
+        file.seek(max(start, file.seek(0, os.SEEK_END) - SEARCHED_BYTES))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
     last = [line for line in lines if line.startswith(ERROR)] or [line for line in lines if line]
     return last[-1].removeprefix(ERROR) if last else f"ended with status {status} and no message"
 
 
 def write_job_array(cells: Sequence[Cell], jobs: int, setting: Setting, delete_merged_models: bool) -> Path:
-    """Write the cells, and the sbatch script whose tasks run one of the `jobs` merges each; returns the script.
+    """Write the cells and an sbatch script in which each task runs one of the `jobs` merges; returns the script.
 
-    Its name depends on its content, so that another array does not change the cells of one at work."""
+    The file names depend on the content, so that a new array does not change the cells of a running one."""
     content = {"cells": [asdict(cell) for cell in cells]}
     options = ["--results_dir", str(setting.results_dir), "--backend", setting.backend]
     for name in ("models", "data_dir", "tensor_parallel_size"):

@@ -1,4 +1,4 @@
-"""Scores, one row of the CSV each, and the summary of several draws: mean, spread, best, and the gain by M3."""
+"""Scores, one row of the CSV each, and summaries of several draws: mean, spread, best, and the gain of M3."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ NO_VALUE: dict[str, Any] = {"value": None, "low": None, "high": None, "values": 
 
 @dataclass(frozen=True)
 class Score:
-    """One result, or the lack of one, of one merge on one data set.
+    """One result of one merge on one data set, or the reason why there is none.
 
     `value`, `low` and `high` (95%) in per cent; None unless `status` is ok, and then `note` says why. `inputs`: the
     names of the merged models. `variant`: differences of the merge from the paper's parameters. `alpha`, `seed`,
@@ -98,10 +98,10 @@ def scores_csv(scores: Sequence[Score]) -> str:
 class Summary:
     """The scores of one line.
 
-    `value`: the mean over the draws that have one. `low` and `high`: its 95% interval. For an accuracy it is over the
-    examples, as if the draws answered alike, which is the widest it can be; for a drop rate over draws and examples;
-    None if the draws have different numbers of examples. `spread`: the standard deviation over the draws, `best` the
-    best of them; None for a single score. `examples` of each draw.
+    `value`: the mean over the draws that have one. `low` and `high`: its 95% interval, None if the draws have different
+    numbers of examples. For an accuracy it is over the examples, as if all draws gave the same answers, which is the
+    widest possible; for a drop rate it is over draws and examples. `spread`: the standard deviation over the draws;
+    `best`: the best draw; both None for a single score. `examples`: those of each draw.
     """
 
     scores: tuple[Score, ...]
@@ -126,7 +126,7 @@ class Summary:
 
     @property
     def health_warning(self) -> str | None:
-        """The faults of all draws' answers, in one line; None if there are few."""
+        """The faults of all draws' answers, in one line; None if few answers have one."""
         healths = [score.health for score in self.scores if score.health is not None]
         return total(healths).warning() if healths else None
 
@@ -153,24 +153,24 @@ def summaries(scores: Iterable[Score]) -> Lines:
 
 def summarise(scores: Sequence[Score]) -> Summary:
     """The summary of the draws of one line."""
-    there = [score for score in scores if score.status == OK]
-    if not there:
+    valid = [score for score in scores if score.status == OK]
+    if not valid:
         return Summary(tuple(scores))
-    examples = there[0].examples if len({score.examples for score in there}) == 1 else None
-    if len(there) == 1:
-        return Summary(tuple(scores), there[0].value, there[0].low, there[0].high, examples=examples)
-    values = [score.value for score in there]
-    low, high = _interval_of_mean(there, mean(values), examples)
-    best = min(values) if there[0].metric == PDR else max(values)
+    examples = valid[0].examples if len({score.examples for score in valid}) == 1 else None
+    if len(valid) == 1:
+        return Summary(tuple(scores), valid[0].value, valid[0].low, valid[0].high, examples=examples)
+    values = [score.value for score in valid]
+    low, high = _interval_of_mean(valid, mean(values), examples)
+    best = min(values) if valid[0].metric == PDR else max(values)
     return Summary(tuple(scores), mean(values), low, high, stdev(values), best, examples)
 
 
-def _interval_of_mean(there: Sequence[Score], value: float, examples: int | None) -> tuple[float | None, float | None]:
+def _interval_of_mean(draws: Sequence[Score], value: float, examples: int | None) -> tuple[float | None, float | None]:
     if examples is None:
         return None, None
-    if there[0].metric != PDR:
+    if draws[0].metric != PDR:
         return share_interval(value / 100, examples)
-    before, after = zip(*(score.right for score in there), strict=True)
+    before, after = zip(*(score.right for score in draws), strict=True)
     low, high = drop_rate_interval(before, after)
     return 100 * low, 100 * high
 

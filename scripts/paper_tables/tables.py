@@ -54,24 +54,24 @@ PUBLISHED_VALUES = (
 AGREEMENT = "AlpacaEval without a judge: the share of answers that agree exactly with the reference."
 
 Merge = tuple[str, str, str]  # models, method, variant
-Lined = tuple[str, ...]  # the lines of text of a cell
+CellLines = tuple[str, ...]  # the lines of text of a cell
 
 
 @dataclass
 class Table:
-    """`head`: the columns, of which the first `labels` say what a row is about. `notes` are printed below; a cell
-    refers to one by its number in square brackets. `remarks` are about the whole table."""
+    """`head`: the columns, of which the first `labels` name a row. `notes` are printed below; cells refer to their
+    numbers in square brackets. `remarks` are about the whole table."""
 
     name: str
     title: str
     head: list[str]
     labels: int
-    rows: list[tuple[Lined, ...]] = field(default_factory=list)
+    rows: list[tuple[CellLines, ...]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
     def note(self, text: str) -> str:
-        """The mark of a note, which is added if it is new."""
+        """Add a note if it is new; returns its mark."""
         if text not in self.notes:
             self.notes.append(text)
         return f"[{self.notes.index(text) + 1}]"
@@ -165,7 +165,7 @@ def line_of(merge: Merge, mixup: bool, dare: bool, dataset: str, attack: str = "
 
 def _merges(lines: Lines, datasets: Sequence[str], dare: bool) -> list[Merge]:
     """The merges with a line for these sets; groups and methods in the paper's order, without single models."""
-    found = dict.fromkeys(line[:3] for line in lines if line[1] and line[6] in datasets and line[4] == dare)
+    merges = dict.fromkeys(line[:3] for line in lines if line[1] and line[6] in datasets and line[4] == dare)
     methods = list(METHODS.values())
 
     def order(merge: Merge) -> tuple:
@@ -173,11 +173,11 @@ def _merges(lines: Lines, datasets: Sequence[str], dare: bool) -> list[Merge]:
         group = GROUPS.index(models) if models in GROUPS else len(GROUPS)
         return group, models, methods.index(method) if method in methods else len(methods), method, variant
 
-    return sorted(found, key=order)
+    return sorted(merges, key=order)
 
 
 def _add_pair(table: Table, lines: Lines, merge: Merge, dare: bool, labels: list[str]) -> None:
-    """The row without M3, the one with it, and the difference, of one merge."""
+    """Add the rows of one merge: without M3, with M3, and the difference."""
     plain, drawn = ([lines.get(line_of(merge, mixup, dare, dataset)) for dataset in TASKS] for mixup in (False, True))
     if any(plain):
         table.add([*labels, "no"], [_cell(table, summary) for summary in plain])
@@ -189,13 +189,13 @@ def _add_pair(table: Table, lines: Lines, merge: Merge, dare: bool, labels: list
         table.add([*labels, "M3 − without"], [_gain_cell(without, with_it) for without, with_it in pairs])
 
 
-def _across(table: Table, lines: Lines, merge: Merge, dataset: str, attack: str) -> list[Lined]:
-    """The cells without M3, with it, and of the difference, of one merge on one set."""
+def _across(table: Table, lines: Lines, merge: Merge, dataset: str, attack: str) -> list[CellLines]:
+    """One merge on one set: the cells without M3, with M3, and of the difference."""
     plain, drawn = (lines.get(line_of(merge, mixup, False, dataset, attack)) for mixup in (False, True))
     return [_cell(table, plain), _cell(table, drawn), _gain_cell(plain, drawn)]
 
 
-def _cell(table: Table, summary: Summary | None) -> Lined:
+def _cell(table: Table, summary: Summary | None) -> CellLines:
     """Our value with its interval, the spread and the best over draws, the published value and the difference."""
     if summary is None:
         return (NOTHING,)
@@ -220,7 +220,7 @@ def _why(score: Score) -> str:
     return score.note if score.status == MISSING else f"{score.status}: {score.note}"
 
 
-def _published_line(summary: Summary, known: Published | None) -> Lined:
+def _published_line(summary: Summary, known: Published | None) -> CellLines:
     """The published value; the difference if ours is by the same metric over as many examples."""
     if known is None or (summary.metrics and known.metric not in summary.metrics):
         return ()
@@ -229,7 +229,7 @@ def _published_line(summary: Summary, known: Published | None) -> Lined:
     return (f"published {known.value:.1f} ({signed(summary.value - known.value)})",)
 
 
-def _gain_cell(without: Summary | None, with_mixup: Summary | None) -> Lined:
+def _gain_cell(without: Summary | None, with_mixup: Summary | None) -> CellLines:
     found = None if without is None or with_mixup is None else gain(without, with_mixup)
     if found is None:
         return (NOTHING,)
@@ -238,7 +238,7 @@ def _gain_cell(without: Summary | None, with_mixup: Summary | None) -> Lined:
 
 
 def _add_published(table: Table, dataset: str, shown: str) -> None:
-    """Rows of the published values whose method, or set, is not known."""
+    """Add rows of the published values whose method or set is not known."""
     for models in GROUPS:
         values = [published_value(models, "", mixup, False, dataset) for mixup in (False, True)]
         if any(values) and table.rows:
@@ -262,20 +262,20 @@ def _method(merge: Merge) -> str:
 
 
 def _add_remarks(table: Table, lines: Lines) -> None:
-    """How to read the values, which models were merged, how many examples each set has."""
+    """Add how to read the values, which models were merged, and how many examples each set has."""
     sets = {"ood": LIVEBENCH, "adversarial": ATTACKED}.get(table.name, TASKS)
     scores = [score for line, summary in lines.items() if line[6] in sets for score in summary.scores]
-    there = [score for score in scores if score.status == OK]
+    valid = [score for score in scores if score.status == OK]
     table.remarks.append(EXPLANATION)
     merged = {group: sorted({score.inputs for score in scores if score.models == group} - {""}) for group in GROUPS}
     names = "; ".join(f"{group}: {' or '.join(inputs)}" for group, inputs in merged.items() if inputs)
     if names:
         table.remarks.append(f"Merged models: {names}.")
-    sizes = {name: sorted({score.examples for score in there if score.dataset == name}) for name in sets}
+    sizes = {name: sorted({score.examples for score in valid if score.dataset == name}) for name in sets}
     shown = ", ".join(f"{name} {' or '.join(map(str, numbers))}" for name, numbers in sizes.items() if numbers)
     if shown:
         table.remarks.append(f"Examples: {shown}. {PUBLISHED_VALUES}")
-    if any(score.metric == "agreement" for score in there):
+    if any(score.metric == "agreement" for score in valid):
         table.remarks.append(AGREEMENT)
 
 
@@ -313,20 +313,20 @@ def _tex(text: str) -> str:
     return re.sub(r"\s+", " ", text.translate(_LATEX))
 
 
-def _tex_cell(cell: Lined) -> str:
+def _tex_cell(cell: CellLines) -> str:
     lines = [_tex(line) for line in cell]
     # Braces, because LaTeX would take a bracket after \\ for a length.
     return lines[0] if len(lines) == 1 else r"\shortstack{" + r"\\ {}".join(lines) + "}"
 
 
 def html_page(tables: Sequence[Table], pictures: Mapping[str, str]) -> str:
-    """One page with every table and the `pictures`: descriptions by path from the page."""
+    """One page with every table and the `pictures`: their descriptions by path."""
     rows = {table.name: without_repeats(table) for table in tables}
     return render_page(TEMPLATE, title="Tables and figures", tables=tables, rows=rows, pictures=pictures)
 
 
-def without_repeats(table: Table) -> list[list[Lined]]:
-    """The rows, where a label is left empty if it and all labels before it are the same as in the row above."""
+def without_repeats(table: Table) -> list[list[CellLines]]:
+    """The rows; a label is empty if it and all labels before it are those of the row above."""
     rows, above = [], None
     for row in table.rows:
         shown = list(row)

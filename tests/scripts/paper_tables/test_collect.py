@@ -78,11 +78,11 @@ def leave_out_passed(results: Path) -> None:
 @pytest.mark.parametrize(
     ("dataset", "damage", "message"),
     [
-        ("GSM8K", cut_completions, "holds 3 completions, and the score is of 7"),
+        ("GSM8K", cut_completions, "holds 3 completions, but the score is over 7"),
         ("GSM8K", lambda results: break_a_line(results / GSM8K), "gsm8k.jsonl line 4 is not JSON"),
-        ("GSM8K", lambda results: one_more_completion(results / GSM8K), "holds 8 completions, and the score is of 7"),
+        ("GSM8K", lambda results: one_more_completion(results / GSM8K), "holds 8 completions, but the score is over 7"),
         ("GSM8K", {"accuracy": math.nan}, "not a number from 0 to 1"),
-        ("GSM8K", {"accuracy": 0.123}, "do not have the accuracy on record"),
+        ("GSM8K", {"accuracy": 0.123}, "do not give the recorded accuracy"),
         ("GSM8K", {"raw_generations": None}, "gsm8k: raw_generations: input"),
         ("GSM8K", {"examples": 0}, "gsm8k: examples: fewer than one"),
         ("GSM8K", {"command": "\0"}, "holds the character NUL"),
@@ -141,8 +141,8 @@ def test_a_drop_rate_from_zero_accuracy_is_undefined(results, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"clean_right": [True] * 3}, "its clean accuracy is not that of its 10 samples"),
-        ({"performance_drop_rate": math.nan}, "its drop rate is not that of its accuracies"),
+        ({"clean_right": [True] * 3}, "its clean accuracy does not match its 10 samples"),
+        ({"performance_drop_rate": math.nan}, "its drop rate does not match its accuracies"),
         ({"attacked_right": None}, "attacked_right: input should be"),
         ({"settings": {}}, "settings.backend: field required"),
     ],

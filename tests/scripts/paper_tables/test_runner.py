@@ -220,7 +220,7 @@ def test_a_cell_is_done_only_for_the_models_and_sets_it_ran_with(tmp_path, caplo
     with caplog.at_level("INFO"):
         (outcome,) = run_cell(setting)
     assert (outcome.status, outcome.reason) == (DONE, None)
-    assert f"run again, replacing its results: another {edited}" in caplog.text
+    assert f"runs again and replaces its results; changed: {edited}" in caplog.text
     after = json.loads(scores_file(setting).read_text())["typos"]
     assert (after["identity"] != before["identity"]) == (edited == "instruct model")
     assert is_done(setting)
