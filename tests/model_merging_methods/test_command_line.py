@@ -139,17 +139,6 @@ def test_a_record_is_checked_even_if_the_model_exists(models, tmp_path):
     assert_one_line(*run(*again), ["math", "model.safetensors", "is not the file"])
 
 
-def test_pickled_weights_give_the_same_merge(models, tmp_path):
-    ties = [*chosen(models), "--merging_method_name", "ties_merging", "--output_dir"]
-    assert run(*ties, tmp_path / "safetensors") == (0, "")
-    for name in ("base", "math"):
-        torch.save(load_file(models / name / "model.safetensors"), models / name / "pytorch_model.bin")
-        (models / name / "model.safetensors").unlink()
-    assert run(*ties, tmp_path / "pickled") == (0, "")
-    first, again = merged(tmp_path / "safetensors"), merged(tmp_path / "pickled")
-    assert first.keys() == again.keys() and all(torch.equal(value, again[name]) for name, value in first.items())
-
-
 @pytest.mark.parametrize("extra", ["--scaling_coefficient 1e39", "--scaling_coefficient 1e8 --dtype float16"])
 def test_a_merge_that_overflows_is_not_saved(models, tmp_path, extra):
     words = [*chosen(models), "--merging_method_name", "task_arithmetic", *extra.split()]
@@ -179,18 +168,13 @@ def test_a_model_to_merge_is_never_replaced(models, tmp_path):
     [
         ("--merging_method_name nothing", ["--merging_method_name"]),
         ("--weight_mask_rate 1.2", ["--weight_mask_rate 1.2"]),
-        ("--weight_mask_rate nan", ["--weight_mask_rate nan"]),
         ("--merging_method_name ties_merging --param_value_mask_rate -0.1", ["--param_value_mask_rate -0.1"]),
         ("--merging_method_name task_arithmetic --scaling_coefficient inf", ["--scaling_coefficient inf"]),
-        ("--mixup --alpha nan", ["--alpha nan"]),
         ("--mixup_lambda 1.5", ["--mixup_lambda 1.5"]),
-        ("--mixup_lambda 0.2 0.3 0.5", ["--mixup_lambda 0.2 0.3 0.5", "2 models"]),
-        ("--mixup_lambda 0.5 0.6", ["--mixup_lambda 0.5 0.6", "sum"]),
         ("--merging_method_name average_merging --weight_mask_rate 0.3", ["--weight_mask_rate 0.3 has no effect"]),
         ("--merging_method_name average_merging --scaling_coefficient 2", ["--scaling_coefficient 2.0 has no effect"]),
         ("--alpha 0.1", ["--alpha 0.1 has no effect on average_merging without --mixup; remove it"]),
         ("--alpha 0", ["--alpha 0.0 has no effect"]),
-        ("--merging_method_name average_merging --weight_mask_rate 0", ["--weight_mask_rate 0.0 has no effect"]),
         ("--code_model somewhere", ["--code_model has no effect"]),
         ("--dtype int8", ["--dtype"]),
         ("--exclude_param_names_regex (", ["--exclude_param_names_regex"]),
@@ -198,11 +182,9 @@ def test_a_model_to_merge_is_never_replaced(models, tmp_path):
         ("--exclude_param_names_regex .", ["--exclude_param_names_regex", "nothing is left"]),
         ("--device tpu", ["--device"]),
         ("--config_from code", ["--config_from code"]),
-        ("--scaling_coeff 1.0", ["--scaling_coeff"]),
         ("--models_dir nowhere", ["--models_dir nowhere"]),
         ("--from_record nowhere.json", ["--from_record"]),
         ("--seed -1", ["--seed"]),
-        ("--seed 1.5", ["--seed"]),
         ("--delete_merged_model", ["--merge_only", "--delete_merged_model"]),
     ],
 )

@@ -80,9 +80,7 @@ KINDS = {
     "vocab.txt": words,
     "vocab.json and merges.txt": merges,
     "tokenizer.model": lambda folder: sentence_pieces(folder, "tokenizer.model", "LlamaTokenizer"),
-    "spiece.model": lambda folder: sentence_pieces(folder, "spiece.model", "T5Tokenizer"),
     "sentencepiece.bpe.model": lambda f: sentence_pieces(f, "sentencepiece.bpe.model", "XLMRobertaTokenizer"),
-    "spm.model": lambda folder: sentence_pieces(folder, "spm.model", "DebertaV2Tokenizer"),
     "tekken.json": tekken,
 }
 
