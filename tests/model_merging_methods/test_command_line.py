@@ -142,7 +142,7 @@ def test_a_record_is_checked_even_if_the_model_exists(models, tmp_path):
 @pytest.mark.parametrize("extra", ["--scaling_coefficient 1e39", "--scaling_coefficient 1e8 --dtype float16"])
 def test_a_merge_that_overflows_is_not_saved(models, tmp_path, extra):
     words = [*chosen(models), "--merging_method_name", "task_arithmetic", *extra.split()]
-    refused(*words, out=tmp_path / "out", said=["tensor ", "do not fit into float", "--scaling_coefficient"])
+    refused(*words, out=tmp_path / "out", message=["tensor ", "do not fit into float", "--scaling_coefficient"])
 
 
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
@@ -164,7 +164,7 @@ def test_a_model_to_merge_is_never_replaced(models, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ("--merging_method_name nothing", ["--merging_method_name"]),
         ("--weight_mask_rate 1.2", ["--weight_mask_rate 1.2"]),
@@ -188,12 +188,12 @@ def test_a_model_to_merge_is_never_replaced(models, tmp_path):
         ("--delete_merged_model", ["--merge_only", "--delete_merged_model"]),
     ],
 )
-def test_a_wrong_option_gets_one_line_and_leaves_nothing(models, tmp_path, arguments, said):
-    refused(*chosen(models), *arguments.split(), out=tmp_path / "out", said=said)
+def test_a_wrong_option_gets_one_line_and_leaves_nothing(models, tmp_path, arguments, message):
+    refused(*chosen(models), *arguments.split(), out=tmp_path / "out", message=message)
 
 
 def test_a_merge_of_one_model_is_refused(models, tmp_path):
-    refused(*chosen(models, ("math",)), out=tmp_path / "out", said=["--merge_instruct", "two"])
+    refused(*chosen(models, ("math",)), out=tmp_path / "out", message=["--merge_instruct", "two"])
 
 
 def fill_disk(monkeypatch) -> None:
@@ -208,20 +208,20 @@ def start_on_a_full_disk(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make_full", "said"), [(start_on_a_full_disk, ["GB free", "--output_dir"]), (fill_disk, ["No space left"])]
+    ("make_full", "message"), [(start_on_a_full_disk, ["GB free", "--output_dir"]), (fill_disk, ["No space left"])]
 )
-def test_a_full_disk_gets_one_line_and_leaves_nothing(models, tmp_path, monkeypatch, make_full, said):
+def test_a_full_disk_gets_one_line_and_leaves_nothing(models, tmp_path, monkeypatch, make_full, message):
     make_full(monkeypatch)
-    refused(*chosen(models), out=tmp_path / "out", said=said)
+    refused(*chosen(models), out=tmp_path / "out", message=message)
 
 
-def refused(*words: object, out: Path, said: list[str]) -> None:
-    assert_one_line(*run(*words, "--output_dir", out), said)
+def refused(*words: object, out: Path, message: list[str]) -> None:
+    assert_one_line(*run(*words, "--output_dir", out), message)
     assert not out.exists()
 
 
-def assert_one_line(status: int, error: str, said: list[str]) -> None:
+def assert_one_line(status: int, error: str, message: list[str]) -> None:
     assert status == 2
     assert error.startswith("error: ") and error.count("\n") == 1, error
-    for part in said:
+    for part in message:
         assert part in error

@@ -293,15 +293,15 @@ DAMAGED = [
 ]
 
 
-@pytest.mark.parametrize(("change", "said"), DAMAGED)
-def test_a_damaged_record_is_refused_by_field_in_one_line(models, change, said):
+@pytest.mark.parametrize(("change", "message"), DAMAGED)
+def test_a_damaged_record_is_refused_by_field_in_one_line(models, change, message):
     path = models / "merged" / "math" / RECORD_FILE
     record = json.loads(path.read_text())
     change(record)
     path.write_text(json.dumps(record))
     with pytest.raises(UserError) as refused:
         request_from_record(path, {})
-    assert said in str(refused.value) and "\n" not in str(refused.value)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
     for use in (lambda: merge(models), lambda: weights_fingerprint(path.parent, file_hashes(path.parent))):
         try:
             use()

@@ -181,17 +181,17 @@ FILES = {
     "empty tensors": (empty_mlp, ["6 of 21 tensors are empty", "ZeRO-3", "zero_to_fp32.py"]),
     "codes where the base has floats": (
         tensors(lambda stored: {**stored, "model.norm.weight": torch.ones(16, dtype=torch.int64)}),
-        ["model.norm.weight is int64 where", "float32"],
+        ["model.norm.weight is int64, but", "float32"],
     ),
 }
 
 
-@pytest.mark.parametrize(("change", "said"), FILES.values(), ids=FILES)
-def test_unusable_files_are_named_with_the_remedy(models, change, said):
+@pytest.mark.parametrize(("change", "message"), FILES.values(), ids=FILES)
+def test_unusable_files_are_named_with_the_remedy(models, change, message):
     change(models / "math")
     error = only_error(check(models))
     assert str(models / "math") in error
-    for part in said:
+    for part in message:
         assert part in error
     assert not Path("code_was_run").exists()
 
@@ -281,7 +281,7 @@ def test_an_adapter_of_another_base_is_reported(models):
     get_peft_model(base, LoraConfig(target_modules=["q_proj"])).save_pretrained(models / "math")
     assert not check(models).found
     change_json(models / "math" / "adapter_config.json", base_model_name_or_path="org/Mistral-7B")
-    assert "made for org/Mistral-7B, and is applied to base" in only_warning(check(models))
+    assert "made for org/Mistral-7B but is applied to base" in only_warning(check(models))
 
 
 @pytest.fixture

@@ -294,8 +294,8 @@ INITIALIZATIONS = ("pissa", "pissa_niter_16", "olora", "corda", "lora_ga", "loft
         ({"peft_type": "IA3"}, "peft_type is IA3"),
         ({"r": "4"}, "r or rank_pattern"),
         ({"r": 0}, "r or rank_pattern"),
-        ({"r": 8}, "rank 4, and 8 in"),
-        ({"rank_pattern": {"q_proj": 2}}, "rank 4, and 2 in"),
+        ({"r": 8}, "rank 4, but 8 in"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank 4, but 2 in"),
         ({"rank_pattern": ["q_proj"]}, "r or rank_pattern"),
         ({"lora_alpha": None}, "lora_alpha or alpha_pattern"),
         ({"alpha_pattern": {"(q_proj": 2}}, "'(q_proj', which is not a regular expression"),
@@ -316,7 +316,7 @@ PEFT_HEAD = "base_model.model.lm_head.weight"
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda stored: stored.pop(B), "not both lora_A and lora_B for model.layers.0.self_attn.q_proj.weight"),
+        (lambda stored: stored.pop(B), "lacks lora_A or lora_B for model.layers.0.self_attn.q_proj.weight"),
         (lambda stored: stored.update({UNKNOWN: stored[A].clone()}), UNKNOWN),
         (lambda stored: stored.update({"encoder.weight": torch.ones(3)}), "encoder.weight"),
         (lambda stored: stored.update({B.replace("B.weight", "magnitude_vector"): torch.ones(16)}), "magnitude_vector"),
@@ -330,7 +330,7 @@ PEFT_HEAD = "base_model.model.lm_head.weight"
         ),
         (
             lambda stored: stored.update({PEFT_HEAD: torch.ones(ROWS, 15)}),
-            "[12, 15] where the pretrained model has [12, 16]",
+            "[12, 15], but the pretrained model has [12, 16]",
         ),
         (lambda stored: stored[A].fill_(float("nan")), f"tensor {A} holds NaN or infinity"),
         (lambda stored: stored.clear(), "holds no tensors"),
