@@ -74,11 +74,20 @@ def _interrupt(_number: int, frame: FrameType | None) -> None:
     _is_interrupted = True
     _report_interrupt()
     _signal.signal(_signal.SIGINT, _end_now)
-    if not _is_importing(frame):
-        raise Interrupted
-    # torch aborts if an exception passes through its import: try again later.
+    # Again until end_work: libraries and finalizers swallow exceptions, and torch aborts if one passes its import.
+    is_importing = _is_importing(frame)
     _signal.signal(_signal.SIGALRM, _interrupt)
-    _signal.setitimer(_signal.ITIMER_REAL, 0.05)
+    _signal.setitimer(_signal.ITIMER_REAL, 0.05 if is_importing else 0.5)
+    if not is_importing and not _is_cleaning_up():
+        raise Interrupted
+
+
+def _is_cleaning_up() -> bool:
+    """Whether the code that was stopped now handles Interrupted, as in a `finally` block."""
+    error = sys.exception()
+    while error is not None and not isinstance(error, Interrupted):
+        error = error.__context__
+    return error is not None
 
 
 def _is_importing(frame: FrameType | None) -> bool:

@@ -79,10 +79,20 @@ def run_interrupted(main: str) -> subprocess.CompletedProcess:
         ("try: stop(); time.sleep(60)\n  finally: print('closed')", "closed\n"),
         ("try: stop()\n  except BaseException: raise OSError('gone')", ""),
         ("try: stop()\n  except BaseException: pass", ""),
+        ("try: stop()\n  except BaseException: pass\n  time.sleep(60); print('went on')", ""),
+        ("try: stop()\n  finally: time.sleep(1.5); print('closed')", "closed\n"),
         ("try: stop()\n  finally: stop(); print('closed')", ""),
         ("threading.Thread(target=time.sleep, args=[60]).start(); stop()", ""),
     ],
-    ids=["the work is closed", "a library raises another error", "a library swallows it", "twice", "a thread hangs"],
+    ids=[
+        "the work is closed",
+        "a library raises another error",
+        "a library swallows it",
+        "and goes on",
+        "slow clean-up",
+        "twice",
+        "a thread hangs",
+    ],
 )
 def test_ctrl_c_ends_the_work_in_one_line(main, printed):
     before = "import threading\nstop = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
