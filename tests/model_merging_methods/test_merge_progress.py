@@ -1,6 +1,7 @@
 """Merges that are killed or interrupted resume with the same bytes; failing ones leave nothing."""
 
 import json
+import random
 import shutil
 import signal
 import subprocess
@@ -100,6 +101,26 @@ def interrupt(models: Path, target: Path, by: signal.Signals, parameters: MergeP
             return error
         shutil.rmtree(target)  # it was faster
     raise AssertionError("thirty merges ended before they could be stopped")
+
+
+def test_reruns_after_fifteen_kills_inside_the_merge_give_the_same_bytes(models, undisturbed, tmp_path):
+    process = start(models, tmp_path / "whole")
+    began = time.monotonic()
+    assert process.wait() == 0, process.stderr.read()
+    duration = time.monotonic() - began
+    moments = random.Random(0)
+    inside = 0
+    for number in range(60):
+        target = tmp_path / str(number)
+        process = start(models, target)
+        time.sleep(moments.uniform(0, duration))
+        process.send_signal(signal.SIGKILL)
+        inside += process.wait() == -signal.SIGKILL and not target.exists()
+        resume(models, target, undisturbed)
+        shutil.rmtree(target)
+        if inside == 15:
+            break
+    assert inside == 15 and [path.name for path in tmp_path.iterdir()] == ["whole"]
 
 
 @pytest.mark.parametrize("damage", ["a byte", "the end"])
