@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_tasks_option(options)
     replays = options.backend == "replay"
     if options.merge_only and (options.delete_merged_model or replays):
-        raise UserError("--merge_only saves a model: it makes no sense with --delete_merged_model or --backend replay")
+        raise UserError("--merge_only saves a model; remove it, or remove --delete_merged_model and --backend replay")
     if replays and (options.check or options.device is not None or options.allow_unrelated):
         raise UserError(
             "--check, --device, --allow_unrelated: have no effect with --backend replay, which merges nothing"
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def merge_infer_score(options: argparse.Namespace, command: str, keep_log: Callable[[Path], None]) -> None:
     """Check everything first; then merge, and run and score each role's tasks with that role's folder, one engine at a
-    time. `command` is the command line, for records."""
+    time. Records contain `command`."""
     if options.backend == "replay" and options.from_record is None:
         request, roles = None, chosen_roles(options)
         parameters = merge_parameters(options, roles)

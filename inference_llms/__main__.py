@@ -28,12 +28,11 @@ EXAMPLES = """examples:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    layout = argparse.RawDescriptionHelpFormatter
     parser = OneLineParser(
         prog="python -m inference_llms",
         description=__doc__,
         epilog=EXAMPLES,
-        formatter_class=layout,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--load_model_path", type=Path, required=True, help="a Hugging Face model folder, or a hub id")

@@ -17,7 +17,7 @@ REPEATED_CHARACTERS = 100
 
 @dataclass(frozen=True)
 class Health:
-    """How many of `answers` have each fault. One answer may have several.
+    """The number of `answers` with each fault. One answer may have several.
 
     empty: only white space. cut_off: ended by max_tokens or by the model's context; None if a completion does not say.
     repeating: the same text over and over until the end. unreadable: without the number, expression, program or label
@@ -32,7 +32,7 @@ class Health:
     same: int
 
     def warning(self) -> str | None:
-        """One line that names each fault of more than one answer in ten, if there are any."""
+        """A line with each fault of more than one answer in ten; None without such a fault."""
         faults = {
             "empty": self.empty,
             "cut off at the token limit": self.cut_off,
@@ -40,14 +40,14 @@ class Health:
             "without a readable answer": self.unreadable,
         }
         shown = [f"{count} {fault}" for fault, count in faults.items() if (count or 0) > SHOWN_ABOVE * self.answers]
-        # One answer equals itself, and empty ones are counted already.
+        # A single answer equals itself, and empty answers are counted above.
         if 1 < self.same > max(SAME_SHOWN_ABOVE * self.answers, self.empty):
             shown.append(f"{self.same} equal")
         return f"of {self.answers} answers: {', '.join(shown)}" if shown else None
 
 
 def health_of(texts: Sequence[str], cut_off: Sequence[bool | None], readable: Sequence[bool] | None) -> Health:
-    """The health of completions; `cut_off` and `readable` say for each what `Health` counts."""
+    """The health of completions. `cut_off` and `readable` have one value per completion."""
     return Health(
         answers=len(texts),
         empty=sum(not text.strip() for text in texts),
@@ -59,7 +59,7 @@ def health_of(texts: Sequence[str], cut_off: Sequence[bool | None], readable: Se
 
 
 def total(healths: Sequence[Health]) -> Health:
-    """The health of several runs' answers together."""
+    """The health of the answers of several runs, added up."""
     sums = {}
     for field in fields(Health):
         counts = [getattr(health, field.name) for health in healths]
@@ -68,7 +68,7 @@ def total(healths: Sequence[Health]) -> Health:
 
 
 def health_on_record(value: Any) -> Health | None:
-    """The health in a record; None if the record is older than this. Raises ValueError for other values."""
+    """The health in a record; None if an earlier version wrote it. Raises ValueError for other values."""
     if value is None:
         return None
     names = {field.name for field in fields(Health)}
@@ -85,7 +85,7 @@ def health_on_record(value: Any) -> Health | None:
 def repeats_itself(text: str) -> bool:
     """Whether a text ends in at least `COPIES` copies of one piece, over at least `REPEATED_CHARACTERS`.
 
-    The end may cut a copy anywhere; the copies are then of the piece as the end cuts it.
+    The text may end in the middle of a copy: a rotation of the piece then repeats.
     """
     text = "".join(f" {word}" for word in text.split())
     for length in range(1, len(text) // COPIES + 1):

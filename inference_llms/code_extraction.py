@@ -9,7 +9,7 @@ ANSWER_MARK = "The answer is:"
 
 
 def extract_code(completion: str, drop_carriage_returns: bool, fence_end: str, ends: tuple[str, ...]) -> str:
-    """The program in `completion`, by the paper's steps in their order.
+    """Extract the program from `completion`, in the order of the paper's steps.
 
     `fence_end` closes a "```python" block (plain fences are kept); each of `ends` cuts off everything after it.
     """
@@ -32,12 +32,12 @@ def extract_code(completion: str, drop_carriage_returns: bool, fence_end: str, e
 
 
 def number_of_statements(program: str) -> int:
-    """How many statements a program has, by Python's parser; nothing is run. 0 for text that is not Python.
+    """The number of statements in a program, which is parsed but not run. 0 for text that is not Python.
 
     Bare expressions do not count, because prose such as "Sure, here" is one."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd escapes, on the user's screen
+            warnings.simplefilter("ignore")  # about invalid escapes; users would see it
             tree = ast.parse(program)
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: nested too deep
         return 0

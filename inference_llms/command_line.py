@@ -1,4 +1,4 @@
-"""The options of inference, the same for every script that runs a model."""
+"""Inference options, shared by every script that runs a model."""
 
 import argparse
 from collections.abc import Sequence
@@ -185,7 +185,7 @@ def _open_unchanged(arguments: argparse.Namespace, backend: str, folder: Path, s
 
 
 def unusual_dtype(engine_dtype: str, folder: Path) -> str | None:
-    """The dtype that an engine computes in, if it is not the one without `--engine_dtype`."""
+    """The dtype that `--engine_dtype` selects; None if it is the default one."""
     if engine_dtype == ENGINE_DTYPES[0]:
         return None
     from inference_llms.engines.model_loading import (
@@ -197,5 +197,5 @@ def unusual_dtype(engine_dtype: str, folder: Path) -> str | None:
 
     with refusals_in_one_line(folder, "transformers"):
         checkpoint = checkpoint_dtype(load_config(folder))
-    usual, dtype = (dtype_in_transformers(checkpoint, of) for of in (ENGINE_DTYPES[0], engine_dtype))
+    usual, dtype = (dtype_in_transformers(checkpoint, name) for name in (ENGINE_DTYPES[0], engine_dtype))
     return None if dtype == usual else dtype

@@ -29,7 +29,7 @@ class DataSet:
 
     `files`: file names to look for; the first one found is used. `fields`: the fields of every row and their types.
     `load_published` returns the rows if there is no file. `id_field`: the field that identifies a row; rows are sorted
-    by it. Without it, a row's id is its position. `check_row` raises UserError for a row with other faults.
+    by it. Without it, a row's id is its position. `check_row` raises UserError for other faults of a row.
     """
 
     files: tuple[str, ...]
@@ -53,11 +53,10 @@ class DataSet:
         for name in self.files if data_dir is not None else ():
             if (data_dir / name).is_dir():
                 raise UserError(f"{data_dir / name} is a folder; put the set's file there")
-        found = self.files_in(data_dir)
-        if found:
-            rows = read_rows(found[0], self.fields)
+        if files := self.files_in(data_dir):
+            rows = read_rows(files[0], self.fields)
         else:
-            rows = published_rows(self.published_as, self.load_published, f"put {self.files[0]}")
+            rows = published_rows(self.published_as, self.load_published, self.files[0])
             check_rows(self.published_as, rows, self.fields)
         for row in rows:
             self.check_row(row)
@@ -73,17 +72,16 @@ def check_data_dir(data_dir: Path | None, needed: str) -> None:
         raise UserError(f"--data_dir {data_dir} is not a folder; give one that holds {needed}")
 
 
-def published_rows(published_as: str, load: Callable[[], Iterable[dict[str, Any]]], put: str) -> list[Row]:
-    """The rows that `load` returns from where a set is published. `put` ("put FILE") begins the remedy if it fails."""
+def published_rows(published_as: str, load: Callable[[], Iterable[dict[str, Any]]], file: str) -> list[Row]:
+    """The rows that `load` downloads. `file`: the file to use instead if that fails."""
     try:
         published = list(load())
     except Exception as error:
-        # The loading libraries raise errors of a dozen unrelated kinds (network, hub, cache, format), and
-        # the remedy is the same for all.
+        # The loading libraries raise many unrelated errors (network, hub, cache, format), all with the same remedy.
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"cannot load {published_as} ({type(error).__name__}: {reason}); "
-            f"{put} into a folder and name it with --data_dir"
+            f"put {file} into a folder and name it with --data_dir"
         ) from error
     return [Row(f"{published_as} row {number}", row) for number, row in enumerate(published, 1)]
 
@@ -159,6 +157,6 @@ def load_from_hub(*arguments: str, **options: str) -> list[dict[str, Any]]:
     from datasets import load_dataset
     from huggingface_hub.utils import logging
 
-    # Without a network it would print two lines for each attempt, beside our one line with the remedy.
+    # Without a network it prints two lines for each attempt, in addition to our line with the remedy.
     logging.set_verbosity_error()
     return load_dataset(*arguments, **options).to_list()

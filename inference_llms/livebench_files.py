@@ -23,7 +23,7 @@ from utils.json_files import write_json_lines
 from utils.output_places import OutputPlaces
 
 FIELDS = {"question_id": str, "task": str, "turns": list}
-# Where the tree of LiveBench's own files may begin below --data_dir.
+# Folders below --data_dir that may hold the tree of LiveBench's files.
 ROOTS = (".", "live_bench", "livebench", "data/live_bench")
 DATES = ("livebench_release_date", "livebench_removal_date", "release_date")
 _ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"  # shortuuid's: no two look alike
@@ -33,7 +33,7 @@ QUESTIONS = "questions"  # the folder of the answered questions, beside model_an
 
 @dataclass(frozen=True)
 class LiveBenchSet:
-    """The questions of one of LiveBench's categories; with `task`, only that task's, which have a ground truth."""
+    """The questions of a LiveBench category. With `task`: only those of that task, which have a ground truth."""
 
     category: str
     task: str | None = None
@@ -44,8 +44,8 @@ class LiveBenchSet:
         return (f"{self.category}/<task>/question.jsonl",)
 
     def files_in(self, data_dir: Path | None) -> list[Path]:
-        """The category's files in a data folder, all of one form: LiveBench's tree (<category>/<task>/question.jsonl),
-        or parquet files (below <category>, or <category>*.parquet)."""
+        """The category's files in a data folder: LiveBench's tree (<category>/<task>/question.jsonl), else parquet
+        files (below <category>, or <category>*.parquet)."""
         for root in ROOTS if data_dir is not None else ():
             place, name = data_dir / root, self.category
             if files := sorted(place.glob(f"{name}/*/question.jsonl")):
@@ -55,9 +55,9 @@ class LiveBenchSet:
         return []
 
     def load_rows(self, data_dir: Path | None, release: str | None = None) -> list[Row]:
-        """The questions in `data_dir`, else on the hub, that belong to `release` (YYYY-MM-DD; None: to any).
+        """The questions in `data_dir`, else on the hub, in `release` (YYYY-MM-DD; None: in any).
 
-        Raises UserError for everything that is wrong with a file, naming the line.
+        Raises UserError for a faulty file, naming the line.
         """
         rows = self._read(data_dir)
         check_rows(f"livebench/{self.category}", rows, FIELDS)
@@ -79,8 +79,8 @@ class LiveBenchSet:
                 for row in (_parquet_rows(file) if file.suffix == ".parquet" else read_rows(file, FIELDS))
             ]
         name = f"livebench/{self.category}"
-        put = f"put {self.files[0]} or {self.category}.parquet"
-        return published_rows(name, lambda: load_from_hub(name, split="test"), put)
+        files = f"{self.files[0]} or {self.category}.parquet"
+        return published_rows(name, lambda: load_from_hub(name, split="test"), files)
 
     def _of_task(self, rows: list[Row]) -> list[Row]:
         rows = [row for row in rows if row.fields["task"] == self.task]

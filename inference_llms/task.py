@@ -42,7 +42,7 @@ class Answers:
     """The completions of a run for one task: one for each of `examples`, which are a slice of `whole_set`.
 
     `times`: when each was finished, in seconds since 1970. `model`: the path of the model. `data_dir` and `release`:
-    where the set's files were looked for, and which release of it was used.
+    the folder of the set's files, if given, and the release of the set.
     """
 
     examples: Sequence[Example]
@@ -73,11 +73,11 @@ class Evaluator:
     """A program that scores a task's files.
 
     `make_command(answers, files, places)`: its command, as recorded and printed. `result(files)`: the file or folder
-    for its result, which `result_option` of the command names. `call(answer_files)`: run it; returns its result and
-    the command that scored. `read_result(files)`: its verdicts, None if it has not scored these files; may raise any
-    of `BROKEN` if they are damaged. `keeps_hashes`: whether the command for people must leave hashes of the files,
-    because the result does not show what it belongs to. `call_without_model`: what scores the answers of the tiny
-    models, if `call` prompts another model.
+    for its result, which the command's `result_option` names. `call(answer_files)`: run it; returns its result and the
+    command that scored. `read_result(files)`: its verdicts; None if it has not scored these files; may raise any of
+    `BROKEN` if they are damaged. `keeps_hashes`: whether the printed command must write hashes of the files, because
+    the result does not show which answers it belongs to. `call_without_model`: scores the tiny models' answers, if
+    `call` prompts another model.
     """
 
     name: str
@@ -91,13 +91,13 @@ class Evaluator:
     call_without_model: Callable[[AnswerFiles], tuple[Path, str]] | None = None
 
     def full_command(self, files: Sequence[Path], command: str) -> str:
-        """The recorded `command` with the place where `read` looks for the result, and with hashes of the files."""
+        """The recorded `command`, extended to write the result where `read` looks for it, and hashes of the files."""
         if self.result_option is not None:
             command += f" {self.result_option} {shlex.quote(str(self.result(files)))}"
         return f"{command} && {hashing_command(self.result(files), files)}" if self.keeps_hashes else command
 
     def run(self, answers: AnswerFiles, without_model: bool = False) -> None:
-        """Score the files of one run and put hashes of all that the result depends on beside it.
+        """Score the files of one run, and write hashes of everything that the result depends on beside it.
 
         Raises UserError if the files are damaged, or the evaluator fails or is not installed."""
         call = self.call_without_model if without_model and self.call_without_model else self.call
@@ -111,14 +111,14 @@ class Evaluator:
     def read(self, files: Sequence[Path]) -> Verdicts | None:
         """The verdicts on a run's files; None if the evaluator has not scored them.
 
-        Raises UserError if its result or the files are damaged, or do not belong together."""
+        Raises UserError if the result or the files are damaged or do not belong together."""
         if not files:
             raise UserError("the record names no file for its evaluator; rerun its command")
         with errors_in_one_line(files[0]):
             return self.read_result(files)
 
     def has_scored(self, files: Sequence[Path]) -> bool:
-        """Whether there is a result that belongs to the files as they are now."""
+        """Whether there is a result for the current files."""
         with suppress(UserError):
             return self.read(files) is not None
         return False
@@ -128,15 +128,15 @@ class Evaluator:
 class Task:
     """One benchmark.
 
-    `title`, `set_size`, `column`: the data set's name and size in the paper, and its place in the paper's tables.
+    `title`, `set_size`, `column`: the data set's name and size in the paper, and its column in the paper's tables.
     `role`: the fine-tune that it tests (instruct, math or code), if any. `make_prompt(row)`: the prompt of a row.
     `metrics`: rules whose shares of right completions are the scores. `is_right`: the rule for one completion, if it
     is not the metric "accuracy"; searches use it. `is_readable`: whether a completion holds the number, expression
     or program that the task looks for; None if the task takes any text. `program(completion)` and `problem(row)`: a
     completion's program and the problem that tests it, in HumanEval's form. `write_files(answers, places)` writes the
     files for `evaluator` and returns them. `check_files(times, places)`, called before anything is generated, raises
-    UserError if `write_files` cannot write them, or would replace those of completions with other `times` (by id; None:
-    they may be replaced).
+    UserError if `write_files` cannot write them, or would replace files of completions with other `times` (by id;
+    None: files may be replaced).
     """
 
     name: str
@@ -161,7 +161,7 @@ class Task:
         object.__setattr__(self, "is_right", self.is_right or self.metrics.get("accuracy"))
 
     def load_examples(self, data_dir: Path | None, release: str | None = None) -> list[Example]:
-        """The whole set in its order. Raises UserError for everything that can be wrong with it."""
+        """The whole set in its order. Raises UserError for a faulty set."""
         id_field = self.data_set.id_field
         return [
             Example(position if id_field is None else row.fields[id_field], self.make_prompt(row.fields), row.fields)

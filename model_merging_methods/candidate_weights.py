@@ -32,7 +32,7 @@ _AT_ONCE = 256_000_000  # bytes of merged weights in memory, or one tensor
 class CandidateWeights:
     """The weights that a merge would save, computed from the checkpoints each time they are iterated.
 
-    Small enough to be sent to other processes, which compute the same bytes if they have the same files. A process
+    This object is small enough to send to other processes, which compute the same bytes from the same files. A process
     keeps the checkpoints of the last models open.
     """
 
@@ -69,7 +69,7 @@ class CandidateMerges:
         self._coefficients: dict[MergeParameters, Coefficients] = {}
 
     def check(self, parameters: MergeParameters, allow_unrelated: bool) -> None:
-        """Raise UserError for models that cannot be merged like this or, unless `allow_unrelated`, are unrelated."""
+        """Raise UserError for models that cannot be merged this way or, unless `allow_unrelated`, are unrelated."""
         parameters.check(len(self._finetuned))
         with ExitStack() as stack:
             request = MergeRequest(self._pretrained, dict(self._finetuned), parameters)

@@ -51,17 +51,17 @@ def add_merge_options(parser: argparse.ArgumentParser) -> None:
     models = add_model_options(parser)
     models.add_argument("--from_record", type=Path, metavar="FILE", help="repeat the merge of a merge_record.json")
     merging = add_method_options(parser)
-    _add(merging, "scaling_coefficient", "factor of the task vectors", type=float)
+    _add(merging, "scaling_coefficient", "scaling factor of the task vectors", type=float)
     _add(merging, "param_value_mask_rate", "trim rate of TIES, a fraction", type=float)
     _add(merging, "weight_mask_rate", "drop rate of the mask, a fraction", type=float)
     merging.add_argument("--mixup", action="store_true", help="M3: draw the ratio from Beta(alpha, alpha)")
-    _add(merging, "alpha", "of that distribution", type=float)
+    _add(merging, "alpha", "α of this distribution", type=float)
     merging.add_argument(
         "--mixup_lambda",
         type=float,
         nargs="+",
         metavar="X",
-        help="M3 with a given ratio of the first model, or one ratio per model, which sum to 1",
+        help="M3 with a given ratio for the first model, or one ratio per model, summing to 1",
     )
     merging.add_argument("--device", choices=DEVICES, help="device of the arithmetic (default: cpu)")
 
@@ -80,13 +80,15 @@ def add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
 def add_method_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Add the options that define a merge except its numbers; returns their group."""
     merging = parser.add_argument_group("merging")
-    _add(merging, "merging_method_name", "also with hyphens", type=_underscored, choices=METHOD_NAMES)
+    _add(merging, "merging_method_name", "merging method; hyphens also work", type=_underscored, choices=METHOD_NAMES)
     _add(merging, "mask_apply_method", "method for masked models", type=_underscored, choices=tuple(MERGING_METHODS))
     merging.add_argument("--use_weight_rescale", action="store_true", help="divide unmasked values by 1 - drop rate")
     _add(merging, "weight_format", "the values to mask", choices=WEIGHT_FORMATS)
     _add(merging, "mask_strategy", "which values are dropped", choices=MASK_STRATEGIES)
-    _add(merging, "seed", "of the drawn ratio and of random masks", type=whole_number)
-    merging.add_argument("--dtype", choices=DTYPE_NAMES, help="of the saved weights (default: the pretrained model's)")
+    _add(merging, "seed", "seed of the drawn ratio and of random masks", type=whole_number)
+    merging.add_argument(
+        "--dtype", choices=DTYPE_NAMES, help="dtype of the saved weights (default: the pretrained model's)"
+    )
     merging.add_argument(
         "--exclude_param_names_regex",
         nargs="+",
@@ -96,8 +98,8 @@ def add_method_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     merging.add_argument(
         "--config_from",
         choices=(PRETRAINED, *FINETUNED_MODELS),
-        help="take config and generation config of this model (default: the pretrained model's config, with the "
-        "settings in which all fine-tunes agree; stop tokens and generation config of each task's model)",
+        help="use the config and generation config of this model (default: the pretrained model's config, with the "
+        "settings on which all fine-tunes agree; stop tokens and generation config of each task's model)",
     )
     merging.add_argument("--allow_unrelated", action="store_true", help="merge models of seemingly different backbones")
     return merging
@@ -167,7 +169,7 @@ def request_of_folders(options: argparse.Namespace, roles: Sequence[str], parame
 
 
 def recorded_request(options: argparse.Namespace) -> MergeRequest:
-    """The merge of `--from_record`, of models that may have moved since; nothing else of it can be changed."""
+    """The merge of `--from_record`, whose models may have moved since. Nothing else about it can change."""
     for name in (*DEFAULTS, *_OTHER_OPTIONS, "models_dir", *(f"merge_{role}" for role in FINETUNED_MODELS)):
         if getattr(options, name) not in (None, False):
             raise UserError(f"--{name} has no effect with --from_record, which holds the whole merge; remove it")

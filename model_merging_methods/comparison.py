@@ -1,7 +1,7 @@
 """Comparison of a merge's models: how far each moved from the pretrained one, and how they agree.
 
-The figures come from sums over positions (`block_kernels.Sums`) that a merge takes while it streams. If the merge does
-not read the pretrained model, its models are compared with each other.
+The figures come from sums over positions (`block_kernels.Sums`) that a merge computes while it streams. If the merge
+does not read the pretrained model, its models are compared with each other.
 """
 
 import re
@@ -19,10 +19,11 @@ from model_merging_methods.kernels.block_kernels import Sums
 from model_merging_methods.merging_methods import MERGING_METHODS
 from utils.errors import UserError
 
-# From this |δ| / |θ0| on, a model counts as one of another backbone. Fine-tuning moves the weights of a 7B to 13B
-# Llama, whose standard deviation is about 0.02, by less than 0.002 to 0.005 (DARE, Yu et al. 2024): some hundredths in
-# these terms, and 0.15 to 0.2 in the tiny zoo, whose fine-tunes forget much. Continued pretraining (CodeLlama) changes
-# weights by up to 0.03, more than their size. Two models trained independently, as Llama 1 and Llama 2, are √2 apart.
+# A model with this |δ| / |θ0| or more counts as one with another backbone. Fine-tuning moves the weights of a 7B to 13B
+# Llama, whose standard deviation is about 0.02, by less than 0.002 to 0.005 (DARE, Yu et al. 2024): a few hundredths
+# in these terms, and 0.15 to 0.2 in the tiny zoo, whose fine-tunes forget much. Continued pretraining (CodeLlama)
+# changes weights by up to 0.03, more than their size. Two models trained independently, such as Llama 1 and Llama 2,
+# are √2 apart.
 LARGEST_CHANGE = 0.5
 # The same for two models without the pretrained one: each may have moved as far, in another direction.
 LARGEST_DISTANCE = LARGEST_CHANGE * sqrt(2)
@@ -178,7 +179,7 @@ def _group_order(group: str) -> tuple[int, int]:
 
 
 def merge_comparison(merge: Merge, sums: Mapping[str, np.ndarray], is_merged: bool = True) -> ModelComparison:
-    """The comparison from a merge's sums; `is_merged`: the models were masked and trimmed when these were taken."""
+    """The comparison from a merge's sums; `is_merged`: the sums are of masked and trimmed models."""
     parameters = merge.parameters
     return ModelComparison(
         merge.roles,
@@ -190,8 +191,8 @@ def merge_comparison(merge: Merge, sums: Mapping[str, np.ndarray], is_merged: bo
 
 
 def check_related(merge: Merge) -> None:
-    """Raise UserError, with the figure and the likely cause, unless a sample of the models' matrices is that of
-    fine-tunes of one backbone. Norms and biases are much the same in all models."""
+    """Raise UserError, with the figure and the likely cause, unless a sample of the models' matrices looks like
+    fine-tunes of one backbone. Norms and biases are ignored: they are similar in all models."""
     sums = merge.compare_sample()
     matrices = {name: row for name, row in sums.items() if len(merge.models.forms[name].shape) > 1}
     comparison = merge_comparison(merge, matrices or sums, is_merged=False)
@@ -201,7 +202,7 @@ def check_related(merge: Merge) -> None:
         if figures.change is not None and figures.change >= LARGEST_CHANGE:
             raise UserError(
                 f"--{role}_model: its task vector is {figures.change:.2g} times as long as the pretrained model's "
-                f"weights, where fine-tuning gives less than {LARGEST_CHANGE}: probably it descends from another "
+                f"weights, but fine-tuning gives less than {LARGEST_CHANGE}, so it probably has another "
                 f"backbone{_differences(configs[role], base)}; give fine-tunes of one pretrained model, or add "
                 "--allow_unrelated"
             )
@@ -212,8 +213,8 @@ def check_related(merge: Merge) -> None:
         hints = _differences(configs[suspects[0]], base) if len(suspects) == 1 else ""
         raise UserError(
             f"{' and '.join(f'--{role}_model' for role in suspects)}: the models differ by {distance:.2g} times their "
-            f"weights' length, where fine-tunes of one backbone differ by less than {LARGEST_DISTANCE:.2g}: probably "
-            f"one descends from another backbone{hints}; give fine-tunes of one pretrained model, or add "
+            f"weights' length, but fine-tunes of one backbone differ by less than {LARGEST_DISTANCE:.2g}, so "
+            f"one probably has another backbone{hints}; give fine-tunes of one pretrained model, or add "
             "--allow_unrelated"
         )
 

@@ -1,8 +1,8 @@
 """The passes of a merge over the blocks of its models.
 
 A pass reads the same stretch of every model and either counts something or writes the merged block. Several threads
-take stretches in any order. Results do not depend on it: counts are integers, and floating-point sums are kept by block
-and added in the blocks' order.
+take stretches in any order. The order does not affect the results: counts are integers, and floating-point sums are
+kept by block and added in block order.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,7 +29,7 @@ from utils.safetensors_files import ITEM_SIZES
 BLOCK_SIZE = STRETCH
 _GUARD_PIECES, _GUARD_PIECE = 256, 4096  # the sample that shows whether models are related
 _TRIM_PIECES, _TRIM_PIECE = 2048, 1024  # the sample that brackets thresholds
-_MOST_SHARED = 1 << 15  # positions of a block at which several models may be undecided
+_MOST_SHARED = 1 << 15  # positions of a block where several models may be undecided
 
 # Called with a shard whose last block was written, and the report on each of its parameters, by name.
 ShardFinished = Callable[[Shard, dict[str, "TensorReport"]], None]
@@ -38,7 +38,7 @@ ShardFinished = Callable[[Shard, dict[str, "TensorReport"]], None]
 @dataclass(frozen=True)
 class TensorReport:
     """A merged parameter's sums (`block_kernels.Sums`, in a row), and the digests of each model's values (None unless a
-    whole stored tensor was read) and of the written ones."""
+    complete stored tensor was read) and of the written ones."""
 
     sums: list[float]
     inputs: list[str | None]
@@ -79,11 +79,11 @@ class Merge:
 
     @property
     def number_of_parameters(self) -> int:
-        """n: how many values are merged."""
+        """n, the number of merged values."""
         return sum(self.models.forms[name].numel for name in self.merged_names)
 
     def coefficients(self) -> Coefficients:
-        """The numbers that depend on whole models, which the first merged block needs already."""
+        """The numbers that depend on whole models. They must be known before the first block is merged."""
         parameters = self.parameters
         self._mask_thresholds = self._find_mask_thresholds()
         coefficients = Coefficients(
@@ -111,12 +111,12 @@ class Merge:
     def write(self, writer: CheckpointWriter, coefficients: Coefficients, finished: ShardFinished) -> None:
         """Merge into `writer`'s shards. The thread that writes a shard's last block calls `finished`."""
         self._mask_thresholds = coefficients.mask_thresholds
-        # Last blocks first: of models larger than the memory, an earlier pass left these in it.
+        # Last blocks first: an earlier pass left these in the page cache if the models exceed the memory.
         shards = list(reversed(writer.shards))
         blocks = [block for shard in shards for block in reversed(self._blocks(shard.names))]
-        in_work = {name: work for shard in shards for work in [_ShardInWork(shard, self)] for name in shard.names}
+        open_shards = {name: work for shard in shards for work in [_OpenShard(shard, self)] for name in shard.names}
         lock = Lock()
-        for work in {id(work): work for work in in_work.values()}.values():
+        for work in {id(work): work for work in open_shards.values()}.values():
             if work.is_done:  # it holds only tensors without values
                 finished(work.shard, work.reports())
 
@@ -125,7 +125,7 @@ class Merge:
             output = np.empty(self._block_size * max(ITEM_SIZES.values()), np.uint8)
 
             def work(block: Block) -> None:
-                shard, form = in_work[block.name], writer.forms[block.name]
+                shard, form = open_shards[block.name], writer.forms[block.name]
                 written = output[: (block.stop - block.start) * ITEM_SIZES[form.dtype]]
                 self._merge_or_copy(block, room, coefficients, form, written, shard.sums(block), shard)
                 writer.write(block.name, block.start, written)
@@ -167,7 +167,7 @@ class Merge:
         form: TensorForm,
         output: np.ndarray,
         sums: Sums,
-        shard: "_ShardInWork | None" = None,
+        shard: "_OpenShard | None" = None,
     ) -> None:
         if block.name not in self._merged:
             self._copy(block, form.dtype, output)
@@ -265,7 +265,7 @@ class Merge:
         columns = (np.empty(most, dtype) for dtype in (np.int16, np.int32, np.int8, np.int8))
         return Undecided(*columns, np.empty((min(self._block_size, _MOST_SHARED), len(self.roles)), np.float32))
 
-    def _read(self, block: Block, room: np.ndarray, shard: "_ShardInWork | None" = None) -> StoredBlock:
+    def _read(self, block: Block, room: np.ndarray, shard: "_OpenShard | None" = None) -> StoredBlock:
         """A block of all models that the method reads, as stored; its digests go to `shard`."""
         dtypes = np.zeros(len(room), np.int64)
         for model in self._models_read():
@@ -343,8 +343,8 @@ def _holds_finite(stored: np.ndarray, dtype: str) -> bool:
     return bool(all_finite(values))
 
 
-class _ShardInWork:
-    """A shard's sums and digests, until all its blocks are written."""
+class _OpenShard:
+    """The sums and digests of a shard whose blocks are being written."""
 
     def __init__(self, shard: Shard, merge: Merge):
         self.shard = shard
@@ -378,7 +378,7 @@ class _ShardInWork:
         return self._left == 0
 
     def count_down(self) -> bool:
-        """Call it once per block. Returns whether that was the last."""
+        """Count one block as written. Returns whether it was the last."""
         self._left -= 1
         return self.is_done
 
@@ -403,5 +403,5 @@ class _ShardInWork:
         return (
             self._merge._block_size == STRETCH
             and not models.models[model].is_adapter
-            and not models.has_other_rows(model, name)
+            and not models.has_different_rows(model, name)
         )

@@ -62,7 +62,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MergeWork:
-    """How a merge is computed, without effect on the result (except its last place on a GPU).
+    """Settings of a run that do not affect the result (except for the last digit on a GPU).
 
     `device` is one of `merge_request.DEVICES`, `largest_shard` in bytes. `allow_unrelated` accepts models of different
     backbones.
@@ -77,8 +77,8 @@ class MergeWork:
 
 @dataclass(frozen=True)
 class MergeInputs:
-    """The models of a merge, and the states of their files at the time `read_since`, before any was read. `made_from`
-    is the record that they must agree with, if there is one."""
+    """The models of a merge, and the states of their files at the time `read_since`, before any was read. If
+    `made_from` is given, the inputs must match that record."""
 
     models: AlignedModels
     states: FileStates
@@ -96,12 +96,11 @@ def merge_models(
 ) -> None:
     """Merge, and save one model folder for each role in `targets`, with that role's tokenizer.
 
-    The weights are written once; the other folders hard-link them. A target that already is this merge does not change,
-    and an interrupted run of this merge is resumed. `made_from` is the record that the inputs must agree with, if there
-    is one.
+    The weights are written once; the other folders hard-link them. A target that already holds this merge does not
+    change, and an interrupted run of this merge is resumed. If `made_from` is given, the inputs must match that record.
 
     Raises UserError, leaving nothing behind, for inputs that cannot be merged or are not related, for a target that
-    holds something else (unless `overwrite`), and for a full disk.
+    holds anything else (unless `overwrite`), and for a full disk.
     """
     request.parameters.check(len(request.finetuned))
     if len(request.finetuned) < 2:
@@ -173,7 +172,7 @@ def _make_folders(
 
 
 def _check_place(target: Path, request: MergeRequest) -> None:
-    """Raise UserError for a place that can never hold the merged model."""
+    """Raise UserError if the merged model can never be written to `target`."""
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise UserError(f"{target}: is not a folder; remove it or choose another --output_dir")
     parent = next(parent for parent in target.absolute().parents if parent.exists())
@@ -185,7 +184,7 @@ def _check_place(target: Path, request: MergeRequest) -> None:
 
 
 def _is_done(target: Path, request: MergeRequest) -> bool:
-    """Whether `target` already is this merge. Raises UserError for another content, and for a damaged merge."""
+    """Whether `target` already holds this merge. Raises UserError if it holds anything else or is damaged."""
     if not target.exists():
         return False
     if (target / RECORD_FILE).exists():
@@ -322,7 +321,7 @@ def _read_finished(finished: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _link_weights(folder: Path, finished: Path) -> None:
-    """Link the weights of the `finished` folder of another role into `folder`; copy them if hard links are missing."""
+    """Link the weights of the `finished` folder of another role into `folder`; copy them if hard links do not work."""
     for path in finished.iterdir():
         if path.suffix == ".safetensors":
             try:
@@ -342,11 +341,11 @@ def _added_tokens(models: AlignedModels) -> dict[str, int]:
 
 
 def _check_room(folder: Path, needed: int) -> None:
-    """Raise UserError, before the first byte is written, if the disk has no room for the merged weights."""
+    """Raise UserError, before the first byte is written, if the merged weights do not fit on the disk."""
     free = shutil.disk_usage(folder).free
     needed += 64 * 1024 * 1024  # headers, configs, tokenizers
     if free < needed:
         raise UserError(
-            f"{folder.parent}: {free / 1e9:.1f} GB free where the merged model takes {needed / 1e9:.1f} GB; "
+            f"{folder.parent}: {free / 1e9:.1f} GB free, but the merged model needs {needed / 1e9:.1f} GB; "
             "make room or choose another --output_dir"
         )

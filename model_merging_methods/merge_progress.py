@@ -1,4 +1,4 @@
-"""The state of an unfinished merge, so that the next run resumes after the shards that are whole."""
+"""The state of an unfinished merge, from which the next run resumes."""
 
 import json
 from collections.abc import Mapping, Sequence

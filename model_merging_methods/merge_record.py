@@ -1,4 +1,4 @@
-"""The record of a merge, from which the same model can be made again and a finished folder is recognised."""
+"""The record of a merge, used to repeat it and to recognise its finished folder."""
 
 import hashlib
 import json
@@ -53,7 +53,7 @@ class RecordShape:
 
 
 def list_output_files(folder: Path, known: Mapping[str, str]) -> list[FileOnRecord]:
-    """The files of a merged model, whose weights have the `known` hashes. The card is left out: people edit it."""
+    """The files of a merged model, with the `known` hashes of its weights. Without the card, which people edit."""
     return [
         FileOnRecord(
             path.relative_to(folder).as_posix(), path.stat().st_size, known.get(path.name) or content_hash(path)
@@ -95,7 +95,7 @@ def make_record(
 ) -> dict[str, Any]:
     """The content of `merge_record.json`, except its `outputs` and `tokenizer_from`.
 
-    `found` holds results of the merge's passes (thresholds, vocabulary, comparison), `times` when and how long it ran.
+    `found` holds results of the merge's passes (thresholds, vocabulary, comparison), `times` its start and duration.
     """
     parameters = request.parameters
     return {
@@ -122,7 +122,7 @@ def make_record(
 
 def read_record(path: Path) -> dict[str, Any]:
     """A merge record. Raises UserError, naming the field, for a file of an unknown format."""
-    remedy = f"give a merged model's own {RECORD_FILE}"
+    remedy = f"give the {RECORD_FILE} of a merged model"
     record = read_json_object(path, remedy)
     if record.get("format") not in READABLE_FORMATS:
         raise UserError(f"{path}: is not a merge record of this version; {remedy}")
@@ -160,14 +160,14 @@ def request_from_record(path: Path, moved: Mapping[str, Path]) -> MergeRequest:
 
 
 def check_against_record(path: Path, inputs: Mapping[str, Sequence[FileOnRecord]]) -> None:
-    """Raise UserError, naming the first file, unless the inputs are those that the record was made with."""
+    """Raise UserError, naming the first file, unless the inputs match the record."""
     record = read_record(path)
     for role, files in inputs.items():
         _check_same(path, record, role, _hashes(files), "xxh3_128")
 
 
 def check_sizes_against_record(path: Path, request: MergeRequest) -> None:
-    """The same check of the files' names and sizes alone, which takes no time."""
+    """The same check, only of the files' names and sizes, which takes no time."""
     record = read_record(path)
     for role, folder in request.inputs.items():
         _check_same(path, record, role, _sizes(folder), "bytes")
@@ -206,7 +206,7 @@ def _check_same(path: Path, record: Mapping[str, Any], role: str, present: Mappi
 
 
 def _first_difference(record: Mapping[str, Any], role: str, present: Mapping[str, Any], field: str) -> str | None:
-    """The first file whose `field` on record differs from the `present` one; None where all are equal."""
+    """The first file whose `field` on record differs from the `present` one; None if all are equal."""
     files = next((entry["files"] for entry in record["inputs"] if entry["role"] == role), [])
     recorded = {file["name"]: file[field] for file in files}
     # Format 2 did not record every tokenizer file.

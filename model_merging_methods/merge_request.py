@@ -1,4 +1,4 @@
-"""The definition of a merge: models, method and numbers, with their checks and the name of the results."""
+"""The definition of a merge: models, method and numbers, their checks, and the name of the results."""
 
 import hashlib
 import math
@@ -45,7 +45,7 @@ class Mixup:
 
     @property
     def is_drawn(self) -> bool:
-        """Whether another seed gives other ratios. α <= 0 always means the first model alone."""
+        """Whether the ratios depend on the seed. α <= 0 always means the first model alone."""
         return self.alpha is not None and self.alpha > 0
 
 
@@ -53,9 +53,9 @@ class Mixup:
 class MergeParameters:
     """The method of a merge, and its numbers. Without a `mask`, nothing is masked.
 
-    `dtype` is that of the saved weights (None: the pretrained model's). Rates are fractions. Parameters whose names
-    match one of `exclude_param_names_regex` stay as in the pretrained model. `config_from` is the role whose config and
-    generation config the merged model gets (`configs` describes the default).
+    The weights are saved in `dtype` (None: the pretrained model's). Rates are fractions. Parameters whose names match
+    one of `exclude_param_names_regex` stay as in the pretrained model. The merged model gets the config and generation
+    config of the role `config_from` (`configs` describes the default).
     """
 
     method: str
@@ -80,12 +80,12 @@ class MergeParameters:
 
     @property
     def uses_seed(self) -> bool:
-        """Whether another seed gives another result."""
+        """Whether the result depends on the seed."""
         drawn_mask = self.mask is not None and self.mask.mask_strategy == "random"
         return drawn_mask or (self.mixup is not None and self.mixup.is_drawn)
 
     def to_fields(self) -> dict[str, Any]:
-        """The parameters as in records. Records from before `config_from` have no such field."""
+        """The parameters as records store them. Records older than `config_from` lack that field."""
         fields = asdict(self)
         if self.mixup is not None:
             fields["mixup"] = {"weights": self.mixup.ratios, "alpha": self.mixup.alpha}
@@ -156,12 +156,12 @@ class MergeRequest:
         return {PRETRAINED: self.pretrained, **self.finetuned}
 
     def input_states(self) -> FileStates:
-        """The states of all files that the merge depends on, which show later whether one changed meanwhile."""
+        """The states of all files that the merge depends on, to detect later whether one has changed."""
         return file_states(file for folder in self.inputs.values() for file in list_input_files(folder))
 
 
 def list_input_files(folder: Path) -> list[Path]:
-    """The files of an input folder that a merge depends on. Raises UserError for a folder without a whole model."""
+    """The files of an input folder that a merge depends on. Raises UserError if the model is incomplete."""
     if not folder.is_dir():
         raise UserError(f"{folder}: {'is a file, not a' if folder.exists() else 'no such'} model folder")
     configs = [folder / name for name in ("config.json", "generation_config.json")]
@@ -225,8 +225,8 @@ def mask_key(seed: int, model: str, tensor_name: str) -> int:
 
 
 def run_name(parameters: MergeParameters, number_of_models: int) -> str:
-    """The `<name>` of a merge's folders and files: the paper's name, with every parameter appended that it leaves out
-    and that is not the default. Two different merges never share a name."""
+    """The `<name>` of a merge's folders and files: the paper's name, followed by every other parameter
+    that differs from its default. Two different merges never share a name."""
     name = parameters.method
     has_trimming = MERGING_METHODS[name].has_trimming
     spelled_out = parameters.mask is not None or not has_trimming

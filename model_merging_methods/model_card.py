@@ -16,8 +16,8 @@ _METHODS = {
 
 
 def model_card(request: MergeRequest, tokenizer_from: str, warnings: Sequence[str] = ()) -> str:
-    """The README.md of a merged model folder, with the warnings about its inputs. It holds no times, so that the same
-    merge gives the same card."""
+    """The README.md of a merged model folder, with the warnings about its inputs. It has no timestamps, so the same
+    merge always gives the same card."""
     models = "\n".join(f"* {role}: `{model_name(folder)}`" for role, folder in request.inputs.items())
     facts = "\n".join(f"| {name} | {value} |" for name, value in _facts(request.parameters, request.finetuned))
     names = "\n".join(f"- {model_name(folder)}" for folder in request.inputs.values())
@@ -31,19 +31,19 @@ tags:
 ---
 # {" + ".join(request.finetuned)}: {request.parameters.merging_method_name}
 
-A merge of fine-tunes of one pretrained model, every parameter of it:
+A merge of all parameters of these fine-tunes of one pretrained model:
 
 {models}
 
-Made as {_METHODS.get(request.parameters.method, request.parameters.method)}{_extras(request.parameters)}.
+Method: {_METHODS.get(request.parameters.method, request.parameters.method)}{_extras(request.parameters)}.
 {_origins(request.parameters, tokenizer_from)}
 
 | parameter | value |
 |---|---|
 {facts}
 
-`{RECORD_FILE}` holds every parameter, the inputs' sizes and fingerprints, and the versions of packages: with it,
-`merge_llms_instruct_math_code.py --from_record {RECORD_FILE}` makes the same model again.
+`{RECORD_FILE}` holds every parameter, the inputs' sizes and fingerprints, and the package versions. To make the same
+model again, run `merge_llms_instruct_math_code.py --from_record {RECORD_FILE}`.
 {_warnings(warnings)}"""
 
 
@@ -58,10 +58,10 @@ def model_name(folder: Path) -> str:
 def _origins(parameters: MergeParameters, role: str) -> str:
     if parameters.config_from is not None:
         source = parameters.config_from
-        return f"The tokenizer is the {role} model's, config and generation config are the {source} model's."
+        return f"The tokenizer is the {role} model's; config and generation config are the {source} model's."
     return (
         f"Tokenizer, chat template, generation config and stop tokens are the {role} model's. The config is the "
-        "pretrained model's, with the settings in which all fine-tunes agree."
+        "pretrained model's, with the settings on which all fine-tunes agree."
     )
 
 

@@ -32,7 +32,7 @@ from model_merging_methods.merge_request import MergeRequest
 from model_merging_methods.model_card import model_name
 from utils.errors import UserError
 from utils.findings import Findings
-from utils.weight_files import is_adapter_folder, passed_over_files
+from utils.weight_files import ignored_pickled_files, is_adapter_folder
 
 Folder = CheckpointFolder | AdaptedFolder
 
@@ -69,8 +69,8 @@ def check_inputs(
 
 
 def check_merge(request: MergeRequest, allow_unrelated: bool, made_from: Path | None = None) -> Findings:
-    """Every error and warning of a merge about its inputs. `made_from` is the record that they must agree with, if
-    there is one."""
+    """Every error and warning of a merge about its inputs. If `made_from` is given, the inputs must match that
+    record."""
     with ExitStack() as stack:
         models, findings = check_inputs(request, stack, allow_unrelated or made_from is not None)
         if made_from is not None:
@@ -102,7 +102,7 @@ def _open_folders(request: MergeRequest, stack: ExitStack, findings: Findings) -
                 opened = None if folders[BASE] is None else _open_adapter(folder, folders[BASE], findings)
             else:
                 opened = stack.enter_context(CheckpointFolder(folder))
-                _warn_of_pickled(folder, findings)
+                _warn_about_pickled(folder, findings)
         folders.append(opened)
     return folders
 
@@ -112,13 +112,13 @@ def _open_adapter(folder: Path, pretrained: CheckpointFolder, findings: Findings
     base, own = opened.made_for, model_name(pretrained.folder)
     if base and Path(base).name.lower() != Path(own).name.lower():
         findings.warn(
-            f"{folder}: this adapter was made for {base}, and is applied to {own}; check that these are the same model"
+            f"{folder}: this adapter was made for {base} but is applied to {own}; check that these are the same model"
         )
     return opened
 
 
-def _warn_of_pickled(folder: Path, findings: Findings) -> None:
-    pickled = passed_over_files(folder)
+def _warn_about_pickled(folder: Path, findings: Findings) -> None:
+    pickled = ignored_pickled_files(folder)
     if pickled:
         findings.warn(
             f"{folder}: holds both safetensors files and {', '.join(pickled[:2])}; the safetensors files are read"
@@ -135,7 +135,7 @@ def _check_exclusions(merge: Merge) -> None:
 
 
 def _check_values(merge: Merge, findings: Findings) -> None:
-    """Warn of values that are not merged, and of those that lose precision."""
+    """Warn about values that are not merged or lose precision."""
     models = merge.models
     integers = [name for name, form in models.forms.items() if not is_floating(form.dtype)]
     for number, model in enumerate(models.models[1:], start=1):
@@ -144,7 +144,7 @@ def _check_values(merge: Merge, findings: Findings) -> None:
             dtype = LONG_NAMES[models.forms[differing[0]].dtype]
             findings.warn(
                 f"{model.folder}: {_count(differing)} ({dtype}) differs from the pretrained model's; only "
-                "floating-point tensors are merged, so the pretrained model's stays"
+                "floating-point tensors are merged, so the pretrained model's values are kept"
             )
     doubles = {
         name: None
@@ -157,7 +157,7 @@ def _check_values(merge: Merge, findings: Findings) -> None:
 
 
 def _holds_base_values(models: AlignedModels, model: int, name: str) -> bool:
-    """Whether a model that has this tensor has the pretrained model's bytes in it."""
+    """Whether a model's tensor, if it has it, holds the same bytes as the pretrained model's."""
     if not models.has(model, name):
         return True
     base, own = models.stored_tensor(BASE, name), models.stored_tensor(model, name)

@@ -1,4 +1,4 @@
-"""Attacks: which changes one may try on a prompt. `search.py` finds the worst of them."""
+"""Attacks: the changes to try on a prompt. `search.py` finds the most harmful one."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from utils.errors import UserError
 
 
 class MissingPart(UserError):
-    """An attack needs a model, file, package or paraphrases that are missing; the line says where to get them."""
+    """An attack needs a missing model, file, package or paraphrase; the message says where to get it."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class AttackParts:
     word_vectors: Path | None = None
 
 
-# For each candidate, one change away from the current prompt: is it close enough to the clean or the current one?
-# Arguments: the clean prompt, the current prompt, the candidates.
+# Says which candidates are close enough to the clean or the current prompt. Arguments: the clean prompt, the current
+# prompt, and the candidates, each one change away from the current prompt.
 Constraint = Callable[[PromptWords, PromptWords, Sequence[PromptWords]], Sequence[bool]]
 
 
@@ -60,7 +60,7 @@ Attack = WordAttack | WholePromptAttack
 
 
 def draws_for(seed: int, attack: str, prompt: str, index: int) -> random.Random:
-    """The random generator of an attack for the word (or candidate) at `index` of a prompt.
+    """A random generator for the word (or candidate) at `index` of a prompt.
 
     It depends on nothing else, so results do not change with the order in which prompts and words are tried.
     """

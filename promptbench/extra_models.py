@@ -41,7 +41,7 @@ WORDS_BEFORE, WORDS_AFTER = 4, 3
 class WordVectors:
     """Words and the directions of their vectors.
 
-    `words`: in file order, in lower case as in the counter-fitted set; of duplicates the first counts.
+    `words`: in file order, in lower case as in the counter-fitted set; the first of several duplicates counts.
     `vectors`: float32, words × dimensions, none of length 0.
     """
 
@@ -53,7 +53,7 @@ class WordVectors:
     def nearest(self, word: str, number: int, least_cosine: float = -1.0) -> list[str]:
         """The `number` other words with the largest cosines to `word`, without those below `least_cosine`.
 
-        Nearest first, equal ones in file order, written like `word`: in lower case, in capitals or with one capital.
+        Nearest first, equal ones in file order, in the case of `word`: lower, upper or capitalized.
         Empty for a word without a vector.
         """
         row = self._row_of.get(word.lower())
@@ -114,8 +114,8 @@ def _read_vector(line: bytes, place: str) -> tuple[str, np.ndarray]:
 
 @contextmanager
 def loading_part(option: str, path_or_hub_id: str, public_model: str) -> Iterator[bool]:
-    """Turn errors of loading a model into one line: MissingPart if there is no such model or package, UserError for a
-    folder that cannot be loaded. Keeps transformers quiet meanwhile.
+    """Report loading errors in one line: MissingPart if the model or a package is missing, UserError for a folder that
+    cannot be loaded. Silences transformers.
 
     Yields whether to load from this machine only: for a folder, or if the hub does not answer (packages notice that
     only after a minute). `public_model`: the hub id of a suitable model.
@@ -131,22 +131,22 @@ def loading_part(option: str, path_or_hub_id: str, public_model: str) -> Iterato
             if not is_folder:
                 try:
                     model_info(path_or_hub_id)
-                except Exception:  # the hub's and the network's, of many kinds
+                except Exception:  # the hub and the network raise many kinds
                     is_local = True
             yield is_local
     except UserError:
         raise
     except ModuleNotFoundError as error:
         raise _missing_package(error) from error
-    except Exception as error:  # packages raise many unrelated kinds
+    except Exception as error:  # packages raise many unrelated errors
         reason = " ".join(str(error).split())[:300]
         if "trust_remote_code" in str(error):
             raise UserError(
-                f"{named} needs code that comes with it, which is never run here; give another ({reason})"
+                f"{named} needs its own code, which is never run here; give another model ({reason})"
             ) from error
         if is_folder:
             raise UserError(
-                f"{named}: cannot be loaded ({type(error).__name__}: {reason}); download it again, or give another"
+                f"{named} cannot be loaded ({type(error).__name__}: {reason}); download it again or give another model"
             ) from error
         raise MissingPart(
             f"{named}: no such folder, and not available from the hub; download https://huggingface.co/{public_model} "
@@ -162,7 +162,7 @@ class MaskedLanguageModel:
     """A masked language model that makes `number` guesses at each position of a text and reads each text once."""
 
     def __init__(self, path_or_hub_id: str, number: int):
-        """Load the model. Raises MissingPart if there is none, UserError for a folder that cannot be loaded."""
+        """Load the model. Raises MissingPart if it is missing, UserError for a folder that cannot be loaded."""
         from transformers import AutoModelForMaskedLM, AutoTokenizer
 
         with loading_part("mask_lm", path_or_hub_id, AttackParts.mask_lm) as is_local:
@@ -231,7 +231,7 @@ class SentenceEncoder:
     """Cosine similarities of texts; each text is encoded once."""
 
     def __init__(self, path_or_hub_id: str):
-        """Load the model. Raises MissingPart if there is none, UserError for a folder that cannot be loaded."""
+        """Load the model. Raises MissingPart if it is missing, UserError for a folder that cannot be loaded."""
         with loading_part("sentence_encoder", path_or_hub_id, AttackParts.sentence_encoder) as is_local:
             from sentence_transformers import SentenceTransformer  # seconds to import
 
@@ -269,7 +269,7 @@ def similar_to_clean(encoder: SentenceEncoder, least_cosine: float) -> Constrain
     """The constraint that a candidate's cosine to the clean prompt is at least this."""
 
     def holds(clean: PromptWords, current: PromptWords, candidates: Sequence[PromptWords]) -> Sequence[bool]:
-        return (encoder.cosines([(clean.text, each.text) for each in candidates]) >= least_cosine).tolist()
+        return (encoder.cosines([(clean.text, candidate.text) for candidate in candidates]) >= least_cosine).tolist()
 
     return holds
 
@@ -281,9 +281,9 @@ def similar_around_change(encoder: SentenceEncoder, least_cosine: float, width: 
     def holds(clean: PromptWords, current: PromptWords, candidates: Sequence[PromptWords]) -> Sequence[bool]:
         long = [candidate for candidate in candidates if len(candidate.words) >= width]
         places = [candidate.index_of_change(current) for candidate in long]
-        pairs = [(window(current, i, width), window(each, i, width)) for each, i in zip(long, places, strict=True)]
-        near = dict(zip((each.text for each in long), encoder.cosines(pairs) >= least_cosine, strict=True))
-        return [bool(near.get(each.text, True)) for each in candidates]
+        pairs = [(window(current, i, width), window(new, i, width)) for new, i in zip(long, places, strict=True)]
+        near = dict(zip((candidate.text for candidate in long), encoder.cosines(pairs) >= least_cosine, strict=True))
+        return [bool(near.get(candidate.text, True)) for candidate in candidates]
 
     return holds
 

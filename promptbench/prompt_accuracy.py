@@ -1,4 +1,4 @@
-"""Accuracy of a model with a prompt; every pair of a prompt and a sample is completed once, and stored."""
+"""A model's accuracy with a prompt. Each pair of a prompt and a sample is completed once, and stored."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ _NO_LABEL = -1
 
 
 class PromptAccuracy:
-    """Accuracies with prompts over some samples of a task; a callable for `search`.
+    """A callable for `search`: the accuracy with each prompt over some samples of a task.
 
     Completions are stored in `path` as they arrive and never generated twice; the prompt's digest and the sample's
     position identify them. `identity` describes the run they belong to. `open_engine` is called once, and only if a
@@ -57,7 +57,7 @@ class PromptAccuracy:
             self._opened = opened.pop_all()
 
     def __call__(self, prompts: Sequence[str]) -> list[float]:
-        """The share of samples answered correctly with each prompt. Missing completions are one call of the engine."""
+        """The share of samples answered correctly with each prompt. Missing completions are generated in one call."""
         missing = [
             (prompt, sample)
             for prompt in prompts
@@ -111,7 +111,7 @@ class PromptAccuracy:
         self._labels(row["prompt"])[row["sample"]] = _NO_LABEL if label is None else label
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        """The stored rows, without a last line that a kill cut off. Raises UserError for a broken one."""
+        """The stored rows, except an incomplete last line of a killed run. Raises UserError for a broken row."""
         size = whole_lines(self._path)
         with open(self._path, "rb") as file:
             number = 0

@@ -1,4 +1,4 @@
-"""Classification tasks: the prompt, the labels, and the samples that fill the prompt."""
+"""Classification tasks: a prompt, its labels, and the samples to insert into it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,15 +43,15 @@ class PromptTask:
 
     @property
     def protected_words(self) -> frozenset[str]:
-        """Words that no attack may change, in lower case: the labels, also with a closing quote, and the placeholder's
-        word."""
+        """Words that no attack may change, in lower case: the labels, with and without a closing quote, and the word in
+        the placeholder."""
         return frozenset({"content"} | {form for label in self.labels for form in (label, f"{label}'")})
 
     def read_label(self, completion: str) -> int | None:
         """The number of the label that a completion ends with, read as PromptBench does; None for any other last word.
 
-        Padding and end marks are removed, then white space and punctuation around the whole. The text after the last
-        space is the word, in lower case and without apostrophes.
+        Padding and end marks are removed, then surrounding white space and punctuation. The last word is the text after
+        the last space, in lower case and without apostrophes.
         """
         text = completion.lower().replace("<pad>", "").replace("</s>", "").strip(_AROUND_ANSWER)
         return self.labels.get(text.split(" ")[-1].replace("'", ""))
@@ -71,7 +71,7 @@ def load_validation_set(name: str, data_dir: Path | None) -> Sequence[Sample]:
             with unchanged([data_dir / file]):
                 return _read_samples(data_dir / file)
     published_as = f"nyu-mll/glue ({name})"
-    rows = published_rows(published_as, lambda: load_from_hub("nyu-mll/glue", name, split="validation"), f"put {file}")
+    rows = published_rows(published_as, lambda: load_from_hub("nyu-mll/glue", name, split="validation"), file)
     check_rows(published_as, rows, _FIELDS)
     return [Sample(row.fields["sentence"], row.fields["label"]) for row in rows]
 

@@ -5,8 +5,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-# NLTK's English list as it was before February 2025. The 19 words added then ("i'm", "they've") are left out: with
-# them, other words would be attacked than in the paper.
+# NLTK's English list as it was before February 2025. The 19 words added then ("i'm", "they've") are left out,
+# because they would change which words are attacked.
 STOP_WORDS = frozenset(json.loads(Path(__file__).with_name("stop_words.json").read_text(encoding="utf-8")))
 
 # The words of TextAttack 0.3.7. Its homoglyph attack writes "-", "'" and "x" as these three symbols, so they count as
@@ -31,12 +31,12 @@ class PromptWords:
 
     @classmethod
     def of(cls, text: str, changed: frozenset[int] = frozenset()) -> "PromptWords":
-        """The words of a text, of which those at the indices `changed` count as changed."""
+        """Split a text into words. Those at the indices `changed` count as changed."""
         matches = list(WORD.finditer(text))
         return cls(text, tuple(match.group() for match in matches), tuple(match.span() for match in matches), changed)
 
     def replace(self, index: int, new: str) -> "PromptWords":
-        """The prompt with `new` (any number of words, all counted as changed) in place of the word at `index`.
+        """The prompt with `new` instead of the word at `index`. All words of `new` count as changed.
 
         Unchanged if `new` is that word itself.
         """
@@ -59,10 +59,6 @@ class PromptWords:
     def insert_after(self, index: int, new: str) -> "PromptWords":
         """The prompt with a space and `new` right after the word at `index`, which counts as changed too."""
         return self.replace(index, f"{self.words[index]} {new}")
-
-    def insert_before(self, index: int, new: str) -> "PromptWords":
-        """The prompt with `new` and a space right before the word at `index`, which counts as changed too."""
-        return self.replace(index, f"{new} {self.words[index]}")
 
     def modifiable(self, protected: frozenset[str]) -> list[int]:
         """Indices of the words that an attack may change: not in `protected` (lower case; compared ignoring case), not

@@ -1,4 +1,4 @@
-"""Reports of an attack, for a file and for the screen."""
+"""Report an attack, in a file and on the screen."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -75,7 +75,7 @@ def result_table(reports: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def health_lines(reports: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for each prompt with a fault in more than one of ten answers; the clean prompt is the same for all."""
+    """A line for each prompt with a fault in more than one of ten answers. All reports have the same clean prompt."""
     prompts = {"the clean prompt": reports[0]["clean_health"]}
     prompts |= {f"{report['attack']}'s prompt": report["attacked_health"] for report in reports}
     warnings = {name: Health(**health).warning() for name, health in prompts.items()}

@@ -1,4 +1,4 @@
-"""Command line of every attacked task: attack its prompt, write the results as JSON, print a table."""
+"""Attack a task's prompt from the command line: write the results as JSON and print a table."""
 
 import argparse
 import hashlib
@@ -119,8 +119,7 @@ def main(task: PromptTask, arguments: Sequence[str] | None = None) -> None:
 
 
 def run_attacks(task: PromptTask, options: argparse.Namespace, command: str) -> None:
-    """Check everything that can be checked first; then run one search after another on one engine, each with its own
-    result file."""
+    """Check everything first. Then run one search per attack on the same engine, each with a separate result file."""
     task.check_prompts()
     check_engine_dtype(options)
     check_engine(options)
@@ -157,14 +156,14 @@ def run_attacks(task: PromptTask, options: argparse.Namespace, command: str) -> 
         for name, attack in opened.items():
             result = search(attack, task.prompt, task.protected_words, accuracy, options.query_budget)
             reports.append(attack_report(name, result, accuracy))
-            about = {
+            run = {
                 "task": task.name,
                 "model": source.model,
                 "command": command,
                 "options": options_on_record(options),
                 "packages": package_versions((*PACKAGES, *PACKAGES_OF_ATTACKS)),
             }
-            write_json(paths[name], {**about, "settings": settings[name], **reports[-1]})
+            write_json(paths[name], {**run, "settings": settings[name], **reports[-1]})
             for line in prompt_lines(reports[-1]):
                 log.info(line)
     for line in [*result_table(reports), *health_lines(reports)]:
@@ -185,9 +184,9 @@ def chosen_samples(task: PromptTask, options: argparse.Namespace) -> Sequence[Sa
 
 
 def open_attacks(task: PromptTask, options: argparse.Namespace) -> tuple[dict[str, Attack], dict[str, str]]:
-    """The requested attacks by name, and the reason for each of `all` that cannot run.
+    """The requested attacks by name, and for attacks of `all` that cannot run, the reason.
 
-    Raises UserError if a part of an attack is missing that was requested by its name."""
+    Raises MissingPart if an attack requested by name lacks a part."""
     parts = AttackParts(task, options.seed, options.mask_lm, options.sentence_encoder, options.word_vectors)
     named = [name for name in dict.fromkeys(options.attack_method) if name != ALL]
     opened: dict[str, Attack] = {}
@@ -223,7 +222,7 @@ def _module(name: str):
 
 
 def completions_identity(source: ModelSource, sampling: Sampling, samples: Sequence[Sample]) -> dict[str, Any]:
-    """Everything that must agree for stored completions to be reused."""
+    """Everything that must be equal for stored completions to be reused."""
     return {
         "backend": source.backend,
         "model_fingerprint": source.model_fingerprint,
@@ -240,7 +239,7 @@ def short_hash(value: Any) -> str:
 
 
 def check_same_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    """Raise UserError if `path` has a result found with other settings."""
+    """Raise UserError if `path` holds a result with other settings."""
     if not path.is_file():
         return
     stored = read_json_object(path, "remove it").get("settings")

@@ -11,7 +11,7 @@ from utils.errors import UserError
 
 UNKNOWN_WORD = "[UNK]"
 
-# The accuracy with each prompt, in [0, 1] and in their order; all in one call, so that an engine can batch them.
+# Returns the accuracy with each prompt, in [0, 1]. Takes all prompts in one call, so that an engine can batch them.
 Score = Callable[[Sequence[str]], Sequence[float]]
 
 
@@ -25,7 +25,7 @@ class ScoredPrompt:
 
 @dataclass(frozen=True)
 class RankedWord:
-    """A word of the clean prompt and the accuracy without it, with `prompt`. `drop`: from the clean prompt's."""
+    """A word of the clean prompt, and the accuracy with `prompt`, which lacks it. `drop`: from the clean accuracy."""
 
     index: int
     word: str
@@ -36,11 +36,11 @@ class RankedWord:
 
 @dataclass(frozen=True)
 class SearchStep:
-    """The candidates tried for one word, or for the whole prompt (`index` and `word` are None then).
+    """The candidates for one word, or for the whole prompt (then `index` and `word` are None).
 
     `index` and `word`: in the clean prompt. `refused`: candidates that violate the constraint or break the placeholder.
-    `not_asked`: candidates beyond the query budget. `prompt_after`: the prompt that the search continues with; the best
-    candidate if it was `accepted`.
+    `not_asked`: candidates left unscored by the query budget. `prompt_after`: the prompt that the search continues
+    with; the best candidate if it was `accepted`.
     """
 
     index: int | None
@@ -56,8 +56,8 @@ class SearchStep:
 class SearchResult:
     """The outcome of a search and its steps.
 
-    `number_of_queries`: scored prompts, including the clean one. `changed_places`: (start, end) offsets in the final
-    prompt of new or changed words. `ranking`: in prompt order. `steps`: in search order.
+    `number_of_queries`: the number of scored prompts, including the clean one. `changed_places`: (start, end) offsets
+    in the final prompt of new or changed words. `ranking`: in prompt order. `steps`: in search order.
     """
 
     clean_prompt: str
@@ -81,13 +81,12 @@ def search(
     """Attack the prompt `clean`.
 
     A `WordAttack` goes through the words that may be changed (none of `protected`, in lower case), the most important
-    first, and keeps a word's candidate of lowest accuracy if that is below the accuracy so far. Ties: the first
-    candidate by code points, the first word in the prompt. A `WholePromptAttack` takes the candidate of lowest accuracy
-    (the first of equals), even if the clean prompt's is lower.
+    first, and keeps a word's candidate of lowest accuracy if that is below the accuracy so far. Ties go to the first
+    candidate by code points and to the first word in the prompt. A `WholePromptAttack` takes the first candidate of
+    lowest accuracy, even if the clean prompt's accuracy is lower.
 
-    No prompt is scored twice, and at most `query_budget` in all, including the clean one; candidates beyond it are not
-    scored. `score` is called once for the clean prompt and the ranking together, then once per word; for a
-    `WholePromptAttack` once in all.
+    No prompt is scored twice. At most `query_budget` prompts are scored, including the clean one. `score` is called
+    once for the clean prompt and the ranking together, then once per word; for a `WholePromptAttack` only once.
 
     Raises UserError for a budget below 1, and if no candidate for the whole prompt keeps its `{content}`.
     """
@@ -100,7 +99,7 @@ def search(
 
 
 class _Accuracies:
-    """The accuracies of all prompts scored so far. None is scored twice, none beyond the budget."""
+    """The accuracies of all scored prompts. Scores no prompt twice, and at most `budget` prompts."""
 
     def __init__(self, score: Score, budget: int | None):
         self._score = score
@@ -108,7 +107,7 @@ class _Accuracies:
         self._known: dict[str, float] = {}
 
     def of(self, prompts: Sequence[str]) -> dict[str, float]:
-        """The accuracies of the prompts, except those beyond the budget."""
+        """The accuracies of the prompts within the budget."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
         new = new if self._budget is None else new[: self._budget - len(self._known)]
         if new:
@@ -165,7 +164,7 @@ def _change_words(
 def _rank_words(
     attack: WordAttack, clean: PromptWords, protected: frozenset[str], accuracies: _Accuracies
 ) -> tuple[float, list[RankedWord]]:
-    """The clean prompt's accuracy, and the words that may be changed with the accuracy without each."""
+    """The clean prompt's accuracy, and the words that may change, each with the accuracy without it."""
     indices = clean.modifiable(protected)
     without = [
         (clean.replace(index, UNKNOWN_WORD) if attack.rank_by == "unk" else clean.delete(index)).text
@@ -221,7 +220,7 @@ def _step(
 
 
 def _new_words(clean: PromptWords, final: PromptWords) -> tuple[tuple[int, int], ...]:
-    """The places in `final` of words that replace or join those of `clean`, except the placeholder's."""
+    """The places in `final` of words that are new or differ from `clean`, except the placeholder's."""
     pieces = SequenceMatcher(None, clean.words, final.words, autojunk=False).get_opcodes()
     new = (place for kind, _, _, start, end in pieces if kind != "equal" for place in final.places[start:end])
     return tuple((start, end) for start, end in new if final.text[start - 1 : end + 1] != PLACEHOLDER)

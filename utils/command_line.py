@@ -1,4 +1,4 @@
-"""What the command lines of all scripts share."""
+"""Command-line parsing shared by all scripts."""
 
 import argparse
 import os
@@ -9,8 +9,8 @@ from utils.errors import UserError
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser that reports a wrong option in one line, as every other mistake is reported, and that replaces `~` in
-    paths, which shells leave alone in quotes and in job files."""
+    """A parser that reports a wrong option in one line and expands `~` in paths, which shells do not do in quotes and
+    job files."""
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
@@ -21,7 +21,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def expanded_path(text: str) -> Path:
-    """A path with the home folder in place of `~`."""
+    """A path with `~` expanded."""
     return Path(os.path.expanduser(text))
 
 
@@ -47,7 +47,7 @@ def _integer(text: str) -> int:
 
 
 def options_on_record(options: argparse.Namespace) -> dict[str, Any]:
-    """The options of a command as data for a record: name to value, without those that are None; paths as text."""
+    """The options of a command as data for a record: name to value, without None values, and with paths as text."""
     return {name: _as_json(value) for name, value in sorted(vars(options).items()) if value is not None}
 
 

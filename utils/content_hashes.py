@@ -5,8 +5,8 @@ shapes and the digests of their values. A tensor's digest combines the digests o
 that a merge gets it from the blocks that it reads anyway.
 
 Hashes of large files are cached in one small file below the user's cache folder. An entry belongs to a file's state:
-device, inode, size, and the times of its last modification and change. A cache that cannot be read or written is not
-used.
+device, inode, size, and the times of its last modification and change. A cache that cannot be read or written is
+ignored.
 """
 
 import json
@@ -32,8 +32,8 @@ DIGEST_SIZE = 16  # bytes, of xxh3_128
 _BYTES, _TENSORS = "bytes", "tensors"  # kinds of cache entries
 _READ_AT_ONCE = 1 << 22  # bytes
 
-SMALLEST_CACHED = 4_000_000  # bytes; hashing a smaller file takes about as long as a look into the cache
-SETTLED_SECONDS = 2.0  # a file changed so recently may change again without another time, as git's index has it
+SMALLEST_CACHED = 4_000_000  # bytes; hashing a smaller file is about as fast as a cache lookup
+SETTLED_SECONDS = 2.0  # a newer file may change again within one tick of its timestamp, as in git's index
 _LARGEST_CACHE = 16_000_000  # bytes of values
 _BUSY_SECONDS = 2.0
 _TABLE = """
@@ -44,7 +44,7 @@ CREATE TABLE IF NOT EXISTS hashes (
 
 
 class FileState(NamedTuple):
-    """What changes with a file's content. Two files share it only if they are one file."""
+    """Metadata that changes with a file's content. Two files have the same state only if they are one file."""
 
     device: int
     inode: int
@@ -125,17 +125,17 @@ def recall_digests(state: FileState | None) -> dict[str, str]:
 
 
 def keep_digests(state: FileState | None, digests: Mapping[str, str], read_since: float) -> None:
-    """Cache the digests of a weight file's tensors, or of some, that were read beginning at the time `read_since`."""
+    """Cache digests of a weight file's tensors that were read after the time `read_since`."""
     keep(state, _TENSORS, json.dumps(digests), read_since)
 
 
 def file_states(files: Iterable[Path]) -> FileStates:
-    """The states of files, which show later whether one was changed meanwhile."""
+    """The states of files, to detect later whether one has changed."""
     return {file: file_state(file) for file in files}
 
 
 def check_unchanged(before: FileStates, now: FileStates) -> None:
-    """Raise UserError, naming the file, where a file is not in its former state, came or went."""
+    """Raise UserError, naming the file, if a file was changed, added or removed."""
     for file in {**before, **now}:
         if before.get(file) != now.get(file):
             raise UserError(f"{file}: was changed while it was being read; run the command again")
@@ -143,7 +143,7 @@ def check_unchanged(before: FileStates, now: FileStates) -> None:
 
 @contextmanager
 def unchanged(files: Sequence[Path]):
-    """Raise UserError, naming the file, where one changes while the block reads them."""
+    """Raise UserError, naming the file, if one changes while the block reads them."""
     before = file_states(files)
     yield
     check_unchanged(before, file_states(files))
@@ -160,7 +160,7 @@ def tensor_digest(stretches: np.ndarray) -> str:
 
 
 def read_tensor_digest(stored: StoredTensor, read: Callable[[np.ndarray, int], object], stretch: int = STRETCH) -> str:
-    """The digest of a tensor in stretches of this many values. `read` fills a buffer from a byte of the tensor on."""
+    """The digest of a tensor in stretches of this many values. `read` fills a buffer from a given byte on."""
     size = max(stretch * stored.bytes // max(stored.numel, 1), 1)  # bytes of a stretch
     buffer = np.empty(min(size, stored.bytes), np.uint8)
     digests = []
@@ -182,7 +182,7 @@ def _read_digests(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, 
 
 
 def file_state(path: Path) -> FileState | None:
-    """The state of a file; None where there is none."""
+    """The state of a file; None if it does not exist."""
     try:
         found = path.stat()
     except OSError:
@@ -197,7 +197,7 @@ def cache_file() -> Path:
 
 
 def recall(state: FileState | None, kind: str) -> str | None:
-    """What was kept for a file in this state; None where nothing was."""
+    """The cached value for a file in this state, if any."""
     if state is None or state.size < SMALLEST_CACHED:
         return None
     with suppress(sqlite3.Error, OSError, RuntimeError), _opened() as cache:
@@ -207,9 +207,9 @@ def recall(state: FileState | None, kind: str) -> str | None:
 
 
 def keep(state: FileState | None, kind: str, value: str, read_since: float) -> None:
-    """Keep a value that was read from a file in this state, beginning at the time `read_since`.
+    """Cache a value that was read from a file in this state after the time `read_since`.
 
-    Nothing is kept of a file that was changed just before: another change might leave the same times.
+    A file that has just changed is not cached, because another change might leave the same times.
     """
     if state is None or state.size < SMALLEST_CACHED:
         return

@@ -1,4 +1,4 @@
-"""Checkpoints that come with their own code, which is never run here."""
+"""Code that comes with a checkpoint, which is never run here."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -20,7 +20,7 @@ def run_command_line(main: Callable[[], None]) -> int:
     Returns the exit status: 0, 2 after such an error (as argparse does), or 130 after Ctrl-C.
     """
     begin_work()
-    # transformers warns of things that only programmers can act on; it reads this when it is imported.
+    # transformers prints warnings that only programmers can act on. It reads this variable when it is imported.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         status = _run(main)
@@ -39,12 +39,12 @@ def _run(main: Callable[[], None]) -> int:
     except (UserError, OSError) as error:
         if was_interrupted():
             raise
-        print(f"error: {_line(error)}", file=sys.stderr)
+        print(f"error: {_one_line(error)}", file=sys.stderr)
         return 2
     return 0
 
 
-def _line(error: UserError | OSError) -> str:
+def _one_line(error: UserError | OSError) -> str:
     if isinstance(error, UserError):
         return " ".join(str(error).splitlines())  # quoted names may contain line breaks
     place = "" if error.filename is None else f"{error.filename}: "  # a full disk, a read-only folder

@@ -7,10 +7,10 @@ import sys
 from types import FrameType
 
 INTERRUPTED = 130  # the exit status, as in a shell
-PARENT = "MERGING_PARENT_PROCESS"  # environment variable: the process that a command ends with
+PARENT = "MERGING_PARENT_PROCESS"  # environment variable with the process id of the parent, which a command ends with
 _is_prepared = False
 _is_interrupted = False
-_is_said = False
+_is_reported = False
 
 
 class Interrupted(BaseException):
@@ -21,14 +21,14 @@ def prepare_process(name: str) -> None:
     """Prepare a process for Ctrl-C. Entry scripts call this before their imports, with their `__name__`.
 
     Ctrl-C during the imports then ends the command with one line. Processes started by multiprocessing import the entry
-    script as `__mp_main__`: they ignore Ctrl-C, and end whenever and however the command ends.
+    script as `__mp_main__`: they ignore Ctrl-C and end when the command does.
     """
     global _is_prepared
     if name == "__mp_main__":
         _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
         _end_with(os.getppid())
     elif _signal.getsignal(_signal.SIGINT) != _signal.SIG_IGN:  # ignored for background jobs of a shell script
-        _signal.signal(_signal.SIGINT, _end_at_once)
+        _signal.signal(_signal.SIGINT, _end_now)
         _is_prepared = True
         # Called last at exit: Python then resets its handlers, and a late Ctrl-C would kill it silently.
         atexit.register(_signal.signal, _signal.SIGINT, _signal.SIG_IGN)
@@ -48,7 +48,7 @@ def end_work() -> None:
     """From now on, Ctrl-C ends the process."""
     if _is_prepared:
         _signal.setitimer(_signal.ITIMER_REAL, 0)
-        _signal.signal(_signal.SIGINT, _end_at_once)
+        _signal.signal(_signal.SIGINT, _end_now)
 
 
 def was_interrupted() -> bool:
@@ -61,19 +61,19 @@ def end_interrupted() -> int:
     from contextlib import suppress
 
     if not _is_prepared:
-        _say_interrupted()
+        _report_interrupt()
         return INTERRUPTED
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
-    _end_at_once()
+    _end_now()
 
 
 def _interrupt(_number: int, frame: FrameType | None) -> None:
     global _is_interrupted
     _is_interrupted = True
-    _say_interrupted()
-    _signal.signal(_signal.SIGINT, _end_at_once)
+    _report_interrupt()
+    _signal.signal(_signal.SIGINT, _end_now)
     # Again until end_work: libraries and finalizers swallow exceptions, and torch aborts if one passes its import.
     is_importing = _is_importing(frame)
     _signal.signal(_signal.SIGALRM, _interrupt)
@@ -96,18 +96,18 @@ def _is_importing(frame: FrameType | None) -> bool:
     return frame is not None
 
 
-def _end_at_once(*_: object) -> None:
+def _end_now(*_: object) -> None:
     """End without Python's own clean-up, which may wait for threads."""
-    _say_interrupted()
+    _report_interrupt()
     os._exit(INTERRUPTED)
 
 
-def _say_interrupted() -> None:
-    global _is_said
-    if not _is_said:
+def _report_interrupt() -> None:
+    global _is_reported
+    if not _is_reported:
         # Not print: another print may hold the stream.
         os.write(2, b"interrupted; rerun the command and it resumes\n")
-    _is_said = True
+    _is_reported = True
 
 
 def _end_with(parent: int) -> None:

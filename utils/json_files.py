@@ -12,7 +12,7 @@ from utils.whole_files import write_whole
 
 
 def read_json_object(path: Path, remedy: str) -> dict[str, Any]:
-    """The JSON object in `path`. Raises UserError, which ends with the `remedy`, if there is none."""
+    """The JSON object in `path`. Raises UserError, ending with the `remedy`, if there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors write a byte order mark
     except FileNotFoundError:
@@ -57,7 +57,7 @@ def _validator(shape: Any):
 
 
 def read_json_lines(path: Path, remedy: str) -> list[dict[str, Any]]:
-    """The JSON objects in `path`, one per line. Raises UserError, which ends with the `remedy`, for any other line."""
+    """The JSON objects in `path`, one per line. Raises UserError, ending with the `remedy`, for any other line."""
     try:
         with open(path, encoding="utf-8") as file:  # str.splitlines would also split texts at U+2028
             rows = [value for _, value in parse_json_lines(file, path, remedy)]
@@ -73,7 +73,7 @@ def parse_json_lines(
 ) -> Iterator[tuple[str, Any]]:
     """The place ("FILE line 3") and value of each line that is not blank.
 
-    Raises UserError, which ends with the `remedy`, for a line that is not JSON. With `may_end_torn`, a last line that a
+    Raises UserError, ending with the `remedy`, for a line that is not JSON. With `may_end_torn`, a last line that a
     kill cut off is skipped.
     """
     for number, line in enumerate(lines, 1):
@@ -90,7 +90,7 @@ def parse_json_lines(
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]], ascii_only: bool = True) -> None:
-    """Write each row as a line of JSON; in ASCII by default, because some evaluators open files in the machine's
+    """Write each row as a line of JSON; in ASCII by default, because some evaluators open files in the system's
     encoding."""
     lines = [json.dumps(row, ensure_ascii=ascii_only, default=str) + "\n" for row in rows]
     write_whole(path, "".join(lines))

@@ -15,8 +15,8 @@ _CHATTY = ("httpx", "datasets", "filelock", "fsspec", "urllib3", "sentence_trans
 def logged_run() -> Iterator[Callable[[Path], None]]:
     """Print log lines to stdout without times (stderr is for errors and progress bars) while the block runs.
 
-    Yields a function that writes the lines so far, with times, to a file, and all later ones as they come. Until it is
-    called they are held in memory, so that a run that fails its checks leaves no file.
+    Yields a function that writes the lines so far, with times, to a file, and all later ones as they come. Before that
+    call they stay in memory, so a run that fails its checks leaves no file.
     """
     screen = logging.StreamHandler(sys.stdout)
     screen.setFormatter(logging.Formatter("%(message)s"))

@@ -74,7 +74,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise broken("the header makes no sense") from None
     if end != size:
-        raise broken(f"{size} bytes where the header describes {end}")
+        raise broken(f"{size} bytes, but the header describes {end}")
     return tensors
 
 
@@ -108,7 +108,7 @@ def _stored_tensors(file: Path, header: Mapping[str, Any], data_start: int) -> t
 
 
 def read_at(descriptor: int, buffer: np.ndarray, position: int) -> bool:
-    """Fill `buffer` (uint8) from a position of an open file; False where the file ends before."""
+    """Fill `buffer` (uint8) from a position of an open file; False if the file ends first."""
     left = memoryview(buffer)
     while left:
         count = os.preadv(descriptor, [left], position)

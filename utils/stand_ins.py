@@ -10,7 +10,7 @@ _STAND_INS = {
 
 
 def stand_in_remedy(path: Path) -> str | None:
-    """A message, with a remedy, for a file that only stands in for the real one; None for a real one."""
+    """A message, with a remedy, for a placeholder; None for a real file."""
     with open(path, "rb") as file:
         beginning = file.read(64).lstrip().lower()
     return next((remedy for start, remedy in _STAND_INS.items() if beginning.startswith(start)), None)

@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence the messages of transformers about a checkpoint that it loads, several lines on stderr."""
+    """Silence the lines that transformers prints on stderr about a checkpoint that it loads."""
     verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
@@ -25,7 +25,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def config_with_defaults(config: dict[str, Any]) -> dict[str, Any] | None:
-    """The settings of a `config.json` as transformers reads them, in their present spelling, with the defaults of the
+    """The settings of a `config.json` as transformers reads them, in their current spelling, with the defaults of the
     model's family; None if transformers does not know the family or refuses the config."""
     from transformers import AutoConfig
 

@@ -24,7 +24,7 @@ OUTER_WRAPPERS = {"module.": "of DataParallel or DeepSpeed", "base_model.model."
 
 _SHARD = re.compile(r"(model|pytorch_model)-(\d+)-of-(\d+)\.(safetensors|bin)")
 # Formats that are not read here, by file extension, with the remedy.
-_OTHER_FORMS = {
+_OTHER_FORMATS = {
     ".gguf": "GGUF files, which are for llama.cpp; give the folder they were converted from",
     ".pth": "PyTorch files of another program (.pth); convert them with that program's script for Hugging Face",
     ".pt": "PyTorch files of another program (.pt); save the model with save_pretrained()",
@@ -73,7 +73,7 @@ def weight_map(index: Path) -> Mapping[str, str]:
     return places
 
 
-def passed_over_files(folder: Path) -> list[str]:
+def ignored_pickled_files(folder: Path) -> list[str]:
     """Names of pickled weights in a folder whose safetensors files are read instead."""
     if weight_files(folder)[0].suffix == ".bin":
         return []
@@ -103,7 +103,7 @@ def _files_without_index(folder: Path) -> list[Path]:
         if shard:
             sets.setdefault((shard[4], shard[1], shard[3]), []).append(path)
     if not sets:
-        raise UserError(f"{folder} has {_content_instead(folder)}")
+        raise UserError(f"{folder} has {_describe_content(folder)}")
     (ending, stem, total), files = max(sets.items())  # safetensors before bin
     same_kind = [key for key in sets if key[0] == ending]
     if len(same_kind) > 1:
@@ -116,7 +116,7 @@ def _files_without_index(folder: Path) -> list[Path]:
     return files
 
 
-def _content_instead(folder: Path) -> str:
+def _describe_content(folder: Path) -> str:
     """The content of a folder without weights under a known name, with the remedy."""
     names = sorted(path.name for path in folder.iterdir())
     checkpoints = [name for name in names if re.fullmatch(r"checkpoint-\d+", name) and (folder / name).is_dir()]
@@ -130,7 +130,7 @@ def _content_instead(folder: Path) -> str:
     if any(name.startswith("consolidated") for name in names):
         return "the original files of another program (consolidated.*); download the Hugging Face files or convert them"
     weights = [name for name in names if not name.startswith(_TRAINING_STATE)]
-    for ending, what in _OTHER_FORMS.items():
+    for ending, what in _OTHER_FORMATS.items():
         if any(name.endswith(ending) for name in weights):
             return what
     others = [name for name in weights if name.endswith((".safetensors", ".bin"))]

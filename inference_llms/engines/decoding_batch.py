@@ -21,18 +21,18 @@ TOKENS_AT_ONCE_ON_GPU = 65536
 class BatchRow:
     """One prompt, the tokens generated for it, and its source of randomness for sampling."""
 
-    def __init__(self, position: int, prompt: list[int], most_new_tokens: int):
+    def __init__(self, position: int, prompt: list[int], max_new_tokens: int):
         self.position = position
         self.prompt = prompt
-        self.most_new_tokens = most_new_tokens
+        self.max_new_tokens = max_new_tokens
         self.new: list[int] = []
         self.ended = False
         self.random = random.Random(position)
 
     @property
-    def longest(self) -> int:
+    def max_length(self) -> int:
         """The largest number of tokens, prompt and completion, that this row can reach."""
-        return len(self.prompt) + self.most_new_tokens
+        return len(self.prompt) + self.max_new_tokens
 
 
 class DecodingBatch:
@@ -41,7 +41,7 @@ class DecodingBatch:
     def __init__(self, model: PreTrainedModel):
         self.rows: list[BatchRow] = []
         self._model = model
-        # Versions of transformers before 5.24 call it past_key_values, those from 5.40 on no longer do.
+        # transformers renames past_key_values to cache in 5.24, and drops the old name in 5.40.
         parameters = inspect.signature(model.forward).parameters
         self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
         self._cache: Cache | None = None
@@ -55,8 +55,8 @@ class DecodingBatch:
     def admit(self, rows: list[BatchRow]) -> Tensor:
         """Add rows, run their prompts, and return the logits (row, token) of their first new token.
 
-        The common beginning of all prompts is run once. The rest runs in pieces that fit into a processor's cache; rows
-        of similar length side by side share the padding.
+        The common beginning of all prompts runs once. The rest runs in pieces that fit into a processor's cache. Sort
+        rows by length to reduce the padding.
         """
         shared = _common_beginning([row.prompt for row in rows]) if self._may_share else 0
         prefix = self._run_prefix(rows[0].prompt[:shared]) if shared else None
@@ -99,7 +99,7 @@ class DecodingBatch:
         return self._forward(tokens, self._mask, positions, self._cache)
 
     def drop_ended(self) -> None:
-        """Drop the rows that have ended, once there are enough of them to be worth it."""
+        """Drop the ended rows, once they are a large enough share of the batch."""
         kept = [index for index, row in enumerate(self.rows) if not row.ended]
         if not kept:
             self.rows, self._cache, self._mask = [], None, None
@@ -133,9 +133,9 @@ def _layer(keys: Tensor, values: Tensor) -> DynamicLayer:
 
 
 def _stack(layers: Sequence[DynamicLayer]) -> DynamicLayer:
-    """The rows of all layers, one below the other; all end at the same column."""
+    """The rows of all layers, stacked; all end at the same column."""
     columns = max(layer.keys.shape[2] for layer in layers)
-    # Zeros rather than whatever is in memory: a NaN under the mask would still spoil the sum of values.
+    # Zeros, because a NaN left in memory would spoil the sum of values even under the mask.
     keys, values = (
         torch.cat([pad(part, (0, 0, columns - part.shape[2], 0)) for part in parts])
         for parts in zip(*((layer.keys, layer.values) for layer in layers), strict=True)
@@ -144,14 +144,15 @@ def _stack(layers: Sequence[DynamicLayer]) -> DynamicLayer:
 
 
 def _common_beginning(prompts: Sequence[list[int]]) -> int:
-    """The number of tokens that all prompts begin with, less than any whole prompt: the last token must be run."""
+    """The number of tokens that all prompts begin with. It excludes each prompt's last token, which must be run."""
     first, last = min(prompts), max(prompts)
     common = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
     return min(common, min(map(len, prompts)) - 1) if len(prompts) > 1 else 0
 
 
 def _pieces(rows: Sequence[BatchRow], shared: int, at_once: int) -> Iterator[Sequence[BatchRow]]:
-    """Rows in their order, in pieces of `at_once` tokens at most, or one row; padding counts, shared tokens do not."""
+    """Split rows, in order, into pieces of at most `at_once` tokens, padding included and shared tokens not, or of one
+    row."""
     start = 0
     for end in range(1, len(rows) + 1):
         longest = max(len(row.prompt) for row in rows[start : end + 1]) - shared

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose the tokens of a completion; by default greedily, as everywhere in the paper.
+    """Settings for choosing the tokens of a completion; by default greedy, as everywhere in the paper.
 
     `stop` strings end a completion and are not part of it. `max_tokens` counts new tokens; a prompt
-    that leaves less room in the model's context gets what room there is.
+    that leaves less room in the model's context gets only that room.
     """
 
     max_tokens: int
@@ -48,8 +48,8 @@ class Weights(Protocol):
 
 
 class Engine(Protocol):
-    """A loaded model that completes text. The tokenizer adds special tokens to prompts, and completions are without
-    them. An engine opened without weights must get some before its completions mean anything."""
+    """A loaded model that completes text. The tokenizer adds special tokens to prompts; completions contain none. An
+    engine opened without weights needs `replace_weights` before its completions mean anything."""
 
     def complete(self, prompts: Sequence[str], sampling: Sampling) -> Iterator[tuple[int, str]]:
         """Complete all `prompts` in one batch, yielding (position in `prompts`, completion) as each ends, in any order.
@@ -61,7 +61,7 @@ class Engine(Protocol):
 
     def replace_weights(self, weights: Weights) -> None:
         """Compute with these weights from now on, and forget everything computed with earlier ones. Raises UserError
-        if the model has no tensor of some name and shape, or if one of its weights is missing."""
+        for a tensor whose name or shape the model does not have, and for a missing one."""
         ...
 
     def take_tokenizer(self, folder: Path) -> None:
@@ -69,7 +69,7 @@ class Engine(Protocol):
         ...
 
     def checksum(self) -> str:
-        """A hash of all weights that the engine computes with. Two engines of one kind, size and dtype have the same
+        """A hash of all weights that the engine computes with. Engines of the same kind, size and dtype have the same
         hash only if they hold the same bits."""
         ...
 

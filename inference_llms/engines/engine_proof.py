@@ -1,10 +1,10 @@
-"""Check that a vLLM engine computes with the weights that it was given.
+"""Check that a vLLM engine computes with its current weights.
 
-The engine completes a few prompts. transformers, which keeps no second copy of weights that could be old, then scores
-the same tokens with the same weights on the CPU, in float32 and in the engine's dtype. Their distance is
-rounding; the engine may be twice as far from float32. A layer with old weights moves the log-probabilities farther
-than that. In SmolLM2-135M rounding to bfloat16 explains 0.03; one wrong attention output moves them by 0.13 to 2, an
-old head by 9.
+The engine completes a few prompts. transformers, which keeps no second copy of the weights, then scores the same
+tokens with the same weights on the CPU, in float32 and in the engine's dtype. The distance between these two is
+rounding, and the engine may be twice as far from float32. A layer with old weights is farther away. In
+SmolLM2-135M, rounding to bfloat16 moves log-probabilities by 0.03, one wrong attention output by 0.13 to 2, and an old
+head by 9.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ PROMPTS = (
 )
 NEW_TOKENS = 16
 TIMES_ROUNDING = 2.0
-LEAST_TOLERANCE = 0.01
+MIN_TOLERANCE = 0.01
 USUAL_ROUNDING = 0.05  # if the model in float32 does not fit into memory
 
 
@@ -71,31 +71,31 @@ def check_against(texts: Sequence[ScoredText], exact: Sequence[Tensor], rounded:
     def scores_of_tokens(scores: Sequence[Tensor]) -> list[Tensor]:
         return [row.gather(1, token)[:, 0] for row, token in zip(scores, tokens, strict=True)]
 
-    own, expected = [torch.tensor(text.log_probabilities) for text in texts], scores_of_tokens(exact)
+    scored, expected = [torch.tensor(text.log_probabilities) for text in texts], scores_of_tokens(exact)
     rounding = USUAL_ROUNDING if rounded is None else _mean_distance(scores_of_tokens(rounded), expected)
-    tolerance = TIMES_ROUNDING * rounding + LEAST_TOLERANCE
+    tolerance = TIMES_ROUNDING * rounding + MIN_TOLERANCE
     likeliest = [scores[text.prompt_length - 1 :].amax(1) for text, scores in zip(texts, exact, strict=True)]
     chosen = [scores[text.prompt_length - 1 :] for text, scores in zip(texts, expected, strict=True)]
     distances = {
-        "log-probabilities": _mean_distance(own, expected),
+        "log-probabilities": _mean_distance(scored, expected),
         "completions": _mean_distance(chosen, likeliest),
     }
-    for what, distance in distances.items():
-        if not distance <= tolerance:  # nor NaN
+    for name, distance in distances.items():
+        if not distance <= tolerance:  # also if it is NaN
             raise UserError(
-                f"--backend vllm: with the same weights, vLLM computes other {what} than transformers "
+                f"--backend vllm: with the same weights, vLLM computes other {name} than transformers "
                 f"(mean distance {distance:.3f}, tolerance {tolerance:.3f}); search with --backend transformers"
             )
 
 
 def _dtype_that_fits(model: PreTrainedModel, dtype: torch.dtype) -> str:
-    """float32 if the model in it fits into memory beside the checkpoint's tensors, else the engine's dtype. Raises
+    """float32 if a float32 model and the checkpoint's tensors fit into memory, else the engine's dtype. Raises
     UserError if neither fits."""
     parameters = model.num_parameters()
-    for of_model in (torch.float32, dtype):
-        needed = parameters * (of_model.itemsize + dtype.itemsize)
+    for model_dtype in (torch.float32, dtype):
+        needed = parameters * (model_dtype.itemsize + dtype.itemsize)
         if needed < available_memory():
-            return str(of_model).removeprefix("torch.")
+            return str(model_dtype).removeprefix("torch.")
     raise UserError(
         f"--backend vllm: checking vLLM needs {needed / 1e9:.0f} GB of memory, and {available_memory() / 1e9:.0f} are "
         "free; free some, or search with --backend transformers"

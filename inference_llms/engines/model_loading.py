@@ -1,4 +1,4 @@
-"""Read model folders through transformers: config, tokens of prompts, and every weight or a one-line refusal."""
+"""Load configs, tokenizers and models with transformers, and report failures in one line."""
 
 import functools
 import pickle
@@ -31,8 +31,7 @@ JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokeni
 
 @contextmanager
 def refusals_in_one_line(model_folder: Path, package: str) -> Iterator[None]:
-    """Turn what `package` raises on a model that it cannot load into a UserError with the reason, and silence
-    transformers otherwise."""
+    """Raise UserError with the reason if `package` cannot load a model. Silences transformers."""
     try:
         for name in JSON_FILES:
             if (model_folder / name).is_file():
@@ -47,7 +46,7 @@ def refusals_in_one_line(model_folder: Path, package: str) -> Iterator[None]:
             "download the model again, as safetensors"
         ) from error
     except Exception as error:
-        # The packages raise a dozen unrelated kinds of errors on bad folders.
+        # The packages raise many unrelated errors for bad folders.
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"{model_folder}: {package} cannot load this model ({type(error).__name__}: {reason}); {_remedy(error)}"
@@ -56,7 +55,7 @@ def refusals_in_one_line(model_folder: Path, package: str) -> Iterator[None]:
 
 def _remedy(error: Exception) -> str:
     if isinstance(error, ImportError):  # of the package that a quantised model needs
-        return "install what it names, choose another --backend, or run the model that is not quantised"
+        return "install that package, choose another --backend, or run an unquantised model"
     if "trust_remote_code" in str(error):
         return "a checkpoint's code is never run; choose a model that transformers supports itself"
     if "Unrecognized configuration class" in str(error):
@@ -80,7 +79,7 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def generation_config(model_folder: Path) -> GenerationConfig:
-    """The model's sampling defaults and stop tokens: its generation config, or its config if it has none."""
+    """The model's sampling defaults and stop tokens, from its generation config, else from its config."""
     with quiet_transformers():
         if (model_folder / "generation_config.json").is_file():
             return GenerationConfig.from_pretrained(model_folder)
@@ -88,17 +87,17 @@ def generation_config(model_folder: Path) -> GenerationConfig:
 
 
 def load_model(model_folder: Path | None, model_class: type = AutoModelForCausalLM, **options: Any) -> PreTrainedModel:
-    """The model, with `options` of `from_pretrained`; folder None: with the `state_dict` among them.
+    """Load a model with `options` of `from_pretrained`. Without a folder, they include a `state_dict`.
 
     Raises UserError if a tensor is missing or has another shape: transformers itself would continue with
     random numbers there.
     """
-    model, found = model_class.from_pretrained(
+    model, info = model_class.from_pretrained(
         model_folder, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
     )
-    if found["missing_keys"]:
-        raise UserError(_missing_tensors(model_folder, sorted(found["missing_keys"]), sorted(found["unexpected_keys"])))
-    for name, stored, needed in sorted(found["mismatched_keys"]):
+    if info["missing_keys"]:
+        raise UserError(_missing_tensors(model_folder, sorted(info["missing_keys"]), sorted(info["unexpected_keys"])))
+    for name, stored, needed in sorted(info["mismatched_keys"]):
         raise UserError(
             f"{model_folder}: tensor {name} has the shape {' x '.join(map(str, stored))}, but config.json needs "
             f"{' x '.join(map(str, needed))}; copy or download the model again"
@@ -110,8 +109,7 @@ def _missing_tensors(model_folder: Path, missing: list[str], unexpected: list[st
     wrapper = next((name for name in WRAPPERS if unexpected and all(key.startswith(name) for key in unexpected)), None)
     if wrapper is not None:
         return (
-            f"{model_folder}: its tensor names begin with {wrapper}, added by {WRAPPERS[wrapper]}; save the model that "
-            "is inside"
+            f"{model_folder}: its tensor names begin with {wrapper}, added by {WRAPPERS[wrapper]}; save the inner model"
         )
     lacks = f"{model_folder} lacks tensor {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
     instead = f", and holds {len(unexpected)} that it does not need ({unexpected[0]})" if unexpected else ""
@@ -119,7 +117,8 @@ def _missing_tensors(model_folder: Path, missing: list[str], unexpected: list[st
 
 
 def check_weights(model_folder: Path, config: PreTrainedConfig) -> None:
-    """Raise as `load_model`, reading only the headers of the weight files: for engines that ignore missing tensors."""
+    """Raise UserError as `load_model` does, but read only the headers of the weight files. For engines that ignore
+    missing tensors."""
     # Quantised checkpoints name their tensors in ways that only their engine knows.
     if getattr(config, "quantization_config", None) is None:
         load_model(model_folder, device_map="meta")
@@ -169,7 +168,7 @@ def context_length(config: PreTrainedConfig) -> int:
     config = config.get_text_config()
     length = getattr(config, "max_position_embeddings", None) or sys.maxsize
     rope = getattr(config, "rope_parameters", None) or {}
-    # These two stretch the positions of the config; the other kinds state the stretched length itself.
+    # These two stretch the length in the config; for all other types it is already the stretched length.
     if rope.get("rope_type") in ("linear", "dynamic"):
         length = int(length * rope.get("factor", 1.0))
     return length
@@ -188,7 +187,7 @@ def tokens_of_prompts(
 ) -> list[list[int] | None]:
     """Each prompt's token ids, with the special tokens that the tokenizer puts in front.
 
-    Those that it appends are dropped: after an end token a model begins another text (training frameworks leave
+    Tokens that it appends are dropped: after an end token a model begins another text (training frameworks leave
     `add_eos_token` on). None for a prompt that leaves no room for a completion in `context` tokens, or that has no
     token to start from; a line on stderr reports how many there are.
     """
@@ -221,5 +220,5 @@ def _appended_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 @functools.cache
 def _report_appended_tokens(names: str) -> None:
-    # Once, and on stdout: this is not an error.
+    # Reported once, and on stdout, because this is not an error.
     print(f"the tokenizer adds {names} to the end of every prompt; prompts are run without it")

@@ -12,8 +12,7 @@ from utils.machine import available_cores
 
 
 def resolve_backend(backend: str) -> str:
-    """The backend that `backend` (auto, vllm or transformers) means on this machine: auto is vllm if vLLM is installed
-    and there is a GPU, otherwise transformers."""
+    """The backend to use on this machine: auto is vllm if vLLM is installed and there is a GPU, else transformers."""
     if backend != "auto":
         return backend
     return "vllm" if _vllm_is_installed() and _gpu_count() > 0 else "transformers"
@@ -24,8 +23,8 @@ def check_engine_request(
 ) -> None:
     """Raise UserError if this machine cannot run the requested engine. Quick: loads no engine.
 
-    `tensor_parallel_size` None: as many GPUs as machine and model allow. `executor`: what starts vLLM's workers; with
-    ray they may run on other machines, whose GPUs and cores are not counted here.
+    `tensor_parallel_size` None: as many GPUs as machine and model allow. `executor`: starts vLLM's workers; with ray
+    they may run on other machines, whose GPUs and cores are not counted here.
     """
     tensor_parallel_size = 1 if tensor_parallel_size is None else tensor_parallel_size
     if tensor_parallel_size < 1 or pipeline_parallel_size < 1:
@@ -77,7 +76,7 @@ def open_engine(
 
     The engine holds tensor_parallel_size times pipeline_parallel_size GPUs (vLLM on a machine without a GPU: worker
     processes) until it is closed; transformers uses the GPUs that it needs. `tensor_parallel_size` None: see
-    `model_loading.widest_split`. `engine_dtype`: see `model_loading.dtype_in_transformers`. `executor`: what starts
+    `model_loading.widest_split`. `engine_dtype`: see `model_loading.dtype_in_transformers`. `executor`: starts
     vLLM's workers, mp or ray; None: vLLM chooses. `has_weights` False: the folder may hold only config and tokenizer,
     and the weights come later through `replace_weights`. vLLM starts processes that import the main module again, so
     call this under `if __name__ == "__main__":`. Raises UserError if the machine or the folder does not allow it.
@@ -118,7 +117,7 @@ def _vllm_runs_on_cpu() -> bool:
 
 @functools.cache
 def _report_ignored_sizes() -> None:
-    # On stdout: this is not an error.
+    # On stdout, because this is not an error.
     print(
         "the transformers backend runs in one process: --tensor_parallel_size and --pipeline_parallel_size have no "
         "effect there"

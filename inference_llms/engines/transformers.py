@@ -26,7 +26,7 @@ from inference_llms.engines.model_loading import (
 )
 from utils.errors import UserError
 
-MOST_ROWS = 256
+MAX_ROWS = 256
 CACHE_BYTES_ON_CPU = 2 * 2**30
 CACHE_SHARE_OF_FREE_GPU = 0.6
 TOKENS_BETWEEN_STOP_CHECKS = 8
@@ -36,12 +36,11 @@ PARAMETERS_WORTH_THREADS = 20_000_000
 
 
 class TransformersEngine:
-    """Any causal language model with attention that transformers supports, on the GPUs if there are any, else on the
-    CPU.
+    """Any causal language model with attention that transformers supports, on GPUs if available, else on the CPU.
 
     Weights are in `dtype_in_transformers`. Prompts run in one batch; a completion leaves it when it ends, and a
-    waiting prompt takes its row. A greedy completion does not depend on the prompts beside it (except for
-    rounding: sums of another shape may differ in the last bit and turn a tie); one drawn at a
+    waiting prompt takes its row. A greedy completion does not depend on the other prompts, except for rounding:
+    in a batch of another shape, sums may differ in the last bit and break a tie differently. A completion drawn at a
     temperature also depends on the prompt's position in the call.
     """
 
@@ -75,9 +74,9 @@ class TransformersEngine:
                 yield position, CutOff()
             else:
                 waiting.append(BatchRow(position, prompt, min(sampling.max_tokens, self._context - len(prompt))))
-        # Taken from the end, so the longest first: a batch that is too large for the memory fails at
-        # once rather than after hours, and prompts of similar length share the padding.
-        waiting.sort(key=lambda row: row.longest)
+        # Rows are taken from the end, so the longest run first: a batch that is too large for the memory fails
+        # immediately rather than after hours, and prompts of similar length need little padding.
+        waiting.sort(key=lambda row: row.max_length)
         tokens_that_fit = self._tokens_that_fit()
         batch = DecodingBatch(self._model)
         while waiting or batch.rows:
@@ -99,17 +98,17 @@ class TransformersEngine:
     @torch.no_grad()
     def replace_weights(self, weights: Weights) -> None:
         """Replace the weights, on one GPU or on the CPU."""
-        own = self._model.state_dict(keep_vars=True)
+        state = self._model.state_dict(keep_vars=True)
         filled = set()
         for name, tensor in weights:
-            if name not in own or own[name].shape != tensor.shape:
+            if name not in state or state[name].shape != tensor.shape:
                 raise UserError(
                     f"{self._folder}: transformers has no tensor {name} of this shape to replace; choose --backend vllm"
                 )
-            own[name].copy_(tensor)
-            filled.add(own[name].data_ptr())
-        for name, tensor in own.items():
-            if tensor.data_ptr() not in filled:  # tied ones share their memory with a filled one
+            state[name].copy_(tensor)
+            filled.add(state[name].data_ptr())
+        for name, tensor in state.items():
+            if tensor.data_ptr() not in filled:  # tied tensors share their memory with a filled one
                 raise UserError(f"{self._folder}: the models lack tensor {name}; copy or download them again")
 
     def take_tokenizer(self, folder: Path) -> None:
@@ -132,11 +131,11 @@ class TransformersEngine:
             torch.cuda.empty_cache()
 
     def _all_end_tokens(self) -> set[int]:
-        stated = self._model.generation_config.eos_token_id
-        return {self._tokenizer.eos_token_id, *(stated if isinstance(stated, list) else [stated])} - {None}
+        configured = self._model.generation_config.eos_token_id
+        return {self._tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
 
     def _tokens_that_fit(self) -> int:
-        """The number of tokens whose keys and values the memory may hold."""
+        """The number of tokens whose keys and values may be kept in memory."""
         bytes_per_token = cache_bytes_per_token(self._model.config, self._model.dtype.itemsize)
         gpus = range(torch.cuda.device_count())
         if not gpus:
@@ -152,12 +151,12 @@ class TransformersEngine:
             )
 
     def _has_ended(self, row: BatchRow, sampling: Sampling) -> bool:
-        if row.new[-1] in self._end_tokens or len(row.new) == row.most_new_tokens:
+        if row.new[-1] in self._end_tokens or len(row.new) == row.max_new_tokens:
             return True
         if not sampling.stop or len(row.new) % TOKENS_BETWEEN_STOP_CHECKS:
             return False
-        # Each token adds a byte or more, so this many tokens hold the stop, and one more in front of it, because some
-        # tokenizers drop the space that a text begins with.
+        # Each token adds a byte or more, so this many tokens hold the stop and one more token before it, because some
+        # tokenizers drop a leading space.
         tail = max(len(stop.encode()) for stop in sampling.stop) + TOKENS_BETWEEN_STOP_CHECKS + 1
         text = self._decode(row.new[-tail:])
         return any(stop in text for stop in sampling.stop)
@@ -167,10 +166,10 @@ class TransformersEngine:
         new = row.new[:-1] if ended_itself else row.new
         before, whole = self._decode(row.prompt), self._decode(row.prompt + new)
         text = whole[len(before) :] if whole.startswith(before) else self._decode(new)
-        # Bytes of a character that max_tokens cut in two.
+        # max_tokens may cut a character's bytes in two.
         text = text.rstrip("\N{REPLACEMENT CHARACTER}")
         completion = cut_at_stop(text, sampling.stop)
-        has_ended = ended_itself or len(row.new) < row.most_new_tokens or completion != text
+        has_ended = ended_itself or len(row.new) < row.max_new_tokens or completion != text
         return completion if has_ended else CutOff(completion)
 
     def _decode(self, tokens: list[int]) -> str:
@@ -179,7 +178,7 @@ class TransformersEngine:
 
 @contextmanager
 def _computing(threads: int) -> Iterator[None]:
-    """No gradients, and this many threads: for code without yields, which would leak both to the caller."""
+    """Turn gradients off and use this many threads. Do not yield inside: the caller would get both settings."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -190,17 +189,17 @@ def _computing(threads: int) -> Iterator[None]:
 
 
 def cut_at_stop(text: str, stops: Sequence[str]) -> str:
-    """`text` up to the stop that is complete first in it, as vLLM cuts; of several complete at the same
-    place, the first in `stops`."""
-    found = [(place + len(stop), order, place) for order, stop in enumerate(stops) if (place := text.find(stop)) >= 0]
-    return text[: min(found)[2]] if found else text
+    """`text` up to the stop that ends first, as vLLM cuts it; if several end at the same position, up to the first of
+    them in `stops`."""
+    ends = [(start + len(stop), order, start) for order, stop in enumerate(stops) if (start := text.find(stop)) >= 0]
+    return text[: min(ends)[2]] if ends else text
 
 
 def _free_rows(rows: Sequence[BatchRow], waiting: Sequence[BatchRow], tokens_that_fit: int) -> int:
-    """The number of `waiting` rows to admit beside `rows` now: none while only few are free."""
+    """The number of `waiting` rows to add to `rows` now: none while few places are free."""
     if not waiting:
         return 0
-    longest = max(row.longest for row in [*rows, waiting[-1]])
-    places = min(max(tokens_that_fit // longest, 1), MOST_ROWS)
+    max_length = max(row.max_length for row in [*rows, waiting[-1]])
+    places = min(max(tokens_that_fit // max_length, 1), MAX_ROWS)
     free = places - len(rows)
     return min(free, len(waiting)) if not rows or free >= ENDED_SHARE * places else 0

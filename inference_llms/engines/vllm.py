@@ -63,7 +63,7 @@ class VllmEngine:
                     f"--tensor_parallel_size {tensor_parallel_size} does not divide the {heads} attention heads of "
                     f"{model_folder}; choose one that does"
                 )
-            # vLLM joins gate_proj and up_proj into one tensor, and counts it as loaded if one of them is there.
+            # vLLM joins gate_proj and up_proj into one tensor, and counts it as loaded if one of them is present.
             if has_weights:
                 check_weights(model_folder, config)
             dtype = checkpoint_dtype(config)
@@ -112,7 +112,7 @@ class VllmEngine:
         engine = self._llm.llm_engine
         unfinished: set[str] = set()
         try:
-            # vLLM stops at a prompt that is too long, so prompts become tokens here and those are set aside.
+            # vLLM fails on a prompt that is too long, so prompts are tokenized here and such prompts left out.
             for position, tokens in enumerate(tokens_of_prompts(self._tokenizer, prompts, self._context)):
                 if tokens is None:
                     yield position, CutOff()
@@ -127,7 +127,7 @@ class VllmEngine:
                         is_cut_off = completion.finish_reason == "length"
                         yield int(output.request_id), CutOff(completion.text) if is_cut_off else completion.text
         finally:
-            # Otherwise a caller that stops half-way finds these among its next completions.
+            # Otherwise a caller that stops early would get these among its next completions.
             engine.abort_request(sorted(unfinished))
 
     def complete_with_scores(self, prompts: Sequence[list[int]], max_tokens: int) -> list[ScoredText]:
@@ -148,7 +148,7 @@ class VllmEngine:
     def replace_weights(self, weights: Weights) -> None:
         try:
             self._llm.collective_rpc("replace_weights", args=(pickle.dumps(weights),))
-        except Exception as error:  # of vLLM's own kind, with the worker's in its text
+        except Exception as error:  # vLLM's own type, with the worker's error in its text
             reason = " ".join(str(error).split())[:300]
             raise UserError(
                 f"{self._folder}: vLLM cannot load these weights ({reason}); choose --backend transformers"
@@ -159,15 +159,15 @@ class VllmEngine:
         from vllm.tokenizers import get_tokenizer
 
         self._tokenizer = open_tokenizer(folder)
-        # vLLM decodes in this process, with a tokenizer of its own class that it keeps in two places.
-        own = get_tokenizer(str(folder), trust_remote_code=False)
+        # vLLM decodes in this process, with its own tokenizer class, and keeps the tokenizer in two places.
+        tokenizer = get_tokenizer(str(folder), trust_remote_code=False)
         engine = self._llm.llm_engine
-        engine.renderer.tokenizer = engine.output_processor.tokenizer = own
+        engine.renderer.tokenizer = engine.output_processor.tokenizer = tokenizer
         engine.input_processor.generation_config_fields = generation_config(folder).to_diff_dict()
 
     def checksum(self) -> str:
-        of_workers = self._llm.collective_rpc("checksum_of_weights")
-        return hashlib.sha256("\n".join(of_workers).encode()).hexdigest()
+        checksums = self._llm.collective_rpc("checksum_of_weights")
+        return hashlib.sha256("\n".join(checksums).encode()).hexdigest()
 
     def close(self) -> None:
         """End vLLM's processes, which hold the model's memory."""
@@ -183,7 +183,7 @@ class VllmEngine:
             cleanup_dist_env_and_memory()
 
 
-# Turns off usage reports over the network, and messages that vLLM prints at every start without a fault.
+# Turns off usage reports over the network, and harmless messages that vLLM prints at every start.
 _QUIET = {"VLLM_NO_USAGE_STATS": "1", "PYTHONWARNINGS": "ignore::FutureWarning", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
 
@@ -198,7 +198,7 @@ def _cpu_environment(config: PreTrainedConfig, dtype: str, workers: int) -> dict
     return {
         "VLLM_CPU_KVCACHE_SPACE": str(max(1, math.ceil(needed / 2**30))),
         "VLLM_CPU_OMP_THREADS_BIND": "|".join(bound),
-        # Its warnings are advice on libraries to preload, a dozen lines at every start.
+        # Its warnings advise on libraries to preload, in a dozen lines at every start.
         "VLLM_LOGGING_LEVEL": "ERROR",
     }
 

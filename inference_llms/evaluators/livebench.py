@@ -1,4 +1,4 @@
-"""LiveBench's own judge, of instruction following and of programs."""
+"""LiveBench's judge of instruction following and of programs."""
 
 import importlib.util
 import os
@@ -27,15 +27,15 @@ from utils.json_files import read_json_lines, write_json_lines
 from utils.output_places import OutputPlaces
 
 RELEASE = "2024-11-25"  # the paper's
-RELEASES = ("2024-06-24", "2024-07-26", "2024-08-31", RELEASE)  # those of LiveBench's code of February 2025
+RELEASES = ("2024-06-24", "2024-07-26", "2024-08-31", RELEASE)  # in LiveBench's code of February 2025
 SCRIPT = "gen_ground_truth_judgment.py"
-JUDGMENTS = "model_judgment/ground_truth_judgment.jsonl"  # what it writes, in a task's folder
+JUDGMENTS = "model_judgment/ground_truth_judgment.jsonl"  # its output, in a task's folder
 PROGRAM_SECONDS = 7200
 
 Row = Mapping[str, Any]
 
 
-# The command for people
+# The printed command
 
 
 def make_command(answers: Answers, files: Sequence[Path], places: OutputPlaces) -> str:
@@ -64,29 +64,28 @@ def make_command(answers: Answers, files: Sequence[Path], places: OutputPlaces) 
 
 
 def category_and_model(files: Sequence[Path]) -> tuple[str, str]:
-    """Of files <category>/<task>/model_answer/<model id>.jsonl."""
+    """The category and the model id of files <category>/<task>/model_answer/<model id>.jsonl."""
     return files[0].parents[2].name, files[0].name.removesuffix(".jsonl")
 
 
 def judge_words(category: str, model_id: str, release: str) -> list[str]:
-    """LiveBench's judge and its options, for one model's answers alone in a folder of LiveBench's `data`."""
+    """The command of LiveBench's judge for one model's answers, which are alone in `bench_name` below `data`."""
     words = [SCRIPT, "--bench-name", bench_name(category, model_id), "--livebench-release-option", release]
     return [*words, "--question-source", "jsonl", "--model", model_id]
 
 
 def bench_name(category: str, model_id: str) -> str:
-    """That folder. LiveBench reads the category from its name."""
+    """The folder of one model's answers. LiveBench reads the category from its name."""
     return f"m3_{model_id}/{category}"
 
 
 def log_folder(category: str, task: str) -> str:
-    """Where the judge of instruction_following logs its work, whatever folder its questions are in. It must exist."""
+    """The folder where the judge of instruction_following always logs its work. It must exist."""
     return f"data/live_bench/{category}/{task}/model_judgment"
 
 
 def releases_of(questions: Iterable[Row]) -> list[str]:
-    """The newest release with each of these questions: LiveBench skips questions that are not in the release that it
-    is called with."""
+    """The newest releases that have these questions. LiveBench skips questions that are not in the chosen release."""
     return sorted({_newest_release(question_dates(row)) for row in questions})
 
 
@@ -94,11 +93,11 @@ def _newest_release(dates: Mapping[str, str]) -> str:
     if not {"livebench_release_date", "livebench_removal_date"} <= dates.keys():
         return RELEASE
     published, removed = dates["livebench_release_date"], dates["livebench_removal_date"]
-    having = [release for release in RELEASES if published <= release and (removed == "" or removed > release)]
-    return max(having, default=published)
+    releases = [release for release in RELEASES if published <= release and (removed == "" or removed > release)]
+    return max(releases, default=published)
 
 
-# Running it
+# Running the judge
 
 
 class AnsweredQuestion(NamedTuple):
@@ -111,27 +110,27 @@ class AnsweredQuestion(NamedTuple):
 
 def livebench_folder() -> Path:
     """The folder of LiveBench's scripts. Raises UserError if LiveBench is not installed."""
-    named, found = os.environ.get("LIVEBENCH_DIR"), importlib.util.find_spec("livebench")
-    if named is None and (found is None or not found.submodule_search_locations):
+    configured, package = os.environ.get("LIVEBENCH_DIR"), importlib.util.find_spec("livebench")
+    if configured is None and (package is None or not package.submodule_search_locations):
         raise UserError("LiveBench is not installed, and LIVEBENCH_DIR does not name its folder `livebench`")
-    folder = Path(named or next(iter(found.submodule_search_locations))).absolute()
+    folder = Path(configured or next(iter(package.submodule_search_locations))).absolute()
     if not (folder / SCRIPT).is_file():
         raise UserError(f"{folder} holds no {SCRIPT}; set LIVEBENCH_DIR to LiveBench's folder `livebench`")
     return folder
 
 
 def call(runs_programs: bool, answers: AnswerFiles) -> tuple[Path, str]:
-    """Have LiveBench judge one model, in a separate folder: LiveBench's own `data` is not changed."""
+    """Have LiveBench judge one model in a separate folder, so that LiveBench's own `data` does not change."""
     files, folder = answers.files, livebench_folder()
     category, model_id = category_and_model(files)
-    answered = [one for path in files for one in answered_questions(path)]
-    releases = [answers.release] if answers.release else releases_of(one.question for one in answered)
+    answered = [item for path in files for item in answered_questions(path)]
+    releases = [answers.release] if answers.release else releases_of(item.question for item in answered)
     commands = [judge_words(category, model_id, release) for release in releases]
-    judge = partial(judge_here, folder, category, model_id, commands, runs_programs)
-    judgments = judge_apart(judge, answered) if runs_programs else judge(answered)
+    judge = partial(judge_in_scratch_folder, folder, category, model_id, commands, runs_programs)
+    judgments = judge_by_halves(judge, answered) if runs_programs else judge(answered)
     for path in files:
-        ids = {one.answer["question_id"] for one in answered if one.task == path.parents[1].name}
-        # Among those of our other models.
+        ids = {item.answer["question_id"] for item in answered if item.task == path.parents[1].name}
+        # The file may hold judgments of other models.
         kept = read_json_lines(judgments_file(path), "remove it") if judgments_file(path).is_file() else []
         kept = [row for row in kept if row["model"].lower() != model_id.lower()]
         write_json_lines(judgments_file(path), [*kept, *(row for row in judgments if row["question_id"] in ids)])
@@ -149,7 +148,7 @@ def answered_questions(answers: Path) -> list[AnsweredQuestion]:
     return [AnsweredQuestion(answers.parents[1].name, questions[row["question_id"]], row) for row in rows]
 
 
-def judge_here(
+def judge_in_scratch_folder(
     folder: Path,
     category: str,
     model_id: str,
@@ -160,11 +159,11 @@ def judge_here(
     """LiveBench's judgments of these answers, by its `commands`, in a temporary folder."""
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch, "data", bench_name(category, model_id))
-        for task in dict.fromkeys(one.task for one in answered):
-            of_task = [one for one in answered if one.task == task]
+        for task in dict.fromkeys(item.task for item in answered):
+            rows = [row for row in answered if row.task == task]
             Path(scratch, log_folder(category, task)).mkdir(parents=True)
-            write_json_lines(place / task / "question.jsonl", [one.question for one in of_task])
-            write_json_lines(place / task / "model_answer" / f"{model_id}.jsonl", [one.answer for one in of_task])
+            write_json_lines(place / task / "question.jsonl", [row.question for row in rows])
+            write_json_lines(place / task / "model_answer" / f"{model_id}.jsonl", [row.answer for row in rows])
         variables = {"PYTHONPATH": os.pathsep.join(filter(None, (str(folder.parent), os.environ.get("PYTHONPATH"))))}
         for script, *options in commands:
             words = [sys.executable, str(folder / script), *options]
@@ -177,24 +176,24 @@ def judge_here(
         return [row for file in files for row in read_json_lines(file, "see what LiveBench wrote there")]
 
 
-def judge_apart(
+def judge_by_halves(
     judge: Callable[[Sequence[AnsweredQuestion]], list[dict[str, Any]]], answered: Sequence[AnsweredQuestion]
 ) -> list[dict[str, Any]]:
-    """The judgments of `judge`. A batch on which it fails is halved until the faulty program is alone; it scores 0."""
+    """The judgments of `judge`. If it fails, the batch is halved until the faulty program is alone; that scores 0."""
     try:
         return judge(answered)
     except GuardedCommandError as error:
         if len(answered) > 1:
             middle = len(answered) // 2
-            return judge_apart(judge, answered[:middle]) + judge_apart(judge, answered[middle:])
+            return judge_by_halves(judge, answered[:middle]) + judge_by_halves(judge, answered[middle:])
         if not isinstance(error, LimitError):  # which may be LiveBench's fault
             raise
-        (one,) = answered
-        row = {"question_id": one.answer["question_id"], "task": one.task, "model": one.answer["model_id"].lower()}
+        (item,) = answered
+        row = {"question_id": item.answer["question_id"], "task": item.task, "model": item.answer["model_id"].lower()}
         return [{**row, "score": 0, "turn": 1, "tstamp": time.time()}]
 
 
-# Its result
+# Reading its judgments
 
 
 def judgments_file(answers: Path) -> Path:
@@ -215,17 +214,17 @@ def read_result(files: Sequence[Path]) -> Verdicts | None:
     scores: dict[str, float] = {}
     for path, rows in answered.items():
         judgments = judgments_file(path)
-        of_file = {
+        judged = {
             row["question_id"]: checked_share(row["score"], judgments)
             for row in (read_json_lines(judgments, "remove it") if judgments.is_file() else [])
             if row["model"].lower() == rows[0]["model_id"].lower()  # LiveBench lower-cases ids
             # A judgment is never older than its answer.
             and row["tstamp"] >= max(answer["tstamp"] for answer in rows)
         }
-        missing = [row["question_id"] for row in rows if row["question_id"] not in of_file]
-        if of_file and missing:
+        missing = [row["question_id"] for row in rows if row["question_id"] not in judged]
+        if judged and missing:
             raise UserError(f"{judgments} lacks {len(missing)} of the {len(rows)} answers in {path.name}")
-        scores |= of_file
+        scores |= judged
     ids = [row["question_id"] for rows in answered.values() for row in rows]
     values = [scores[name] for name in ids if name in scores]
     if not values:

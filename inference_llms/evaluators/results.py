@@ -1,4 +1,4 @@
-"""Verdicts of evaluators, and what is kept beside an evaluator's result: its command, and hashes of what it scored.
+"""Evaluators' verdicts, and the files kept beside a result: its command, and hashes of the files it scored.
 
 Hashes are in the format of sha256sum. Users who run an evaluator themselves leave them too, by the printed command.
 """
@@ -20,7 +20,7 @@ from typing import Any
 from inference_llms.evaluators.guard import program_name
 from utils.errors import UserError
 
-# What reading a damaged file, or a sound one of another form, may raise.
+# Errors from reading files that are damaged or have another form.
 BROKEN = (ValueError, KeyError, TypeError, IndexError, AttributeError, ZeroDivisionError)
 _HASH_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 # The folders of evaluators' files, which a run writes below its own root.
@@ -32,7 +32,7 @@ class Verdicts:
     """An evaluator's verdicts: `score` is the share of `examples` that are right, by `metric`.
 
     `values`: the verdict on each example, 0 to 1, in the order of the files; None if the evaluator reports only the
-    score. `ids`: those examples, by what the files know them by. `command`: the evaluator's command that scored; empty
+    score. `ids`: the ids of these examples in the files. `command`: the evaluator's command that scored; empty
     if no program did, None if a user ran it.
     """
 
@@ -45,17 +45,17 @@ class Verdicts:
 
 
 def verdicts_of(metric: str, ids: Sequence[int | str], values: Sequence[float], command: str | None = None) -> Verdicts:
-    """The verdicts that give these values to these examples."""
+    """Verdicts with one value per example."""
     return Verdicts(metric, sum(values) / len(values), len(values), tuple(map(float, values)), tuple(ids), command)
 
 
 def command_file(result: Path) -> Path:
-    """The file beside a result with the command that left it."""
+    """The file beside a result with the command that wrote it."""
     return result.with_name(f"{result.name}.command")
 
 
 def hashes_file(result: Path) -> Path:
-    """The file beside a result with the hashes of what it belongs to."""
+    """The file beside a result with the hashes of the files it was computed from."""
     return result.with_name(f"{result.name}.sha256")
 
 
@@ -70,13 +70,13 @@ def hash_lines(files: Sequence[Path]) -> str:
 
 
 def hashing_command(result: Path, files: Sequence[Path]) -> str:
-    """The shell command that puts these lines beside a result."""
+    """The shell command that writes these lines beside a result."""
     return f"{shlex.join(['sha256sum', *map(str, files)])} > {shlex.quote(str(hashes_file(result)))}"
 
 
 def check_hashes(result: Path, files: Sequence[Path]) -> bool:
-    """Whether there are hashes beside a `result`. Raises UserError if they are not those of `files`, or of a set's
-    file that still exists."""
+    """Whether there are hashes beside a `result`. Raises UserError if they do not match `files`, or a set's file that
+    still exists."""
     path = hashes_file(result)
     if not path.is_file():
         return False
@@ -85,21 +85,21 @@ def check_hashes(result: Path, files: Sequence[Path]) -> bool:
     except UnicodeDecodeError:
         matches = [None]
     if not all(matches):
-        raise UserError(f"{path} is not what sha256sum writes; remove it together with {result.name}")
+        raise UserError(f"{path} is not in the format of sha256sum; remove it together with {result.name}")
     root = root_of_file(result)
     scored = [(file_below(root, Path(match[2])), match[1]) for match in matches]
     names = {file.name for file in files}
     # A set may be on another machine; the files themselves may have moved.
     sets = [file for file, _ in scored if file.name not in names and file.is_file()]
     for file in (*files, *sets):
-        found = hashlib.sha256(file.read_bytes()).hexdigest()
-        if found not in {kept for other, kept in scored if other.name == file.name}:
-            raise UserError(f"{result} belongs to another {file.name} than there is now; rerun the evaluator")
+        current = hashlib.sha256(file.read_bytes()).hexdigest()
+        if current not in {recorded for other, recorded in scored if other.name == file.name}:
+            raise UserError(f"{result} belongs to another version of {file.name}; rerun the evaluator")
     return True
 
 
 def file_below(root: Path | None, recorded: Path) -> Path:
-    """Where a recorded file of a run is now, if the run's outputs are below `root`."""
+    """The current path of a recorded file, if the run's outputs are now below `root`."""
     tail = path_below_root(recorded)
     return recorded if tail is None or root is None else root.absolute() / tail
 
@@ -154,9 +154,9 @@ def run_evaluator(words: Sequence[str], folder: Path | None = None, variables: M
 
 
 def installed_program(name: str) -> str:
-    """A program of this environment, or of the PATH. Raises UserError if it is not installed."""
+    """The path of a program in this environment or on the PATH. Raises UserError if it is not installed."""
     beside = Path(sys.executable).with_name(name)
-    found = str(beside) if beside.is_file() else shutil.which(name)
-    if found is None:
+    path = str(beside) if beside.is_file() else shutil.which(name)
+    if path is None:
         raise UserError(f"{name} is not installed")
-    return found
+    return path

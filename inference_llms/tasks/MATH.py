@@ -16,7 +16,7 @@ PROMPT = (
     "\n\n### Instruction:\n{problem}\n\n### Response: Let's think step by step."
 )
 ANSWER_MARK = "The answer is: "
-# The set's first home on the hub is closed; this copy has the same 5,000 test problems by subject.
+# The original repository on the hub is closed; this copy has the same 5,000 test problems by subject.
 HUB_COPY = "EleutherAI/hendrycks_math"
 SUBJECTS = "algebra counting_and_probability geometry intermediate_algebra number_theory prealgebra precalculus"
 
@@ -37,7 +37,7 @@ def extract_answer(completion: str) -> str | None:
 
 
 def extract_leniently(completion: str) -> str | None:
-    """The last \\boxed{}, else the strict answer without the dollar signs around it."""
+    """The content of the last \\boxed{}, else the strict answer without dollar signs around it."""
     answer = last_boxed(completion)
     if answer is None:
         answer = extract_answer(completion)
@@ -47,7 +47,7 @@ def extract_leniently(completion: str) -> str | None:
 
 
 def without_full_stop(answer: str | None) -> str | None:
-    # A few golds include the full stop of their sentence, which the paper's reading takes as part of the answer.
+    # A few reference answers end in a full stop, which the paper's reading keeps.
     return answer.removesuffix(".") if answer is not None else None
 
 
@@ -78,7 +78,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def is_equivalent(answer: str | None, gold: str | None) -> bool:
-    """Whether two answers are the same after normalising, or as they are if either cannot be normalised.
+    """Whether two answers are the same after normalising, or literally, if either cannot be normalised.
 
     A missing answer equals nothing.
     """
@@ -91,7 +91,7 @@ def is_equivalent(answer: str | None, gold: str | None) -> bool:
 
 
 def normalise(text: str) -> str:
-    """One spelling for the common ways to write an answer.
+    """Rewrite the common spellings of an answer in one form.
 
     Raises `CannotNormalise` for two units in one text, and for \\sqrt or \\frac without an argument.
     """

@@ -22,5 +22,5 @@ LIVEBENCH_TASKS = tuple(name for name, task in TASKS.items() if isinstance(task.
 
 
 def role_of_task(task: str, roles: Sequence[str]) -> str:
-    """The merged model whose tokenizer a task uses: that of its role, else the first."""
+    """The merged model whose tokenizer a task uses: the model of its role, else the first."""
     return next((role for role in roles if task in TASKS_OF_ROLE[role]), roles[0])

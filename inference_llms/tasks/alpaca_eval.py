@@ -29,7 +29,7 @@ def is_right(completion: str, row: Mapping[str, Any]) -> bool:
 
 
 def write_files(answers: Answers, places: OutputPlaces) -> tuple[Path, ...]:
-    """The answers and, if the set has them, its reference outputs to the same instructions."""
+    """Write the answers and, if the set has any, its reference outputs for the same instructions."""
     rows = [
         {
             "instruction": example.row["instruction"],

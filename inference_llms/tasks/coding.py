@@ -9,7 +9,7 @@ from inference_llms.livebench_files import LiveBenchSet, livebench_task
 
 
 def is_readable(completion: str, row: Mapping[str, Any]) -> bool:
-    """Whether there is a program for LiveBench, which reads what is between two lines with ```."""
+    """Whether there is a program for LiveBench, which reads the text between two lines with ```."""
     return sum("```" in line for line in completion.split("\n")) >= 2
 
 

@@ -56,7 +56,7 @@ def extract_last_number(completion: str) -> float | None:
 
 
 def gold_number(row: Mapping[str, Any]) -> float:
-    """The number at the end of a row's answer; not finite if there is none."""
+    """The number at the end of a row's answer; not finite without one."""
     _, mark, gold = row["answer"].rpartition("#### ")
     try:
         return float(gold.replace(",", "")) if mark else math.nan

@@ -36,8 +36,8 @@ def is_readable(completion: str, row: Mapping[str, Any]) -> bool:
 
 
 def write_files(answers: Answers, places: OutputPlaces) -> tuple[Path, ...]:
-    """The programs and, unless they are the evaluator's own 164, the problems. The evaluator refuses samples that
-    leave out one of its problems, so it gets the attempted ones."""
+    """Write the programs and, unless they are the evaluator's own 164, the problems. The evaluator refuses programs
+    for only some of its problems, so it gets the attempted ones."""
     programs, problems = places.code("human_eval"), places.human_eval_problems()
     write_json_lines(
         programs,

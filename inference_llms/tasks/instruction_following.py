@@ -1,4 +1,4 @@
-"""LiveBench, instruction following: rewrite a newspaper's text under several constraints; LiveBench judges."""
+"""LiveBench, instruction following: rewrite a newspaper text under several constraints; LiveBench judges."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,8 +9,8 @@ from inference_llms.livebench_files import LiveBenchSet, livebench_task
 
 
 def make_answer(completion: str) -> str:
-    """A completion as it is judged: without answer marks, and then without punctuation, newlines and white space
-    around it, stripped in this order and once each."""
+    """The part of a completion that is judged: without answer marks, then stripped of punctuation, newlines and white
+    space, in this order and once each."""
     return completion.replace("The answer is:", "").strip(".,!?;: ").strip("\n").strip()
 
 

@@ -49,7 +49,7 @@ def make_problem(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_files(answers: Answers, places: OutputPlaces) -> tuple[Path, ...]:
-    """The programs by position in the set, as the harness reads them: a task that was not run has none."""
+    """Write the programs by position in the set, as the harness reads them. A task that was not run has none."""
     path = places.code("mbpp")
     programs = {
         example.id: [extract_program(completion)]

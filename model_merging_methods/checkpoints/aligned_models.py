@@ -1,4 +1,4 @@
-"""The models of a merge as one set of parameters of equal names and shapes, read a stretch at a time."""
+"""The models of a merge as one set of parameters with equal names and shapes, read a stretch at a time."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -76,14 +76,14 @@ class AlignedModels:
 
     @property
     def largest_item(self) -> int:
-        """The most bytes that `read_into` gives for a value."""
+        """The most bytes per value that `read_into` writes."""
         sizes = {ITEM_SIZES[stored.dtype] for model in self.models for stored in model.tensors.values()}
         return max(sizes | {ITEM_SIZES["F32"]})
 
     def read_into(self, buffer: np.ndarray, model: int, name: str, start: int, stop: int) -> int:
         """Put values start … stop − 1 of a model's flattened floating-point parameter at the beginning of `buffer`
         (uint8, with `largest_item` bytes per value). Returns the code of their dtype."""
-        if self.has_other_rows(model, name):
+        if self.has_different_rows(model, name):
             buffer.view(np.float32)[: stop - start] = self.read_float32(model, name, start, stop)
             return F32
         stored = self.stored_tensor(model, name)
@@ -92,14 +92,14 @@ class AlignedModels:
         return FLOATING_CODES[stored.dtype]
 
     def read_float32(self, model: int, name: str, start: int, stop: int) -> np.ndarray:
-        """The same values as float32. Raises UserError, naming file and tensor, where one is NaN or infinite."""
-        if self.has_other_rows(model, name):
+        """The same values as float32. Raises UserError, naming file and tensor, if one is NaN or infinite."""
+        if self.has_different_rows(model, name):
             return self._read_rows(model, name, start, stop, read_float32, self._mean_row(model, name))
         return read_float32(*self._stored(model, name), start, stop)
 
     def read_copy(self, name: str, start: int, stop: int) -> np.ndarray:
         """The same values of the pretrained model, as bytes of its dtype (uint8)."""
-        if not self.has_other_rows(BASE, name):
+        if not self.has_different_rows(BASE, name):
             return read_bytes(*self._stored(BASE, name), start, stop)
         dtype = self.forms[name].dtype
         row = self._mean_row(BASE, name)
@@ -108,12 +108,12 @@ class AlignedModels:
         return self._read_rows(BASE, name, start, stop, read_bytes, encoded)
 
     def read_ahead(self, model: int, name: str, start: int, stop: int) -> None:
-        """Ask the system to bring these values from the disk, without waiting for them."""
-        if not self.has_other_rows(model, name):
+        """Have the system start reading these values from the disk."""
+        if not self.has_different_rows(model, name):
             source, stored_name = self._stored(model, name)
             source.read_ahead(stored_name, start, stop)
 
-    def has_other_rows(self, model: int, name: str) -> bool:
+    def has_different_rows(self, model: int, name: str) -> bool:
         """Whether a model's rows of this parameter differ from the merged rows or their order."""
         return name in self._vocabulary_names and self.vocabulary.row_maps[model] is not None
 
@@ -131,7 +131,7 @@ class AlignedModels:
         return self._stored_names[model][name]
 
     def matrix(self, name: str) -> str:
-        """The name under which a parameter is merged and counted: another one's if it repeats that."""
+        """The name under which a parameter is merged and counted: another parameter's, if it repeats that one."""
         return self.same_as.get(name, name)
 
     def _stored(self, model: int, name: str) -> tuple[CheckpointFolder, str]:
@@ -183,7 +183,7 @@ class AlignedModels:
         for model, tokens, own_rows in zip(self.models, tokens_of, rows, strict=True):
             if tokens is None and model is not self.models[BASE] and own_rows != rows[BASE]:
                 raise UserError(
-                    f"{model.folder}: has {own_rows} vocabulary rows where the pretrained model has {rows[BASE]}, "
+                    f"{model.folder}: has {own_rows} vocabulary rows, the pretrained model has {rows[BASE]}, "
                     "and no tokenizer to name them; add its tokenizer files"
                 )
             vocabularies.append(Vocabulary(base_tokens if tokens is None else tokens, own_rows))
@@ -244,8 +244,8 @@ def _check_forms(
             if differing:
                 name, own_form, base_form = differing[0]
                 findings.error(
-                    f"{model.folder}: tensor {name} is {own_form} where {base.folder} has {base_form} "
-                    f"({len(differing)} tensors have other {what}); merge fine-tunes of one pretrained model"
+                    f"{model.folder}: tensor {name} is {own_form}, but {base.folder} has {base_form} "
+                    f"({len(differing)} tensors have different {what}); merge fine-tunes of one pretrained model"
                 )
 
 

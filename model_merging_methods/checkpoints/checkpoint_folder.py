@@ -1,7 +1,7 @@
 """Read a Hugging Face checkpoint folder: its config, where its tensors are, and their values.
 
 No model is loaded: tensors are read a stretch at a time, straight from the files. A pickled file (`.bin`) is mapped
-into memory by torch with `weights_only=True`, which runs no code; torch is imported for such files alone.
+into memory by torch with `weights_only=True`, which runs no code; torch is imported only for such files.
 """
 
 import os
@@ -48,7 +48,7 @@ class CheckpointFolder(AbstractContextManager):
         if not folder.is_dir():
             raise UserError(f"{folder}: {'is a file, not a' if folder.exists() else 'no such'} model folder")
         self.files = weight_files(folder)
-        self.config = read_json_object(folder / "config.json", "give a whole Hugging Face model folder")
+        self.config = read_json_object(folder / "config.json", "give a complete Hugging Face model folder")
         self.tensors: dict[str, StoredTensor] = {}
         self._buffers: set[str] = set()
         for file in self.files:
@@ -65,13 +65,13 @@ class CheckpointFolder(AbstractContextManager):
         """Put values start … stop − 1 of the flattened tensor `name`, as stored, into `buffer` (uint8, of their
         length in bytes).
 
-        Raises UserError when the file has become shorter than it was.
+        Raises UserError if the file has become shorter.
         """
         stored = self.tensors[name]
         read_stored(stored, name, self._descriptors[stored.file], buffer, start, stop)
 
     def read_ahead(self, name: str, start: int, stop: int) -> None:
-        """Ask the system to bring these values from the disk, without waiting for them."""
+        """Have the system start reading these values from the disk."""
         stored = self.tensors[name]
         if stored.mapped is None and hasattr(os, "posix_fadvise"):
             place = stored.offset + start * stored.item_size
@@ -111,7 +111,7 @@ class CheckpointFolder(AbstractContextManager):
 
 
 def is_buffer(name: str, dtype: str, shape: Sequence[int]) -> bool:
-    """Whether a stored tensor is a buffer that current models compute themselves. Where another family uses the name
+    """Whether a stored tensor is a buffer that current models compute themselves. If another family uses the name
     for a parameter, the shape decides: `attn.bias` is a causal mask only as [1, 1, n, n]."""
     if name.endswith(_TABLES):
         return True
@@ -157,7 +157,7 @@ def _read_pickled(file: Path) -> dict[str, StoredTensor]:
 def read_stored(stored: StoredTensor, name: str, descriptor: int, buffer: np.ndarray, start: int, stop: int) -> None:
     """Put values start … stop − 1 of a stored tensor, as bytes, into `buffer`; `descriptor` is its open file.
 
-    Raises UserError when the file has become shorter than it was.
+    Raises UserError if the file has become shorter.
     """
     first, last = start * stored.item_size, stop * stored.item_size
     if stored.mapped is not None:
@@ -174,12 +174,12 @@ def read_bytes(source: Folder, name: str, start: int, stop: int) -> np.ndarray:
 
 
 def read_float32(source: Folder, name: str, start: int, stop: int) -> np.ndarray:
-    """The same values as float32. Raises UserError, naming file and tensor, where one is NaN or infinite."""
+    """The same values as float32. Raises UserError, naming file and tensor, if one is NaN or infinite."""
     return to_float32(read_bytes(source, name, start, stop), source.tensors[name], name)
 
 
 def to_float32(raw: np.ndarray, stored: StoredTensor, name: str) -> np.ndarray:
-    """Stored values (uint8) as float32. Raises UserError, naming file and tensor, where one is NaN or infinite."""
+    """Stored values (uint8) as float32. Raises UserError, naming file and tensor, if one is NaN or infinite."""
     values = np.empty(raw.size // stored.item_size, np.float32)
     decode(raw, FLOATING_CODES[stored.dtype], 0, values)
     if not all_finite(values):

@@ -70,7 +70,7 @@ def write_index(folder: Path, shards: Sequence[Shard], forms: Mapping[str, Tenso
 
 
 class CheckpointWriter(AbstractContextManager):
-    """Weight files of an unfinished model folder: of full length from the start, filled block by block."""
+    """Weight files of an unfinished model folder: created at full length, then filled block by block."""
 
     def __init__(self, folder: Path, shards: Sequence[Shard], forms: Mapping[str, TensorForm]):
         self._folder = folder
@@ -98,7 +98,7 @@ class CheckpointWriter(AbstractContextManager):
             data, position = data[count:], position + count
 
     def sync(self, shard: Shard) -> None:
-        """Return when a shard's bytes are on the disk."""
+        """Wait until a shard's bytes are on the disk."""
         os.fsync(self._descriptors[shard.file])
 
     def __exit__(self, *_: object) -> None:

@@ -1,7 +1,7 @@
 """Compare the configs of a merge's models, and assemble the merged model's config and generation config.
 
 Configs are compared by their meaning: defaults that one file leaves out, and old and new spellings of a setting, are
-equal. The merged config is the pretrained model's, with the settings in which all fine-tunes agree. Stop tokens and
+equal. The merged config is the pretrained model's, with the settings on which all fine-tunes agree. Stop tokens and
 other token ids come from the model whose tokenizer the folder gets.
 """
 
@@ -53,14 +53,14 @@ def check_configs(
     Settings that change the meaning of the weights are errors, unless `allow_unrelated`; the others are warnings.
     """
     settings = _settings_of_all(models)
-    taken = _taken(settings, config_from)
+    adopted = _adopted(settings, config_from)
     for name in _names(settings):
         values = {role: own.get(name) for role, own in settings.items()}
         if all(_is_same(value, values["pretrained"]) for value in values.values()):
             continue
         others = {role: value for role, value in values.items() if not _is_same(value, values["pretrained"])}
         text = f"config.json: {name} is {_by_value(others)}, {_shown(values['pretrained'])} in the pretrained model"
-        # Of a family that transformers does not know, the defaults are unknown and may be the same.
+        # If transformers does not know the family, the default is unknown and may be the same value.
         is_left_out = None in values.values()
         if _STRUCTURE.fullmatch(name) and not is_left_out and not allow_unrelated:
             roles = " and ".join(f"--{role}_model" for role in others)
@@ -68,8 +68,8 @@ def check_configs(
                 f"{text}, which changes the meaning of the weights; give another {roles}, or --allow_unrelated"
             )
             continue
-        chosen = taken.get(name, values["pretrained"])
-        advice = "" if name in taken else "; choose another model's with --config_from"
+        chosen = adopted.get(name, values["pretrained"])
+        advice = "" if name in adopted else "; choose another model's with --config_from"
         findings.warn(f"{text}; the merged config has {_shown(chosen)}{advice}")
     for role, model in models.items():
         for key in ("model_type", "architectures"):
@@ -112,7 +112,7 @@ def merged_config(models: Mapping[str, CheckpointFolder], config_from: str | Non
         return config
     settings = _settings_of_all(models)
     agreeing = next(model for role, model in models.items() if role != "pretrained").config
-    for name, value in _taken(settings, None).items():
+    for name, value in _adopted(settings, None).items():
         if not _is_same(value, settings["pretrained"].get(name)):
             _set(config, name, value, _inner(agreeing))
     if not config.get("architectures"):
@@ -122,7 +122,7 @@ def merged_config(models: Mapping[str, CheckpointFolder], config_from: str | Non
 
 
 def take_token_ids(config: dict[str, Any], source: Config, new_ids: Mapping[int, int]) -> None:
-    """Give a config the token ids of another, renumbered: where to stop, to begin, to pad."""
+    """Give a config the token ids of another, renumbered."""
     for key in [key for key in config if TOKEN_IDS.fullmatch(key)]:
         del config[key]
     config.update({key: renumbered(value, new_ids) for key, value in source.items() if TOKEN_IDS.fullmatch(key)})
@@ -185,7 +185,7 @@ def _names(settings: Mapping[str, Config]) -> Iterator[str]:
             yield name
 
 
-def _taken(settings: Mapping[str, Config], config_from: str | None) -> dict[str, Any]:
+def _adopted(settings: Mapping[str, Config], config_from: str | None) -> dict[str, Any]:
     """The settings that replace the pretrained model's in the merged config. The model of `config_from` is missing if
     it cannot be read."""
     if config_from in settings:
@@ -246,7 +246,7 @@ def generation_config(folder: Path, new_ids: Mapping[int, int]) -> dict[str, Any
 
 
 def check_generation_configs(folders: Mapping[str, Path], findings: Findings) -> None:
-    """Report generation configs, by role, that are not valid as a whole."""
+    """Report generation configs, by role, that are partly or entirely invalid."""
     for role, folder in folders.items():
         fault = _read_generation_config(folder)[1]
         if fault is not None:
@@ -254,7 +254,7 @@ def check_generation_configs(folders: Mapping[str, Path], findings: Findings) ->
 
 
 def _read_generation_config(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
-    """The valid part of a folder's generation config, and why it is not the whole."""
+    """The valid part of a folder's generation config, and why the rest is invalid."""
     path = folder / GENERATION_CONFIG
     if not path.exists():
         return None, None
@@ -262,7 +262,7 @@ def _read_generation_config(folder: Path) -> tuple[dict[str, Any] | None, str | 
         content = read_json_object(path, "")
     except UserError as error:
         reason = str(error).removeprefix(str(path)).strip(" ;")
-        return None, f"{reason}; it is left out, and the merged model stops where config.json says"
+        return None, f"{reason}; it is ignored, and the stop tokens are those in config.json"
     if all(_is_plain(key, value) for key, value in content.items()):
         return content, None
     from utils.transformers_configs import why_no_generation_config
@@ -275,7 +275,7 @@ def _read_generation_config(folder: Path) -> tuple[dict[str, Any] | None, str | 
 
 
 def _is_plain(key: str, value: Any) -> bool:
-    """Whether transformers certainly accepts a value; importing it to find out takes seconds."""
+    """Whether transformers certainly accepts a value. Asking transformers would take seconds to import it."""
     if TOKEN_IDS.fullmatch(key):
         ids = value if isinstance(value, list) else [value]
         return value is None or all(type(item) is int for item in ids)

@@ -48,9 +48,9 @@ def fingerprint_inputs(
     read_since: float,
     digests: Sequence[Mapping[str, str]] | None = None,
 ) -> dict[str, list[FileOnRecord]]:
-    """The same, of opened folders, the pretrained model's first.
+    """The same for opened folders, the pretrained model's first.
 
-    `digests` are those of each model's tensors that were read since the time `read_since`, by name, the files being in
+    `digests` are the digests, by name, of each model's tensors that were read after the time `read_since` from files in
     these `states`.
     """
     files = {}
@@ -85,7 +85,7 @@ def _needed_values(request: MergeRequest, models: Sequence[CheckpointFolder], mo
 
 
 def _is_tied(model: CheckpointFolder, name: str) -> bool:
-    """Whether a matrix with rows for tokens repeats another one, so that both are one in the merged model."""
+    """Whether a vocabulary matrix repeats another one, so that both are one in the merged model."""
     if not is_vocabulary_matrix(name):
         return False
     others = [other for other in model.tensors if is_vocabulary_matrix(other) and other != name]
@@ -101,7 +101,7 @@ def _weight_file_hashes(
 ) -> dict[Path, str]:
     """A hash of every weight file: of its tensors' names, dtypes, shapes, and of the values that are needed.
 
-    Digests that are neither given nor cached are read. The cache gets all.
+    Digests that are neither given nor cached are computed. All of them go into the cache.
     """
 
     def digest(name: str) -> str:

@@ -2,8 +2,8 @@
 
 A low-rank change is W = W0 + s·B·A (Hu et al. 2021, section 4.1), with s = alpha / r, or alpha / √r for
 rank-stabilized LoRA. Whole tensors in an adapter (modules_to_save, biases, embeddings of a vocabulary that grew)
-replace the pretrained model's, and a low-rank change may come on top. The result is that of PEFT's
-`merge_and_unload()`.
+replace the pretrained model's, and a low-rank change may come on top. The result equals that of
+PEFT's `merge_and_unload()`.
 """
 
 import math
@@ -103,8 +103,8 @@ class LoraAdapter:
 
     `low_rank` has the changes to add, `replaced` the tensors that replace the pretrained model's (of the same shape,
     except that vocabulary matrices may have other rows), both by the pretrained model's names. A tensor in both is the
-    replacement plus the change. `files` are the files of the adapter, `made_for` the base that its config names (""
-    for none).
+    replacement plus the change. `files` are the files of the adapter, `made_for` the base that its config names ("" if
+    it names none).
 
     Raises UserError, naming folder, setting or tensor, for anything that cannot be applied exactly.
     """
@@ -113,7 +113,7 @@ class LoraAdapter:
         self.folder = folder
         self._shapes = pretrained_names_and_shapes
         self._shares_embeddings = not any(name.endswith(OUTPUT_EMBEDDINGS) for name in self._shapes)
-        self._config = read_json_object(folder / ADAPTER_CONFIG_FILE, "give a whole PEFT adapter folder")
+        self._config = read_json_object(folder / ADAPTER_CONFIG_FILE, "give a complete PEFT adapter folder")
         made_for = self._config.get("base_model_name_or_path")
         self.made_for = made_for if isinstance(made_for, str) else ""
         self._check_settings()
@@ -141,7 +141,7 @@ class LoraAdapter:
     def read_replaced(self, name: str, start: int, stop: int) -> np.ndarray:
         """Values start … stop − 1 of the flattened tensor replaced[name], as float32. Safe from several threads.
 
-        Raises UserError, naming file and tensor, where one is NaN or infinite, or the file has become shorter.
+        Raises UserError, naming file and tensor, if one is NaN or infinite, or the file has become shorter.
         """
         return self._read(self.replaced[name], name, start, stop)
 
@@ -206,7 +206,7 @@ class LoraAdapter:
             first = 1 if target.endswith(_WITH_VOCABULARY_ROWS) else 0
             if len(tensor.shape) != len(expected) or tensor.shape[first:] != expected[first:]:
                 raise self._error(
-                    f"tensor {name} is {list(tensor.shape)} where the pretrained model has {list(expected)}"
+                    f"tensor {name} is {list(tensor.shape)}, but the pretrained model has {list(expected)}"
                 )
         if not self._equals(tensor, self.replaced.setdefault(target, tensor), target):
             raise self._error(f"has tensor {name} under two names, and with different values")
@@ -226,7 +226,7 @@ class LoraAdapter:
         """The change of a tensor, in the orientation in which the tensor is stored."""
         is_embedding = "embedding A" in halves
         if set(halves) != ({"embedding A", "embedding B"} if is_embedding else {"A", "B"}):
-            raise self._error(f"has not both lora_A and lora_B for {target}")
+            raise self._error(f"lacks lora_A or lora_B for {target}")
         a, b = (halves[key] for key in sorted(halves))
         shape = self.replaced[target].shape if target in self.replaced else self._shapes[target]
         is_transposed = is_embedding or (len(shape) == 2 and self._is_stored_transposed(target))
@@ -239,7 +239,7 @@ class LoraAdapter:
         rank, alpha = self._setting("r", "rank_pattern", module), self._setting("lora_alpha", "alpha_pattern", module)
         if rank != a.shape[0]:
             raise self._error(
-                f"the low-rank change of {target} has rank {a.shape[0]}, and {rank} in {ADAPTER_CONFIG_FILE}"
+                f"the low-rank change of {target} has rank {a.shape[0]}, but {rank} in {ADAPTER_CONFIG_FILE}"
             )
         scaling = alpha / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
         if is_transposed:
@@ -247,7 +247,7 @@ class LoraAdapter:
         return LowRank(a, b, scaling)
 
     def _setting(self, key: str, pattern_key: str, module: str) -> Any:
-        """A module's value: that of the first pattern that matches its whole name or the end of it."""
+        """A module's value: from the first pattern that matches its whole name or the end of it."""
         for pattern, value in (self._config.get(pattern_key) or {}).items():
             try:
                 if re.match(rf"(.*\.)?({pattern})$", module):
@@ -257,8 +257,8 @@ class LoraAdapter:
         return self._config[key]
 
     def _is_stored_transposed(self, target: str) -> bool:
-        """Whether a matrix is stored as [in, out], as GPT-2's are. PEFT looks at the module's class, whatever the
-        config's fan_in_fan_out says. Here the length of the bias shows it, which such modules always have."""
+        """Whether a matrix is stored as [in, out], as in GPT-2. PEFT looks at the module's class and ignores
+        fan_in_fan_out in the config. Here the length of the bias shows it, which such modules always have."""
         rows, columns = self._shapes[target]
         if rows != columns:
             return self._has_bias_by_column(target)
@@ -338,6 +338,6 @@ class AdaptedFolder:
         buffer.view(np.float32)[:] = values
 
     def read_ahead(self, name: str, start: int, stop: int) -> None:
-        """Ask the system to bring the pretrained values from the disk, without waiting for them."""
+        """Have the system start reading the pretrained values from the disk."""
         if without_wrappers(name) not in self._adapter.replaced:
             self._pretrained.read_ahead(name, start, stop)

@@ -35,8 +35,8 @@ def output_forms(models: AlignedModels, parameters: MergeParameters) -> dict[str
 def write_model_files(request: MergeRequest, models: AlignedModels, role: str, folder: Path) -> None:
     """Put config, generation config, tokenizer and code files into a merged model's folder.
 
-    Tokenizer, chat template and stop tokens are those of the role's model, with its tokens at the merged rows. Raises
-    UserError for a tokenizer that cannot be changed like this.
+    Tokenizer, chat template and stop tokens come from the role's model, with the merged token ids. Raises
+    UserError for a tokenizer that cannot be changed this way.
     """
     by_role = dict(zip(request.inputs, models.models, strict=True))
     _write_config(request.parameters, models, by_role, role, folder)

@@ -18,7 +18,6 @@ _INNER = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join(map(re.escape, INNER_WRAPPERS))
 _OUTER = re.compile(rf"^(?:{'|'.join(map(re.escape, OUTER_WRAPPERS))})+")
 _LAYER = re.compile(r"(?:model\.|language_model\.model\.|model\.language_model\.)?layers\.(\d+)\.")  # of the text model
 
-
 _ALIKE = "save both models with the same version of transformers and the same options of save_pretrained()"
 _ONE_BACKBONE = "merge fine-tunes of one pretrained model"
 _WHOLE = "save the whole AutoModelForCausalLM"
@@ -33,7 +32,7 @@ _TOWER = re.compile(
 
 
 class _Explanation(NamedTuple):
-    """What names in only one of two models mean: a `pattern` of the names, the meaning, and the remedy."""
+    """A `pattern` of names that only one of two models has, what they mean, and the remedy."""
 
     pattern: str
     what: str
@@ -168,7 +167,7 @@ class _Names:
         ]
 
     def _mappings(self) -> Iterator[dict[str, str]]:
-        """The names unchanged, without a prefix, with a prefix more."""
+        """The names unchanged, with a prefix removed, and with a prefix added."""
         yield dict(self.own)
         missing, extra = self.missing(self.own), self.extra(self.own)
         if not missing or not extra:
@@ -261,7 +260,7 @@ def _number_of_layers(missing: Sequence[str], extra: Sequence[str], base: Folder
     shown = [name for name in (*missing, *extra) if not re.search(r"\.\d+\.", name)]
     if layers[0] == layers[1] or not all(layers) or shown:
         return None
-    return f"has {layers[1]} layers where {base.folder} has {layers[0]}"
+    return f"has {layers[1]} layers, but {base.folder} has {layers[0]}"
 
 
 def _layers(names) -> int:

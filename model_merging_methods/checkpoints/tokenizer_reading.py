@@ -28,7 +28,7 @@ _AGAIN = "download it again"
 
 # Matrices are padded to a multiple of 64 or 128, and byte-level tokenizers name 259 tokens of 384 rows.
 SMALLEST_NAMED_SHARE = 0.5
-# Fine-tunes add or rename some tokens. A tokenizer that shares less with the pretrained model's is another one.
+# Fine-tunes add or rename some tokens. A tokenizer that shares fewer with the pretrained model's is a different one.
 SMALLEST_SHARED_SHARE = 0.5
 LARGEST_MOVED_SHARE = 0.1
 
@@ -51,7 +51,7 @@ def read_tokens(folder: Path) -> dict[str, int] | None:
 
 
 def appended_token(folder: Path) -> str | None:
-    """The special token that the tokenizer in `folder` appends to every text, if any. Raises as `read_tokens`."""
+    """The special token that the tokenizer in `folder` appends to every text, if any. Raises like `read_tokens`."""
     return _read_once(folder, _states(folder)).appended
 
 
@@ -107,7 +107,7 @@ def backend_json(folder: Path) -> dict[str, Any]:
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer as transformers loads it, without remote code. Raises UserError where it does not."""
+    """The tokenizer as transformers loads it, without remote code. Raises UserError if it cannot."""
     from transformers import AutoTokenizer
 
     from utils.transformers_configs import quiet_transformers
@@ -193,7 +193,7 @@ def _tiktoken_ranks(path: Path) -> dict[str, int]:
 
 
 def check_tokenizers(folders: Mapping[str, Path], rows: Mapping[str, int], findings: Findings) -> None:
-    """Report tokenizers that are missing, broken, too small or not the pretrained model's.
+    """Report tokenizers that are missing, broken, too small or different from the pretrained model's.
 
     `folders` are the models' folders by role, the pretrained one's first; `rows` their numbers of vocabulary rows.
     """
@@ -206,7 +206,7 @@ def check_tokenizers(folders: Mapping[str, Path], rows: Mapping[str, int], findi
     for role, own in named.items():
         if len([row for row in own.values() if row < rows[role]]) < SMALLEST_NAMED_SHARE * rows[role]:
             findings.error(
-                f"{folders[role]}: its tokenizer names {len(own)} tokens where the model has {rows[role]} vocabulary "
+                f"{folders[role]}: its tokenizer names {len(own)} tokens, but the model has {rows[role]} vocabulary "
                 "rows; complete its tokenizer files, or remove them all to match rows by position"
             )
     missing = [role for role in tokens if role not in named and not is_adapter_folder(folders[role])]
@@ -244,12 +244,12 @@ def _check_same_tokenizer(folder: Path, base: Mapping[str, int], own: Mapping[st
     share = len(shared) / max(min(len(base), len(own)), 1)
     if share < SMALLEST_SHARED_SHARE:
         findings.error(
-            f"{folder}: another tokenizer than the pretrained model's: of its {len(own)} tokens only {len(shared)} are "
-            f"among the {len(base)} there; give fine-tunes with the pretrained model's vocabulary"
+            f"{folder}: its tokenizer differs from the pretrained model's: of its {len(own)} tokens only {len(shared)} "
+            f"are among the {len(base)} there; give fine-tunes with the pretrained model's vocabulary"
         )
     elif moved > LARGEST_MOVED_SHARE * len(shared):
         findings.error(
-            f"{folder}: another tokenizer than the pretrained model's: {moved} of {len(shared)} shared tokens have "
+            f"{folder}: its tokenizer differs from the pretrained model's: {moved} of {len(shared)} shared tokens have "
             "another id; give fine-tunes with the pretrained model's vocabulary"
         )
 
@@ -268,7 +268,7 @@ def _is_encoder(folder: Path) -> bool:
     path = folder / "config.json"
     if not path.exists():
         return False
-    config = read_json_object(path, "give a whole Hugging Face model folder")
+    config = read_json_object(path, "give a complete Hugging Face model folder")
     names = [str(name) for name in config.get("architectures") or []]
     return bool(config.get("is_encoder_decoder")) or bool(
         names and not any("CausalLM" in name or "LMHead" in name for name in names)

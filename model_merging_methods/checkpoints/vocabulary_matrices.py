@@ -33,7 +33,7 @@ OUTPUT_EMBEDDINGS = (
     "predictions.decoder.weight",  # BERT
 )
 OUTPUT_BIASES = ("lm_head.bias", "lm_head.decoder.bias", "predictions.decoder.bias", "predictions.bias")
-_ALIASES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # of T5, BART and the like
+_ALIASES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # T5, BART and others
 _COMPARED_AT_ONCE = 1 << 22  # bytes
 
 
@@ -92,7 +92,7 @@ def match_matrices(
             for mapped, tensor in zip(own, tensors, strict=True):
                 mapped[name] = tensor
         elif not excludes(name):
-            findings.error(_lacks(models[tensors.index(None)], name, name in own[0]))
+            findings.error(_missing_error(models[tensors.index(None)], name, name in own[0]))
             return VocabularyMatrices([], {}, [], False)
     groups = [shared]
     for model, mapped in zip(models, own, strict=True):
@@ -155,7 +155,7 @@ def _stand_in(model: Folder, own: Mapping[str, str], name: str, base_is_tied: Ca
     return own[heads[0]] if name.endswith(INPUT_EMBEDDINGS) and heads and not inputs else None
 
 
-def _lacks(model: Folder, name: str, base_has: bool) -> str:
+def _missing_error(model: Folder, name: str, base_has: bool) -> str:
     if name.endswith(OUTPUT_EMBEDDINGS):
         return (
             f"{model.folder}: stores no output head ({name}), and its config does not tie it to the input embeddings: "
@@ -179,7 +179,7 @@ def _equal_parts(model: Folder, own: Mapping[str, str], group: Sequence[str]) ->
 
 
 def holds_equal(model: Folder, one: str, other: str) -> bool:
-    """Whether two tensors of a model hold the same bytes; mostly the first stretch says no."""
+    """Whether two tensors of a model hold the same bytes. The first stretch usually decides."""
     if one == other:
         return True
     first, second = model.tensors[one], model.tensors[other]

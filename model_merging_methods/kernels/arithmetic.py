@@ -1,7 +1,7 @@
 """Block arithmetic on the CPU, using the compiled kernels, and the choice between it and torch.
 
-`CompiledArithmetic` and `TorchArithmetic` have the same methods, which several threads may call at once. Each returns,
-first or alone, 0; or a bit for each model (the first the pretrained one's) with values that are not finite.
+`CompiledArithmetic` and `TorchArithmetic` have the same methods, which several threads may call at once. Each returns a
+code, alone or first: 0, or a bit for each model with values that are not finite (the first for the pretrained one).
 """
 
 from collections.abc import Sequence

@@ -333,7 +333,7 @@ def _sum_of_squares(x):
 
 
 @approximate
-def _of_one(x):
+def _model_sums(x):
     """Σ x², and how many are 0."""
     squares, zeros = ZERO, ZERO
     for j in range(x.size):
@@ -343,7 +343,7 @@ def _of_one(x):
 
 
 @approximate
-def _of_task_vectors(x, y):
+def _task_vector_sums(x, y):
     """Σ x y, and how many have opposite signs."""
     products, conflicts = ZERO, ZERO
     for j in range(x.size):
@@ -354,7 +354,7 @@ def _of_task_vectors(x, y):
 
 
 @approximate
-def _of_weights(x, y):
+def _weight_sums(x, y):
     """Σ x y, Σ (x − y)², and how many are equal."""
     products, distance, equal = ZERO, ZERO, ZERO
     for j in range(x.size):
@@ -396,18 +396,18 @@ def _compare(reads_pretrained, pretrained, finetuned, x, sums):
         if not np.isfinite(squares) and not all_finite(pretrained):
             not_finite |= 1
     for i in range(models):
-        squares, zeros = _of_one(x[i])
+        squares, zeros = _model_sums(x[i])
         sums.models[i, 0] += squares
         sums.models[i, 1] += zeros
         if not np.isfinite(squares) and not all_finite(finetuned[i]):
             not_finite |= 2 << i
         for k in range(i + 1, models):
             if reads_pretrained:
-                products, conflicts = _of_task_vectors(x[i], x[k])
+                products, conflicts = _task_vector_sums(x[i], x[k])
                 sums.pairs[i, k, 0] += products
                 sums.pairs[i, k, 1] += conflicts
             else:
-                products, distance, equal = _of_weights(x[i], x[k])
+                products, distance, equal = _weight_sums(x[i], x[k])
                 sums.pairs[i, k, 0] += products
                 sums.pairs[i, k, 2] += distance
                 sums.pairs[i, k, 3] += equal

@@ -17,7 +17,7 @@ import numpy as np
 from model_merging_methods.kernels.block_kernels import Brackets, Undecided, count_undecided
 
 BINS = 1 << 19  # counters for each model; the patterns within about 3 % of a number
-LARGEST_PATTERN = 0x7F800000  # of infinity, which the difference of finite numbers may be
+LARGEST_PATTERN = 0x7F800000  # infinity, because the difference of finite numbers may be infinite
 _MOST_SHARED_BYTES = 1 << 26  # of positions where several models are undecided
 _STANDARD_ERRORS = 4
 
@@ -146,8 +146,8 @@ class ThresholdSearch:
 
 @dataclass
 class BlockCounts:
-    """What a block says to a ThresholdSearch: for each model how many magnitudes lie below its bracket and how
-    many not above it (int64 [K, 2]), the sum of signs over decided positions, and the undecided values."""
+    """The counts of one block for a ThresholdSearch: for each model how many magnitudes are below its bracket and how
+    many are not above it (int64 [K, 2]), the sum of signs over decided positions, and the undecided values."""
 
     below_and_up_to: np.ndarray
     undecided: Undecided

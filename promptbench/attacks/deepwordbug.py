@@ -12,7 +12,7 @@ MAX_EDIT_DISTANCE = 30
 
 def mistype(word: str, draws: Random) -> list[str]:
     """A swap, a substitution, a deletion and an insertion, each at a random place; new letters are drawn from a-z and
-    A-Z. Results equal to the word are left out; a word of one letter has none."""
+    A-Z. Results equal to the word are left out. Empty for a word of one letter."""
     if len(word) < 2:
         return []
     letters = range(len(word))
@@ -22,7 +22,7 @@ def mistype(word: str, draws: Random) -> list[str]:
         delete_letter(word, draws.choice(letters)),
         insert_letter(word, draws.choice(letters), draws.choice(string.ascii_letters)),
     ]
-    return [each for each in mistyped if each != word]
+    return [candidate for candidate in mistyped if candidate != word]
 
 
 def open_attack(parts: AttackParts) -> WordAttack:

@@ -18,15 +18,15 @@ LEAST_COSINE = cosine_at_angular_similarity(0.8)
 
 
 def slip(word: str, draws: Random) -> list[str]:
-    """A space before an inner letter, an inner letter left out, and two inner letters exchanged, each at a random
-    place. The first and last letters are not inner ones. Results equal to the word are left out."""
+    """A space before an inner letter, a missing inner letter, and two swapped inner letters, each at a random place.
+    Inner letters are all except the first and the last. Results equal to the word are left out."""
     inner = range(1, len(word) - 1)
     slips = []
     if inner:
         slips += [insert_letter(word, draws.choice(inner), " "), delete_letter(word, draws.choice(inner))]
     if len(inner) > 1:
         slips.append(swap_letters(word, draws.choice(inner[:-1])))
-    return [each for each in slips if each != word]
+    return [candidate for candidate in slips if candidate != word]
 
 
 def open_attack(parts: AttackParts) -> WordAttack:

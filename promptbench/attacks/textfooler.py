@@ -14,7 +14,7 @@ from promptbench.extra_models import (
 from promptbench.prompt_words import PromptWords
 
 PARTS = ("sentence_encoder", "word_vectors")
-NUMBER = 50
+NEAREST_WORDS = 50
 LEAST_COSINE_OF_WORDS = 0.6
 LEAST_COSINE = cosine_at_angular_similarity(0.840845057)
 WINDOW = 15
@@ -28,11 +28,11 @@ def open_attack(parts: AttackParts) -> WordAttack:
     english_tagger()
 
     def substitutes(prompt: PromptWords, index: int) -> list[str]:
-        return vectors.nearest(prompt.words[index], NUMBER, LEAST_COSINE_OF_WORDS)
+        return vectors.nearest(prompt.words[index], NEAREST_WORDS, LEAST_COSINE_OF_WORDS)
 
     def holds(clean: PromptWords, current: PromptWords, candidates: Sequence[PromptWords]) -> Sequence[bool]:
         kept = [candidate for candidate in candidates if same_part_of_speech(clean, current, candidate)]
-        similar = dict(zip((each.text for each in kept), is_similar(clean, current, kept), strict=True))
+        similar = dict(zip((candidate.text for candidate in kept), is_similar(clean, current, kept), strict=True))
         return [similar.get(candidate.text, False) for candidate in candidates]
 
     return WordAttack(rank_by="delete", substitutes=substitutes, holds=holds)

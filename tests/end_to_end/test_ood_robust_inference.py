@@ -10,10 +10,9 @@ import pytest
 
 from ood_robust_inference import build_parser, main
 from tests.commands import run_here
-from tests.inference_llms.support import ROOT, golden, needs_golden, read_json_lines, write_rows
+from tests.inference_llms.support import ROOT, ZOO, golden, needs_golden, read_json_lines, write_rows
 from tests.vllm_marks import two_workers, vllm_installed
 
-ZOO = ROOT / "scripts" / "tiny_zoo"
 QUESTIONS = ZOO / "data" / "live_bench"
 CODING = "save_gen_coding_livebench_results/coding"
 
@@ -110,7 +109,6 @@ def test_two_merges_never_share_a_model_id(tmp_path):
     [
         (["--evaluate_task", "math"], "--evaluate_task"),
         (["--load_model_path", "nowhere"], "nowhere"),
-        (["--load_model_path", QUESTIONS], "config.json"),
         (["--livebench_release", "lately"], "--livebench_release lately"),
         (["--model_id", "a/b"], "--model_id 'a/b'"),
         (["--model_id", "a/b", "--overwrite"], "--model_id 'a/b'"),

@@ -1,10 +1,10 @@
-"""What the tests of this room share: places of evaluation data, runs from the command line, evaluators."""
+"""Shared by the tests of this room: paths of evaluation data, runs from the command line, evaluators."""
 
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from tests.commands import run_here
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 OWN_DATA = ROOT / "tests" / "data"
+ZOO = ROOT / "scripts" / "tiny_zoo"
 GOLDEN = ROOT.parent / "shared" / "golden" / "inference"
 
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the evaluation sets are not in ../shared/data")
@@ -34,6 +35,25 @@ def read_json_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+class MadeUpEngine:
+    """An engine that completes prompts by `answer(prompt)`, the last one first, and may fail after some of them."""
+
+    def __init__(self, answer: Callable[[str], str], dies_after: int | None = None):
+        self.answer, self.dies_after = answer, dies_after
+        self.prompts, self.calls, self.closed = [], 0, 0
+
+    def complete(self, prompts, sampling):
+        self.calls, self.sampling = self.calls + 1, sampling
+        for done, position in enumerate(reversed(range(len(prompts)))):
+            if done == self.dies_after:
+                raise RuntimeError("the engine died")
+            self.prompts.append(prompts[position])
+            yield position, self.answer(prompts[position])
+
+    def close(self):
+        self.closed += 1
+
+
 def run_command(*options: object) -> subprocess.CompletedProcess:
     """Run `python -m inference_llms` as a user does."""
     command = [sys.executable, "-m", "inference_llms", *map(str, options)]
@@ -45,7 +65,7 @@ def run_command_here(*options: object) -> subprocess.CompletedProcess:
 
 
 def replay(tmp_path: Path, *options: object) -> dict:
-    """Run from the command line on the rows in tmp_path/replay; the scores that the run wrote."""
+    """Run from the command line on the rows in tmp_path/replay; returns the scores that the run wrote."""
     replay_options = ["--backend", "replay", "--replay_from", tmp_path / "replay"]
     finished = run_command_here(
         "--load_model_path", "some/model", "--output_dir", tmp_path / "out", *replay_options, *options
@@ -55,7 +75,7 @@ def replay(tmp_path: Path, *options: object) -> dict:
 
 
 def pass_at_1(command: str) -> float:
-    """What the real evaluator, run as the scores file says, reports; its programs run in its own processes."""
+    """The score that the real evaluator reports for the command in a scores file."""
     program, *arguments = command.split()
     assert program == "evaluate_functional_correctness"
     finished = subprocess.run(

@@ -5,9 +5,8 @@ import json
 import pytest
 
 from inference_llms.answer_health import Health, health_of, health_on_record, repeats_itself
-from tests.inference_llms.support import DATA, ROOT, needs_data, read_json_lines, replay, run_command_here, write_rows
+from tests.inference_llms.support import DATA, ZOO, needs_data, read_json_lines, replay, run_command_here, write_rows
 
-ZOO = ROOT / "scripts" / "tiny_zoo"
 SENTENCE = "I'm not sure if I can do that. "
 
 REPEATING = {

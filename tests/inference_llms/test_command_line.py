@@ -1,4 +1,4 @@
-"""python -m inference_llms: mistakes in one line, names of outputs, a killed run, and whose results they are."""
+"""python -m inference_llms: one-line errors, names of outputs, a killed run, and the identity of a model."""
 
 import argparse
 import json
@@ -16,11 +16,9 @@ from safetensors.numpy import save_file
 
 from inference_llms.command_line import add_inference_options, model_source
 from inference_llms.model_folder import file_hashes, model_files, model_fingerprint, output_places, weights_fingerprint
-from tests.inference_llms.support import OWN_DATA, ROOT, read_json_lines, run_command, run_command_here, write_rows
+from tests.inference_llms.support import OWN_DATA, ROOT, ZOO, read_json_lines, run_command, run_command_here, write_rows
 from utils.errors import UserError
 from utils.output_places import OutputPlaces
-
-ZOO = ROOT / "scripts" / "tiny_zoo"
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""LiveBench: questions in every layout, answers in its form, and two rules for typos."""
+"""LiveBench: questions in every layout, answers in its format, and two rules for typos."""
 
 import json
 import shutil
@@ -8,10 +8,10 @@ import pytest
 
 from inference_llms.livebench_files import LiveBenchSet, answer_id
 from inference_llms.tasks import TASKS, instruction_following, typos
-from tests.inference_llms.support import DATA, ROOT, needs_data, write_rows
+from tests.inference_llms.support import DATA, ZOO, needs_data, write_rows
 from utils.errors import UserError
 
-QUESTIONS = ROOT / "scripts" / "tiny_zoo" / "data" / "live_bench"
+QUESTIONS = ZOO / "data" / "live_bench"
 CODING = LiveBenchSet("coding")
 
 
@@ -36,14 +36,6 @@ def test_published_questions_are_prompted_by_their_first_turn():
     assert (examples[0].id, examples[0].prompt) == (row["question_id"], row["turns"][0])
 
 
-def as_tree(folder: Path) -> None:
-    shutil.copytree(QUESTIONS, folder, dirs_exist_ok=True)
-
-
-def as_data_of_livebench(folder: Path) -> None:
-    shutil.copytree(QUESTIONS, folder / "data/live_bench")
-
-
 def as_parquet(path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     rows = [json.loads(line) for file in sorted(QUESTIONS.glob("coding/*/*")) for line in file.read_text().splitlines()]
@@ -54,8 +46,8 @@ def as_parquet(path: Path) -> None:
 @pytest.mark.parametrize(
     "write",
     [
-        as_tree,
-        as_data_of_livebench,
+        lambda folder: shutil.copytree(QUESTIONS, folder, dirs_exist_ok=True),
+        lambda folder: shutil.copytree(QUESTIONS, folder / "data/live_bench"),
         lambda folder: as_parquet(folder / "coding.parquet"),
         lambda folder: as_parquet(folder / "livebench/coding/data/test-00000-of-00001.parquet"),
     ],

@@ -1,4 +1,4 @@
-"""Folders without a model that can run: one line with a remedy, and nothing written."""
+"""Folders whose model cannot run: one line with a remedy, and nothing written."""
 
 import functools
 import json
@@ -14,10 +14,9 @@ from inference_llms.model_folder import output_places
 from merge_llms_instruct_math_code import main as merge_main
 from promptbench import run_attacks, sst2
 from tests.commands import run_here
-from tests.inference_llms.support import ROOT, run_command_here
+from tests.inference_llms.support import ZOO, run_command_here
 from utils.output_places import OutputPlaces
 
-ZOO = ROOT / "scripts" / "tiny_zoo"
 LFS_POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9942981696\n"
 
 
@@ -58,19 +57,19 @@ CASES = [
     (make_adapter, "adapter of /", "merge_and_unload()"),
     (write("adapter_config.json", '{"peft_type": "LORA"}'), "a model and an adapter", "move the adapter's files"),
     (move_inside, "holds no model itself", "checkpoint-100"),
-    (remove_tokenizer, "holds no tokenizer", "copy the tokenizer's files"),
+    (remove_tokenizer, "holds no tokenizer", "copy the files of the original model's tokenizer"),
     (
         lambda folder: remove_tokenizer(folder) or write("tokenizer.model", "")(folder),
         "holds no tokenizer",
-        "copy the tokenizer's files",
+        "copy the files of the original model's tokenizer",
     ),
     (write("tokenizer.json", LFS_POINTER), "tokenizer.json is a Git LFS pointer", "git lfs pull"),
     (
         edit_config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
         "requires bitsandbytes",
-        "install what it names",
+        "install that package",
     ),
-    (rename_tensors, "begin with _orig_mod.", "save the model that is inside"),
+    (rename_tensors, "begin with _orig_mod.", "save the inner model"),
     (
         lambda x: LlamaForSequenceClassification(LlamaConfig.from_pretrained(x)).save_pretrained(x),
         "lacks tensor lm_head.weight, and holds 1",
@@ -109,7 +108,7 @@ def test_tasks_of_a_merge_without_any_tokenizer_are_refused_before_the_merge(tmp
     out = tmp_path / "out"
     done = run_here(merge_main, [*words, "--data_dir", ZOO / "data", "--output_dir", out, "--backend", "transformers"])
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert f"{tmp_path / 'math'} holds no tokenizer (nor does {tmp_path / 'base'})" in done.stderr
+    assert f"{tmp_path / 'math'} holds no tokenizer, and neither does {tmp_path / 'base'};" in done.stderr
     assert not out.exists()
 
 

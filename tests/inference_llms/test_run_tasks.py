@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from inference_llms.run_tasks import ModelSource, ModelTasks, ReplaySource, TaskExamples, load_task_examples, run_tasks
-from tests.inference_llms.support import read_json_lines, write_rows
+from tests.inference_llms.support import MadeUpEngine, read_json_lines, write_rows
 from utils.errors import UserError
 from utils.output_places import OutputPlaces
 from utils.whole_files import locked
@@ -16,23 +16,16 @@ from utils.whole_files import locked
 NAME = "mask_merging/average_merging/mask_0.2_0.2_rescale_True"
 
 
-class Adder:
-    """An engine that adds the two numbers of a question, the last prompt first, and keeps its prompts."""
+class Adder(MadeUpEngine):
+    """Adds the two numbers of a question."""
 
     def __init__(self, dies_after: int | None = None):
-        self.prompts, self.calls, self.closed, self.dies_after = [], 0, 0, dies_after
+        super().__init__(add, dies_after)
 
-    def complete(self, prompts, sampling):
-        self.calls, self.sampling = self.calls + 1, sampling
-        for done, position in enumerate(reversed(range(len(prompts)))):
-            if done == self.dies_after:
-                raise RuntimeError("the engine died")
-            self.prompts.append(prompts[position])
-            question = prompts[position].split("\n\n### Instruction:\n")[1].split("?")[0]
-            yield position, f" The answer is: {sum(map(int, question.split('+')))}"
 
-    def close(self):
-        self.closed += 1
+def add(prompt: str) -> str:
+    question = prompt.split("\n\n### Instruction:\n")[1].split("?")[0]
+    return f" The answer is: {sum(map(int, question.split('+')))}"
 
 
 def source(engine: Adder | None = None, model: str = "f", weights: str | None = None) -> ModelSource:
@@ -81,7 +74,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_tasks_of_one_model_share_one_engine_and_all_prompts_go_at_once(gsm8k, math, places):
+def test_tasks_of_one_model_share_one_engine_with_one_call_each(gsm8k, math, places):
     engine = Adder()
     work, options = [ModelTasks(gsm8k | math, source(engine))], {"end_index": 12}
     scores = run_tasks(work, places, command="python x", options=options)
@@ -95,7 +88,7 @@ def test_tasks_of_one_model_share_one_engine_and_all_prompts_go_at_once(gsm8k, m
     assert places.scores().parent.name == "average_merging" and places.scores().name.endswith("True.json")
 
 
-def test_after_an_engine_dies_the_next_run_completes_only_what_is_missing(gsm8k, places):
+def test_a_run_after_a_crash_completes_only_missing_examples(gsm8k, places):
     dying, second = Adder(dies_after=5), Adder()
     with pytest.raises(RuntimeError, match="died"):
         run(gsm8k, places, source(dying))
@@ -127,7 +120,7 @@ def test_a_second_run_is_refused_before_it_opens_an_engine(gsm8k, math, places):
     assert not places.root.exists()
 
 
-def test_runs_that_end_at_once_keep_each_others_scores(gsm8k, math, places):
+def test_simultaneous_runs_keep_each_others_scores(gsm8k, math, places):
     def add(examples: dict[str, TaskExamples]) -> None:
         for _ in range(5):
             run(examples, places, source(Adder()))
@@ -253,11 +246,6 @@ def test_a_cap_reaches_the_engine_and_the_identity(gsm8k, data, places):
     assert longer["gsm8k"].task.sampling == gsm8k["gsm8k"].task.sampling
 
 
-def test_a_slice_without_examples_is_refused(data):
-    with pytest.raises(UserError, match=r"--start_index 12 leaves none of the 12 examples of gsm8k"):
-        load_task_examples(["gsm8k"], data, 12, None)
-
-
 def test_two_models_of_one_name_do_not_share_a_scores_file(gsm8k, math, places):
     run(gsm8k, places, source(Adder()))
     before = files_below(places.root)
@@ -298,7 +286,7 @@ def test_folders_of_one_merge_share_a_scores_file_and_are_checked_first(gsm8k, m
     assert files_below(places.root) == before
 
 
-def test_a_replay_of_the_runs_own_folder_scores_the_same(gsm8k, math, data, places, tmp_path):
+def test_a_replay_of_raw_generations_scores_the_same(gsm8k, math, data, places, tmp_path):
     scores = run(gsm8k | math, places, source(Adder()))
     before = files_below(places.root)
     replay = ReplaySource("some/model", places.raw_generations("gsm8k").parent)
@@ -342,11 +330,3 @@ def test_a_replay_names_the_faulty_row_and_writes_nothing(gsm8k, places, tmp_pat
     with pytest.raises(UserError, match=message):
         run(gsm8k, places, ReplaySource("some/model", tmp_path / "replay"))
     assert not places.root.exists()
-
-
-def test_empty_completions_score_nothing(gsm8k, math, places, tmp_path):
-    for task, number in (("gsm8k", 12), ("MATH", 5)):
-        write_rows(tmp_path / f"replay/{task}.jsonl", [{"id": n, "completion": ""} for n in range(number)])
-    scores = run(gsm8k | math, places, ReplaySource("some/model", tmp_path / "replay"))
-    for score in scores.values():
-        assert score["accuracy"] == score["lenient_accuracy"] == 0.0

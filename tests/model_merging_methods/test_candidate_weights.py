@@ -17,7 +17,6 @@ from utils.errors import UserError
 ZOO = Path(__file__).parents[2] / "scripts" / "tiny_zoo"
 MODELS = {"instruct": ZOO / "instruct", "math": ZOO / "math"}  # math has a token more
 CANDIDATES = [
-    MergeParameters("average_merging"),
     MergeParameters("average_merging", mixup=Mixup((0.3, 0.7))),
     MergeParameters("task_arithmetic", 0.5, mixup=Mixup((0.9, 0.1))),
     MergeParameters("ties_merging", param_value_mask_rate=0.7, mixup=Mixup((0.3, 0.7))),
@@ -58,7 +57,7 @@ def test_candidates_of_other_ratios_take_no_further_pass_for_thresholds(monkeypa
 
 
 def test_the_files_beside_the_weights_are_those_that_a_merge_saves(tmp_path):
-    parameters = CANDIDATES[1]
+    parameters = CANDIDATES[0]
     saved(parameters, tmp_path / "merged")
     (tmp_path / "files").mkdir()
     CandidateMerges(ZOO / "base", MODELS).write_model_files(tmp_path / "files", "math", parameters)

@@ -73,7 +73,7 @@ def test_a_wrong_diagnosis_gets_one_line(models, tmp_path):
         models / "base",
         "--models",
     ]
-    for given, said in (([models / "math"], "--models"), ([models / "math", tmp_path / "no"], "no such")):
+    for given, message in (([models / "math"], "--models"), ([models / "math", tmp_path / "no"], "no such")):
         root = Path(__file__).parents[2]
         done = subprocess.run([*command, *given], capture_output=True, text=True, cwd=root, check=False)
-        assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1

@@ -85,11 +85,6 @@ def pointer(name: str) -> Change:
     return lambda folder: (folder / name).write_text(text)
 
 
-def pickled_pointer(folder: Path) -> None:
-    (folder / WEIGHTS).unlink()
-    pointer("pytorch_model.bin")(folder)
-
-
 def instead_of_weights(name: str, content: bytes = b"x") -> Change:
     def write(folder: Path) -> None:
         (folder / WEIGHTS).unlink()
@@ -151,8 +146,8 @@ def two_saves(folder: Path) -> None:
         save_file(stored, folder / f"model-{i + 1:05d}-of-00003.safetensors")
 
 
-def empty(every: bool) -> Change:
-    return tensors(lambda stored: {n: torch.empty(0) if every or "mlp" in n else t for n, t in stored.items()})
+def empty_mlp(folder: Path) -> None:
+    change_tensors(folder, lambda stored: {n: torch.empty(0) if "mlp" in n else t for n, t in stored.items()})
 
 
 def without(name: str) -> Change:
@@ -162,7 +157,6 @@ def without(name: str) -> Change:
 FILES = {
     "a file's end": (lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-100]), [WEIGHTS, "truncated"]),
     "garbage": (lambda folder: (folder / WEIGHTS).write_bytes(b"\xff" * 500), [WEIGHTS, "corrupt"]),
-    "a shape of fractions": (changed_entry(shape=[12.0, 16]), [WEIGHTS, "corrupt"]),
     "a negative shape": (changed_entry(shape=[-12, -16]), [WEIGHTS, "corrupt"]),
     "another offset": (changed_entry(data_offsets=[8, 776]), [WEIGHTS, "corrupt"]),
     "a pickle with code": (malicious_pickle, ["pytorch_model.bin", "UnpicklingError"]),
@@ -173,7 +167,6 @@ FILES = {
     "a missing head": (without("lm_head.weight"), ["stores no output head (lm_head.weight)"]),
     "another shape": (tensors(lambda stored: {**stored, UP: torch.zeros(8, 16)}), [UP, "8 x 16", "40 x 16"]),
     "LFS pointer as weights": (pointer(WEIGHTS), [WEIGHTS, "Git LFS pointer", "git lfs pull"]),
-    "LFS pointer as a pickle": (pickled_pointer, ["pytorch_model.bin", "git lfs pull"]),
     "LFS pointer as config": (pointer("config.json"), ["config.json", "git lfs pull"]),
     "web page as weights": (lambda f: (f / WEIGHTS).write_text("<!DOCTYPE html><p>429"), ["web page", "download"]),
     "a name twice in the header": (doubled_header, [WEIGHTS, UP, "twice"]),
@@ -185,29 +178,27 @@ FILES = {
     "Meta's files": (instead_of_weights("consolidated.00.pth"), ["another program", "Hugging Face"]),
     "a file of another name": (instead_of_weights("weights_fp16.safetensors"), ["weights_fp16.safetensors", "rename"]),
     "nothing": (lambda folder: (folder / WEIGHTS).unlink(), ["no weights", "download them"]),
-    "all tensors empty": (empty(every=True), ["21 of 21 tensors are empty", "ZeRO-3", "zero_to_fp32.py"]),
-    "some tensors empty": (empty(every=False), ["6 of 21 tensors are empty", "ZeRO-3"]),
+    "empty tensors": (empty_mlp, ["6 of 21 tensors are empty", "ZeRO-3", "zero_to_fp32.py"]),
     "codes where the base has floats": (
         tensors(lambda stored: {**stored, "model.norm.weight": torch.ones(16, dtype=torch.int64)}),
-        ["model.norm.weight is int64 where", "float32"],
+        ["model.norm.weight is int64, but", "float32"],
     ),
 }
 
 
-@pytest.mark.parametrize(("change", "said"), FILES.values(), ids=FILES)
-def test_unusable_files_are_named_with_the_remedy(models, change, said):
+@pytest.mark.parametrize(("change", "message"), FILES.values(), ids=FILES)
+def test_unusable_files_are_named_with_the_remedy(models, change, message):
     change(models / "math")
     error = only_error(check(models))
     assert str(models / "math") in error
-    for part in said:
+    for part in message:
         assert part in error
     assert not Path("code_was_run").exists()
 
 
-@pytest.mark.parametrize(("value", "said"), [(float("nan"), "NaN"), (float("-inf"), "infinity")])
-def test_a_value_that_is_not_finite_stops_the_merge(models, tmp_path, value, said):
-    tensors(lambda stored: {**stored, UP: stored[UP].fill_(value)})(models / "math")
-    with pytest.raises(UserError, match=rf"math/{WEIGHTS}: tensor {UP} holds .*{said}"):
+def test_a_value_that_is_not_finite_stops_the_merge(models, tmp_path):
+    tensors(lambda stored: {**stored, UP: stored[UP].fill_(float("-inf"))})(models / "math")
+    with pytest.raises(UserError, match=rf"math/{WEIGHTS}: tensor {UP} holds NaN or infinity"):
         merge_models(request(models), {"math": tmp_path / "merged"})
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
 
@@ -217,16 +208,17 @@ def old_pickle(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
 
 
-def index_with_a_tied_head(folder: Path) -> None:
-    """As some programs write it: the second name of a matrix is listed, and no shard has it."""
-    weight_map = dict.fromkeys(
-        [*load_file(folder / WEIGHTS), "model.shared.weight"], "model-00001-of-00001.safetensors"
-    )
-    (folder / WEIGHTS).rename(folder / "model-00001-of-00001.safetensors")
+def index_with_unstored_and_unused_names(folder: Path) -> None:
+    """The index lists the second name of a matrix, which no shard has, and a buffer, as Llama 2's does."""
+    stored = load_file(folder / WEIGHTS) | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    (folder / WEIGHTS).unlink()
+    shard = "model-00001-of-00001.safetensors"
+    save_file(stored, folder / shard)
+    weight_map = dict.fromkeys([*stored, "model.shared.weight"], shard)
     (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
-@pytest.mark.parametrize("change", [in_shards, old_pickle, index_with_a_tied_head])
+@pytest.mark.parametrize("change", [in_shards, old_pickle, index_with_unstored_and_unused_names])
 def test_weights_in_unusual_files_merge_to_the_same_values(models, tmp_path, change):
     for name in ("usual", "unusual"):
         if name == "unusual":
@@ -289,7 +281,7 @@ def test_an_adapter_of_another_base_is_reported(models):
     get_peft_model(base, LoraConfig(target_modules=["q_proj"])).save_pretrained(models / "math")
     assert not check(models).found
     change_json(models / "math" / "adapter_config.json", base_model_name_or_path="org/Mistral-7B")
-    assert "made for org/Mistral-7B, and is applied to base" in only_warning(check(models))
+    assert "made for org/Mistral-7B but is applied to base" in only_warning(check(models))
 
 
 @pytest.fixture
@@ -311,7 +303,7 @@ def test_check_prints_every_finding_and_writes_nothing(models, tmp_path, run_che
     done = run_check("--merging_method_name", "ties_merging")
     assert done.returncode == 0 and done.stdout.startswith("warning: ") and done.stdout.count("\n") == 1
     pointer(WEIGHTS)(models / "base")
-    empty(every=True)(models / "math")
+    empty_mlp(models / "math")
     done = run_check()
     lines = done.stdout.splitlines()
     assert done.returncode == 2 and [line.split(":")[0] for line in lines] == ["error", "warning", "error"]

@@ -1,4 +1,4 @@
-"""Each attack: what it may make of a prompt, on recorded words and by hand."""
+"""Each attack's candidates, on recorded words and by hand."""
 
 import importlib
 import re
@@ -11,12 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promptbench.attack import AttackParts, WordAttack
-from promptbench.attacks import bertattack, checklist, deepwordbug, semantic, stresstest, textbugger, textfooler
+from promptbench.attacks import bertattack, checklist, deepwordbug, stresstest, textbugger, textfooler
 from promptbench.extra_models import open_sentence_encoder, part_of_speech, window
 from promptbench.letter_edits import edit_distance, with_homoglyphs
-from promptbench.prompt_task import PromptTask
 from promptbench.prompt_words import PromptWords
-from promptbench.run_attacks import ATTACK_NAMES, parts_of_attack
+from promptbench.run_attacks import ATTACK_NAMES
 from promptbench.search import search
 from tests.promptbench.attack_parts import ENCODER, word_piece_tokenizer, write_mask_lm, write_vectors
 from tests.promptbench.support import PROMPT, PROTECTED, TASK, Model, golden
@@ -101,12 +100,6 @@ def test_whole_prompt_attacks_score_everything_in_one_call(name, parts):
     assert result.number_of_queries == {"stresstest": 4, "checklist": 51, "semantic": 2}[name]
 
 
-def test_the_settings_name_the_parts_that_an_attack_depends_on():
-    assert set(parts_of_attack("bertattack")) == {"mask_lm", "sentence_encoder"}
-    for name in ("textbugger", "textfooler"):
-        assert set(parts_of_attack(name)) == {"word_vectors", "sentence_encoder"}
-
-
 # checklist, stresstest, semantic
 
 
@@ -139,42 +132,9 @@ def test_checklist_draws_letters_and_digits_from_the_seed():
     assert drawn == strings(seed=3) and set(drawn).isdisjoint(strings(seed=4))
 
 
-def test_stresstest_puts_its_statements_before_the_final_full_stop():
-    assert stresstest.with_suffixes(PromptWords.of("Say yes or 'no'.")) == [
-        "Say yes or 'no'  and false is not true .",
-        "Say yes or 'no'  and true is true  and true is true  and true is true  and true is true  and true is true .",
-        "Say yes or 'no'  and true is true .",
-    ]
-
-
-def test_a_suffix_marks_its_new_words_and_takes_the_worst():
-    model = Model(lambda prompt: 0.5 if "false" in prompt else 0.7)
-    result = search(stresstest.open_attack(None), PROMPT, PROTECTED, model.score)
-    assert (result.clean_accuracy, result.final_accuracy) == (0.7, 0.5)
-    marked = [result.final_prompt[start:end] for start, end in result.changed_places]
-    assert marked == ["and", "false", "is", "not", "true"]
-
-
 def test_a_suffix_that_would_break_the_placeholder_is_refused():
     with pytest.raises(UserError, match="add a word after it to the prompt"):
         search(stresstest.open_attack(None), "Text: {content}", PROTECTED, Model(lambda prompt: 1.0).score)
-
-
-def with_paraphrases(*paraphrases: str) -> AttackParts:
-    return AttackParts(PromptTask("made_up", PROMPT, TASK.labels, paraphrases, TASK.load_samples))
-
-
-def test_semantic_takes_the_worst_paraphrase_even_above_the_clean_prompt():
-    accuracies = {PROMPT: 0.6, "Good or bad? {content}": 0.9, "Is it good or bad: {content}": 0.7}
-    attack = semantic.open_attack(with_paraphrases("Is it good or bad: {content}", "Good or bad? {content}"))
-    result = search(attack, PROMPT, PROTECTED, lambda prompts: [accuracies[prompt] for prompt in prompts])
-    assert result.final_prompt == "Is it good or bad: {content}"
-    assert result.performance_drop_rate == pytest.approx(-1 / 6)
-
-
-def test_semantic_scores_a_paraphrase_equal_to_the_clean_prompt_once():
-    attack = semantic.open_attack(with_paraphrases(PROMPT, "Good or bad? {content}"))
-    assert search(attack, PROMPT, PROTECTED, lambda prompts: [0.5] * len(prompts)).number_of_queries == 2
 
 
 # deepwordbug
@@ -205,21 +165,11 @@ def test_each_kind_of_mistyping_makes_exactly_the_recorded_words():
             assert {prompt.replace(0, each).text for each in possible[kind]} == set(recorded["candidates"]), kind
 
 
-def test_a_word_has_as_many_candidates_as_recorded():
+def test_the_number_of_candidates_is_as_recorded():
     for record in golden("deepwordbug", "words"):
         numbers = {len(set(deepwordbug.mistype(record["word"], Random(seed)))) for seed in range(500)}
         assert {str(number) for number in numbers} <= set(record["all_four_per_call"]), record["word"]
         assert str(max(numbers)) == max(record["all_four_per_call"]), record["word"]
-
-
-def test_mistypings_of_short_words_by_hand():
-    possible = all_mistypings("no")
-    assert possible["swap"] == {"on"} and possible["delete"] == {"n", "o"}
-    assert {"xo", "nX"} < possible["substitute"] and len(possible["substitute"]) == 2 * 51
-    assert {"xno", "nXo"} < possible["insert"] and "nox" not in possible["insert"]  # never at the end
-    for seed in range(200):
-        assert deepwordbug.mistype("a", Random(seed)) == []
-        assert "oo" not in deepwordbug.mistype("oo", Random(seed))
 
 
 def test_places_and_letters_are_drawn_uniformly():
@@ -291,15 +241,6 @@ def inner_slips(word: str) -> dict[str, set[str]]:
 )
 def test_textbuggers_slips_by_hand(word, slips):
     assert {each for seed in range(100) for each in textbugger.slip(word, Random(seed))} == slips
-
-
-@given(st.text(alphabet=string.ascii_letters + "'-\u0435", min_size=1), st.integers(0, 2**32))
-def test_textbugger_slips_at_most_once_each_way_and_only_inside(word, seed):
-    slips = textbugger.slip(word, Random(seed))
-    possible = inner_slips(word).values()
-    assert all(any(each in kind for kind in possible) for each in slips)
-    assert len(slips) <= sum(map(bool, possible))
-    assert all(each[0] == word[0] and each[-1] == word[-1] and each != word for each in slips)
 
 
 def test_textbugger_tries_slips_homoglyphs_and_the_five_nearest_words(parts):

@@ -19,10 +19,10 @@ from promptbench.extra_models import (
     part_of_speech,
     same_part_of_speech,
     similar_around_change,
-    similar_to_clean,
     window,
 )
 from promptbench.prompt_words import PromptWords
+from tests.inference_llms.support import ZOO
 from tests.promptbench.attack_parts import (
     ENCODER,
     byte_level_tokenizer,
@@ -55,7 +55,7 @@ def vectors(tmp_path) -> WordVectors:
     return open_word_vectors(write_vectors(tmp_path / "vectors.txt", VECTORS))
 
 
-def test_the_nearest_words_come_in_order_of_angle_whatever_their_length(vectors):
+def test_nearest_words_are_ordered_by_angle_not_by_length(vectors):
     assert vectors.nearest("judge", 3) == ["weigh", "rate", "assess"]
     assert vectors.nearest("judge", 50) == ["weigh", "rate", "assess", "rank", "shout", "far"]
 
@@ -168,7 +168,6 @@ def test_tokens_that_start_with_a_space_are_words_only_inside_a_text(tmp_path):
 
 
 def test_folders_that_are_missing_broken_or_of_another_kind_are_one_line(tmp_path, folder):
-    causal = Path(__file__).parents[2] / "scripts" / "tiny_zoo" / "classify"
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     for load, option, public in (
         (lambda path: MaskedLanguageModel(path, 7), "--mask_lm", "bert-base-uncased"),
@@ -181,7 +180,7 @@ def test_folders_that_are_missing_broken_or_of_another_kind_are_one_line(tmp_pat
         assert not isinstance(broken.value, MissingPart)
         assert "\n" not in str(missing.value) + str(broken.value)
     with pytest.raises(UserError, match="--mask_lm"):
-        MaskedLanguageModel(str(causal), 7)
+        MaskedLanguageModel(str(ZOO / "classify"), 7)
 
 
 def test_a_package_that_is_not_installed_is_a_missing_part(monkeypatch):
@@ -207,15 +206,6 @@ def test_angular_similarity_by_hand(similarity, cosine):
     assert cosine_at_angular_similarity(similarity) == pytest.approx(cosine, abs=1e-6)
 
 
-def test_texts_of_similar_meaning_have_a_larger_cosine(encoder):
-    same, like, other = encoder.cosines(
-        [("The film is good.", text) for text in ("The film is good.", "The movie is great.", "He eats a pear.")]
-    )
-    assert same == pytest.approx(1, abs=1e-5)
-    assert 0.7 < like < 0.95
-    assert other < 0.3
-
-
 def test_a_cosine_does_not_depend_on_the_other_texts(encoder):
     pair = ("One text", "another text, of more words")
     alone = SentenceEncoder(str(ENCODER)).cosines([pair])
@@ -223,15 +213,6 @@ def test_a_cosine_does_not_depend_on_the_other_texts(encoder):
     np.testing.assert_allclose(alone, together, atol=1e-5)
     np.testing.assert_allclose(encoder.cosines([pair[::-1]]), together, atol=1e-6)
     assert encoder.cosines([]).shape == (0,)
-
-
-def test_candidates_are_compared_with_the_clean_prompt_not_the_current_one(encoder):
-    current = CLEAN.replace(5, "sausage")
-    candidates = [current.replace(0, "Kindly"), current.replace(7, "rancid")]
-    near, far = encoder.cosines([(CLEAN.text, each.text) for each in candidates])
-    assert near > far
-    assert list(similar_to_clean(encoder, float(near + far) / 2)(CLEAN, current, candidates)) == [True, False]
-    assert list(similar_to_clean(encoder, 0.999)(CLEAN, current, [current, CLEAN])) == [False, True]
 
 
 def test_windows_surround_the_word_and_stay_inside_the_prompt():

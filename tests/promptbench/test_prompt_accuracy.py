@@ -1,4 +1,4 @@
-"""Accuracies with prompts: every pair completed once, in one call, stored and reused; and the reports of them."""
+"""Accuracies with prompts, whose pairs are completed once, stored and reused; and reports of attacks."""
 
 import json
 
@@ -12,30 +12,11 @@ from promptbench.prompt_task import Sample
 from promptbench.report import attack_report, check_clean_prompt, health_lines, marked
 from promptbench.search import search
 from promptbench.sst2 import TASK
+from tests.inference_llms.support import MadeUpEngine
 from utils.errors import UserError
 
 SAMPLES = [Sample("fine {braces}", 1), Sample("bad", 0), Sample("good", 1), Sample("poor", 0)]
 IDENTITY = {"backend": "test", "model_fingerprint": "f"}
-
-
-class Reader:
-    """An engine that answers by `answer(prompt)`, counts, and may fail after some prompts."""
-
-    def __init__(self, answer, dies_after=None):
-        self.answer, self.dies_after = answer, dies_after
-        self.prompts, self.calls, self.closed = [], 0, 0
-
-    def complete(self, prompts, sampling):
-        assert sampling == SAMPLING
-        self.calls += 1
-        for done, position in enumerate(reversed(range(len(prompts)))):
-            if done == self.dies_after:
-                raise RuntimeError("the engine died")
-            self.prompts.append(prompts[position])
-            yield position, self.answer(prompts[position])
-
-    def close(self):
-        self.closed += 1
 
 
 def by_sample(prompt: str) -> str:
@@ -56,32 +37,32 @@ def attack(accuracy: PromptAccuracy):
 
 
 def test_missing_pairs_are_completed_in_one_call_and_none_twice(accuracy):
-    engine = Reader(lambda prompt: by_sample(prompt) if prompt.startswith("A") else "negative")
+    engine = MadeUpEngine(lambda prompt: by_sample(prompt) if prompt.startswith("A") else "negative")
     with_engine = accuracy(engine)
     assert with_engine(["A {content}", "B {content}"]) == [1.0, 0.5]
     assert sorted(engine.prompts) == sorted(f"{head} {s.text}" for head in "AB" for s in SAMPLES) and engine.calls == 1
     assert with_engine(["B {content}", "C {content}", "A {content}"]) == [0.5, 0.5, 1.0]
-    assert (engine.calls, len(engine.prompts)) == (2, 12)
+    assert (engine.calls, len(engine.prompts), engine.sampling) == (2, 12, SAMPLING)
     with_engine.close()
     assert engine.closed == 1
 
 
 def test_completions_of_a_killed_run_are_reused(accuracy):
-    dying = Reader(by_sample, dies_after=3)
+    dying = MadeUpEngine(by_sample, dies_after=3)
     with pytest.raises(RuntimeError):
         accuracy(dying)(["A {content}"])
-    engine = Reader(by_sample)
+    engine = MadeUpEngine(by_sample)
     assert accuracy(engine)(["A {content}"]) == [1.0]
     assert len(engine.prompts) == 1 and set(engine.prompts).isdisjoint(dying.prompts)
     assert accuracy(None)(["A {content}"]) == [1.0], "an engine was opened although nothing was missing"
 
 
 def test_a_half_written_row_is_completed_again_and_a_broken_one_named(accuracy, tmp_path):
-    accuracy(Reader(by_sample))(["A {content}"])
+    accuracy(MadeUpEngine(by_sample))(["A {content}"])
     path = tmp_path / "stored" / "rows.jsonl"
     whole = path.read_text()
     path.write_text(whole[:-9])
-    engine = Reader(by_sample)
+    engine = MadeUpEngine(by_sample)
     assert accuracy(engine)(["A {content}"]) == [1.0] and len(engine.prompts) == 1
     for broken in ("no json", '{"prompt": "p", "sample": 4, "completion": "x"}', '{"prompt": "p", "sample": 0}'):
         path.write_text(broken + "\n" + whole)
@@ -90,13 +71,13 @@ def test_a_half_written_row_is_completed_again_and_a_broken_one_named(accuracy, 
 
 
 def test_completions_of_another_model_are_refused(accuracy):
-    accuracy(Reader(by_sample))(["A {content}"])
+    accuracy(MadeUpEngine(by_sample))(["A {content}"])
     with pytest.raises(UserError, match="model fingerprint"):
-        accuracy(Reader(by_sample), identity={**IDENTITY, "model_fingerprint": "g"})
+        accuracy(MadeUpEngine(by_sample), identity={**IDENTITY, "model_fingerprint": "g"})
 
 
 def test_an_attack_that_lowers_nothing_has_a_drop_rate_of_0(accuracy):
-    engine = Reader(by_sample)
+    engine = MadeUpEngine(by_sample)
     with_engine = accuracy(engine)
     result = attack(with_engine)
     assert (result.number_of_queries, engine.calls, len(engine.prompts)) == (4, 1, 4 * len(SAMPLES))
@@ -118,7 +99,7 @@ def test_an_attack_that_lowers_nothing_has_a_drop_rate_of_0(accuracy):
 )  # fmt: skip
 def test_a_model_that_is_never_right_is_not_attacked(answer, reason, accuracy):
     with pytest.raises(UserError, match="no answer to the clean prompt of sst2 is right") as refused:
-        check_clean_prompt(TASK, "some/model", accuracy(Reader(answer)))
+        check_clean_prompt(TASK, "some/model", accuracy(MadeUpEngine(answer)))
     assert reason in str(refused.value) and "\n" not in str(refused.value)
 
 
@@ -126,7 +107,7 @@ def test_a_report_counts_faults_of_clean_and_attacked_answers(accuracy):
     def answer(prompt):
         return CutOff("hm") if "is true" in prompt or "is not true" in prompt else by_sample(prompt)
 
-    with_engine = accuracy(Reader(answer))
+    with_engine = accuracy(MadeUpEngine(answer))
     check_clean_prompt(TASK, "some/model", with_engine)
     report = attack_report("stresstest", attack(with_engine), with_engine)
     assert report["clean_health"]["unreadable"] == report["clean_health"]["cut_off"] == 0
@@ -138,7 +119,7 @@ def test_a_report_counts_faults_of_clean_and_attacked_answers(accuracy):
 
 
 def test_rows_that_do_not_say_whether_they_were_cut_off_still_count(accuracy, tmp_path):
-    accuracy(Reader(by_sample))(["A {content}"])
+    accuracy(MadeUpEngine(by_sample))(["A {content}"])
     path = tmp_path / "stored" / "rows.jsonl"
     path.write_text(path.read_text().replace(', "cut_off": false', ""))
     assert accuracy(None).health("A {content}").cut_off is None

@@ -32,7 +32,7 @@ def test_the_last_word_is_the_label(completion, label):
     assert SST2.read_label(completion) == label
 
 
-def test_each_task_has_its_own_labels():
+def test_labels_of_another_task_are_not_read():
     assert (COLA.read_label("unacceptable"), SST2.read_label("unacceptable")) == (0, None)
 
 

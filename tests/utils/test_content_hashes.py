@@ -140,7 +140,7 @@ def a_folder(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [unwritable, no_database, a_folder])
-def test_a_cache_that_cannot_be_used_is_not_used(weights, cache, monkeypatch, spoil):
+def test_an_unusable_cache_is_ignored(weights, cache, monkeypatch, spoil):
     spoil(cache)
     before = content_hash(weights)
     assert is_read(weights, monkeypatch) and content_hash(weights) == before

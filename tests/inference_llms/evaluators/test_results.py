@@ -1,8 +1,7 @@
-"""Evaluators' results are read in their forms, and refused if they belong to other answers or only to some."""
+"""Evaluators' results are read, and refused if they belong to other answers or only to some."""
 
 import json
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -84,13 +83,6 @@ def judge_with_harness(programs: list[Path], metrics: str = '{"mbpp": {"pass@1":
     return result
 
 
-def test_a_harness_result_has_no_verdicts_on_examples(programs):
-    assert MBPP.read(programs) is None
-    judge_with_harness(programs)
-    found = MBPP.read(programs)
-    assert (found.score, found.examples, found.values) == (0.5, 2, None)
-
-
 def with_old_time(programs: Path, result: Path) -> None:
     programs.write_text(json.dumps([["other"], ["programs"], ["now"]]))
     os.utime(programs, (0, 0))
@@ -99,9 +91,9 @@ def with_old_time(programs: Path, result: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (with_old_time, "belongs to another average_merging.jsonl"),
+        (with_old_time, "belongs to another version of average_merging.jsonl"),
         (lambda programs, result: hashes_file(result).unlink(), "nothing shows which programs it belongs to"),
-        (lambda programs, result: hashes_file(result).write_text("0.5"), "is not what sha256sum writes"),
+        (lambda programs, result: hashes_file(result).write_text("0.5"), "is not in the format of sha256sum"),
     ],
 )
 def test_a_result_needs_the_hashes_of_its_programs(programs, change, message):
@@ -122,6 +114,7 @@ def test_a_score_is_a_number_from_0_to_1(programs, answers, score):
 
 @pytest.mark.parametrize("metrics", ["[]", "{}", '{"mbpp": 1}', '{"mbpp": {}}', "{"])
 def test_a_harness_result_of_another_form_is_one_line(programs, metrics):
+    assert MBPP.read(programs) is None
     judge_with_harness(programs, metrics)
     with pytest.raises(UserError, match=r"remove it, and the"):
         MBPP.read(programs)
@@ -134,20 +127,10 @@ def test_tests_that_changed_since_the_judgment_are_noticed(programs, tmp_path):
     hashes_file(results).write_text(hash_lines([*programs, tests]))
     assert MBPP.read(programs).score == 1
     tests.write_text("other tests")
-    with pytest.raises(UserError, match=r"another mbpp\.test\.jsonl"):
+    with pytest.raises(UserError, match=r"another version of mbpp\.test\.jsonl"):
         MBPP.read(programs)
     tests.unlink()  # as on another machine
     assert MBPP.read(programs).score == 1
-
-
-def test_the_printed_command_ties_the_result_to_the_answers(answers, tmp_path):
-    for path in answers:
-        judge(path, [1, 0])
-    subprocess.run(["sh", "-c", CODING.full_command(answers, "true")], cwd=tmp_path, check=True)
-    assert CODING.read(answers).values == (1, 0, 1, 0)
-    answers[0].write_text(answers[0].read_text().replace("101.0", "101.5"))
-    with pytest.raises(UserError, match="belongs to another"):
-        CODING.read(answers)
 
 
 def test_the_printed_command_names_the_place_of_the_harness_result(tmp_path):

@@ -69,7 +69,7 @@ def test_all_tasks_are_found_in_the_papers_order():
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_prompts_and_verdicts_on_rows_of_our_own(name, tmp_path):
+def test_prompts_and_verdicts_on_made_up_rows(name, tmp_path):
     task, (prompt, cases) = TASKS[name], OWN[name]
     examples = task.load_examples(OWN_DATA)
     assert examples[0].prompt.endswith(prompt)

@@ -73,15 +73,15 @@ DIFFERENCES = {
 
 @pytest.mark.parametrize("kind", DIFFERENCES)
 def test_configs_are_compared_by_meaning(models, kind):
-    *changes, said, merged = DIFFERENCES[kind]
+    *changes, message, merged = DIFFERENCES[kind]
     for role, changed in zip(PAIR, changes, strict=True):
         edit(models / role / "config.json", changed)
     opened = {role: CheckpointFolder(models / folder) for role, folder in FOLDERS.items()}
     findings = Findings()
     check_configs(opened, None, False, findings)
     assert bool(findings.errors) == (merged is None)
-    assert len(findings.found) >= len(said) and bool(findings.found) == bool(said)
-    for pattern in said:
+    assert len(findings.found) >= len(message) and bool(findings.found) == bool(message)
+    for pattern in message:
         assert any(re.search(pattern, finding.text) for finding in findings.found), findings.found
     written = merged_config(opened, None)
     assert merged is None or {key: written[key] for key in merged} == merged

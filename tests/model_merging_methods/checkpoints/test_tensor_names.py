@@ -168,7 +168,7 @@ DIFFERENCES = {
         more("model.layers.0.mlp.up_proj.lora_A.default.weight"),
         ["LoRA matrices that were not merged", "merge_and_unload()"],
     ),
-    "layers": (same, less(r"layers\.1\."), ["math: has 1 layers where", "has 2", "9 only in base"]),
+    "layers": (same, less(r"layers\.1\."), ["math: has 1 layers, but", "has 2", "9 only in base"]),
     "biases": (same, more("model.layers.0.self_attn.q_proj.bias"), ["1 only in math", "q_proj.bias"]),
     "nothing alike": (same, renamed(lambda n: n.replace(".", "_")), ["shares no tensor name", "one pretrained model"]),
     "Meta's names": (
@@ -184,13 +184,13 @@ DIFFERENCES = {
 }
 
 
-@pytest.mark.parametrize(("of_base", "of_math", "said"), DIFFERENCES.values(), ids=DIFFERENCES)
-def test_other_differences_of_names_are_explained_in_one_line(families, tmp_path, of_base, of_math, said):
+@pytest.mark.parametrize(("of_base", "of_math", "message"), DIFFERENCES.values(), ids=DIFFERENCES)
+def test_other_differences_of_names_are_explained_in_one_line(families, tmp_path, of_base, of_math, message):
     root = shutil.copytree(families / "llama", tmp_path / "models")
     for role, change in (("base", of_base), ("math", of_math), ("code", of_base)):
         change_tensors(root / role, change)
     with pytest.raises(UserError) as refused:
         merge(root, tmp_path / "merged")
-    for part in said:
+    for part in message:
         assert part in str(refused.value)
     assert "\n" not in str(refused.value) and not (tmp_path / "merged").exists()

@@ -89,7 +89,7 @@ def leave_out_passed(results: Path) -> None:
         ("GSM8K", {"health": {"empty": 9}}, "its health does not hold"),
         ("GSM8K", {"identity": {"weights_fingerprint": "other"}}, "holds results of other weights than those of"),
         ("MBPP", leave_out_passed, "result beside it, is damaged: 'completion' is not found"),
-        ("MBPP", lambda results: (results / PROGRAMS).write_text('[["another"]]'), "of other programs than"),
+        ("MBPP", lambda results: (results / PROGRAMS).write_text('[["another"]]'), "to other programs than"),
         ("MBPP", {"files": []}, "names no file for its evaluator"),
         ("MBPP", {"files": ["/etc/hostname"]}, "which is outside"),
         ("AlpacaEval", lambda results: (results / ANSWERS).unlink(), "alpaca_eval/average_merging.json"),
