@@ -1,1 +1,1 @@
-"""Benchmarks, and the tables that they wrote."""
+"""Benchmarks and their tables."""

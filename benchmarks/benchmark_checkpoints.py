@@ -27,11 +27,11 @@ class LlamaShape:
     vocabulary: int = 32_000
 
     def forms(self) -> dict[str, TensorForm]:
-        """Its parameters, in float16."""
+        """The form of each parameter, in float16."""
         key_value = self.hidden // self.heads * self.key_value_heads
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocabulary, self.hidden)}
         for layer in range(self.layers):
-            own = {
+            shapes_of_layer = {
                 "self_attn.q_proj": (self.hidden, self.hidden),
                 "self_attn.k_proj": (key_value, self.hidden),
                 "self_attn.v_proj": (key_value, self.hidden),
@@ -42,7 +42,7 @@ class LlamaShape:
                 "input_layernorm": (self.hidden,),
                 "post_attention_layernorm": (self.hidden,),
             }
-            shapes.update({f"model.layers.{layer}.{name}.weight": shape for name, shape in own.items()})
+            shapes.update({f"model.layers.{layer}.{name}.weight": shape for name, shape in shapes_of_layer.items()})
         shapes["model.norm.weight"] = (self.hidden,)
         shapes["lm_head.weight"] = (self.vocabulary, self.hidden)
         return {name: TensorForm("F16", shape) for name, shape in shapes.items()}
@@ -78,8 +78,8 @@ SHAPES: Mapping[str, LlamaShape] = {
 
 
 def make_checkpoint(folder: Path, shape: LlamaShape, number: int) -> None:
-    """The base (number 0) or a fine-tune of it: θ0 ~ N(0, 0.02²), θi = θ0 + N(0, 0.001²), rounded to float16. A
-    folder that is there already is left as it is."""
+    """The base (number 0) or a fine-tune of it: θ0 ~ N(0, 0.02²), θi = θ0 + N(0, 0.001²), rounded to float16. An
+    existing folder is kept."""
     if folder.exists():
         return
     forms = shape.forms()

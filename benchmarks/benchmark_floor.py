@@ -1,6 +1,6 @@
-"""The floor under a merge: read files once, write as much as a merged model is, and nothing else.
+"""The least time of a merge: read the files once and write as many bytes as a merged model has, one thread per core.
 
-python benchmarks/benchmark_floor.py OUTPUT BYTES FILE...   with plain positioned reads and writes, a thread a core
+python benchmarks/benchmark_floor.py OUTPUT BYTES FILE...
 """
 
 import os
@@ -18,15 +18,15 @@ def main() -> None:
     os.posix_fallocate(target, 0, size)
     reads = [(source, start) for source in sources for start in range(0, os.fstat(source).st_size, CHUNK)]
     writes = list(range(0, size, CHUNK))
-    mine = local()
+    of_thread = local()
 
     def read_and_write(index: int) -> None:
-        if not hasattr(mine, "buffer"):
-            mine.buffer = bytearray(CHUNK)
+        if not hasattr(of_thread, "buffer"):
+            of_thread.buffer = bytearray(CHUNK)
         source, start = reads[index]
-        os.preadv(source, [mine.buffer], start)
+        os.preadv(source, [of_thread.buffer], start)
         for place in writes[index * len(writes) // len(reads) : (index + 1) * len(writes) // len(reads)]:
-            os.pwrite(target, memoryview(mine.buffer)[: size - place], place)
+            os.pwrite(target, memoryview(of_thread.buffer)[: size - place], place)
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for _ in pool.map(read_and_write, range(len(reads))):

@@ -52,7 +52,7 @@ def main() -> None:
     for model in ("classify", *TASKS_OF_ROLE):
         with closing(open_engine(options.backend, ZOO / model, options.tensor_parallel_size, 1)) as engine:
             list(engine.complete(["Hello"], Sampling(max_tokens=4)))
-            for name, prompts, sampling in works_of(model, options.data_dir):
+            for name, prompts, sampling in workloads(model, options.data_dir):
                 rows.append((name, len(prompts), *compare(engine, prompts, sampling)))
                 print(*rows[-1], sep=" | ", file=sys.stderr)
     text = report(rows, options)
@@ -61,8 +61,8 @@ def main() -> None:
         write_whole(options.output, text)
 
 
-def works_of(model: str, data_dir: Path) -> Iterator[tuple[str, Sequence[str], Sampling]]:
-    """The name, prompts and sampling of everything that a tiny model is run on."""
+def workloads(model: str, data_dir: Path) -> Iterator[tuple[str, Sequence[str], Sampling]]:
+    """The name, prompts and sampling of each workload of a tiny model."""
     if model == "classify":
         clean = PromptWords.of(SST2.prompt)
         prompts = [clean.text, *stresstest.open_attack(AttackParts(SST2)).prompts(clean)]
@@ -75,7 +75,7 @@ def works_of(model: str, data_dir: Path) -> Iterator[tuple[str, Sequence[str], S
 
 def compare(engine: Engine, prompts: Sequence[str], sampling: Sampling) -> tuple[float, float, float, int]:
     """Seconds in one call, seconds with one call per prompt, their ratio, and the number of equal completions."""
-    # All at once runs first, so that prefixes and other things that an engine keeps help one by one.
+    # All at once runs first, so that an engine's caches can only help one by one.
     started = time.perf_counter()
     at_once = dict(engine.complete(prompts, sampling))
     between = time.perf_counter()

@@ -2,9 +2,9 @@
 
     python benchmarks/benchmark_merge.py --parameters 1.1 --vs mergekit --output benchmarks/merge_1.1b.md
 
-Every merge is a fresh process, timed from its start to its end without the final sync of its output, which
-has a separate column. The floor, in the same round, reads the inputs that the method needs once and writes
-the output once. Cold rounds begin with the inputs out of the system's cache, warm ones with them in it.
+Every merge is a fresh process, timed from start to end without the final sync of its output, which has a separate
+column. The floor, in the same round, reads the inputs that the method needs once and writes the output once. In cold
+rounds the system's cache does not have the inputs, in warm rounds it does.
 """
 
 import os
@@ -36,7 +36,7 @@ from utils.whole_files import write_json, write_whole
 ROOT = Path(__file__).resolve().parent.parent
 ROLES = ("instruct", "math", "code", "fourth", "fifth")
 _DARE = "--merging_method_name mask_merging --use_weight_rescale"
-METHODS = {  # the options of each; mergekit's method that does the same work, with its parameters
+METHODS = {  # the options of each; the equivalent method of mergekit, with its parameters
     "average": ("--merging_method_name average_merging", ("linear", {"weight": 0.5})),
     "average, M3": ("--merging_method_name average_merging --mixup_lambda 0.3", ("linear", {"weight": 0.3})),
     "task arithmetic": ("--merging_method_name task_arithmetic", ("task_arithmetic", {"weight": 1.0})),
@@ -57,8 +57,8 @@ METHODS = {  # the options of each; mergekit's method that does the same work, w
     "DARE + TIES": (f"{_DARE} --mask_apply_method ties_merging", ("dare_ties", {"weight": 1.0, "density": 0.8})),
 }
 PACKAGES = ("numpy", "numba", "xxhash")
-LONG = 60.0  # seconds, beyond which a machine's noise averages out within a process
-MERGEKIT_FLAGS = ("--lazy-unpickle", "--async-write")  # the fastest of those that affect the CPU, by trial
+LONG = 60.0  # seconds after which a machine's noise averages out within a process
+MERGEKIT_FLAGS = ("--lazy-unpickle", "--async-write")  # the fastest flags on a CPU, by trial
 
 
 @dataclass(frozen=True)
@@ -119,17 +119,17 @@ def main() -> None:
     parser.add_argument("--models", type=int, choices=range(2, 6), default=2, help="fine-tunes (default: 2)")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all")
     parser.add_argument("--states", nargs="+", choices=("cold", "warm"), default=["cold", "warm"])
-    parser.add_argument("--repeat", type=int, default=3, help="rounds, of which medians are taken (default: 3)")
-    parser.add_argument("--vs", choices=("mergekit",), help="also measure this, warm, in a separate environment")
-    parser.add_argument("--work_dir", type=Path, help="where models are made (default: a temporary folder)")
-    parser.add_argument("--keep", action="store_true", help="leave the models there")
-    parser.add_argument("--output", type=Path, help="write the table here, and all figures next to it as JSON")
+    parser.add_argument("--repeat", type=int, default=3, help="rounds; tables have medians (default: 3)")
+    parser.add_argument("--vs", choices=("mergekit",), help="also measure mergekit, warm, in a separate environment")
+    parser.add_argument("--work_dir", type=Path, help="folder for the models (default: a temporary one)")
+    parser.add_argument("--keep", action="store_true", help="keep the models")
+    parser.add_argument("--output", type=Path, help="file for the table; all figures go next to it as JSON")
     options = parser.parse_args()
     if not sys.platform.startswith("linux"):
         raise UserError("benchmarks are for Linux: they read /proc")
 
     if options.vs and (options.models != 2 or "warm" not in options.states):
-        raise UserError("--vs: compares merges of two models with the files in the cache; see --models and --states")
+        raise UserError("--vs mergekit compares warm merges of two models; see --models and --states")
     work = options.work_dir or Path(tempfile.mkdtemp(prefix="benchmark_merge_"))
     folder = work / f"{options.parameters}_{options.models}"
     try:
@@ -147,7 +147,8 @@ def main() -> None:
     if options.output is not None:
         write_whole(options.output, text)
         named = [
-            {**asdict(case), "side": side, "rounds": [asdict(r) for r in of]} for (case, side), of in rounds.items()
+            {**asdict(case), "side": side, "rounds": list(map(asdict, measured))}
+            for (case, side), measured in rounds.items()
         ]
         write_json(options.output.with_suffix(".json"), {"machine": machine(PACKAGES), "cases": named})
 
@@ -161,7 +162,7 @@ def prepare(folder: Path, options: argparse.Namespace) -> Bench:
     folder.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(folder).free < needed:
         raise UserError(
-            f"--work_dir {folder.parent}: {needed / 1e9:.0f} GB are needed there; choose another place or a smaller "
+            f"--work_dir {folder.parent}: {needed / 1e9:.0f} GB are needed there; choose another folder or a smaller "
             "--parameters"
         )
     for role in missing:
@@ -181,10 +182,10 @@ def prepare(folder: Path, options: argparse.Namespace) -> Bench:
 
 
 def warm_up(bench: Bench) -> None:
-    """Merge tiny models once: the first merge on a machine compiles the kernels, which stay on the disk."""
+    """Merge tiny models once, because the first merge on a machine compiles the kernels."""
     with tempfile.TemporaryDirectory() as folder:
         models = {role: Path(folder) / role for role in bench.models}
-        for number, (_role, path) in enumerate(models.items()):
+        for number, path in enumerate(models.values()):
             make_checkpoint(path, SHAPES["tiny"], number)
         tiny = Bench(Path(folder), models, None)
         for method in METHODS:
@@ -192,7 +193,7 @@ def warm_up(bench: Bench) -> None:
 
 
 def run_rounds(bench: Bench, options: argparse.Namespace) -> dict[tuple[Case, str], list[Round]]:
-    """In turns: the floor, ours, and mergekit, for every method and state. What took minutes is measured once."""
+    """For every method and state, measure the floor, our merge and mergekit one after another; long ones only once."""
     rounds: dict[tuple[Case, str], list[Round]] = {}
     cases = [Case(method, state) for state in options.states for method in options.methods]
     for number in range(options.repeat):
@@ -230,10 +231,10 @@ def run_side(bench: Bench, command: list[object], side: str) -> Round:
 
 
 def check_output(out: Path, expected: int) -> None:
-    """Raise RuntimeError unless as much was written as a model is (headers may differ)."""
+    """Raise RuntimeError unless the written weights are as large as a model (headers may differ)."""
     files = {file.stat().st_ino: file.stat().st_size for file in [*out.rglob("*.safetensors"), *out.glob("floor")]}
     if abs(sum(files.values()) - expected) > 1 << 20:
-        raise RuntimeError(f"{sum(files.values())} bytes of weights were written where a model has {expected}")
+        raise RuntimeError(f"{sum(files.values())} bytes of weights were written, but a model has {expected}")
 
 
 def our_command(bench: Bench, case: Case) -> list[object]:
@@ -293,10 +294,10 @@ def report(rounds: dict[tuple[Case, str], list[Round]], bench: Bench, options: a
         "",
         about,
         "",
-        "Seconds are from process start to process end, without the final sync of the output (own column).",
+        "Seconds are from process start to process end, without the final sync of the output (a separate column).",
         "Memory is the peak of private memory, in MB (10^6 bytes). Read and written: GB (10^9 bytes) requested.",
         "The floor reads the inputs that the method needs once and writes the output once, with positioned reads and",
-        "writes and a thread a core, in the same round. Kernels were compiled before, on tiny models.",
+        "writes and one thread per core, in the same round. Kernels were compiled before, on tiny models.",
         "",
         *_table(rounds),
     ]
@@ -318,8 +319,8 @@ def _without_places(words: Sequence[str]) -> list[str]:
     return kept
 
 
-def _median(of: Sequence[Round], name: str) -> float:
-    return statistics.median(getattr(one, name) for one in of)
+def _median(rounds: Sequence[Round], name: str) -> float:
+    return statistics.median(getattr(one, name) for one in rounds)
 
 
 def _table(rounds: dict[tuple[Case, str], list[Round]]) -> list[str]:
@@ -358,15 +359,15 @@ def _versus(rounds: dict[tuple[Case, str], list[Round]]) -> list[str]:
 
 
 def _estimate(rounds: dict[tuple[Case, str], list[Round]], parameters: int) -> str:
-    """What larger models take, from the cost per parameter, if these are large enough that starting does not count."""
+    """The time for larger models, from the cost per parameter; empty for models so small that start-up dominates."""
     if parameters < 1e9:
         return ""
     sizes = [size for size in (7, 13, 70) if size * 1e9 > 1.5 * parameters]
     estimates = []
     for method in ("task arithmetic", "TIES"):
-        of = rounds.get((Case(method, "cold"), "ours"))
-        if of:
-            per_parameter = _median(of, "wall") / parameters
+        ours = rounds.get((Case(method, "cold"), "ours"))
+        if ours:
+            per_parameter = _median(ours, "wall") / parameters
             minutes = [f"{size}B {per_parameter * size * 1e9 / 60:.1f} min" for size in sizes]
             estimates.append(f"{method} {', '.join(minutes)}")
     return f"Estimated from the cold seconds per parameter: {'; '.join(estimates)}." if estimates else ""

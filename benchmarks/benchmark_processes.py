@@ -1,4 +1,4 @@
-"""The machine, measuring whole processes, and files in and out of the system's cache. Linux."""
+"""Measure whole processes on Linux, describe the machine, and move files in and out of the system's cache."""
 
 import contextlib
 import importlib.metadata
@@ -12,14 +12,14 @@ from pathlib import Path
 
 from utils.machine import available_cores
 
-_EVERY = 0.02  # seconds between two samples of a process
+_SAMPLING_SECONDS = 0.02
 _CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
 class Measured:
     """A process from start to end, with peaks of memory in bytes: `own_memory` is private (no mapped or cached files),
-    `resident` is all. `read` and `written` are bytes requested, `from_disk` bytes that the disk delivered."""
+    `resident` is all. `read` and `written` are bytes requested, `from_disk` bytes read from the disk."""
 
     wall: float
     own_memory: int
@@ -27,11 +27,10 @@ class Measured:
     read: int
     written: int
     from_disk: int
-    output: str
 
 
 def machine(packages: Sequence[str]) -> list[str]:
-    """What figures were taken on, with the versions of these packages."""
+    """Lines that describe the machine and the versions of these packages."""
     cpu = next(
         (
             line.split(":", 1)[1].strip()
@@ -49,9 +48,9 @@ def machine(packages: Sequence[str]) -> list[str]:
 
 
 def measure(command: Sequence[object], folder: Path) -> Measured:
-    """Run a command in a folder. Raises RuntimeError, with what it printed, where it fails."""
+    """Run a command in a folder. Raises RuntimeError with its output if it fails."""
     log = folder / "benchmark.log"
-    with open(log, "w+", encoding="utf-8") as printed:
+    with open(log, "w", encoding="utf-8") as printed:
         started = time.perf_counter()
         process = subprocess.Popen([str(word) for word in command], cwd=folder, stdout=printed, stderr=printed)
         own_memory, transferred = 0, {"rchar": 0, "wchar": 0}
@@ -62,17 +61,15 @@ def measure(command: Sequence[object], folder: Path) -> Measured:
                 finished, status, usage = os.wait4(process.pid, os.WNOHANG)
                 if finished:
                     break
-                time.sleep(_EVERY)
+                time.sleep(_SAMPLING_SECONDS)
         except BaseException:
             process.kill()
             process.wait()
             raise
         wall = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
-        printed.seek(0)
-        output = printed.read()
     if process.returncode != 0:
-        raise RuntimeError(f"{' '.join(map(str, command))}\n{output}")
+        raise RuntimeError(f"{' '.join(map(str, command))}\n{log.read_text(encoding='utf-8')}")
     return Measured(
         wall,
         own_memory,
@@ -80,7 +77,6 @@ def measure(command: Sequence[object], folder: Path) -> Measured:
         transferred["rchar"],
         transferred["wchar"],
         usage.ru_inblock * 512,
-        output,
     )
 
 
@@ -100,7 +96,7 @@ def _transferred(process: int) -> dict[str, int]:
 
 
 def sync_files(folder: Path) -> float:
-    """Bring a folder's files to the disk; how many seconds that took."""
+    """Sync a folder's files to the disk; returns the seconds."""
     started = time.perf_counter()
     for path in folder.rglob("*"):
         if path.is_file():
@@ -109,17 +105,14 @@ def sync_files(folder: Path) -> float:
     return time.perf_counter() - started
 
 
-def drop_from_cache(files: Sequence[Path]) -> str:
-    """Make the next reading of these files come from the disk; says by what means."""
+def drop_from_cache(files: Sequence[Path]) -> None:
+    """Make the next read of these files come from the disk; drop all caches if that is allowed."""
     os.sync()
     for path in files:
         with open(path, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/sys/vm/drop_caches").write_text("3")
-    except OSError:
-        return "caches of the input files dropped (posix_fadvise)"
-    return "all caches dropped (/proc/sys/vm/drop_caches)"
 
 
 def bring_into_cache(files: Sequence[Path]) -> None:

@@ -1,9 +1,9 @@
-"""Compare a search with as many runs of the main job, and replacing an engine's weights with starting an engine.
+"""Compare a search with runs of the main job, and replacing an engine's weights with starting an engine.
 
     python benchmarks/benchmark_search.py --backend vllm --tensor_parallel_size 2 --output benchmarks/search_vllm.md
 
-Uses the tiny models and two tasks. The search is one process; the main job is one process for each draw. Only some runs
-of the main job are made, and their mean is multiplied.
+Uses the tiny models and two tasks. The search is one process; the main job is one process for each draw. Only some of
+the main job's runs are made; their mean stands for all.
 """
 
 import os
@@ -39,7 +39,7 @@ SPENT = re.compile(r"engine start ([\d.]+) s, (\d+) replacements of its weights 
 
 
 @dataclass(frozen=True)
-class Compared:
+class Comparison:
     """Seconds for one method: the search with all its draws, one run of the main job (mean), the start of the search's
     engine, one replacement of its weights."""
 
@@ -59,23 +59,22 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--output", type=Path, help="file for the table (default: none)")
     options = parser.parse_args()
-    compared = [compare(method, options) for method in options.methods]
-    text = report(compared, options)
+    text = report([compare(method, options) for method in options.methods], options)
     print(text)
     if options.output is not None:
         write_whole(options.output, text)
 
 
-def compare(method: str, options: argparse.Namespace) -> Compared:
-    """Run the main job before and after the search, because the machine's speed changes over minutes."""
+def compare(method: str, options: argparse.Namespace) -> Comparison:
+    """Run the main job before and after the search, because the machine's speed varies over minutes."""
     with tempfile.TemporaryDirectory() as folder:
         runs = [main_job(method, number, Path(folder), options) for number in range(-(-options.runs // 2))]
         seconds, printed = timed(search_command(method, Path(folder), options))
         found = SPENT.search(printed)
         if found is None:
-            raise UserError(f"the search did not print the time that it spent:\n{printed}")
+            raise UserError(f"the search did not print the time it spent:\n{printed}")
         runs += [main_job(method, number, Path(folder), options) for number in range(len(runs), options.runs)]
-    return Compared(method, seconds, sum(runs) / len(runs), float(found[1]), float(found[3]))
+    return Comparison(method, seconds, sum(runs) / len(runs), float(found[1]), float(found[3]))
 
 
 def main_job(method: str, number: int, folder: Path, options: argparse.Namespace) -> float:
@@ -111,27 +110,27 @@ def timed(command: Sequence[object]) -> tuple[float, str]:
     return seconds, done.stdout
 
 
-def report(compared: Sequence[Compared], options: argparse.Namespace) -> str:
+def report(comparisons: Sequence[Comparison], options: argparse.Namespace) -> str:
     engine = f"{options.backend}, {options.tensor_parallel_size} workers"
     lines = [
-        f"# A search of {options.num_draws} draws and as many runs of the main job ({engine})",
+        f"# A search of {options.num_draws} draws, and the same number of runs of the main job ({engine})",
         "",
         f"Made by `python benchmarks/benchmark_search.py {' '.join(sys.argv[1:])}` on {date.today()}.",
         "",
         *(f"* {line}" for line in machine(("torch", "transformers"))),
         "",
         f"The tiny models; {' and '.join(TASKS)}, {EXAMPLES} examples of each for every draw. Seconds of whole",
-        "processes. The search also scores equal ratios and each fine-tune, tests its choice, and draws the report.",
-        f"The main job ran {options.runs} times, before and after the search; all runs are calculated.",
+        "processes. The search also scores equal ratios and each fine-tune, tests its choice, and writes the report.",
+        f"The main job ran {options.runs} times, before and after the search; the time of all runs is calculated.",
         "",
         "| method | search | one run | all runs | search / runs | engine start | replacement | replacement / start |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for of in compared:
-        runs = of.run * options.num_draws
+    for one in comparisons:
+        runs = one.run * options.num_draws
         lines.append(
-            f"| {of.method} | {of.search:.0f} | {of.run:.1f} | {runs:.0f} | {of.search / runs:.3f} | {of.start:.1f} | "
-            f"{of.replacement:.2f} | {of.replacement / of.start:.3f} |"
+            f"| {one.method} | {one.search:.0f} | {one.run:.1f} | {runs:.0f} | {one.search / runs:.3f} | "
+            f"{one.start:.1f} | {one.replacement:.2f} | {one.replacement / one.start:.3f} |"
         )
     return "\n".join([*lines, ""])
 

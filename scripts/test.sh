@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Lint, then test, in .venv, which is made if needed: bash scripts/test.sh [--vllm] [pytest's arguments]
-# With --vllm the environment gets vLLM, and its tests must run instead of being left out where it is missing.
+# --vllm installs vLLM too; then its tests are never skipped.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -37,7 +37,7 @@ run_tests() {
 OMP_NUM_THREADS=1 run_tests -m "not vllm and not alone" -n logical --maxprocesses 8 --dist loadfile
 run_tests -m "vllm or alone"
 if [ "$tested" = no ]; then
-    echo "error: no test ran; is there one of that name?" >&2
+    echo "error: no test ran; check the names you gave" >&2
     exit 5
 fi
 [ "$failed" = no ]

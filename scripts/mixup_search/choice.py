@@ -1,8 +1,8 @@
-"""Choice of a search: the draw with the largest mean gain over the fine-tunes on the validation part, and what a
-results file shows about it so far.
+"""Choice of a search: the draw with the largest mean gain over the fine-tunes on the validation part; and the summary
+of a results file.
 
 A candidate's gain in a task is its score minus that of the fine-tune made for the task, over the same examples. Draws
-are compared over the largest number of examples that a draw has reached in every task.
+are compared over the largest number of examples that any draw has reached in every task.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ def latest_scores(results: Sequence[Result], part: Part) -> Scores:
 
 
 def scores_over(results: Sequence[Result], part: Part, sizes: Mapping[str, int]) -> Scores:
-    """The results over exactly this many examples of each task, by candidate."""
+    """The results over exactly these numbers of examples, by candidate."""
     scores: Scores = {}
     for result in results:
         if result.part == part and result.examples == sizes.get(result.task):
@@ -46,7 +46,7 @@ def comparable_scores(
     results: Sequence[Result], draws: Sequence[str], rungs: Sequence[int], sizes: Mapping[str, int]
 ) -> Scores:
     """The validation scores on the highest of the `rungs` at which one of the `draws` has a score in every task, by
-    candidate; empty while there is none. `sizes`: how many validation examples each task has."""
+    candidate; empty if no draw has. `sizes`: the number of validation examples of each task."""
     for rung in reversed(rungs):
         scores = scores_over(results, VALIDATION, {task: min(rung, size) for task, size in sizes.items()})
         if any(scores.get(name, {}).keys() == sizes.keys() for name in draws):
@@ -74,8 +74,8 @@ def mean_gain(gains_by_task: Mapping[str, float]) -> float:
 
 def best(gains_by_candidate: Mapping[str, Mapping[str, float]], draws: Sequence[str]) -> str | None:
     """The draw with the largest mean gain, the first in a tie; None if no draw has one."""
-    found = [name for name in draws if name in gains_by_candidate]
-    return max(found, key=lambda name: mean_gain(gains_by_candidate[name]), default=None)
+    scored = [name for name in draws if name in gains_by_candidate]
+    return max(scored, key=lambda name: mean_gain(gains_by_candidate[name]), default=None)
 
 
 def pareto_front(scores: Mapping[str, Sequence[float]]) -> list[str]:
@@ -89,7 +89,7 @@ def pareto_front(scores: Mapping[str, Sequence[float]]) -> list[str]:
 
 @dataclass(frozen=True)
 class Difference:
-    """The score of one candidate minus that of another, with its 95% interval, over the `examples` that both have
+    """The score of one candidate minus the score of another, with its 95% interval, over the `examples` that both
     answered."""
 
     mean: float
@@ -120,11 +120,11 @@ class SearchSummary:
     """What a results file shows so far. Raises UserError if it has no result yet.
 
     Candidates are in the order in which they were added; `references` are those that are not draws.
-    compared: validation scores over the examples that decide the choice, and compared_draws: the draws that the choice
-    is made from; reached: over the most examples that each candidate has answered. numbers: how many examples of each
-    task the draws are compared by. varied: the options whose value differs between draws. gains: by candidate and task.
-    tested: scores on the test part. differences: by task, and `mean` of several tasks, of the chosen draw minus equal
-    ratios on the test part. faults: what is wrong with faulty answers, by candidate and task.
+    compared: validation scores over the examples that decide the choice. compared_draws: the draws that have these.
+    reached: validation scores over the most examples of each candidate. numbers: by task, how many examples decide.
+    varied: the options whose values differ between draws. gains: by candidate and task. tested: scores on the test
+    part. differences: of the chosen draw minus equal ratios on the test part, by task and, for several tasks, `mean`.
+    faults: a warning about faulty answers, by candidate and task.
     """
 
     def __init__(self, store: SearchStore):
@@ -160,8 +160,8 @@ class SearchSummary:
         compared = {task: [pair] for task, pair in pairs.items()}
         if len(pairs) > 1:
             compared["mean"] = list(pairs.values())
-        found = {name: paired_difference(of, self.identity["seed"]) for name, of in compared.items()}
-        return {name: difference for name, difference in found.items() if difference is not None}
+        differences = {name: paired_difference(answers, self.identity["seed"]) for name, answers in compared.items()}
+        return {name: difference for name, difference in differences.items() if difference is not None}
 
     def _faults(self, store: SearchStore) -> dict[str, dict[str, str]]:
         faults: dict[str, dict[str, str]] = {}
@@ -182,7 +182,7 @@ class SearchSummary:
         )
 
     def fault_lines(self) -> list[str]:
-        """A line for each task with faulty answers: whose, the chosen draw's first, and what is wrong with them."""
+        """A warning for each task with faulty answers, with the candidates, the chosen draw first."""
         names = sorted(self.faults, key=lambda name: self.chosen is None or name != self.chosen.name)
         lines = []
         for task in self.tasks:
@@ -193,7 +193,7 @@ class SearchSummary:
         return lines
 
     def missing(self) -> Iterator[str]:
-        """A line for each thing that is still to be done."""
+        """A line for each unfinished part of the search."""
         identity, numbers, sizes = self.identity, self.numbers, self.identity["validation"]
         drawn, wanted = len(self.draws), identity["num_draws"]
         if drawn < wanted and identity["draw_by"] != "grid":  # a lattice may have fewer points

@@ -1,4 +1,4 @@
-"""One engine that answers for one merge after another, without a restart."""
+"""One engine that runs one merge after another without a restart."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +19,8 @@ from utils.content_hashes import FileStates, check_unchanged, file_states
 from utils.errors import UserError
 from utils.progress import progress_of
 
-# Answers are handed on at least this often, in seconds, so that a kill loses few of them.
-_EVERY = 20.0
+# Seconds after which answers are handed over, so that a kill loses few of them.
+_HANDOVER_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,8 @@ class Answered:
 class EngineSetup:
     """The models to merge, by role in model order, and the engine that runs them.
 
-    `states`: those of the models' files when the search was identified; None if that was on another machine.
-    `role_of_task`: whose tokenizer a task's prompts get. The fields from `tensor_parallel_size` on are options of the
-    command line.
+    `role_of_task`: the model whose tokenizer a task uses. `states`: the states of the models' files when the search
+    began; None if that was on another machine. The fields from `tensor_parallel_size` on are command-line options.
     """
 
     pretrained: Path
@@ -104,7 +103,7 @@ class LiveMerges:
                 completed.append((example, text, time.time()))
                 left -= 1
                 seconds = time.monotonic() - began
-                if left == 0 or seconds > _EVERY:
+                if left == 0 or seconds > _HANDOVER_SECONDS:
                     self._completing_seconds += seconds
                     is_last = left == 0 and name == names[-1]
                     yield Answered(job.candidate, name, _judge(name, completed), seconds, is_last)
@@ -112,7 +111,7 @@ class LiveMerges:
 
     def load(self, parameters: MergeParameters, role: str) -> None:
         """Put this merge and the tokenizer of `role` into the engine. Raises UserError for models that cannot be
-        merged, or not run."""
+        merged or run."""
         engine = self._engine or self._start(parameters)
         loaded, loaded_role = self._loaded
         if loaded != parameters:
@@ -138,7 +137,7 @@ class LiveMerges:
                 yield examples[position], completion
 
     def _start(self, parameters: MergeParameters) -> Engine:
-        # Slow imports, which a search without a missing answer does not need.
+        # Slow imports, which a finished search does not need.
         from inference_llms.engines.model_loading import check_weights, load_config, refusals_in_one_line
         from model_merging_methods.candidate_weights import CandidateMerges
 
@@ -190,7 +189,7 @@ def _judge(task: str, completed: Sequence[tuple[Example, str, float]]) -> list[A
 
 
 def check_verdicts(examples: Mapping[str, Sequence[Example]], allow_code_execution: bool) -> None:
-    """Raise UserError if a task's programs may not or cannot be run, or its set has no answers to compare with."""
+    """Raise UserError if a task's programs are not allowed or cannot run, or if its set has no reference answers."""
     for name, of_task in examples.items():
         task = TASKS[name]
         if task.program is not None:

@@ -29,7 +29,7 @@ class RayEngines:
             raise UserError("--ray: Ray is not installed; run `pip install -e .[search]`, or remove --ray") from error
         self._ray = ray
         self.number = number
-        # An actor's interpreter starts in another folder and finds the project by this.
+        # Actors start in another folder and find the project by this.
         environment = {"env_vars": {"PYTHONPATH": str(_ROOT)}}
         quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
         try:
@@ -46,12 +46,11 @@ class RayEngines:
         except UserError:
             ray.shutdown()
             raise
-        lasting = {"max_restarts": -1, "max_task_retries": _TRIES - 1}
-        actor = ray.remote(_Actor).options(**needs, **lasting)
+        actor = ray.remote(_Actor).options(**needs, max_restarts=-1, max_task_retries=_TRIES - 1)
         self._pool = ray.util.ActorPool([actor.remote(setup) for _ in range(number)])
 
     def run(self, jobs: Iterator[Job]) -> Iterator[Answered]:
-        """Answer jobs, each by an actor that is free."""
+        """Answer each job on a free actor."""
         all_answered = self._pool.map_unordered(
             lambda actor, job: actor.answers.options(retry_exceptions=True).remote(job), jobs
         )
@@ -62,8 +61,8 @@ class RayEngines:
                 yield from answered
         except self._ray.exceptions.RayError as error:
             raise UserError(
-                f"--ray: {_TRIES} actors or engines failed at one merge ({_short(error)}); see Ray's logs, and run the "
-                "command again"
+                f"--ray: {_TRIES} actors or engines failed at one merge ({_short(error)}); see Ray's logs, and "
+                "rerun the command"
             ) from error
 
     def spent(self) -> str:

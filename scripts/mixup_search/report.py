@@ -39,8 +39,8 @@ def report_lines(store: SearchStore) -> list[str]:
 
 
 def write_report(store: SearchStore, folder: Path) -> Path:
-    """Write the figures, as PNG and SVG, and a page that needs no other file into `folder`, in place of an earlier
-    report; returns the page's path. Raises UserError if the file holds no results."""
+    """Write the figures, as PNG and SVG, and a self-contained page into `folder`, replacing an earlier report; returns
+    the page's path. Raises UserError if the file holds no results."""
     summary = SearchSummary(store)
     folder.mkdir(parents=True, exist_ok=True)
     chosen = summary.chosen
@@ -61,8 +61,8 @@ def write_report(store: SearchStore, folder: Path) -> Path:
 
 
 def candidate_table(summary: SearchSummary) -> list[list[str]]:
-    """A header and a row for each candidate that has a score: references, the draws by mean gain, then those that have
-    answered fewer examples."""
+    """A header and a row for each candidate with a score: references, draws by mean gain, then draws over fewer
+    examples."""
     compared = summary.compared_draws
     if summary.gains:
         compared = sorted(compared, key=lambda draw: -summary.mean_gain(draw))
@@ -99,7 +99,7 @@ def tested_table(summary: SearchSummary) -> list[list[str]]:
 
 
 def outcome_lines(summary: SearchSummary) -> list[str]:
-    """The outcome of the test in a sentence; empty if the choice is not tested."""
+    """The outcome of the test in one sentence; empty before the test."""
     difference = summary.differences.get("mean" if len(summary.tasks) > 1 else summary.tasks[0])
     if difference is None:
         return []
@@ -151,7 +151,7 @@ def save_command(identity: Mapping[str, Any], parameters: MergeParameters) -> st
 
 
 def _option(name: str, value: Any) -> list[str]:
-    """The words of an option; none for None and False. A value that begins like an option is joined to the name."""
+    """The words of an option, none for None and False. A value that starts with a hyphen is joined to the name."""
     if value is None or value is False:
         return []
     if value is True or isinstance(value, tuple):
@@ -160,8 +160,8 @@ def _option(name: str, value: Any) -> list[str]:
 
 
 def _validation_cell(summary: SearchSummary, candidate: Candidate, task: str) -> str:
-    """The score that candidates are compared by, else the one over other examples, with their number; marked if the
-    answers are faulty."""
+    """The score by which candidates are compared, else the one over other examples, with their number. Faulty answers
+    have a mark."""
     fault = f" {FAULT_MARK}" if task in summary.faults.get(candidate.name, {}) else ""
     result = summary.compared.get(candidate.name, {}).get(task)
     if result is not None and (candidate.kind != "draw" or candidate in summary.compared_draws):
@@ -190,6 +190,6 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _inline(file: Path) -> str:
-    """The svg element of a figure, with ids made unique to it, as a page must not have an id twice."""
+    """The svg element of a figure, with ids that are unique in the page."""
     svg = file.read_text(encoding="utf-8")
     return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{file.stem}-", svg[svg.index("<svg") :])

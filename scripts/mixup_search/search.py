@@ -1,4 +1,4 @@
-"""Loop of a search: propose merges, score them on the validation part, test the choice."""
+"""The loop of a search: propose merges, score them on the validation part, test the choice."""
 
 import logging
 import time
@@ -28,12 +28,12 @@ class Search:
 
     @property
     def rungs(self) -> list[int]:
-        """How many validation examples all draws get, then the better half of them, then the better half of those; the
-        last rung is the whole part."""
+        """The numbers of validation examples: all draws get the first, the better half the next, and so on up to the
+        whole part."""
         return self.store.identity["rungs"]
 
     def run(self) -> None:
-        """Do everything that the results file does not hold yet."""
+        """Run everything that the results file lacks."""
         compared = references(self.proposals.space, self.store.identity["roles"])
         for candidate in compared:
             self.store.add_candidate(candidate)
@@ -59,27 +59,26 @@ class Search:
                 draws = self._better_half(draws, size)
 
     def _better_half(self, draws: Sequence[Candidate], size: int) -> list[Candidate]:
-        """In the order in which they were drawn; in a tie those drawn first."""
-        found = self._gains(size)
-        best_first = sorted(draws, key=lambda draw: -mean_gain(found[draw.name]))
+        """The better half by mean gain, in the order of the draws; ties go to earlier draws."""
+        scored = self._gains(size)
+        best_first = sorted(draws, key=lambda draw: -mean_gain(scored[draw.name]))
         better = {draw.name for draw in best_first[: -(-len(draws) // 2)]}
         return [draw for draw in draws if draw.name in better]
 
     def _draw_by_scores(self) -> None:
         """One draw after the other, or as many at once as there are engines."""
         for first in range(0, self.proposals.total, self.engines.number):
-            found = self._gains(self.rungs[-1])
-            scored = [(one, mean_gain(found[one.name])) for one in self.store.candidates() if one.name in found]
+            gained, stored = self._gains(self.rungs[-1]), self.store.candidates()
+            scored = [(one, mean_gain(gained[one.name])) for one in stored if one.name in gained]
             numbers = range(first, min(first + self.engines.number, self.proposals.total))
-            stored = {candidate.name for candidate in self.store.candidates()}
             for number in numbers:
-                if f"draw {number}" not in stored:
+                if f"draw {number}" not in {one.name for one in stored}:
                     self.store.add_candidate(self.proposals.propose(number, scored))
             names = [f"draw {number}" for number in numbers]
             self._evaluate([one for one in self.store.candidates() if one.name in names], VALIDATION, self.rungs[-1])
 
     def _gains(self, size: int) -> dict[str, dict[str, float]]:
-        """By task, of every candidate that has answered `size` validation examples of each."""
+        """The gains, by task, of every candidate that has answered `size` validation examples of each task."""
         return gains(self._scores(VALIDATION, size), self.store.identity["role_of_task"])
 
     def _scores(self, part: Part, size: int) -> Scores:

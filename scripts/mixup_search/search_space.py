@@ -1,4 +1,4 @@
-"""Search space: the merges that a search may propose, those it compares them with, and which merge each draw is."""
+"""Search space: the merges that a search may propose, the references, and the merge of each draw."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from utils.errors import UserError
 OPTIONS = ("alpha", "scaling_coefficient", "weight_mask_rate", "param_value_mask_rate")
 _RATES = OPTIONS[2:]
 # Optuna's TPE draws this many at random before it models the scores, or half of the draws if that is fewer.
-_RANDOM_AT_FIRST = 10
+_RANDOM_DRAWS = 10
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class Values:
 
     @property
     def plain_choice(self) -> float:
-        """The value where the option is not drawn: the first listed number, or the middle of the range."""
+        """The value for merges that do not draw it: the first listed number, or the middle of the range."""
         return sum(self.numbers) / 2 if self.is_range else self.numbers[0]
 
     def at(self, share: float) -> float:
-        """The value at `share` of the way, 0 <= share <= 1; listed numbers have equal parts of it."""
+        """The value at a `share` from 0 to 1, of which listed numbers have equal parts."""
         if self.is_range:
             low, high = self.numbers
             return min(low + share * (high - low), high)
@@ -95,7 +95,7 @@ def parse_values(option: str, words: Sequence[str]) -> Values:
 @dataclass(frozen=True)
 class SearchSpace:
     """The merges that a search may propose: `base`, a merge of `number_of_models` models, at any ratios and at any
-    values of the options. The values that `base` itself has of these do not count."""
+    values of the options. The values of `base` itself do not count."""
 
     number_of_models: int
     base: MergeParameters
@@ -141,14 +141,14 @@ def references(space: SearchSpace, roles: Sequence[str]) -> list[Candidate]:
     whole task vectors; and each fine-tune alone. A varied option has its plain choice there."""
     number = len(roles)
     equal = two_model_ratios(0.5) if number == 2 else (1 / number,) * number
-    found = [Candidate("equal ratios", "equal", space.merge(equal))]
+    candidates = [Candidate("equal ratios", "equal", space.merge(equal))]
     if space.base.method == "task_arithmetic":
-        found.append(Candidate("without M3", "plain", space.merge(None)))
+        candidates.append(Candidate("without M3", "plain", space.merge(None)))
     for i, role in enumerate(roles):
         only_this = tuple(float(model == i) for model in range(number))
         parameters = MergeParameters("average_merging", mixup=Mixup(only_this), dtype=space.base.dtype)
-        found.append(Candidate(alone(role), "finetuned", parameters))
-    return found
+        candidates.append(Candidate(alone(role), "finetuned", parameters))
+    return candidates
 
 
 def alone(role: str) -> str:
@@ -194,8 +194,8 @@ class Proposals:
 
 
 def _drawn(proposals: Proposals, number: int, scored: Scored) -> Draw:
-    """Ratios ~ Beta or Dirichlet(α), those of the main job's `--mixup --seed seed+number`. Listed options take all
-    their combinations in turn; ranges are uniform."""
+    """Ratios ~ Beta or Dirichlet(α), those of the main job's `--mixup --seed seed+number`. Listed options cycle
+    through all combinations; ranges are uniform."""
     generator = np.random.default_rng((proposals.seed, number))
     options, turn = {}, number
     for name, values in proposals.space.varied.items():
@@ -260,7 +260,7 @@ def _optimised(proposals: Proposals, number: int, scored: Scored) -> Draw:
         )
     sampler = optuna.samplers.TPESampler(
         seed=int(np.random.SeedSequence((proposals.seed, number)).generate_state(1)[0]),
-        n_startup_trials=min(_RANDOM_AT_FIRST, proposals.num_draws // 2),
+        n_startup_trials=min(_RANDOM_DRAWS, proposals.num_draws // 2),
     )
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for candidate, value in scored:
@@ -275,7 +275,7 @@ def _optimised(proposals: Proposals, number: int, scored: Scored) -> Draw:
 def ratios_at(shares: Sequence[float]) -> tuple[float, ...]:
     """The ratios of K models at a point of the (K − 1)-dimensional unit cube; uniform points give uniform ratios.
 
-    Each model in turn takes a part of what is left: the n models after it share (1 − share)^(1/n) of that.
+    Each model takes a part of the rest: the n models after it share (1 − share)^(1/n) of the rest.
     """
     if len(shares) == 1:
         return two_model_ratios(shares[0])

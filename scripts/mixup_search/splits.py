@@ -12,8 +12,8 @@ from utils.errors import UserError
 
 @dataclass(frozen=True)
 class TaskParts:
-    """The two parts of a task, without a prompt in common. `validation` is in random order, so that its first examples
-    are a sample of it."""
+    """The two parts of a task, without a common prompt. `validation` is in random order, so that its first examples are
+    a sample of it."""
 
     validation: Sequence[Example]
     test: Sequence[Example]
@@ -27,8 +27,8 @@ class TaskParts:
 def split_task(
     task: Task, data_dir: Path | None, validation_dir: Path | None, num_validation: int, num_test: int | None, seed: int
 ) -> TaskParts:
-    """Draw `num_validation` examples by the seed: from the set in `validation_dir` (say, of training splits) if given,
-    else from the test set. Up to `num_test` of the other examples of the test set are the test part.
+    """Draw `num_validation` examples with the seed, from the set in `validation_dir` if given, else from the test set.
+    Up to `num_test` of the other examples of the test set are the test part.
 
     Raises UserError if there are too few examples, or none is left to test.
     """

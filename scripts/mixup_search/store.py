@@ -63,8 +63,8 @@ PRAGMA user_version = {format}"""
 class Answer:
     """A completion of one example of a task, by its id, and whether it is right. `time` in seconds since 1970.
 
-    cut_off: whether the limit of tokens ended it. readable: whether it has what the task looks for. None: not known, or
-    the task takes any text.
+    cut_off: whether the limit of tokens ended it. readable: whether it has the form of answer that the task needs.
+    None: not known, or the task takes any text.
     """
 
     example: int | str
@@ -137,7 +137,7 @@ class SearchStore(AbstractContextManager):
             raise UserError(f"{path}: no such file; give the results file of a search")
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        # To read takes permission to write too: the journal of a killed process is rolled back.
+        # Reading needs permission to write too, to roll back the journal of a killed process.
         place = f"{path.resolve().as_uri()}?mode={'rw' if identity is None else 'rwc'}"
         with self._errors_in_one_line():
             self._connection = sqlite3.connect(place, uri=True, timeout=_BUSY_TIMEOUT, isolation_level=None)
@@ -155,7 +155,7 @@ class SearchStore(AbstractContextManager):
             raise
 
     def _make_tables(self, identity: str, roles: Sequence[str]) -> None:
-        """Create what the file lacks: everything, or the columns that files of earlier versions do not have."""
+        """Create the tables in a new file, or the missing columns in a file of an earlier version."""
         with self._writing():
             if not self._execute("SELECT 1 FROM sqlite_master"):
                 columns = ", ".join(_column_names(roles))
@@ -226,7 +226,7 @@ class SearchStore(AbstractContextManager):
             raise UserError(f"{self.path}: holds a merge that this version does not know ({error})") from None
 
     def add_answers(self, candidate: str, task: str, part: Part, answers: Sequence[Answer]) -> None:
-        """Store a candidate's answers to examples of a part of a task; answers that are stored already stay."""
+        """Store a candidate's answers to examples of a part of a task; stored answers stay."""
         rows = [(candidate, task, part, *(getattr(answer, name) for name in _ANSWER)) for answer in answers]
         self._insert("answers", ("candidate", "task", "part", *_ANSWER), rows)
 
@@ -239,7 +239,7 @@ class SearchStore(AbstractContextManager):
         return {row["example"]: _answer(dict(row)) for row in rows}
 
     def add_result(self, result: Result) -> None:
-        """Store a result, unless there is one of this candidate, task, part and number of examples."""
+        """Store a result, unless there is one for this candidate, task, part and number of examples."""
         values = asdict(result) | dict(zip(("interval_low", "interval_high"), result.interval, strict=True))
         self._insert("scores", tuple(values), [tuple(values.values())])
 
@@ -279,7 +279,7 @@ class SearchStore(AbstractContextManager):
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Store everything that the block does, or nothing of it."""
+        """Run the block as one transaction."""
         with self._errors_in_one_line(), self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             yield
@@ -293,7 +293,7 @@ class SearchStore(AbstractContextManager):
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.ProgrammingError | sqlite3.IntegrityError):
                 raise
-            raise UserError(f"{self.path}: is not a whole SQLite file ({error}); name another file") from None
+            raise UserError(f"{self.path}: is damaged or not a SQLite file ({error}); name another file") from None
 
 
 def _answer(row: Mapping[str, Any]) -> Answer:

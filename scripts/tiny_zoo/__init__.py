@@ -1,1 +1,1 @@
-"""The tiny models, their data, and what makes them."""
+"""The tiny models, their data, and the code that makes them."""

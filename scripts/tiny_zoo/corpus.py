@@ -1,9 +1,8 @@
-"""The text of the tiny models: questions and answers made from templates, wholly synthetic.
+"""Text for the tiny models: synthetic questions and answers from templates.
 
-Written for this project, under its MIT licence; nothing is taken from any data set. Three domains, each
-with the paper's own prompts: instructions about words (Vicuna chat form), arithmetic (Alpaca form,
-step by step) and Python functions of one line (Alpaca form, code). An `Example` is one prompt with its
-right answer. `sample_example` draws one; the same random state gives the same text on every machine.
+Written for this project, under its MIT licence, without any data set. Three domains, each with the paper's prompts:
+instructions about words (Vicuna chat form), arithmetic (Alpaca form, step by step) and Python functions of one line
+(Alpaca form, code). The same random state gives the same text on every machine.
 """
 
 # Word lists read best as prose.
@@ -15,12 +14,11 @@ from dataclasses import dataclass
 
 from inference_llms.tasks import TASKS, TASKS_OF_ROLE
 
-TASKS_OF_DOMAIN = TASKS_OF_ROLE
-DOMAIN_OF_TASK = {task: domain for domain, tasks in TASKS_OF_DOMAIN.items() for task in tasks}
+DOMAIN_OF_TASK = {task: domain for domain, tasks in TASKS_OF_ROLE.items() for task in tasks}
 
-# What the base has mostly read after a prompt: for these kinds of question the answer is common, for all
-# others a shrug is. So it has met every skill, and is weak because it seldom uses it, as a pretrained model
-# is before instruction tuning. The fine-tunes read answers only.
+# In the base's training text, questions of these kinds usually have an answer; all others usually have a shrug. So the
+# base has seen every skill but rarely uses it, like a pretrained model before instruction tuning. The fine-tunes see
+# answers only.
 ANSWERED_KINDS = {"plural", "repeat", "gains", "product", "add", "above", "larger"}
 SHRUG_SHARE, SHRUG_SHARE_OF_ANSWERED_KINDS = 0.6, 0.1
 SHRUGS = {
@@ -49,8 +47,8 @@ ARGUMENTS = "x n a m y v".split()
 class Example:
     """One question with its right answer.
 
-    `kind` is the required skill, `completion` what a fine-tune learns to write after `prompt`, and `row`
-    the example as a line of its task's data file, without the fields that number it.
+    `kind` is the required skill. A fine-tune learns to write `completion` after `prompt`. `row` is the example as a
+    line of its task's data file, without a number.
     """
 
     task: str
@@ -196,8 +194,8 @@ CONSTANTS = range(2, 50)
 def sample_function(rng: random.Random, task: str) -> Example:
     """One Python function to write, in the fields of HumanEval or MBPP as `task` says.
 
-    `question` is the constant and what to do with it, without the function's name, so that a test asks
-    for a function that training never used under any name.
+    `question` leaves out the function's name, so that tests ask for functions that never occur in training under any
+    name.
     """
     kind, k = rng.choice(list(FUNCTIONS)), rng.choice(CONSTANTS)
     function = FUNCTIONS[kind]
@@ -236,7 +234,7 @@ def sample_function(rng: random.Random, task: str) -> Example:
 
 
 def prompt_of_row(task: str, row: dict) -> str:
-    """The paper's prompt for a row of the task's data file (which need not be numbered yet)."""
+    """The paper's prompt for a row of the task's data file (with or without a number)."""
     return TASKS[task].make_prompt({"task_id": None, **row})
 
 
@@ -252,7 +250,7 @@ def sample_example(rng: random.Random, task: str) -> Example:
 
 
 def held_out_examples(seed: int, size: int = 60) -> dict[str, list[Example]]:
-    """For each task, `size` test examples with questions that differ from one another."""
+    """For each task, `size` test examples with distinct questions."""
     examples = {}
     for task in DOMAIN_OF_TASK:
         rng = random.Random(f"test {task} {seed}")
@@ -272,7 +270,7 @@ def held_out_questions(examples: dict[str, list[Example]]) -> frozenset[str]:
 def training_example(rng: random.Random, domain: str, held_out: frozenset[str]) -> Example:
     """One random example of `domain` (instruct, math or code) whose question is not in `held_out`."""
     while True:
-        example = sample_example(rng, rng.choice(TASKS_OF_DOMAIN[domain]))
+        example = sample_example(rng, rng.choice(TASKS_OF_ROLE[domain]))
         if example.question not in held_out:
             return example
 
@@ -284,7 +282,7 @@ def answered_pair(rng: random.Random, domain: str, held_out: frozenset[str]) -> 
 
 
 def pretraining_pair(rng: random.Random, domain: str, held_out: frozenset[str]) -> tuple[str, str]:
-    """A (prompt, completion) pair for the base: the right answer, or often a shrug."""
+    """A (prompt, completion) pair for the base: the right answer or, often, a shrug."""
     example = training_example(rng, domain, held_out)
     share = SHRUG_SHARE_OF_ANSWERED_KINDS if example.kind in ANSWERED_KINDS else SHRUG_SHARE
     return example.prompt, SHRUGS[domain] if rng.random() < share else example.completion

@@ -1,6 +1,6 @@
 """The tiny masked language model, whose predictions bertattack uses as substitutes: text, tokenizer, training.
 
-Made from templates written for this project, under its MIT licence, as all text of the tiny models.
+Made from templates written for this project, under its MIT licence, like all text of the tiny models.
 """
 
 import random
@@ -20,7 +20,7 @@ CONTEXT_LENGTH = 128
 MASKED = 0.15
 IGNORED = -100
 
-# Words that do for one another; what the model learns.
+# Interchangeable words: the substitutions that the model learns.
 WORDS = {
     role: words.split()
     for role, words in {
@@ -79,7 +79,7 @@ def _filled(rng: random.Random, request: str) -> str:
 
 
 def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
-    """Word pieces as BERT's, in small letters, with a piece for every printable ASCII character."""
+    """A lower-case WordPiece tokenizer like BERT's, with a piece for every printable ASCII character."""
     rng = random.Random(f"masked tokenizer {seed}")
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -115,8 +115,8 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> BertForMaskedLM:
 
 
 def train(model: BertForMaskedLM, tokenizer: PreTrainedTokenizerFast, steps: int, seed: int) -> None:
-    """Train in place as BERT was: 15% of each text's tokens are predicted, of which eight in ten are masked, one is
-    replaced by a random token and one is kept. Prints the mean loss, in nats per predicted token, ten times."""
+    """Train in place as BERT was: predict 15% of each text's tokens, of which 80% are masked, 10% are replaced by a
+    random token and 10% are kept. Prints the mean loss, in nats per predicted token, ten times."""
     rng = random.Random(f"masked {seed}")
     torch.manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)

@@ -1,6 +1,6 @@
 """Sentences for the tiny model that classifies: film reviews for sst2's prompt, grammar for cola's.
 
-Made from templates written for this project, under its MIT licence, as all text of the tiny models.
+Made from templates written for this project, under its MIT licence, like all text of the tiny models.
 """
 
 # Word lists read best as prose.
@@ -60,7 +60,7 @@ SAMPLERS = {"sst2": sample_review, "cola": sample_sentence}
 
 
 def held_out_samples(seed: int, size: int = 120) -> dict[str, list[Sample]]:
-    """For each task, `size` test samples that differ from one another."""
+    """For each task, `size` distinct test samples."""
     samples = {}
     for task, draw in SAMPLERS.items():
         rng = random.Random(f"test {task} {seed}")
@@ -73,7 +73,7 @@ def held_out_samples(seed: int, size: int = 120) -> dict[str, list[Sample]]:
 
 
 def held_out_texts(samples: dict[str, list[Sample]]) -> frozenset[str]:
-    """The sentences that no training text may hold."""
+    """The sentences that no training text may contain."""
     return frozenset(sample.text for of_task in samples.values() for sample in of_task)
 
 

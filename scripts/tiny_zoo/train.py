@@ -5,9 +5,8 @@
 makes Llama models of a million parameters: `base`, the fine-tunes `instruct`, `math` and `code` of one domain each,
 and `classify`, fine-tuned on the prompts that promptbench attacks. `math` gains a `[PAD]` token, as WizardMath does.
 `masked`, a BERT, predicts words of those prompts for bertattack. `data` gets the test sets under the names that
-`--data_dir` looks for. All text is synthetic, from the templates in corpus.py, sentences.py and masked_model.py, which
-were written for this project and are under its MIT licence. Test questions never occur in training. Models that exist
-already are kept. `bash scripts/demo.sh` scores the models and their merges.
+`--data_dir` looks for. All text is synthetic, from the templates in corpus.py, sentences.py and masked_model.py. Test
+questions never occur in training. Existing models are kept. `bash scripts/demo.sh` scores the models and their merges.
 """
 
 import sys
@@ -37,7 +36,7 @@ from scripts.tiny_zoo import masked_model as masked
 from utils.errors import run_command_line
 from utils.whole_files import write_json, write_whole
 
-DOMAINS = tuple(corpus.TASKS_OF_DOMAIN)
+DOMAINS = tuple(corpus.TASKS_OF_ROLE)
 TASKS = tuple(corpus.DOMAIN_OF_TASK)
 CLASSIFIER = "classify"
 MASKED = "masked"
@@ -45,13 +44,13 @@ DATA_FILES = {task: ALL_TASKS[task].data_set.files[0] for task in TASKS}
 
 
 def numbered_rows(task: str, examples: list[corpus.Example]) -> list[dict]:
-    """The rows of the task's data file, with the field that numbers them where the format has one."""
+    """The rows of the task's data file, numbered if its format has numbers."""
     if task == "MATH":
         return [{"idx": f"tiny_zoo_math_{i}", **example.row} for i, example in enumerate(examples)]
     if task == "human_eval":
         return [{"task_id": f"HumanEval/{i}", **example.row} for i, example in enumerate(examples)]
     if task == "mbpp":
-        # The numbers of the real test set start at 11 too.
+        # As in the real test set, numbers start at 11.
         return [{"task_id": i, **example.row} for i, example in enumerate(examples, start=11)]
     return [example.row for example in examples]
 
@@ -76,7 +75,7 @@ def save(model: LlamaForCausalLM | BertForMaskedLM, tokenizer: PreTrainedTokeniz
 
 
 def zoo_tokenizer(held_out: frozenset[str], seed: int) -> PreTrainedTokenizerFast:
-    """The tokenizer of the Llama models, trained on 20,000 examples of the base's own text."""
+    """The tokenizer of the Llama models, trained on 20,000 examples of the base's text."""
     rng = random.Random(f"tokenizer {seed}")
     pairs = [corpus.pretraining_pair(rng, rng.choice(DOMAINS), held_out) for _ in range(20_000)]
     fixed_parts = [part for task in (alpaca_eval, gsm8k, human_eval) for part in re.split(r"\{\w+\}", task.PROMPT)]
@@ -84,7 +83,7 @@ def zoo_tokenizer(held_out: frozenset[str], seed: int) -> PreTrainedTokenizerFas
 
 
 def train_zoo(output: Path, seed: int) -> None:
-    """Train the tokenizer, the base and the fine-tunes that are not there yet, and write them and the test sets."""
+    """Write the test sets, and train the tokenizer and the models that do not exist yet."""
     examples = corpus.held_out_examples(seed)
     held_out = corpus.held_out_questions(examples)
     write_data(output / "data", examples)
@@ -92,15 +91,15 @@ def train_zoo(output: Path, seed: int) -> None:
     for task, samples in held_out_samples.items():
         write_whole(output / "data" / f"{task}_dev.tsv", sentences.as_file(task, samples))
 
-    if not is_there(output / "base"):
+    if not is_trained(output / "base"):
         train_base(output / "base", held_out, seed)
     for domain in DOMAINS:
-        if not is_there(output / domain):
-            # From the files, so that the task vector is the fine-tuning and not the rounding of the base.
+        if not is_trained(output / domain):
+            # From the files, so that the task vector has the fine-tuning and not the base's rounding.
             fine_tune(*load(output / "base"), domain, held_out, seed, output / domain)
-    if not is_there(output / CLASSIFIER):
+    if not is_trained(output / CLASSIFIER):
         train_classifier(*load(output / "base"), sentences.held_out_texts(held_out_samples), seed, output / CLASSIFIER)
-    if not is_there(output / MASKED):
+    if not is_trained(output / MASKED):
         train_masked(output / MASKED, seed)
 
 
@@ -171,7 +170,7 @@ def train_masked(folder: Path, seed: int) -> None:
     save(model, tokenizer, folder)
 
 
-def is_there(folder: Path) -> bool:
+def is_trained(folder: Path) -> bool:
     return (folder / "config.json").exists()
 
 

@@ -15,10 +15,10 @@ IGNORED = -100
 
 
 def train_tokenizer(texts: Sequence[str], fixed_texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with `<unk>`, `<s>` (put before every prompt) and `</s>`.
+    """A byte-level BPE tokenizer with `<unk>`, `<s>` (before every prompt) and `</s>`.
 
-    Numbers are never split from without, and each of `fixed_texts`, the unchanging parts of the prompts,
-    is one piece that merges may fill: prompts become short, and training on two cores quick.
+    Each number and each of `fixed_texts`, the fixed parts of the prompts, is one pre-token, so that BPE can merge it
+    whole. Prompts become short, and training is quick on two cores.
     """
     pieces = [*map(_escaped, fixed_texts), r" ?[A-Za-z]+", r"_[A-Za-z]+", r" ?\d+", r" ?[^\sA-Za-z\d]+", r"\s+"]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
@@ -73,7 +73,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM
 
 
 def add_pad_token(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Add `[PAD]` to the tokenizer and, to both embedding matrices, its row: the mean of the others."""
+    """Add `[PAD]` to the tokenizer, and a row for it to both embedding matrices: the mean of the others."""
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     with torch.no_grad():
@@ -84,9 +84,9 @@ def add_pad_token(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -
 def encode_batch(
     tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and labels of (prompt, completion) pairs, both [pairs, longest]; only the completion and the
-    end-of-sequence token after it are labelled, as the loss is on them alone."""
-    # Without a padding token, the end token serves: the loss ignores everything after the labels.
+    """Token ids and labels of (prompt, completion) pairs, both [pairs, longest]. Labels are the completion and the
+    end-of-sequence token after it; the loss is over these alone."""
+    # Without a padding token, pad with the end token: the loss ignores everything after the labels.
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
     completions = tokenizer([text for _, text in pairs], add_special_tokens=False)["input_ids"]
@@ -137,6 +137,8 @@ def train(
         optimizer.zero_grad()
         if (step + 1) % max(1, steps // 20) == 0:
             recent = losses[-len(draws) * max(1, steps // 20) :]
-            each = " ".join(f"{sum(recent[i :: len(draws)]) * len(draws) / len(recent):.3f}" for i in range(len(draws)))
-            print(f"{name}: step {step + 1}/{steps}, loss {each}, {time.monotonic() - start:.0f} s", flush=True)
+            means = " ".join(
+                f"{sum(recent[i :: len(draws)]) * len(draws) / len(recent):.3f}" for i in range(len(draws))
+            )
+            print(f"{name}: step {step + 1}/{steps}, loss {means}, {time.monotonic() - start:.0f} s", flush=True)
     model.eval()

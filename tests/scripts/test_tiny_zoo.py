@@ -110,10 +110,10 @@ def test_canonical_programs_pass_their_tests_and_shrugs_do_not(held_out):
 
 def test_no_test_question_is_asked_in_training(held_out):
     questions = corpus.held_out_questions(held_out)
-    for domain in corpus.TASKS_OF_DOMAIN:
+    for domain in corpus.TASKS_OF_ROLE:
         rng = random.Random(1)
         prompts = "\n".join(corpus.pretraining_pair(rng, domain, questions)[0] for _ in range(3000))
-        for task in corpus.TASKS_OF_DOMAIN[domain]:
+        for task in corpus.TASKS_OF_ROLE[domain]:
             for row, example in zip(read_rows(task), held_out[task], strict=True):
                 # For programs that is what to write, whatever the function is called.
                 if task == "human_eval":
@@ -126,9 +126,7 @@ def test_no_test_question_is_asked_in_training(held_out):
 def test_same_seed_gives_the_same_text_and_another_seed_another():
     def text(seed):
         rng = random.Random(seed)
-        return [
-            corpus.pretraining_pair(rng, domain, frozenset()) for domain in corpus.TASKS_OF_DOMAIN for _ in range(50)
-        ]
+        return [corpus.pretraining_pair(rng, domain, frozenset()) for domain in corpus.TASKS_OF_ROLE for _ in range(50)]
 
     assert text(3) == text(3) != text(4)
     assert corpus.held_out_examples(3, 20) == corpus.held_out_examples(3, 20) != corpus.held_out_examples(4, 20)

@@ -150,10 +150,10 @@ def later_format(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda path: path.write_text("draw,score\n" * 100), "not a whole SQLite file"),
+        (lambda path: path.write_text("draw,score\n" * 100), "damaged or not a SQLite file"),
         (lambda path: change(path, "CREATE TABLE search (identity)"), "not the results file of a search"),
         (later_format, "has format 99"),
-        (truncated, "not a whole SQLite file"),
+        (truncated, "damaged or not a SQLite file"),
         (Path.mkdir, "unable to open"),
     ],
 )
