@@ -1,6 +1,6 @@
-"""Commands of a shell, run in the tests' own process, which has loaded its packages: seconds sooner.
+"""Run commands in the process of the tests, which saves seconds of imports.
 
-Each entry script has tests that start it as a separate process, too.
+Other tests start each entry script as a separate process.
 """
 
 import io
@@ -12,12 +12,12 @@ from utils.errors import run_command_line
 
 
 def run_here(main: Callable[[Sequence[str]], None], words: Sequence[object]) -> subprocess.CompletedProcess:
-    """What a command says and ends with, given the words after its script's name."""
-    typed = [str(word) for word in words]
+    """Run a command, given the words after its script's name."""
+    arguments = [str(word) for word in words]
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         try:
-            status = run_command_line(lambda: main(typed))
+            status = run_command_line(lambda: main(arguments))
         except SystemExit as ended:
             status = ended.code or 0
-    return subprocess.CompletedProcess(typed, status, out.getvalue(), err.getvalue())
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())

@@ -1,4 +1,4 @@
-"""Which tests need vLLM, and when they are left out."""
+"""Marks of the tests that need vLLM."""
 
 import importlib.util
 import os

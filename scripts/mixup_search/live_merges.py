@@ -84,7 +84,7 @@ class LiveMerges:
             return ""
         return (
             f"engine start {self._start_seconds:.1f} s, {self._replacements} replacements of its weights "
-            f"{self._loading_seconds / self._replacements:.2f} s each, its proof {self._proof_seconds:.1f} s, "
+            f"{self._loading_seconds / self._replacements:.2f} s each, its check {self._proof_seconds:.1f} s, "
             f"completions {self._completing_seconds:.1f} s"
         )
 

@@ -1,4 +1,4 @@
-"""The worked examples of docs/ run as written, and the files they name exist."""
+"""The examples of docs/ run as written; links, paths and options exist."""
 
 import importlib
 import json
@@ -28,14 +28,14 @@ ZOO = ROOT / "scripts" / "tiny_zoo"
 
 
 def example(page: str, **names) -> types.SimpleNamespace:
-    """What the page's block of Python defines, run with `names` beside it."""
+    """The names that the page's block of Python defines, given other `names`."""
     (block,) = re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.DOTALL | re.MULTILINE)
     namespace = dict(names)
     exec(compile(block, page, "exec"), namespace)
     return types.SimpleNamespace(**namespace)
 
 
-def test_the_method_merges_plainly_under_m3_and_with_dare(monkeypatch, tmp_path):
+def test_the_custom_method_merges_with_and_without_m3_and_dare(monkeypatch, tmp_path):
     formula = example(
         "add_a_method.md", **{"annotations": None, **vars(merging_methods), "Tensor": torch.Tensor}
     ).magmax_merging
@@ -55,7 +55,7 @@ def test_the_method_merges_plainly_under_m3_and_with_dare(monkeypatch, tmp_path)
         )
 
 
-def test_the_task_loads_its_set_and_scores_answers(tmp_path):
+def test_the_custom_task_loads_its_set_and_scores_answers(tmp_path):
     task = example("add_a_task.md").TASK
     rows = [{"question_concat": "Two and two?", "Answer": "4.0"}, {"question_concat": "Three less one?", "Answer": "2"}]
     (tmp_path / "svamp_test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -64,7 +64,7 @@ def test_the_task_loads_its_set_and_scores_answers(tmp_path):
     assert task.verdicts(examples, ["The answer is: 4.", "The answer is: 3"]) == [True, False]
 
 
-def test_a_task_of_ones_own_has_its_row_in_the_tables(monkeypatch, tmp_path):
+def test_a_custom_task_has_a_row_in_the_tables(monkeypatch, tmp_path):
     monkeypatch.setitem(tasks.TASKS, "svamp", example("add_a_task.md").TASK)
     rows = [{"question_concat": f"{i} and one?", "Answer": str(i + 1)} for i in range(4)]
     (tmp_path / "svamp_test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -79,7 +79,7 @@ def test_a_task_of_ones_own_has_its_row_in_the_tables(monkeypatch, tmp_path):
     assert float(row["low"]) <= float(row["value"]) <= float(row["high"])
 
 
-def test_the_attack_finds_the_word_that_must_not_be_shouted():
+def test_the_custom_attack_finds_the_best_prompt():
     attack = example("add_an_attack.md").open_attack(AttackParts(sst2.TASK))
 
     def score(prompts):
@@ -90,7 +90,7 @@ def test_the_attack_finds_the_word_that_must_not_be_shouted():
     assert result.final_accuracy == 0.4
 
 
-def test_the_family_merges_value_by_value_and_loads_again(monkeypatch, tmp_path):
+def test_the_custom_family_merges_value_by_value_and_loads_again(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(ROOT / "tests" / "model_merging_methods")
     families = importlib.import_module("tests.model_merging_methods.checkpoints.test_aligned_models")
     monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
@@ -98,7 +98,7 @@ def test_the_family_merges_value_by_value_and_loads_again(monkeypatch, tmp_path)
     families.test_a_family_merges_value_by_value_and_loads_again(tmp_path, "olmo2", False)
 
 
-def test_what_the_pages_name_is_there():
+def test_links_and_paths_in_the_pages_exist():
     pages = {page.name: page.read_text() for page in DOCS.glob("*.md")}
     for name, text in pages.items():
         for link in re.findall(r"\]\(([^)]+)\)", text):

@@ -11,7 +11,7 @@ from merge_llms_instruct_math_code import build_parser, main
 from promptbench import run_attacks, sst2
 from scripts import search_mixup
 from tests.inference_llms.support import ROOT
-from utils.model_folders import FINETUNED_MODELS, PRETRAINED_MODEL
+from tests.scripts.paper_tables.support import TINY_MODELS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [(ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("adversarial_prompts", "search_mixup")]
@@ -25,7 +25,7 @@ LINES = re.findall(
 def models_dir(tmp_path_factory):
     """The tiny models under the names of the paper's."""
     folder = tmp_path_factory.mktemp("models")
-    for name, tiny in {PRETRAINED_MODEL: "base", **{name: role for role, name in FINETUNED_MODELS.items()}}.items():
+    for name, tiny in TINY_MODELS.items():
         (folder / name).symlink_to(ZOO / tiny)
     return folder
 

@@ -1,4 +1,4 @@
-"""The tiny models and their test sets: what is committed loads, fits, and is what the generator makes."""
+"""The committed tiny models load, and their test sets are those that the generator makes."""
 
 import json
 import random
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from safetensors import safe_open
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import AutoTokenizer
 
 from inference_llms.evaluators.programs import programs_pass
 from inference_llms.tasks import TASKS, alpaca_eval, human_eval, mbpp
@@ -38,14 +38,10 @@ def held_out():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_model_loads_with_a_row_for_each_token(name):
+def test_a_model_is_float16_splits_over_two_workers_and_has_a_row_for_each_token(name):
     model, tokenizer = trainer.load(ZOO / name)
     assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_models_are_float16_and_split_over_two_workers(name):
-    config = LlamaForCausalLM.from_pretrained(ZOO / name).config
+    config = model.config
     assert config.num_attention_heads % 2 == config.num_key_value_heads % 2 == config.intermediate_size % 2 == 0
     assert config.tie_word_embeddings is False
     with safe_open(ZOO / name / "model.safetensors", framework="pt") as weights:
@@ -75,15 +71,10 @@ def test_tokenizer_starts_with_bos_and_gives_any_text_back():
 
 
 @pytest.mark.parametrize("task", trainer.TASKS)
-def test_data_has_the_fields_of_the_real_set(task):
+def test_committed_data_has_the_generators_rows_and_the_real_sets_fields(task, held_out):
     rows = read_rows(task)
-    assert 40 <= len(rows) <= 100
-    assert all(set(row) == FIELDS[task] for row in rows)
-
-
-@pytest.mark.parametrize("task", trainer.TASKS)
-def test_committed_data_is_what_the_generator_makes(task, held_out):
-    assert read_rows(task) == trainer.numbered_rows(task, held_out[task])
+    assert rows == trainer.numbered_rows(task, held_out[task])
+    assert len(rows) == 60 and all(set(row) == FIELDS[task] for row in rows)
 
 
 @pytest.mark.parametrize("task", ("gsm8k", "MATH"))
@@ -108,19 +99,19 @@ def test_canonical_programs_pass_their_tests_and_shrugs_do_not(held_out):
     assert programs_pass(pairs) == expected
 
 
-def test_no_test_question_is_asked_in_training(held_out):
+def test_no_test_question_occurs_in_training(held_out):
     questions = corpus.held_out_questions(held_out)
     for domain in corpus.TASKS_OF_ROLE:
         rng = random.Random(1)
         prompts = "\n".join(corpus.pretraining_pair(rng, domain, questions)[0] for _ in range(3000))
         for task in corpus.TASKS_OF_ROLE[domain]:
             for row, example in zip(read_rows(task), held_out[task], strict=True):
-                # For programs that is what to write, whatever the function is called.
+                # For programs the description, because the function's name may differ.
                 if task == "human_eval":
-                    asked = row["prompt"].split('"""')[1].split("\n")[0]
+                    question = row["prompt"].split('"""')[1].split("\n")[0]
                 else:
-                    asked = row["text"] if task == "mbpp" else example.question
-                assert asked not in prompts
+                    question = row["text"] if task == "mbpp" else example.question
+                assert question not in prompts
 
 
 def test_same_seed_gives_the_same_text_and_another_seed_another():
@@ -133,17 +124,17 @@ def test_same_seed_gives_the_same_text_and_another_seed_another():
 
 
 @pytest.mark.parametrize("task", sentences.TASKS.values(), ids=lambda task: task.name)
-def test_bertattack_finds_words_of_like_use_for_a_prompts_words(task):
+def test_bertattack_finds_interchangeable_words(task):
     masked_model = MaskedLanguageModel(str(ZOO / trainer.MASKED), number=12)
     prompt = PromptWords.of(task.prompt)
     known = {word: set(group) for group in masked.WORDS.values() for word in group}
-    asked = [i for i, word in enumerate(prompt.words) if word.lower() in known]
-    of_like_use = [i for i in asked if known[prompt.words[i].lower()] & set(masked_model.substitutes(prompt, i)[:3])]
-    assert len(asked) >= 9 and len(of_like_use) >= 0.8 * len(asked)
+    places = [i for i, word in enumerate(prompt.words) if word.lower() in known]
+    replaced = [i for i in places if known[prompt.words[i].lower()] & set(masked_model.substitutes(prompt, i)[:3])]
+    assert len(places) >= 9 and len(replaced) >= 0.8 * len(places)
 
 
 @pytest.mark.parametrize("task", sentences.TASKS)
-def test_the_classifiers_test_sentences_are_what_the_generator_makes_and_never_trained_on(task):
+def test_the_classifiers_test_sentences_are_generated_and_held_out(task):
     samples = sentences.held_out_samples(seed=0)
     assert list(sentences.TASKS[task].load_samples(ZOO / "data")) == samples[task]
     assert 0.4 < sum(sample.label for sample in samples[task]) / len(samples[task]) < 0.6

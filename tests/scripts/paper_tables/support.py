@@ -1,4 +1,4 @@
-"""Run the shell scripts as a user does, and read tables again."""
+"""Run the shell scripts as a user does, and read their tables."""
 
 import csv
 import os
@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.inference_llms.support import ROOT
+from utils.model_folders import FINETUNED_MODELS, PRETRAINED_MODEL
 
 SCRIPTS = ROOT / "scripts" / "paper"
 ZOO = ROOT / "scripts" / "tiny_zoo"
 MERGE = {"merge_instruct": True, "merge_code": True, "merging_method_name": "average_merging"}
+TINY_MODELS = {PRETRAINED_MODEL: "base", **{name: role for role, name in FINETUNED_MODELS.items()}}  # by paper's name
 TYPOS = {"load_model_path": "MERGED", "evaluate_task": "typos"}
 
 

@@ -1,4 +1,4 @@
-"""Scores collected from a results folder: each with its commands; broken, doubled or missing ones are named."""
+"""Scores collected from a results folder: their commands, and broken, conflicting or missing ones."""
 
 import json
 import math
@@ -13,6 +13,7 @@ from inference_llms.evaluators.results import command_file
 from merge_llms_instruct_math_code import main as main_job
 from scripts.make_tables import main as make_tables
 from scripts.paper_tables.cells import CLASSIFIER_RESULTS, MAIN_JOB, STATES, Cell, CellState, write_state
+from scripts.paper_tables.collect import collect_scores
 from scripts.paper_tables.evaluate import files_to_evaluate
 from scripts.plot_figures import main as plot_figures
 from tests.inference_llms.support import read_json_lines, write_rows
@@ -100,10 +101,10 @@ def test_a_broken_result_is_named_and_affects_no_other(results, run_by_hand, cap
         change_record(results, dataset.lower(), **damage)
     else:
         damage(results)
-    said, scores = tables_of(results, capsys)
+    printed, scores = tables_of(results, capsys)
     row = scores[dataset]
     assert (row["status"], row["value"], row["attack"]) == ("unreadable", "", "")
-    assert message in row["note"] and row["note"] in said
+    assert message in row["note"] and row["note"] in printed
     sound = {row["dataset"]: row["value"] for row in read_scores(run_by_hand)}
     assert {name: row["value"] for name, row in scores.items()} == {**sound, dataset: ""}
     # The evaluators' call meets the same result.
@@ -113,8 +114,8 @@ def test_a_broken_result_is_named_and_affects_no_other(results, run_by_hand, cap
 def test_a_half_written_scores_file_is_named_for_its_cells(results, capsys):
     write_cell(results, "done", tasks=["gsm8k", "mbpp"])
     (results / SCORES).write_text((results / SCORES).read_text()[:200])
-    said, scores = tables_of(results, capsys)
-    assert f"{results / SCORES} is not whole" in said
+    printed, scores = tables_of(results, capsys)
+    assert f"{results / SCORES} is not whole" in printed
     for dataset in ("GSM8K", "MBPP"):
         assert f"{results / SCORES} is not whole" in scores[dataset]["note"]
 
@@ -122,8 +123,8 @@ def test_a_half_written_scores_file_is_named_for_its_cells(results, capsys):
 def test_partly_judged_programs_have_no_score(results, capsys):
     (results / PROGRAMS).write_text(json.dumps([*json.loads((results / PROGRAMS).read_text())[:6], []]))
     score_programs(results / PROGRAMS)
-    said, scores = tables_of(results, capsys)
-    assert "(LM & Code average MBPP): 6 of 7 answers were judged" in said
+    printed, scores = tables_of(results, capsys)
+    assert "(LM & Code average MBPP): 6 of 7 answers were judged" in printed
     assert (scores["MBPP"]["attack"], scores["MBPP"]["metric"]) == ("", "pass@1")
 
 
@@ -131,11 +132,11 @@ def test_a_drop_rate_from_zero_accuracy_is_undefined(results, capsys):
     report = json.loads((results / ATTACK).read_text())
     report |= {"clean_accuracy": 0.0, "clean_right": [False] * 10, "performance_drop_rate": None}
     (results / ATTACK).write_text(json.dumps(report))
-    said, scores = tables_of(results, capsys)
+    printed, scores = tables_of(results, capsys)
     row = scores["SST-2"]
     assert (row["status"], row["value"]) == ("missing", "")
     assert row["note"].startswith("undefined, because the clean accuracy is 0; accuracy 0.0 clean, ")
-    assert f"missing, 1 (LM & Code average SST-2 stresstest): {row['note']}" in said
+    assert f"missing, 1 (LM & Code average SST-2 stresstest): {row['note']}" in printed
 
 
 @pytest.mark.parametrize(
@@ -149,9 +150,9 @@ def test_a_drop_rate_from_zero_accuracy_is_undefined(results, capsys):
 )
 def test_a_broken_attack_result_is_named(results, capsys, changes, message):
     (results / ATTACK).write_text(json.dumps({**json.loads((results / ATTACK).read_text()), **changes}))
-    said, scores = tables_of(results, capsys)
+    printed, scores = tables_of(results, capsys)
     assert (scores["SST-2"]["status"], scores["SST-2"]["value"]) == ("unreadable", "")
-    assert f"{results / ATTACK}" in scores["SST-2"]["note"] and message in said
+    assert f"{results / ATTACK}" in scores["SST-2"]["note"] and message in printed
     assert scores["GSM8K"]["status"] == "ok"
 
 
@@ -166,11 +167,11 @@ def copy_below(results: Path, name: str) -> Path:
 def test_a_broken_result_beside_a_good_one_is_named(results, capsys):
     (copy_below(results, "again") / PROGRAMS).write_text(json.dumps([["def another(): pass"]] * 7))
     make_tables([str(results)])
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     good, broken = sorted(read_scores(results, dataset="MBPP"), key=lambda row: row["status"])
     assert good["status"] == "ok" and good["value"] != ""
     assert (broken["status"], broken["result_file"]) == ("unreadable", str(results / "again" / SCORES))
-    assert "other programs than" in broken["note"] and broken["note"] in said
+    assert "other programs than" in broken["note"] and broken["note"] in printed
     (line,) = [line for line in (results / "tables" / "tables.md").read_text().splitlines() if "| no " in line]
     assert "draws" not in line and f"{float(good['value']):.1f} [" in line
 
@@ -189,29 +190,24 @@ def test_two_different_results_are_named_once_and_neither_is_used(results, capsy
 def test_a_broken_merge_record_is_named(results, capsys):
     for record in (results / "save_merge_models").rglob("merge_record.json"):
         record.write_text(record.read_text()[:300])
-    said, scores = tables_of(results, capsys)
-    assert "merge_record.json is not the whole record of a merge" in said
+    printed, scores = tables_of(results, capsys)
+    assert "merge_record.json is not the whole record of a merge" in printed
     assert scores["GSM8K"]["status"] == "unreadable" and scores["SST-2"]["status"] == "ok"
 
 
 def test_a_broken_cell_state_is_named(results, capsys):
     (results / STATES).mkdir()
     (results / STATES / "half_written.json").write_text('{"cell": "--merge_ins')
-    (results / STATES / "other.json").write_text('{"cell": "--merge_instruct --merge_math"}')
-    make_tables([str(results)])
-    said = capsys.readouterr().out
-    for name in ("half_written", "other"):
-        assert f"unreadable, 1 ({name}): {results / STATES / name}.json" in said
-    notes = [row["note"] for row in read_scores(results, status="unreadable")]
-    assert len(notes) == 2 and all("remove it and rerun its script" in note for note in notes)
-    assert read_scores(results, status="ok")
+    printed, scores = tables_of(results, capsys)
+    assert f"unreadable, 1 (half_written): {results / STATES / 'half_written.json'}" in printed
+    assert "remove it and rerun its script" in scores[""]["note"] and scores["GSM8K"]["status"] == "ok"
 
 
 def test_missing_results_of_cells_have_their_reasons(results, capsys):
     write_cell(results, "done", tasks=["MATH"])
     write_cell(results, "planned", tasks=["human_eval"])
-    said, scores = tables_of(results, capsys)
-    assert "HumanEval): not run yet" in said
+    printed, scores = tables_of(results, capsys)
+    assert "HumanEval): not run yet" in printed
     assert scores["MATH"]["note"].startswith("the cell ran, but its result no longer exists")
 
 
@@ -292,6 +288,8 @@ def test_an_attack_on_a_merge_made_by_hand_is_in_the_tables(results, capsys):
     assert float(row["low"]) <= float(row["value"]) <= float(row["high"])
     assert row["inputs"] == "classify + code" and row["fingerprint"] == report["settings"]["weights_fingerprint"]
     assert (report["options"]["attack_method"], report["options"]["num_samples"]) == (["stresstest"], 10)
+    (score,) = [score for score in collect_scores(results) if score.attack]
+    assert score.right == (tuple(report["clean_right"]), tuple(report["attacked_right"]))
 
 
 def test_an_attacked_cell_is_found_in_the_classifier_folder(results):

@@ -1,4 +1,4 @@
-"""Run cells: what counts as done, what is replaced, how failures and Ctrl-C end, and the parts of a machine."""
+"""Run cells: which count as done, which are replaced, failures, Ctrl-C, GPUs and cores."""
 
 import json
 import os
@@ -24,7 +24,6 @@ from promptbench.sst2 import TASK as SST2
 from scripts.make_tables import main as make_tables
 from scripts.paper_tables.cell_runs import CellRun, Command, Setting
 from scripts.paper_tables.cells import DONE, FAILED, LIVEBENCH, MAIN_JOB, TABLES, Cell, cells_of_tables, state_path
-from scripts.paper_tables.run_cells import main as run_cells
 from scripts.paper_tables.run_cells import measured_seconds
 from scripts.paper_tables.runner import (
     job_slots,
@@ -34,12 +33,11 @@ from scripts.paper_tables.runner import (
     run_jobs,
     tensor_parallel_size,
     visible_gpus,
-    write_job_array,
 )
 from tests.inference_llms.support import ROOT
-from tests.scripts.paper_tables.support import MERGE, TYPOS, ZOO, read_scores
+from tests.scripts.paper_tables.support import MERGE, TINY_MODELS, TYPOS, ZOO, read_scores
 from utils.errors import UserError
-from utils.model_folders import FINETUNED_MODELS, PRETRAINED_MODEL
+from utils.model_folders import FINETUNED_MODELS
 from utils.whole_files import locked
 
 CELL = Cell(("ood",), MERGE, LIVEBENCH, {**TYPOS, "end_index": 2})
@@ -48,8 +46,8 @@ PAPER = Setting(Path("paper_results"), None, None, "auto", None)
 
 def models_folder(folder: Path, instruct: str) -> str:
     """Tiny models under the paper's names; the instruct model is the one of this name."""
-    for name, model in {PRETRAINED_MODEL: "base", **{name: role for role, name in FINETUNED_MODELS.items()}}.items():
-        folder.mkdir(exist_ok=True)
+    folder.mkdir()
+    for name, model in TINY_MODELS.items():
         (folder / name).symlink_to(ZOO / (instruct if model == "instruct" else model))
     return str(folder)
 
@@ -71,7 +69,7 @@ def first(tmp_path_factory) -> Setting:
 
 @pytest.fixture
 def done(first, tmp_path) -> Setting:
-    """The same in a copy of the results folder, to be damaged."""
+    """The same with a copy of the results folder for a test to damage."""
     results = tmp_path / "results"
     shutil.copytree(first.results_dir, results)
     for path in (*results.rglob("*.json"), *results.rglob("*.jsonl")):
@@ -208,7 +206,7 @@ def edit_the_questions(setting: Setting, data: Path) -> str:
 def test_a_cell_is_done_only_for_the_models_and_sets_it_ran_with(tmp_path, caplog, edit):
     data, models = tmp_path / "data", tmp_path / "models"
     shutil.copytree(ZOO / "data", data)
-    for name, role in {PRETRAINED_MODEL: "base", **{name: role for role, name in FINETUNED_MODELS.items()}}.items():
+    for name, role in TINY_MODELS.items():
         shutil.copytree(ZOO / role, models / name)
     setting = Setting(tmp_path / "results", str(models), data, "transformers", None)
     run_cell(setting)
@@ -263,17 +261,6 @@ def test_an_attack_cell_is_done_with_its_results(tmp_path):
     assert [(row["dataset"], row["attack"]) for row in read_scores(tmp_path)] == [("SST-2", "stresstest")]
 
 
-def test_a_task_of_a_job_array_runs_its_own_cells(done, capsys):
-    cells = [CELL, replace(CELL, merge={**MERGE, "mixup": True})]
-    script = write_job_array(cells, 2, done, delete_merged_models=False)
-    words = shlex.split(script.read_text().splitlines()[-1])
-    assert words[-2:] == ["--job", "$SLURM_ARRAY_TASK_ID"]
-    run_cells([*words[words.index("--cells") : -1], "0"])
-    assert "1 cells: 0 done now, 1 before, 0 failed" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"--job 99: there are 2 merges"):
-        run_cells([*words[words.index("--cells") : -1], "99"])
-
-
 @pytest.fixture
 def two_gpus(tmp_path, monkeypatch) -> None:
     """A driver with two GPUs."""
@@ -323,6 +310,7 @@ def test_jobs_share_the_gpus_or_cores():
         ("warn('slow'); os.kill(os.getpid(), signal.SIGSEGV)", "killed by SIGSEGV"),
         ("warn('error: no such set'); print('[rank0] bye'); sys.exit(2)", "no such set"),
         ("sys.stderr.buffer.write(b'caf\\xe9\\n'); sys.exit(1)", "caf\N{REPLACEMENT CHARACTER}"),
+        ("print('half way'); os._exit(3)", "half way"),  # output is not buffered
         ("sys.exit(3)", "ended with status 3 and no message"),
         ("warn('error: a warning')", None),
     ],
@@ -333,21 +321,3 @@ def test_the_reason_for_a_failed_command_is_one_line(tmp_path, program, reason):
     with open(tmp_path / "log", "wb") as output:
         output.write(b"error: of the command before\n")
         assert run_command(Command(str(script), {}), {}, output) == reason
-
-
-def test_the_log_has_warnings_while_a_command_runs(tmp_path):
-    log, ended, script = tmp_path / "log", tmp_path / "ended", tmp_path / "script.py"
-    script.write_text(
-        "import pathlib, sys, time\nprint('half', 'way', file=sys.stderr)\n"
-        f"for _ in range(600):\n    time.sleep(0.05)\n    if pathlib.Path({str(ended)!r}).exists(): break\n"
-    )
-    with open(log, "wb") as output:
-        thread = threading.Thread(target=run_command, args=(Command(str(script), {}), {}, output))
-        thread.start()
-        until = time.monotonic() + 20
-        while "half way" not in log.read_text() and time.monotonic() < until:
-            time.sleep(0.05)
-        seen = log.read_text()
-        ended.touch()
-        thread.join()
-    assert "half way" in seen

@@ -2,14 +2,12 @@
 
 import csv
 import io
-import json
 import re
 from dataclasses import replace
 
 import pytest
 
 from inference_llms.answer_health import Health
-from scripts.paper_tables.collect import collect_scores
 from scripts.paper_tables.scores import Score, gain, percent_interval, scores_csv, summarise
 from scripts.paper_tables.tables import paper_tables
 from utils.intervals import drop_rate_interval
@@ -96,23 +94,6 @@ def test_the_csv_has_the_health_of_answers():
     rows = list(csv.DictReader(io.StringIO(scores_csv([known, replayed, before]))))
     shown = [[row[name] for name in ("empty", "cut_off", "repeating", "unreadable", "same")] for row in rows]
     assert shown == [["0", "0", "0", "1", "1"], ["0", "", "0", "1", "1"], [""] * 5]
-
-
-def test_a_score_of_an_attack_keeps_the_answers_before_and_after(tmp_path):
-    report = {
-        "settings": {"number_of_samples": 4, "backend": "transformers", "weights_fingerprint": ""},
-        "clean_accuracy": 0.75,
-        "attacked_accuracy": 0.25,
-        "performance_drop_rate": 2 / 3,
-        "clean_right": [True, True, True, False],
-        "attacked_right": [False, True, False, False],
-    }
-    path = tmp_path / "save_adversarial_results" / "cola" / "model" / "stresstest.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(report))
-    (score,) = collect_scores(tmp_path)
-    assert score.right == ((True, True, True, False), (False, True, False, False))
-    assert "True" not in scores_csv([score]).splitlines()[1]
 
 
 def test_draws_over_different_numbers_of_examples_have_no_interval():

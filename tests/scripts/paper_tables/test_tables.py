@@ -1,4 +1,4 @@
-"""Tables as Markdown, LaTeX and HTML: each has every value, and no text breaks its syntax."""
+"""Tables as Markdown, LaTeX and HTML: every value is there, and no text breaks the syntax."""
 
 from dataclasses import replace
 from html.parser import HTMLParser
