@@ -1,4 +1,4 @@
-"""Write every score below a results folder to one CSV, and make the paper's tables beside the published values."""
+"""Write every score below a results folder to one CSV, and make the paper's tables with the published values."""
 
 import sys
 

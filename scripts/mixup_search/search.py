@@ -66,7 +66,7 @@ class Search:
         return [draw for draw in draws if draw.name in better]
 
     def _draw_by_scores(self) -> None:
-        """One draw after the other, or as many at once as there are engines."""
+        """One draw at a time, or one for each engine."""
         for first in range(0, self.proposals.total, self.engines.number):
             gained, stored = self._gains(self.rungs[-1]), self.store.candidates()
             scored = [(one, mean_gain(gained[one.name])) for one in stored if one.name in gained]

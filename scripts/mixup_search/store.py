@@ -128,8 +128,8 @@ class SearchIdentity:
 class SearchStore(AbstractContextManager):
     """An open results file of the search that `identity`, a JSON object, describes; its `roles` name the models.
 
-    A missing file is created. Without an identity a file is only read, whatever search it holds. Raises UserError for a
-    file that is not a search's, holds another search, or cannot be written; and later if a write fails.
+    A missing file is created. Without an identity the file is only read, and may hold any search. Raises UserError for
+    a file that is not a search's, holds another search, or cannot be written; and later if a write fails.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any] | None = None):

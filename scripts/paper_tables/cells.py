@@ -145,7 +145,7 @@ def alpha_cells(seeds: Sequence[int]) -> Iterator[Cell]:
             yield Cell(("alpha",), {**plain, "mixup": True, "alpha": alpha, "seed": seed})
 
 
-# Add an entry for a table of your own: `bash scripts/paper/run.sh NAME` runs it.
+# Add an entry for a custom table: `bash scripts/paper/run.sh NAME` runs it.
 TABLES: dict[str, Callable[[Sequence[int]], Iterator[Cell]]] = {
     "performance": performance_cells,
     "dare": dare_cells,
@@ -261,7 +261,7 @@ def read_state(path: Path) -> CellState:
     try:
         merge_of_options(state.cell.merge), state.cell.tasks, state.cell.attacks, state.places(path.parent)
     except (UserError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not the whole record of a cell; {REMEDY}") from error
+        raise UserError(f"{path} is not a complete record of a cell; {REMEDY}") from error
     return state
 
 
@@ -276,7 +276,7 @@ def _of_earlier_version(path: Path, value: dict[str, Any]) -> dict[str, Any]:
         script = words[words.index("--") + 1]
         options = options_of_text(value["cell"].replace(" -- ", " "))
     except (UserError, ValueError, IndexError) as error:
-        raise UserError(f"{path} is not the whole record of a cell; {REMEDY}") from error
+        raise UserError(f"{path} is not a complete record of a cell; {REMEDY}") from error
     of_merge = vars(_merge_parser().parse_args([]))
     merge = {name: options.pop(name) for name in [*options] if name in of_merge}
     inputs = value.get("inputs") or {}

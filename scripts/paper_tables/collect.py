@@ -112,10 +112,9 @@ def _verdicts(record: TaskRecord, command: str) -> tuple[Verdicts | None, str]:
 
     Raises UserError for damaged or contradictory files."""
     content, options = record.content, record.options(command)
-    examples, own = content["examples"], record.completions_file()
-    is_replay = own is None or options.get("backend") == "replay"
-    raw = own
-    if own is None or (is_replay and not own.is_file()):
+    examples, raw = content["examples"], record.completions_file()
+    is_replay = raw is None or options.get("backend") == "replay"
+    if raw is None or (is_replay and not raw.is_file()):
         raw = Path(content["raw_generations"])  # a replay scores another run's completions
     completions = _completions(raw, is_replay) if raw.is_file() else None
     if completions is not None and (len(completions) < examples or (len(completions) > examples and not is_replay)):
@@ -240,7 +239,7 @@ def _attack_score(results: ResultsFolder, path: Path) -> Score:
 
 def _check_attack_result(path: Path, report: Mapping[str, Any]) -> None:
     """Raise UserError unless a result has the fields that a score needs, and they agree."""
-    check_shape(f"{path} is not whole", report, AttackResultShape, RERUN)
+    check_shape(f"{path} is damaged", report, AttackResultShape, RERUN)
     samples = report["settings"]["number_of_samples"]
     shares = []
     for name in ("clean", "attacked"):

@@ -307,7 +307,7 @@ FIGURES: dict[str, tuple[Callable[[Lines], Figure | None], str]] = {
     ),
     "dare": (
         dare_figure,
-        "Lines of each data set's score from neither M3 nor DARE over either to both, a panel for each merging method, "
+        "Lines of each data set's score with neither, M3, DARE and both, a panel for each merging method, "
         "with single draws and published values",
     ),
     "alpha": (

@@ -65,9 +65,9 @@ class TaskRecord:
 
     def completions_file(self) -> Path | None:
         """The present path of the run's raw completions; None for a replay of another run's."""
-        own = self.places.raw_generations(self.task)
-        tail = own.relative_to(self.places.root).parts
-        return own if Path(self.content["raw_generations"]).parts[-len(tail) :] == tail else None
+        path = self.places.raw_generations(self.task)
+        tail = path.relative_to(self.places.root).parts
+        return path if Path(self.content["raw_generations"]).parts[-len(tail) :] == tail else None
 
     def options(self, command: str = "") -> dict[str, Any]:
         """The options of the run. Earlier versions recorded only a command, or none: then `command` is used."""
@@ -163,10 +163,10 @@ def task_records(results_dir: Path) -> Iterator[TaskRecord]:
         try:
             records = read_json_object(path, RERUN)
         except UserError as error:
-            yield TaskRecord(path, places, fault=f"{path} is not whole: {error}")
+            yield TaskRecord(path, places, fault=f"{path} is damaged: {error}")
             continue
         if not all(isinstance(record, dict) for record in records.values()):
-            yield TaskRecord(path, places, fault=f"{path} is not whole: it does not hold scores by task; {RERUN}")
+            yield TaskRecord(path, places, fault=f"{path} is damaged: it does not hold scores by task; {RERUN}")
             continue
         for task, content in records.items():
             record = TaskRecord(path, places, task, content)
@@ -256,7 +256,7 @@ def check_weights(about: Mapping[str, Any], fingerprint: str | None) -> None:
     """Raise UserError if a result has another fingerprint of its weights than its merge."""
     record, expected = about.get("merge_record"), about.get("fingerprint")
     if record and not expected:
-        raise UserError(f"{record} is not the whole record of a merge; remove it and make the merge again")
+        raise UserError(f"{record} is not a complete record of a merge; remove it and make the merge again")
     if expected and fingerprint not in (None, expected):
         raise UserError(f"{about['result_file']} holds results of other weights than those of {record}")
 
@@ -266,4 +266,4 @@ def read_health(path: Path, value: Any) -> Health | None:
     try:
         return health_on_record(value)
     except ValueError as error:
-        raise UserError(f"{path} is not whole: {error}; {RERUN}") from error
+        raise UserError(f"{path} is damaged: {error}; {RERUN}") from error

@@ -44,7 +44,7 @@ EXPLANATION = (
     "Per cent, with the 95% interval in brackets. For several draws: the mean, the standard deviation (sd) and the "
     "best. The interval of an accuracy is Wilson's, over the examples; sd shows how far draws vary. M3 − without: the "
     "mean over the draws minus the merge without M3. Its interval, and that of a drop rate, is the paired bootstrap's, "
-    "over the draws and the examples; where there is one draw, over the examples alone. With few draws it is still too "
+    "over the draws and the examples; with one draw, over the examples alone. With few draws it is still too "
     "narrow, and it has no width where no variation was seen."
 )
 PUBLISHED_VALUES = (

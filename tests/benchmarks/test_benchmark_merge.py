@@ -36,6 +36,6 @@ def test_each_method_has_a_row_and_its_rounds_are_kept(models, tmp_path):
         assert figures["wall"] > 0 and figures["own_memory"] > 1e6 and figures["read"] > figures["written"] / 2
 
 
-def test_mergekit_beside_is_for_two_models_in_the_cache(tmp_path):
+def test_mergekit_needs_two_models_and_warm_files(tmp_path):
     done = benchmark("--models", 3, "--vs", "mergekit", "--work_dir", tmp_path)
     assert done.returncode == 2 and done.stderr.startswith("error: --vs") and done.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Merges put into a running engine answer as the merges that the main job saves, and hold the same bits."""
+"""Merges in a running engine have the same answers and bits as merges that the main job saves."""
 
 import shutil
 from collections.abc import Iterator

@@ -38,7 +38,7 @@ def test_the_text_has_every_candidate_and_the_tested_choice(whole):
         score, (low, high) = summary.compared[chosen.name][task].score, summary.compared[chosen.name][task].interval
         assert f"{100 * score:.1f}% [{100 * low:.1f}, {100 * high:.1f}]" in rows[chosen.name]
     assert f"{chosen.ratios[0]:.4f}" in rows[chosen.name]
-    assert " of 10" in rows["draw 7"], "it was left behind after ten examples"
+    assert " of 10" in rows["draw 7"], "it stopped at ten examples"
     assert f"{chosen.name} (chosen)" in text
     assert outcome_lines(summary)[0] in lines
     assert f"  {save_command(summary.identity, chosen.parameters)}" in lines

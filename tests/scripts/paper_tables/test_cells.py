@@ -92,8 +92,8 @@ def test_a_state_of_an_earlier_version_is_read(tmp_path):
         ('{"status": "done"}', "cell: field required"),
         ('{"sta', "is not JSON"),
         ("[]", "is not a JSON object"),
-        (json.dumps({**OLD_STATE, "cell": "--merge_instruct"}), "is not the whole record of a cell"),
-        (json.dumps({**OLD_STATE, "cell": "--merge_instruct -- promptbench/sst2.py"}), "is not the whole record"),
+        (json.dumps({**OLD_STATE, "cell": "--merge_instruct"}), "is not a complete record of a cell"),
+        (json.dumps({**OLD_STATE, "cell": "--merge_instruct -- promptbench/sst2.py"}), "is not a complete record"),
         (json.dumps({**OLD_STATE, "seconds": "3"}), "seconds: input should be"),
     ],
 )

@@ -115,9 +115,9 @@ def test_a_half_written_scores_file_is_named_for_its_cells(results, capsys):
     write_cell(results, "done", tasks=["gsm8k", "mbpp"])
     (results / SCORES).write_text((results / SCORES).read_text()[:200])
     printed, scores = tables_of(results, capsys)
-    assert f"{results / SCORES} is not whole" in printed
+    assert f"{results / SCORES} is damaged" in printed
     for dataset in ("GSM8K", "MBPP"):
-        assert f"{results / SCORES} is not whole" in scores[dataset]["note"]
+        assert f"{results / SCORES} is damaged" in scores[dataset]["note"]
 
 
 def test_partly_judged_programs_have_no_score(results, capsys):
@@ -191,7 +191,7 @@ def test_a_broken_merge_record_is_named(results, capsys):
     for record in (results / "save_merge_models").rglob("merge_record.json"):
         record.write_text(record.read_text()[:300])
     printed, scores = tables_of(results, capsys)
-    assert "merge_record.json is not the whole record of a merge" in printed
+    assert "merge_record.json is not a complete record of a merge" in printed
     assert scores["GSM8K"]["status"] == "unreadable" and scores["SST-2"]["status"] == "ok"
 
 
