@@ -74,11 +74,11 @@ def _interrupt(_number: int, frame: FrameType | None) -> None:
     _is_interrupted = True
     _report_interrupt()
     _signal.signal(_signal.SIGINT, _end_now)
-    # Again until end_work: libraries and finalizers swallow exceptions, and torch aborts if one passes its import.
-    is_importing = _is_importing(frame)
+    # Again until end_work: libraries swallow exceptions, and some moments are not safe.
+    is_safe = not _is_importing_or_finalizing(frame)
     _signal.signal(_signal.SIGALRM, _interrupt)
-    _signal.setitimer(_signal.ITIMER_REAL, 0.05 if is_importing else 0.5)
-    if not is_importing and not _is_cleaning_up():
+    _signal.setitimer(_signal.ITIMER_REAL, 0.5 if is_safe else 0.05)
+    if is_safe and not _is_cleaning_up():
         raise Interrupted
 
 
@@ -90,10 +90,13 @@ def _is_cleaning_up() -> bool:
     return error is not None
 
 
-def _is_importing(frame: FrameType | None) -> bool:
-    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+def _is_importing_or_finalizing(frame: FrameType | None) -> bool:
+    """Whether torch would abort, because an exception passes its import, or Python would ignore the exception."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>" or frame.f_code.co_name == "__del__":
+            return True
         frame = frame.f_back
-    return frame is not None
+    return False
 
 
 def _end_now(*_: object) -> None:

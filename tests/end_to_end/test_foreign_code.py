@@ -57,7 +57,7 @@ def load_data_set(folder: Path, witness: Path) -> None:
 
 @pytest.mark.parametrize("load", [load_checkpoint, load_masked_model, load_encoder, load_data_set])
 def test_foreign_code_is_refused_in_one_line(load, tmp_path):
-    with pytest.raises(UserError, match=r"contains custom code|code that comes with it|code is not run") as refusal:
+    with pytest.raises(UserError, match=r"contains custom code|needs its own code|code is not run") as refusal:
         load(tmp_path / "foreign_model", tmp_path / "it_ran")
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "it_ran").exists()
