@@ -274,11 +274,14 @@ def _of_earlier_version(path: Path, value: dict[str, Any]) -> dict[str, Any]:
     try:
         words = shlex.split(value["cell"])
         script = words[words.index("--") + 1]
-        options = options_of_text(value["cell"].replace(" -- ", " "))
+        known = options_of_text(value["cell"].replace(" -- ", " "))
     except (UserError, ValueError, IndexError) as error:
         raise UserError(f"{path} is not a complete record of a cell; {REMEDY}") from error
     of_merge = vars(_merge_parser().parse_args([]))
-    merge = {name: options.pop(name) for name in [*options] if name in of_merge}
+    # In the order of the text, and 1.0 as 1: both are part of the cell's name.
+    named = [word.removeprefix("--") for word in words if word.removeprefix("--") in known]
+    options = {name: _short(known[name]) for name in named}
+    merge = {name: options.pop(name) for name in named if name in of_merge}
     inputs = value.get("inputs") or {}
     return {
         **value,
@@ -286,6 +289,10 @@ def _of_earlier_version(path: Path, value: dict[str, Any]) -> dict[str, Any]:
         "runs": inputs.get("commands", value.get("commands")),
         "hashes": inputs.get("hashes"),
     }
+
+
+def _short(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def options_of_text(command: str) -> dict[str, Any]:

@@ -198,7 +198,7 @@ def measured_seconds(results_dir: Path) -> dict[tuple, float]:
 
 def _kind(cell: Cell) -> tuple:
     """The key of cells that take about the same time."""
-    models = [name for name in cell.merge if name.startswith("merge_")] if cell.script == cells.MAIN_JOB else []
+    models = sorted(name for name in cell.merge if name.startswith("merge_")) if cell.script == cells.MAIN_JOB else []
     return cell.script, *cell.tasks, *cell.attacks, *models
 
 

@@ -80,7 +80,7 @@ def run_interrupted(main: str) -> subprocess.CompletedProcess:
         ("try: stop()\n  except BaseException: raise OSError('gone')", ""),
         ("try: stop()\n  except BaseException: pass", ""),
         ("try: stop()\n  except BaseException: pass\n  time.sleep(60); print('went on')", ""),
-        ("type('T', (), {'__del__': lambda self: stop()})(); time.sleep(60)", ""),
+        ("class T:\n    def __del__(self): stop()\n  T(); time.sleep(60)", ""),
         ("try: stop()\n  finally: time.sleep(1.5); print('closed')", "closed\n"),
         ("try: stop()\n  finally: stop(); print('closed')", ""),
         ("threading.Thread(target=time.sleep, args=[60]).start(); stop()", ""),
