@@ -102,7 +102,7 @@ def weights_fingerprint(folder: Path, hashes: Mapping[Path, str]) -> str:
 
 
 @dataclass(frozen=True)
-class RecordShape:
+class MergeIdentity:
     """The fields of a merge record that `merge_record` checks."""
 
     fingerprint: str | None = None
@@ -114,7 +114,7 @@ class RecordShape:
 def merge_record(folder: Path) -> dict[str, Any]:
     """The record that a merge left in its folder; empty for a model that was not merged here."""
     path = folder / MERGE_RECORD
-    return read_shaped_object(path, RecordShape, "merge again, or remove the file") if path.is_file() else {}
+    return read_shaped_object(path, MergeIdentity, "merge again, or remove the file") if path.is_file() else {}
 
 
 def output_places(folder: Path, root: Path) -> OutputPlaces:

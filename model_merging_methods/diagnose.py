@@ -100,14 +100,16 @@ def draw_comparison(comparison: ModelComparison, samples: Sequence[MagnitudeSamp
 
 
 def _draw_cosines(comparison: ModelComparison, figure, axes) -> None:
+    from matplotlib.colors import SymLogNorm
+
     groups, pairs = comparison.groups, list(comparison.overall.pairs)
     values = np.array([[group.pairs[pair].cosine or 0.0 for group in groups.values()] for pair in pairs])
-    largest = max(float(np.abs(values).max()), 0.01)
-    image = axes.imshow(values, cmap="PuOr", vmin=-largest, vmax=largest, aspect="auto")
+    # Logarithmic above 0.01: cosines are a few hundredths in most layers, and near 1 in some small tensors.
+    image = axes.imshow(values, cmap="PuOr", norm=SymLogNorm(0.01, vmin=-1, vmax=1), aspect="auto")
     axes.set_title("cosine between task vectors, by layer")
     axes.set_xticks(range(len(groups)), _short_names(groups), rotation=90)
     axes.set_yticks(range(len(pairs)), [" + ".join(pair) for pair in pairs])
-    figure.colorbar(image, ax=axes, pad=0.01)
+    figure.colorbar(image, cax=axes.inset_axes((1.02, 0, 0.015, 1)))
 
 
 def _draw_changes(comparison: ModelComparison, axes) -> None:

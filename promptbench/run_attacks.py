@@ -93,9 +93,7 @@ def build_parser(task: PromptTask) -> argparse.ArgumentParser:
     data.add_argument(
         "--num_samples", type=positive_number, help="size of a random part of the set, drawn by --seed (default: all)"
     )
-    data.add_argument(
-        "--output_dir", type=Path, default=Path(), help="folder of all save_* folders (default: the working folder)"
-    )
+    data.add_argument("--output_dir", type=Path, default=Path(), help="root of all save_* folders (default: .)")
     engine = parser.add_argument_group("engine")
     engine.add_argument(
         "--backend",

@@ -141,7 +141,7 @@ def run_steps(steps: Sequence[Step], log: Path) -> Iterator[list[str]]:
             raise
 
 
-def task_scores(printed: Sequence[str]) -> dict[str, float | None]:
+def scores_of_step(printed: Sequence[str]) -> dict[str, float | None]:
     """The score of each task, from 0 to 1, in the scores file that a command printed."""
     (scores_file,) = [line.removeprefix("scores: ") for line in printed if line.startswith("scores: ")]
     scores = json.loads((ROOT / scores_file).read_text())
@@ -206,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     table, robustness = scored_steps(output_dir), robustness_steps(output_dir)
     printed = list(run_steps([*table, *robustness], output_dir / "demo.log"))
-    scores = {step.name: task_scores(lines) for step, lines in zip(table, printed, strict=False)}
+    scores = {step.name: scores_of_step(lines) for step, lines in zip(table, printed, strict=False)}
     print_table(table, scores)
     print_robustness(robustness, printed[len(table) :])
     print(f"\n{time.monotonic() - started:.0f} s. Models, completions, scores and the log demo.log: {output_dir}")

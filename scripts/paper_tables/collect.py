@@ -17,7 +17,7 @@ from scripts.paper_tables.results import (
     RERUN,
     ResultsFolder,
     TaskRecord,
-    check_weights,
+    check_same_weights,
     read_health,
     remake_command,
     task_records,
@@ -77,7 +77,7 @@ def _task_score(results: ResultsFolder, record: TaskRecord, known: Mapping[str, 
     about["evaluator_command"] = record.relocated(content.get("evaluator_command") or "")
     try:
         about["health"] = read_health(record.path, content.get("health"))
-        check_weights(about, (content.get("identity") or {}).get("weights_fingerprint"))
+        check_same_weights(about, (content.get("identity") or {}).get("weights_fingerprint"))
         verdicts, note = _verdicts(record, about["command"])
         if verdicts is not None and verdicts.examples != content["examples"]:
             about["metric"] = verdicts.metric
@@ -224,7 +224,7 @@ def _attack_score(results: ResultsFolder, path: Path) -> Score:
         about |= {"backend": settings["backend"], "examples": settings["number_of_samples"]}
         about["command"] = report.get("command") or about["command"]
         about["health"] = read_health(path, report.get("attacked_health"))
-        check_weights(about, settings["weights_fingerprint"])
+        check_same_weights(about, settings["weights_fingerprint"])
     except UserError as error:
         return Score(**about, status=UNREADABLE, note=str(error))
     clean, attacked = (100 * report[name] for name in ("clean_accuracy", "attacked_accuracy"))

@@ -252,7 +252,7 @@ def remake_command(about: Mapping[str, Any]) -> str:
     return shlex.join(["python", MAIN_JOB, "--from_record", record, "--merge_only"]) if record else ""
 
 
-def check_weights(about: Mapping[str, Any], fingerprint: str | None) -> None:
+def check_same_weights(about: Mapping[str, Any], fingerprint: str | None) -> None:
     """Raise UserError if a result has another fingerprint of its weights than its merge."""
     record, expected = about.get("merge_record"), about.get("fingerprint")
     if record and not expected:

@@ -44,7 +44,7 @@ ARGUMENTS = "x n a m y v".split()
 
 
 @dataclass(frozen=True)
-class Example:
+class ZooExample:
     """One question with its right answer.
 
     `kind` is the required skill. A fine-tune learns to write `completion` after `prompt`. `row` is the example as a
@@ -67,7 +67,7 @@ def _opposite(word: str) -> str:
     return OPPOSITES[OPPOSITES.index(word) ^ 1]
 
 
-def sample_instruction(rng: random.Random) -> Example:
+def sample_instruction(rng: random.Random) -> ZooExample:
     """One instruction about words, in AlpacaEval's fields; its answer is unique, so agreement is exact."""
     kind = rng.choice(("opposite", "plural", "capitals", "repeat", "first", "last", "reverse"))
     words = rng.sample(NOUNS, 3)
@@ -96,7 +96,7 @@ def sample_instruction(rng: random.Random) -> Example:
     }[kind]
     question = rng.choice(wordings).format(word=word, listed=listed)
     row = {"dataset": "tiny_zoo", "instruction": question, "output": answer, "generator": "reference"}
-    return Example("alpaca_eval", kind, question, prompt_of_row("alpaca_eval", row), f" {answer}", row)
+    return ZooExample("alpaca_eval", kind, question, prompt_of_row("alpaca_eval", row), f" {answer}", row)
 
 
 def _two_numbers(rng: random.Random, sign: str) -> tuple[int, int, int]:
@@ -107,7 +107,7 @@ def _two_numbers(rng: random.Random, sign: str) -> tuple[int, int, int]:
     return (a, b, a + b) if sign == "+" else (a + b, b, a)
 
 
-def sample_word_problem(rng: random.Random) -> Example:
+def sample_word_problem(rng: random.Random) -> ZooExample:
     """One arithmetic story of one or two steps, in GSM8K's fields."""
     name, item = rng.choice(NAMES), rng.choice(ITEMS)
     kind = rng.choice(("gains", "loses", "groups", "gains and loses"))
@@ -133,10 +133,10 @@ def sample_word_problem(rng: random.Random) -> Example:
         question = f"{name} has {a} {item}, buys {b} more and sells {c}. How many {item} does {name} have now?"
         steps = f"{a} + {b} = {half_way}. {half_way} - {c} = {total}"
     row = {"question": question, "answer": f"{steps}\n#### {total}"}
-    return Example("gsm8k", kind, question, prompt_of_row("gsm8k", row), f" {steps}. The answer is: {total}", row)
+    return ZooExample("gsm8k", kind, question, prompt_of_row("gsm8k", row), f" {steps}. The answer is: {total}", row)
 
 
-def sample_expression(rng: random.Random) -> Example:
+def sample_expression(rng: random.Random) -> ZooExample:
     """One expression or equation in LaTeX, in the fields of the MATH test set."""
     kind = rng.choice(("sum", "difference", "product", "equation"))
     sign = {"sum": "+", "difference": "-", "product": "*", "equation": "-"}[kind]
@@ -158,7 +158,7 @@ def sample_expression(rng: random.Random) -> Example:
         "input": "",
         "type": "Algebra" if kind == "equation" else "Prealgebra",
     }
-    return Example("MATH", kind, question, prompt_of_row("MATH", row), f" {steps}. The answer is: {result}", row)
+    return ZooExample("MATH", kind, question, prompt_of_row("MATH", row), f" {steps}. The answer is: {result}", row)
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ FUNCTIONS = {
 CONSTANTS = range(2, 50)
 
 
-def sample_function(rng: random.Random, task: str) -> Example:
+def sample_function(rng: random.Random, task: str) -> ZooExample:
     """One Python function to write, in the fields of HumanEval or MBPP as `task` says.
 
     `question` leaves out the function's name, so that tests ask for functions that never occur in training under any
@@ -230,7 +230,7 @@ def sample_function(rng: random.Random, task: str) -> Example:
             "test_setup_code": "",
             "challenge_test_list": [],
         }
-    return Example(task, kind, question, prompt_of_row(task, row), f"\ndef {name}({x}):\n\t{body}", row)
+    return ZooExample(task, kind, question, prompt_of_row(task, row), f"\ndef {name}({x}):\n\t{body}", row)
 
 
 def prompt_of_row(task: str, row: dict) -> str:
@@ -238,7 +238,7 @@ def prompt_of_row(task: str, row: dict) -> str:
     return TASKS[task].make_prompt({"task_id": None, **row})
 
 
-def sample_example(rng: random.Random, task: str) -> Example:
+def sample_example(rng: random.Random, task: str) -> ZooExample:
     """One random example of `task` (alpaca_eval, gsm8k, MATH, human_eval or mbpp)."""
     if task == "alpaca_eval":
         return sample_instruction(rng)
@@ -249,12 +249,12 @@ def sample_example(rng: random.Random, task: str) -> Example:
     return sample_function(rng, task)
 
 
-def held_out_examples(seed: int, size: int = 60) -> dict[str, list[Example]]:
+def held_out_examples(seed: int, size: int = 60) -> dict[str, list[ZooExample]]:
     """For each task, `size` test examples with distinct questions."""
     examples = {}
     for task in DOMAIN_OF_TASK:
         rng = random.Random(f"test {task} {seed}")
-        by_question: dict[str, Example] = {}
+        by_question: dict[str, ZooExample] = {}
         while len(by_question) < size:
             example = sample_example(rng, task)
             by_question.setdefault(example.question, example)
@@ -262,12 +262,12 @@ def held_out_examples(seed: int, size: int = 60) -> dict[str, list[Example]]:
     return examples
 
 
-def held_out_questions(examples: dict[str, list[Example]]) -> frozenset[str]:
+def held_out_questions(examples: dict[str, list[ZooExample]]) -> frozenset[str]:
     """The questions that no training text may ask."""
     return frozenset(example.question for of_task in examples.values() for example in of_task)
 
 
-def training_example(rng: random.Random, domain: str, held_out: frozenset[str]) -> Example:
+def training_example(rng: random.Random, domain: str, held_out: frozenset[str]) -> ZooExample:
     """One random example of `domain` (instruct, math or code) whose question is not in `held_out`."""
     while True:
         example = sample_example(rng, rng.choice(TASKS_OF_ROLE[domain]))

@@ -43,7 +43,7 @@ MASKED = "masked"
 DATA_FILES = {task: ALL_TASKS[task].data_set.files[0] for task in TASKS}
 
 
-def numbered_rows(task: str, examples: list[corpus.Example]) -> list[dict]:
+def numbered_rows(task: str, examples: list[corpus.ZooExample]) -> list[dict]:
     """The rows of the task's data file, numbered if its format has numbers."""
     if task == "MATH":
         return [{"idx": f"tiny_zoo_math_{i}", **example.row} for i, example in enumerate(examples)]
@@ -55,7 +55,7 @@ def numbered_rows(task: str, examples: list[corpus.Example]) -> list[dict]:
     return [example.row for example in examples]
 
 
-def write_data(folder: Path, examples: dict[str, list[corpus.Example]]) -> None:
+def write_data(folder: Path, examples: dict[str, list[corpus.ZooExample]]) -> None:
     """Write the five test sets."""
     for task, of_task in examples.items():
         rows = numbered_rows(task, of_task)
