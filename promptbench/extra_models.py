@@ -4,11 +4,13 @@ All of them run on the CPU, because the attacked model uses the GPUs.
 """
 
 import functools
+import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -36,6 +38,7 @@ PART_OF_TAG = {
     **dict.fromkeys(("PO", "TO"), "particle"),
 }
 WORDS_BEFORE, WORDS_AFTER = 4, 3
+TEXTS_AT_ONCE = 32  # in a batch of the sentence encoder
 
 
 class WordVectors:
@@ -227,31 +230,116 @@ class MaskedLanguageModel:
         return is_one_word and self._tokenizer(lead + text, add_special_tokens=False)["input_ids"][-1:] == [token]
 
 
+@dataclass(frozen=True)
+class EncoderFiles:
+    """The settings in a sentence-transformers folder that change what the transformer computes.
+
+    `subfolder`: the transformer's folder. `longest`: tokens of a text that are read; None: all that the model can read.
+    """
+
+    subfolder: str = ""
+    pooling: Literal["mean", "cls"] = "mean"
+    longest: int | None = None
+    in_lower_case: bool = False
+
+    @classmethod
+    def read(cls, path_or_hub_id: str, is_local: bool) -> "EncoderFiles":
+        """Read the folder's JSON files; one without `modules.json` is a plain transformer with mean pooling.
+
+        Raises UserError for modules, a pooling or a prompt that this encoder does not have.
+        """
+        from transformers.utils import cached_file
+
+        def content(name: str, is_needed: bool = False) -> Any:
+            options = {"local_files_only": is_local, "_raise_exceptions_for_missing_entries": is_needed}
+            path = cached_file(path_or_hub_id, name, **options)
+            return {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+
+        modules = {_module_name(module["type"]): module["path"] for module in content("modules.json")}
+        subfolder, pooling = modules.get("Transformer", ""), "mean"
+        faults = {}
+        if modules:
+            faults["the modules"] = modules if modules.keys() - {"Normalize"} != {"Transformer", "Pooling"} else ()
+        if "Pooling" in modules:
+            poolings = _poolings(content(f"{modules['Pooling']}/config.json", is_needed=True))
+            pooling = poolings[0]
+            faults["the pooling"] = poolings if poolings not in (["mean"], ["cls"]) else ()
+        prompt = content("config_sentence_transformers.json").get("default_prompt_name")
+        faults["the default prompt"] = [prompt] if prompt else ()
+        for fault, names in faults.items():
+            if names:
+                raise UserError(
+                    f"--sentence_encoder {path_or_hub_id} has {fault} {', '.join(names)}; give an encoder that is a "
+                    f"transformer with mean or cls pooling and no prompt, such as {AttackParts.sentence_encoder}"
+                )
+        options = content(f"{subfolder}/sentence_bert_config.json".lstrip("/"))
+        return cls(subfolder, pooling, options.get("max_seq_length"), bool(options.get("do_lower_case")))
+
+
+def _module_name(type_name: str) -> str:
+    """The class, without the package's modules, which its versions name differently; a foreign class as it is."""
+    return type_name.rpartition(".")[2] if type_name.startswith("sentence_transformers.") else type_name
+
+
+def _poolings(config: dict[str, Any]) -> list[str]:
+    """The poolings in a `config.json` of current (`pooling_mode`) or earlier (`pooling_mode_mean_tokens`) files."""
+    named = config.get("pooling_mode")
+    if named is None:
+        flags = [key for key, is_on in config.items() if key.startswith("pooling_mode_") and is_on]
+        named = [flag.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") for flag in flags]
+    return [named] if isinstance(named, str) else list(named) or ["mean"]
+
+
 class SentenceEncoder:
     """Cosine similarities of texts; each text is encoded once."""
 
     def __init__(self, path_or_hub_id: str):
         """Load the model. Raises MissingPart if it is missing, UserError for a folder that cannot be loaded."""
-        with loading_part("sentence_encoder", path_or_hub_id, AttackParts.sentence_encoder) as is_local:
-            from sentence_transformers import SentenceTransformer  # seconds to import
+        from transformers import AutoModel, AutoTokenizer
 
-            self._model = SentenceTransformer(
-                path_or_hub_id,
-                device="cpu",
-                local_files_only=is_local,
-                trust_remote_code=False,
-                model_kwargs={"dtype": "float32"},  # cosines must not depend on the precision of the file
+        with loading_part("sentence_encoder", path_or_hub_id, AttackParts.sentence_encoder) as is_local:
+            self._files = EncoderFiles.read(path_or_hub_id, is_local)
+            options = {"local_files_only": is_local, "trust_remote_code": False, "subfolder": self._files.subfolder}
+            self._tokenizer = AutoTokenizer.from_pretrained(path_or_hub_id, **options)
+            # In float32, because cosines must not depend on the precision of the file.
+            model, loaded = AutoModel.from_pretrained(
+                path_or_hub_id, output_loading_info=True, dtype="float32", **options
             )
+            # transformers itself would continue with random numbers for missing tensors. Nothing reads BERT's pooler.
+            for name in sorted(loaded["missing_keys"]):
+                if not name.startswith("pooler."):
+                    raise UserError(f"--sentence_encoder {path_or_hub_id} lacks tensor {name}; give a sentence encoder")
+            self._model = model.eval()
+            limits = (self._files.longest, getattr(model.config, "max_position_embeddings", None))
+            self._tokenizer.model_max_length = min(
+                self._tokenizer.model_max_length, *(limit for limit in limits if limit is not None and limit > 0)
+            )
+            self._encode(["a text"])  # a model that is not an encoder fails here
         self._directions: dict[str, np.ndarray] = {}
 
     def cosines(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         """The cosine of each pair of texts: float32, in [-1, 1] up to rounding. New texts are encoded in batches."""
         texts = dict.fromkeys(text for pair in pairs for text in pair)
-        new = [text for text in texts if text not in self._directions]
-        if new:
-            directions = self._model.encode(new, normalize_embeddings=True, show_progress_bar=False)
-            self._directions.update(zip(new, directions, strict=True))
+        new = sorted((text for text in texts if text not in self._directions), key=len)  # so that batches pad little
+        for start in range(0, len(new), TEXTS_AT_ONCE):
+            batch = new[start : start + TEXTS_AT_ONCE]
+            self._directions.update(zip(batch, self._encode(batch), strict=True))
         return np.array([self._directions[one] @ self._directions[other] for one, other in pairs], np.float32)
+
+    def _encode(self, texts: Sequence[str]) -> np.ndarray:
+        """The direction of each text."""
+        import torch
+
+        texts = [text.lower() for text in texts] if self._files.in_lower_case else list(texts)
+        encoded = self._tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+        mask = encoded["attention_mask"]
+        with torch.inference_mode():
+            states = self._model(**encoded).last_hidden_state
+            if self._files.pooling == "cls":
+                vectors = states[torch.arange(len(texts)), mask.argmax(dim=1)]  # some tokenizers pad on the left
+            else:
+                vectors = (states * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+            return torch.nn.functional.normalize(vectors, dim=1).numpy()
 
 
 @functools.cache

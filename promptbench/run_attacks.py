@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 ATTACK_NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(attacks.__path__)))
 ALL = "all"
 BACKENDS = ("auto", "vllm", "transformers")
-PACKAGES_OF_ATTACKS = ("sentence-transformers", "HanTa")
+PACKAGES_OF_ATTACKS = ("HanTa",)
 EXAMPLES = """
 examples:
   python promptbench/{task}.py --model_path DIR --attack_method stresstest deepwordbug
@@ -78,7 +78,7 @@ def build_parser(task: PromptTask) -> argparse.ArgumentParser:
         "--sentence_encoder",
         default=AttackParts.sentence_encoder,
         metavar="PATH_OR_HUB_ID",
-        help="sentence-transformers model; for bertattack, textbugger, textfooler (default: %(default)s)",
+        help="sentence encoder; for bertattack, textbugger, textfooler (default: %(default)s)",
     )
     parts.add_argument(
         "--word_vectors",

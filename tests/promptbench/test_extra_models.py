@@ -1,11 +1,14 @@
 """Word vectors, masked language models, a real sentence encoder and the real tagger."""
 
+import json
 import math
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from promptbench.attack import MissingPart
 from promptbench.extra_models import (
@@ -27,6 +30,7 @@ from tests.promptbench.attack_parts import (
     ENCODER,
     byte_level_tokenizer,
     word_piece_tokenizer,
+    write_encoder,
     write_mask_lm,
     write_vectors,
 )
@@ -184,11 +188,10 @@ def test_folders_that_are_missing_broken_or_of_another_kind_are_one_line(tmp_pat
 
 
 def test_a_package_that_is_not_installed_is_a_missing_part(monkeypatch):
-    for package in ("sentence_transformers", "HanTa", "HanTa.HanoverTagger"):
+    for package in ("HanTa", "HanTa.HanoverTagger"):
         monkeypatch.setitem(sys.modules, package, None)
-    for load in (lambda: SentenceEncoder(str(ENCODER)), english_tagger.__wrapped__):
-        with pytest.raises(MissingPart, match="pip install"):
-            load()
+    with pytest.raises(MissingPart, match="pip install"):
+        english_tagger.__wrapped__()
 
 
 # Sentence encoder
@@ -204,6 +207,102 @@ def encoder() -> SentenceEncoder:
 @pytest.mark.parametrize(("similarity", "cosine"), [(1, 1), (0.5, 0), (0, -1), (2 / 3, 0.5), (0.840845057, 0.877583)])
 def test_angular_similarity_by_hand(similarity, cosine):
     assert cosine_at_angular_similarity(similarity) == pytest.approx(cosine, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "cosine"),
+    [
+        (CLEAN.text, "Please tell me whether this movie is good or bad", 0.957923591),
+        ("Judge the text.", "The weather is nice", 0.043520689),
+        ("word " * 300, "word " * 200, 0.983783424),  # the first is cut off at 256 tokens
+    ],
+)
+def test_cosines_equal_those_of_sentence_transformers(encoder, one, other, cosine):
+    """Computed with sentence-transformers 6.2.0 and the same weights."""
+    assert encoder.cosines([(one, other)])[0] == pytest.approx(cosine, abs=1e-6)
+
+
+TRANSFORMER = {"path": "", "type": "sentence_transformers.models.Transformer"}
+POOLING = {"path": "1_Pooling", "type": "sentence_transformers.sentence_transformer.modules.pooling.Pooling"}
+DENSE = {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}
+ENCODER_WORDS = ["judge", "the", "text", "film", "good", "."]
+
+
+def write_encoder_files(folder: Path, modules: list[dict], pooling: dict, options: dict | None = None) -> None:
+    for name, content in (
+        ("modules.json", modules),
+        ("1_Pooling/config.json", pooling),
+        ("sentence_bert_config.json", options or {}),
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("pooling", "longest", "pool"),
+    [
+        (None, None, lambda states: states.mean(dim=0)),
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, 5, lambda states: states.mean(dim=0)),
+        ({"pooling_mode": "mean"}, None, lambda states: states.mean(dim=0)),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, None, lambda states: states[0]),
+        ({"pooling_mode": ["cls"]}, 5, lambda states: states[0]),
+    ],
+)
+@pytest.mark.parametrize("padding_side", ["right", "left"])
+def test_a_texts_own_tokens_are_pooled_as_the_folder_says(tmp_path, pooling, longest, pool, padding_side):
+    tokenizer = word_piece_tokenizer(ENCODER_WORDS)
+    tokenizer.padding_side = padding_side
+    model = write_encoder(tmp_path, tokenizer)
+    if pooling is not None:
+        options = {} if longest is None else {"max_seq_length": longest}
+        write_encoder_files(tmp_path, [TRANSFORMER, POOLING], pooling, options)
+    texts = ["judge", "the film", "Judge the good text.", "film " * 30]
+    vectors = []
+    for text in texts:
+        tokens = tokenizer(text, truncation=True, max_length=longest or 64, return_tensors="pt")
+        with torch.inference_mode():
+            vectors.append(pool(model(**tokens).last_hidden_state[0]))
+    pairs = list(combinations(range(len(texts)), 2))
+    wanted = [torch.cosine_similarity(vectors[one], vectors[other], dim=0).item() for one, other in pairs]
+    found = SentenceEncoder(str(tmp_path)).cosines([(texts[one], texts[other]) for one, other in pairs])
+    assert not np.allclose(wanted, wanted[0], atol=0.01)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_an_encoder_that_reads_lower_case_gets_lower_case(tmp_path):
+    tokenizer = byte_level_tokenizer(["judge", "Judge"])
+    write_encoder(tmp_path, tokenizer)
+    pair = [("Judge", "judge")]
+    assert SentenceEncoder(str(tmp_path)).cosines(pair)[0] < 0.999
+    write_encoder_files(tmp_path, [TRANSFORMER, POOLING], {}, {"do_lower_case": True})
+    assert SentenceEncoder(str(tmp_path)).cosines(pair)[0] == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("modules", "pooling", "prompt", "reason"),
+    [
+        ([TRANSFORMER, POOLING], {"pooling_mode_max_tokens": True}, None, "the pooling max"),
+        ([TRANSFORMER, POOLING], {"pooling_mode": ["cls", "mean"]}, None, "the pooling cls, mean"),
+        ([TRANSFORMER, POOLING, DENSE], {}, None, "the modules Transformer, Pooling, Dense"),
+        ([TRANSFORMER], {}, None, "the modules Transformer"),
+        ([TRANSFORMER, POOLING], {}, "query", "the default prompt query"),
+    ],
+)
+def test_another_kind_of_encoder_is_one_line(tmp_path, modules, pooling, prompt, reason):
+    write_encoder(tmp_path, word_piece_tokenizer(ENCODER_WORDS))
+    write_encoder_files(tmp_path, modules, pooling)
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps({"default_prompt_name": prompt}))
+    with pytest.raises(UserError, match=rf"^--sentence_encoder {tmp_path} has {reason}; [^\n]*$") as error:
+        SentenceEncoder(str(tmp_path))
+    assert not isinstance(error.value, MissingPart)
+
+
+def test_an_encoder_that_lacks_a_tensor_is_one_line(tmp_path):
+    model = write_encoder(tmp_path, word_piece_tokenizer(ENCODER_WORDS))
+    state = {name: tensor for name, tensor in model.state_dict().items() if "layer.1.output.dense" not in name}
+    model.save_pretrained(tmp_path, state_dict=state)
+    with pytest.raises(UserError, match=r"^--sentence_encoder [^\n]* lacks tensor encoder\.layer\.1\.output[^\n]*$"):
+        SentenceEncoder(str(tmp_path))
 
 
 def test_a_cosine_does_not_depend_on_the_other_texts(encoder):
