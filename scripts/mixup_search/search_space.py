@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,6 +18,8 @@ OPTIONS = ("alpha", "scaling_coefficient", "weight_mask_rate", "param_value_mask
 _RATES = OPTIONS[2:]
 # Optuna's TPE draws this many at random before it models the scores, or half of the draws if that is fewer.
 _RANDOM_DRAWS = 10
+# The program that computes Sobol's sequence. Each scrambles it differently, so a search must not mix two.
+SOBOL_GENERATOR, EARLIER_SOBOL_GENERATOR = "torch", "scipy"
 
 
 @dataclass(frozen=True)
@@ -167,10 +169,9 @@ class Proposals:
     seed: int
 
     def check(self) -> None:
-        """Raise UserError for a space that has no grid, and for a package that is not installed."""
-        package = {"sobol": "scipy", "optimise": "optuna"}.get(self.draw_by)
-        if package is not None and find_spec(package) is None:
-            raise UserError(f"--draw_by {self.draw_by}: {package} is not installed; run `pip install -e .[search]`")
+        """Raise UserError for a space that has no grid, and for Optuna if it is needed and not installed."""
+        if self.draw_by == "optimise" and find_spec("optuna") is None:
+            raise UserError("--draw_by optimise: optuna is not installed; run `pip install -e .[search]`")
         if self.draw_by != "grid":
             return
         for name, values in self.space.varied.items():
@@ -181,6 +182,12 @@ class Proposals:
                 f"--num_draws {self.num_draws}: a grid has at least {self.space.number_of_models} ratios, each model "
                 "alone; give more draws"
             )
+
+    def identity(self) -> dict[str, Any]:
+        """The fields of a search's identity that say how it draws."""
+        # Files of earlier versions lack the generator.
+        generator = {"sobol_generator": SOBOL_GENERATOR} if self.draw_by == "sobol" else {}
+        return {"draw_by": self.draw_by, "num_draws": self.num_draws, "seed": self.seed, **generator}
 
     @property
     def total(self) -> int:
@@ -232,14 +239,13 @@ def even_ratios(number_of_models: int, largest_number: int) -> list[tuple[float,
 
 def _quasi_random(proposals: Proposals, number: int, scored: Scored) -> Draw:
     """A point of Sobol's sequence, scrambled by the seed, in the cube of ratios and varied options."""
-    from scipy.stats import qmc  # takes half a second to import
+    import torch
 
     varied = proposals.space.varied
     number_of_shares = proposals.space.number_of_models - 1
-    sequence = qmc.Sobol(number_of_shares + len(varied), rng=proposals.seed)
-    if number > 0:  # SciPy cannot forward by 0
-        sequence.fast_forward(number)
-    point = [float(share) for share in sequence.random(1)[0]]
+    dimension, seed = number_of_shares + len(varied), proposals.seed % 2**64  # torch takes no larger seed
+    sequence = torch.quasirandom.SobolEngine(dimension, scramble=True, seed=seed).fast_forward(number)
+    point = sequence.draw(1, dtype=torch.float64)[0].tolist()
     options = {name: varied[name].at(share) for name, share in zip(varied, point[number_of_shares:], strict=True)}
     return ratios_at(point[:number_of_shares]), options
 

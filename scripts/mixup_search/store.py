@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from inference_llms.answer_health import Health, health_of
 from model_merging_methods.merge_request import Mask, MergeParameters, parameters_from_fields
-from scripts.mixup_search.search_space import Candidate
+from scripts.mixup_search.search_space import EARLIER_SOBOL_GENERATOR, Candidate
 from utils.errors import UserError
 from utils.intervals import wilson_interval
 from utils.json_files import check_shape
@@ -189,6 +189,8 @@ class SearchStore(AbstractContextManager):
             raise UserError(
                 f"{self.path}: holds a search of an earlier version, which did not hash whole models; name another file"
             )
+        if "sobol_generator" in here and stored["draw_by"] == "sobol":
+            stored = {"sobol_generator": EARLIER_SOBOL_GENERATOR, **stored}
         differing = []
         for name in dict.fromkeys((*stored, *here)):
             old, new = stored.get(name), here.get(name)

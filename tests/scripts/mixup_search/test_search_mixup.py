@@ -89,6 +89,8 @@ def test_a_search_scores_draws_and_references_and_tests_its_choice(searched):
     assert score["instruct alone", "alpaca_eval"] > score["math alone", "alpaca_eval"]
     known = set(rows(out, "SELECT task, cut_off IS NULL, readable IS NULL FROM answers"))
     assert known == {("alpaca_eval", 0, 1), ("gsm8k", 0, 0)}, "only gsm8k needs a form of answer"
+    [[identity]] = rows(out, "SELECT identity FROM search")
+    assert "sobol_generator" not in identity, "searches of earlier versions resume"
     assert "report.html" in output and (results_file(out).parent / "average_merging_mixup_seed_0_report").is_dir()
     answered = rows(out, "SELECT DISTINCT task, part, example FROM answers")
     for task in ("gsm8k", "alpaca_eval"):
@@ -132,6 +134,20 @@ def test_an_optimiser_proposes_different_ratios(tmp_path):
     search(tmp_path, "--draw_by", "optimise", "--num_draws", 3, "--num_validation", 2, "--num_test", 2)
     ratios = {row[0]: row[1] for row in rows(tmp_path) if row[0].startswith("draw")}
     assert len(ratios) == 3 and len(set(ratios.values())) == 3
+
+
+def test_a_sobol_search_of_the_earlier_generator_is_one_line(tmp_path):
+    options = ("--draw_by", "sobol", "--num_validation", 2, "--num_test", 2)
+    search(tmp_path, *options)
+    assert "engine start" not in search(tmp_path, *options).stdout, "nothing is left to do"
+    path = results_file(tmp_path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE search SET identity = json_remove(identity, '$.sobol_generator')")
+    connection.close()
+    line = search(tmp_path, *options, expect=2).stderr
+    assert f'{path}: holds another search: sobol_generator ("scipy" there, "torch" here); name another file' in line
+    assert line.count("\n") == 1
+    assert "draw 1" in search(tmp_path, *options, "--report").stdout
 
 
 def test_programs_run_if_the_user_allows_it(tmp_path):
