@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -92,5 +93,8 @@ def parse_json_lines(
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]], ascii_only: bool = True) -> None:
     """Write each row as a line of JSON; in ASCII by default, because some evaluators open files in the system's
     encoding."""
-    lines = [json.dumps(row, ensure_ascii=ascii_only, default=str) + "\n" for row in rows]
-    write_whole(path, "".join(lines))
+    import jsonlines  # late, as most commands write no such file
+
+    lines = StringIO()
+    jsonlines.Writer(lines, dumps=partial(json.dumps, ensure_ascii=ascii_only, default=str)).write_all(rows)
+    write_whole(path, lines.getvalue())
