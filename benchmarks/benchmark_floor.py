@@ -9,9 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import local
 
 CHUNK = 1 << 22
+USAGE = "usage: python benchmarks/benchmark_floor.py OUTPUT BYTES FILE..."
 
 
 def main() -> None:
+    if "--help" in sys.argv:
+        print(USAGE)
+        return
+    if len(sys.argv) < 4 or not sys.argv[2].isdecimal():
+        sys.exit(USAGE)
     output, size, files = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
     sources = [os.open(file, os.O_RDONLY) for file in files]
     target = os.open(output, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)

@@ -10,14 +10,22 @@ from model_merging_methods.command_line import add_merge_options, merge_paramete
 from model_merging_methods.merge_models import merge_models
 from model_merging_methods.merge_request import MergeRequest
 from utils.command_line import OneLineParser
+from utils.errors import run_command_line
+
+USAGE = "usage: python benchmarks/benchmark_many.py BASE OUT ROLE FOLDER ... OPTION ..., with the main script's options"
 
 
 def main() -> None:
     parser = OneLineParser(allow_abbrev=False)
     add_merge_options(parser)
-    base, out, *words = sys.argv[1:]
-    first_option = next(index for index, word in enumerate(words) if word.startswith("--"))
-    models, options = words[:first_option], parser.parse_args(words[first_option:])
+    words = sys.argv[1:]
+    if "--help" in words:
+        print(USAGE)
+        return
+    number = next((index for index, word in enumerate(words) if word.startswith("--")), len(words))
+    if number < 4 or number % 2:
+        sys.exit(USAGE)
+    (base, out, *models), options = words[:number], parser.parse_args(words[number:])
     folders = {role: Path(folder) for role, folder in zip(models[::2], models[1::2], strict=True)}
     if options.mixup_lambda:
         options.mixup_lambda = [1 / len(folders)] * len(folders)
@@ -27,4 +35,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command_line(main))

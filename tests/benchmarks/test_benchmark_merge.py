@@ -36,6 +36,15 @@ def test_each_method_has_a_row_and_its_rounds_are_kept(models, tmp_path):
         assert figures["wall"] > 0 and figures["own_memory"] > 1e6 and figures["read"] > figures["written"] / 2
 
 
+@pytest.mark.parametrize("script", ["benchmark_floor.py", "benchmark_many.py"])
+def test_helper_scripts_show_their_usage_in_one_line(script):
+    for words, status in ((["--help"], 0), ([], 1), (["out", "x", "y"], 1)):
+        command = [sys.executable, f"benchmarks/{script}", *words]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+        assert (done.stdout + done.stderr).startswith(f"usage: python benchmarks/{script} ")
+        assert (done.stdout + done.stderr).count("\n") == 1 and done.returncode == status
+
+
 def test_mergekit_needs_two_models_and_warm_files(tmp_path):
     done = benchmark("--models", 3, "--vs", "mergekit", "--work_dir", tmp_path)
     assert done.returncode == 2 and done.stderr.startswith("error: --vs") and done.stderr.count("\n") == 1
