@@ -117,7 +117,7 @@ def paired_difference(pairs: Sequence[tuple[RightByExample, RightByExample]], se
 
 
 class SearchSummary:
-    """What a results file shows so far. Raises UserError if it has no result yet.
+    """The findings of a results file so far. Raises UserError if it has no result yet.
 
     Candidates are in the order in which they were added; `references` are those that are not draws.
     compared: validation scores over the examples that decide the choice. compared_draws: the draws that have these.

@@ -1,4 +1,4 @@
-"""Shared by the tests of this room: paths of evaluation data, runs from the command line, evaluators."""
+"""Paths of evaluation data, runs from the command line and evaluators, for the tests of `inference_llms`."""
 
 import json
 import re
