@@ -29,7 +29,7 @@ from inference_llms.run_tasks import (
     run_tasks,
     score_lines,
 )
-from inference_llms.tasks import TASKS_OF_ROLE, role_of_task
+from inference_llms.tasks import role_of_task, tasks_of_models
 from model_merging_methods.command_line import (
     add_merge_options,
     chosen_roles,
@@ -133,7 +133,7 @@ def merge_infer_score(options: argparse.Namespace, command: str, keep_log: Calla
 def load_examples_by_role(options: argparse.Namespace, roles: Sequence[str]) -> dict[str, dict[str, TaskExamples]]:
     """The tasks to run, by the merged model whose tokenizer they use: their own model's, or the first's if that is not
     merged."""
-    tasks = options.tasks or [task for role in roles for task in TASKS_OF_ROLE[role]]
+    tasks = options.tasks or tasks_of_models(roles)
     tasks_of = {role: [task for task in tasks if role == role_of_task(task, roles)] for role in roles}
     part = (options.data_dir, options.start_index, options.end_index, options.max_tokens)
     return {role: load_task_examples(own, *part) for role, own in tasks_of.items() if own}

@@ -16,9 +16,10 @@ from model_merging_methods.checkpoints.model_files import output_forms, write_mo
 from model_merging_methods.comparison import check_related
 from model_merging_methods.engine import Merge
 from model_merging_methods.kernels.stored_dtypes import LONG_NAMES
-from model_merging_methods.merge_request import MergeParameters, MergeRequest
-from model_merging_methods.merging_methods import Coefficients
+from model_merging_methods.merge_parameters import MergeParameters, parameters_of
+from model_merging_methods.merge_request import MergeRequest
 from model_merging_methods.preflight import check_inputs
+from model_merging_methods.statistics import Statistics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +40,7 @@ class CandidateWeights:
     pretrained: Path
     finetuned: tuple[tuple[str, Path], ...]
     parameters: MergeParameters
-    coefficients: Coefficients
+    statistics: Statistics
 
     def __iter__(self) -> Iterator[tuple[str, "Tensor"]]:
         """(name, tensor) for every tensor of the merged checkpoint, in its order and dtype."""
@@ -50,7 +51,7 @@ class CandidateWeights:
         forms = output_forms(models, self.parameters)
         for shard in plan_shards(forms, _AT_ONCE):
             output = {name: np.empty(forms[name].bytes, np.uint8) for name in shard.names}
-            merge.merge_into_memory(output, forms, self.coefficients)
+            merge.merge_into_memory(output, forms, self.statistics)
             for name in shard.names:
                 yield name, torch.from_numpy(output[name]).view(_torch_dtype(forms[name])).view(forms[name].shape)
 
@@ -58,15 +59,16 @@ class CandidateWeights:
 class CandidateMerges:
     """Merges of a pretrained model's fine-tunes, by role, that differ in their parameters.
 
-    Values that do not depend on ratios and the scaling coefficient are computed once: the thresholds of trimming and of
-    masks by magnitude, and the majority sign. Trimmed, elected and masked values are computed again in every merge,
+    Statistics that do not depend on ratios, weights and the scaling coefficient are computed once: thresholds of
+    trimming and of masks by magnitude, majority signs, inner products.
+    Trimmed, elected and masked values are computed again in every merge,
     which takes less time than reading them from memory.
     """
 
     def __init__(self, pretrained: Path, finetuned: Mapping[str, Path]):
         self._pretrained = pretrained
         self._finetuned = tuple(finetuned.items())
-        self._coefficients: dict[MergeParameters, Coefficients] = {}
+        self._statistics: dict[MergeParameters, Statistics] = {}
 
     def check(self, parameters: MergeParameters, allow_unrelated: bool) -> None:
         """Raise UserError for models that cannot be merged this way or, unless `allow_unrelated`, are unrelated."""
@@ -84,15 +86,11 @@ class CandidateMerges:
     def weights(self, parameters: MergeParameters) -> CandidateWeights:
         """The weights of one merge. Raises UserError for parameters that make no sense."""
         parameters.check(len(self._finetuned))
-        without_ratio = replace(parameters, mixup=None, scaling_coefficient=1.0)
-        if without_ratio not in self._coefficients:
-            self._coefficients[without_ratio] = self._merge(without_ratio).coefficients()
-        coefficients = replace(
-            self._coefficients[without_ratio],
-            ratios=parameters.mixup.ratios if parameters.mixup else None,
-            scaling_coefficient=parameters.scaling_coefficient,
-        )
-        return CandidateWeights(self._pretrained, self._finetuned, parameters, coefficients)
+        independent = {name: 1.0 for name in ("weight", "scaling_coefficient") if name in parameters.values}
+        without_ratio = replace(parameters, mixup=None).with_options(**independent)
+        if without_ratio not in self._statistics:
+            self._statistics[without_ratio] = self._merge(without_ratio).statistics()
+        return CandidateWeights(self._pretrained, self._finetuned, parameters, self._statistics[without_ratio])
 
     def write_model_files(self, folder: Path, role: str, parameters: MergeParameters) -> None:
         """Put a merge's configs and the tokenizer of `role` into a folder, without weights."""
@@ -110,7 +108,7 @@ def _open_once(
     pretrained: Path, finetuned: tuple[tuple[str, Path], ...], exclude_param_names_regex: tuple[str, ...]
 ) -> AlignedModels:
     """The models, open until the process ends."""
-    parameters = MergeParameters("average_merging", exclude_param_names_regex=exclude_param_names_regex)
+    parameters = parameters_of("average_merging", exclude_param_names_regex=exclude_param_names_regex)
     request = MergeRequest(pretrained, dict(finetuned), parameters)
     models, findings = check_inputs(request, ExitStack(), allow_unrelated=True, roles=())  # `check` was stricter
     findings.stop_at_errors()

@@ -16,7 +16,6 @@ import numpy as np
 from model_merging_methods.checkpoints.vocabulary_matrices import INPUT_EMBEDDINGS, OUTPUT_BIASES, OUTPUT_EMBEDDINGS
 from model_merging_methods.engine import Merge
 from model_merging_methods.kernels.block_kernels import Sums
-from model_merging_methods.merging_methods import MERGING_METHODS
 from utils.errors import UserError
 
 # A model with this |δ| / |θ0| or more counts as one with another backbone. Fine-tuning moves the weights of a 7B to 13B
@@ -119,7 +118,7 @@ class ModelComparison:
             pairs = [["models", "distance / |θ|", "cosine", "equal values"]]
             for pair, of in figures.pairs.items():
                 pairs.append([" + ".join(pair), _number(of.distance), _number(of.cosine), _share(of.equal)])
-        return _aligned(table) + _aligned(pairs)
+        return _aligned(table) + (_aligned(pairs) if figures.pairs else [])
 
     def table(self) -> list[str]:
         """Lines of tables with a row per group, compared with the pretrained model."""
@@ -184,16 +183,16 @@ def merge_comparison(merge: Merge, sums: Mapping[str, np.ndarray], is_merged: bo
     return ModelComparison(
         merge.roles,
         sums,
-        parameters.reads_pretrained,
+        parameters.reads_base,
         is_masked=is_merged and parameters.mask is not None,
-        is_trimmed=is_merged and MERGING_METHODS[parameters.method].has_trimming,
+        is_trimmed=is_merged and parameters.method == "ties_merging",
     )
 
 
 def check_related(merge: Merge) -> None:
     """Raise UserError, with the figure and the likely cause, unless a sample of the models' matrices looks like
     fine-tunes of one backbone. Norms and biases are ignored: they are similar in all models."""
-    sums = merge.compare_sample()
+    sums = merge.passes.compare_sample()
     matrices = {name: row for name, row in sums.items() if len(merge.models.forms[name].shape) > 1}
     comparison = merge_comparison(merge, matrices or sums, is_merged=False)
     base, *finetuned = [model.config for model in merge.models.models]

@@ -21,7 +21,8 @@ import numpy as np
 from model_merging_methods.comparison import ModelComparison
 from model_merging_methods.engine import Merge
 from model_merging_methods.kernels.magnitude_thresholds import MagnitudeSample
-from model_merging_methods.merge_request import MergeParameters, MergeRequest
+from model_merging_methods.merge_parameters import parameters_of
+from model_merging_methods.merge_request import MergeRequest
 from model_merging_methods.preflight import check_inputs
 from utils.command_line import OneLineParser
 from utils.errors import UserError, run_command_line
@@ -30,15 +31,15 @@ from utils.palette import SERIES
 from utils.whole_files import empty_folder, whole_folder, write_json
 
 EXAMPLES = """examples:
-  python -m model_merging_methods.diagnose --pretrained_model Qwen/Qwen2.5-0.5B --models Qwen/Qwen2.5-0.5B-Instruct DIR
-  python -m model_merging_methods.diagnose --pretrained_model BASE --models DIR_1 DIR_2 --output_dir out --overwrite
+  python -m model_merging_methods diagnose --pretrained_model Qwen/Qwen2.5-0.5B --models Qwen/Qwen2.5-0.5B-Instruct DIR
+  python -m model_merging_methods diagnose --pretrained_model BASE --models DIR_1 DIR_2 --output_dir out --overwrite
 """
 _BINS = 60
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = OneLineParser(
-        prog="python -m model_merging_methods.diagnose",
+        prog="python -m model_merging_methods diagnose",
         description=__doc__,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -57,13 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     place = options.output_dir / "save_model_diagnoses" / "_".join(models)
     if place.exists() and not options.overwrite:
         raise UserError(f"{place}: holds an earlier diagnosis; replace it with --overwrite, or choose --output_dir")
-    request = MergeRequest(pretrained, models, MergeParameters("task_arithmetic"))
+    request = MergeRequest(pretrained, models, parameters_of("task_arithmetic"))
     with ExitStack() as stack:
         aligned, findings = check_inputs(request, stack, allow_unrelated=True, roles=())
         findings.stop_at_errors()
         merge = Merge(aligned, list(models), request.parameters)
-        comparison = ModelComparison(merge.roles, merge.compare(), reads_pretrained=True)
-        samples = merge.sample_magnitudes(merge.merged_names, masked=True)
+        comparison = ModelComparison(merge.roles, merge.passes.compare(), reads_pretrained=True)
+        samples = merge.passes.sample_magnitudes(merge.merged_names, masked=True)
     for warning in findings.warnings:
         print(f"warning: {warning.text}")
     print("\n".join(comparison.table()))

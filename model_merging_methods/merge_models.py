@@ -103,8 +103,6 @@ def merge_models(
     holds anything else (unless `overwrite`), and for a full disk.
     """
     request.parameters.check(len(request.finetuned))
-    if len(request.finetuned) < 2:
-        raise UserError("a merge takes two models or more: give two of the --merge_* options")
     for target in targets.values():
         _check_place(target, request)
         if is_half_replaced(target):
@@ -224,8 +222,7 @@ def _merge_into(
     progress.remove()
     found = {
         "number_of_parameters": merge.number_of_parameters,
-        "trim_thresholds": list(progress.coefficients.trim_thresholds),
-        "majority_sign": progress.coefficients.majority_sign,
+        **progress.statistics.of_model,
         "vocabulary_rows": models.vocabulary.rows,
         "added_tokens": _added_tokens(models),
         "models": comparison.to_record(),
@@ -258,8 +255,11 @@ def _write_weights(
     if not work.allow_unrelated:
         check_related(merge)
     write_index(folder, shards, forms)
-    if progress.coefficients is None:
-        progress.keep_coefficients(merge.coefficients())
+    if merge.needs_whole_tensors:
+        memory = merge.memory_of_whole_tensors / 1e9
+        log.info("this merge needs whole tensors: up to %.1f GB of memory for their values in float32", memory)
+    if progress.statistics is None:
+        progress.keep_statistics(merge.statistics())
     with CheckpointWriter(folder, left, forms) as writer, ThreadPoolExecutor(1) as pool:
         kept = []
 
@@ -267,7 +267,7 @@ def _write_weights(
             writer.sync(shard)
             progress.keep_shard(shard, reports)
 
-        merge.write(writer, progress.coefficients, lambda *finished: kept.append(pool.submit(keep, *finished)))
+        merge.write(writer, progress.statistics, lambda *finished: kept.append(pool.submit(keep, *finished)))
         clock = time.monotonic()
         for future in kept:
             future.result()

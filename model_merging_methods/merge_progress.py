@@ -9,7 +9,7 @@ from typing import Any
 
 from model_merging_methods.checkpoints.checkpoint_writer import Shard
 from model_merging_methods.engine import TensorReport
-from model_merging_methods.merging_methods import Coefficients
+from model_merging_methods.statistics import Statistics
 from utils.content_hashes import read_tensor_digest
 from utils.errors import UserError
 from utils.safetensors_files import read_at, read_header
@@ -20,15 +20,15 @@ PROGRESS_FILE = "merge_progress.json"
 
 @dataclass(frozen=True)
 class _State:
-    """The file's content: the coefficients, and the reports of whole shards, by file and tensor."""
+    """The file's content: the statistics, and the reports of whole shards, by file and tensor."""
 
     identity: dict[str, Any]
-    coefficients: Coefficients
+    statistics: Statistics
     shards: dict[str, dict[str, TensorReport]]
 
 
 class MergeProgress:
-    """The state of a merge in its unfinished folder: the coefficients, once they are known, and the reports of the
+    """The state of a merge in its unfinished folder: the statistics, once they are known, and the reports of the
     shards that are whole, by file and tensor.
 
     `identity` is everything that the bytes depend on. The folder of another merge is emptied, and so are shards that
@@ -38,12 +38,12 @@ class MergeProgress:
     def __init__(self, folder: Path, identity: Mapping[str, Any], shards: Sequence[Shard], block_size: int):
         self._path = folder / PROGRESS_FILE
         self._identity = json.loads(json.dumps(identity))
-        self.coefficients: Coefficients | None = None
+        self.statistics: Statistics | None = None
         self.reports: dict[str, dict[str, TensorReport]] = {}
         self._resume(folder, shards, block_size)
 
-    def keep_coefficients(self, coefficients: Coefficients) -> None:
-        self.coefficients = coefficients
+    def keep_statistics(self, statistics: Statistics) -> None:
+        self.statistics = statistics
         self._write()
 
     def keep_shard(self, shard: Shard, reports: Mapping[str, TensorReport]) -> None:
@@ -61,16 +61,16 @@ class MergeProgress:
 
             left = TypeAdapter(_State).validate_json(content)
             if left.identity == self._identity:
-                self.coefficients = left.coefficients
+                self.statistics = left.statistics
                 self.reports = {
                     shard.file: left.shards[shard.file]
                     for shard in shards
                     if shard.file in left.shards and _is_whole(folder, shard, left.shards[shard.file], block_size)
                 }
-        empty_folder(folder, keep={*self.reports, PROGRESS_FILE} if self.coefficients else ())
+        empty_folder(folder, keep={*self.reports, PROGRESS_FILE} if self.statistics else ())
 
     def _write(self) -> None:
-        write_json(self._path, asdict(_State(self._identity, self.coefficients, self.reports)))
+        write_json(self._path, asdict(_State(self._identity, self.statistics, self.reports)))
 
 
 def _is_whole(folder: Path, shard: Shard, reports: Mapping[str, TensorReport], block_size: int) -> bool:

@@ -7,15 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from model_merging_methods.merge_request import (
-    PRETRAINED,
-    MergeParameters,
-    MergeRequest,
-    list_input_files,
-    parameters_from_fields,
-    run_name,
-    tasks_name,
-)
+from model_merging_methods.merge_parameters import MergeParameters, parameters_from_fields
+from model_merging_methods.merge_request import PRETRAINED, MergeRequest, list_input_files, run_name, tasks_name
 from utils.content_hashes import FileOnRecord, content_hash
 from utils.errors import UserError
 from utils.json_files import check_shape, read_json_object
@@ -40,6 +33,28 @@ class InputOnRecord:
 
 
 @dataclass(frozen=True)
+class MixupOnRecord:
+    """M3's ratios."""
+
+    weights: list[float]
+    alpha: float | None
+
+
+@dataclass(frozen=True)
+class ParametersOnRecord:
+    """The parameters of a merge. Records from before methods had their own options lack `options`."""
+
+    method: str
+    mask: dict[str, Any] | None
+    mixup: MixupOnRecord | None
+    seed: int
+    dtype: str | None
+    exclude_param_names_regex: list[str]
+    options: dict[str, Any] | None = None
+    config_from: str | None = None
+
+
+@dataclass(frozen=True)
 class RecordShape:
     """The fields of a record that are read again. Records of format 2 have only sizes as `outputs`."""
 
@@ -47,7 +62,7 @@ class RecordShape:
     tasks_name: str
     name: str
     fingerprint: str
-    parameters: MergeParameters
+    parameters: ParametersOnRecord
     inputs: list[InputOnRecord]
     outputs: list[FileOnRecord] | dict[str, int]
 
@@ -83,7 +98,7 @@ def find_damage(target: Path, record: Mapping[str, Any]) -> str | None:
 def merge_fingerprint(parameters: MergeParameters, inputs: Mapping[str, Sequence[FileOnRecord]]) -> str:
     """A hash of everything that the merged weights depend on. Merges share it only if their weights are the same."""
     contents = {role: {file.name: file.xxh3_128 for file in files} for role, files in inputs.items()}
-    text = json.dumps([FINGERPRINT_FORMAT, parameters.to_fields(), contents], sort_keys=True)
+    text = json.dumps([FINGERPRINT_FORMAT, parameters.fingerprint_fields(), contents], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -143,8 +158,8 @@ def read_record(path: Path) -> dict[str, Any]:
 def request_from_record(path: Path, moved: Mapping[str, Path]) -> MergeRequest:
     """The merge that a record describes. `moved` gives the folders that are now elsewhere, by role."""
     record = read_record(path)
+    parameters = _parameters(path, record)
     try:
-        parameters = parameters_from_fields(record["parameters"])
         folders = {entry["role"]: Path(entry["folder"]) for entry in record["inputs"]}
         unknown = moved.keys() - folders.keys()
         if unknown:
@@ -157,6 +172,13 @@ def request_from_record(path: Path, moved: Mapping[str, Path]) -> MergeRequest:
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: is not a complete merge record ({error}); give an unchanged one") from None
     return request
+
+
+def _parameters(path: Path, record: Mapping[str, Any]) -> MergeParameters:
+    try:
+        return parameters_from_fields(record["parameters"])
+    except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: is not a complete merge record ({error}); give an unchanged one") from None
 
 
 def check_against_record(path: Path, inputs: Mapping[str, Sequence[FileOnRecord]]) -> None:
@@ -177,7 +199,7 @@ def is_same_merge(record: Mapping[str, Any], request: MergeRequest) -> bool:
     """Whether a record describes this merge of inputs with these contents. Tensors without a cached hash are read."""
     from model_merging_methods.checkpoints.fingerprints import read_fingerprints  # imports numba
 
-    if record["parameters"] != json.loads(json.dumps(request.parameters.to_fields())):
+    if not _has_parameters(record, request.parameters):
         return False
     if {entry["role"] for entry in record["inputs"]} != request.inputs.keys():
         return False
@@ -186,6 +208,14 @@ def is_same_merge(record: Mapping[str, Any], request: MergeRequest) -> bool:
             return False
     inputs = read_fingerprints(request)
     return all(_first_difference(record, role, _hashes(files), "xxh3_128") is None for role, files in inputs.items())
+
+
+def _has_parameters(record: Mapping[str, Any], parameters: MergeParameters) -> bool:
+    """Whether a record, of any version, has these parameters."""
+    try:
+        return parameters_from_fields(record["parameters"]) == parameters
+    except (UserError, KeyError, TypeError, ValueError, AttributeError):
+        return False
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -3,23 +3,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merge_record import RECORD_FILE
-from model_merging_methods.merge_request import MergeParameters, MergeRequest
-
-_METHODS = {
-    "average_merging": "the average of the models' weights",
-    "task_arithmetic": "task arithmetic: the pretrained weights plus the scaled sum of the task vectors",
-    "ties_merging": (
-        "TIES-Merging, trimmed over all parameters of a model together: trim, elect signs, disjoint merge"
-    ),
-}
+from model_merging_methods.merge_request import MergeRequest
+from model_merging_methods.method import Value
 
 
 def model_card(request: MergeRequest, tokenizer_from: str, warnings: Sequence[str] = ()) -> str:
     """The README.md of a merged model folder, with the warnings about its inputs. It has no timestamps, so the same
     merge always gives the same card."""
     models = "\n".join(f"* {role}: `{model_name(folder)}`" for role, folder in request.inputs.items())
-    facts = "\n".join(f"| {name} | {value} |" for name, value in _facts(request.parameters, request.finetuned))
+    facts = "\n".join(f"| {name} | {value} |" for name, value in _facts(request.parameters, list(request.finetuned)))
     names = "\n".join(f"- {model_name(folder)}" for folder in request.inputs.values())
     return f"""---
 library_name: transformers
@@ -35,7 +29,9 @@ A merge of all parameters of these fine-tunes of one pretrained model:
 
 {models}
 
-Method: {_METHODS.get(request.parameters.method, request.parameters.method)}{_extras(request.parameters)}.
+Method: `{request.parameters.method}`{_extras(request.parameters)}. {request.parameters.declared.summary}
+Source: {request.parameters.declared.paper}.
+
 {_origins(request.parameters, tokenizer_from)}
 
 | parameter | value |
@@ -76,17 +72,13 @@ def _extras(parameters: MergeParameters) -> str:
     return masked + (", interpolated at the ratios of M3 (Mixup Model Merge)" if parameters.mixup else "")
 
 
-def _facts(parameters: MergeParameters, roles) -> list[tuple[str, str]]:
+def _facts(parameters: MergeParameters, roles: Sequence[str]) -> list[tuple[str, str]]:
     facts = [("method", parameters.method)]
-    if parameters.method != "average_merging":
-        facts.append(("scaling coefficient", f"{parameters.scaling_coefficient}"))
-    if parameters.method == "ties_merging":
-        facts.append(("trim rate (param_value_mask_rate)", f"{parameters.param_value_mask_rate}"))
+    facts += [(name, _by_model(value, roles)) for name, value in parameters.options]
     if parameters.mask is not None:
         mask = parameters.mask
-        rescaled = "divided by 1 − p" if mask.use_weight_rescale else "not rescaled"
-        facts.append(("mask", f"{mask.mask_strategy}, over {mask.weight_format}, survivors {rescaled}"))
-        facts.append(("drop rate p (weight_mask_rate)", f"{mask.weight_mask_rate}"))
+        facts.append(("mask", f"{mask.name}, over {mask.weight_format}: {mask.declared.summary}"))
+        facts += [(f"{name} of the mask", _by_model(value, roles)) for name, value in mask.options]
     if parameters.mixup is not None:
         mixup = parameters.mixup
         ratios = ", ".join(f"{role} {ratio}" for role, ratio in zip(roles, mixup.ratios, strict=True))
@@ -99,3 +91,9 @@ def _facts(parameters: MergeParameters, roles) -> list[tuple[str, str]]:
         facts.append(("kept as in the pretrained model", f"parameters whose names match {patterns}"))
     facts.append(("dtype", parameters.dtype or "the pretrained model's"))
     return facts
+
+
+def _by_model(value: Value, roles: Sequence[str]) -> str:
+    if not isinstance(value, tuple):
+        return str(value)
+    return ", ".join(f"{role} {number}" for role, number in zip(roles, value, strict=True))

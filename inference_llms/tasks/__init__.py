@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from inference_llms.livebench_files import LiveBenchSet
 from inference_llms.task import Task
+from utils.errors import UserError
 from utils.model_folders import FINETUNED_MODELS
 
 _FOUND = [importlib.import_module(f"{__name__}.{module.name}").TASK for module in pkgutil.iter_modules(__path__)]
@@ -21,6 +22,14 @@ TASKS_OF_ROLE: dict[str, tuple[str, ...]] = {
 LIVEBENCH_TASKS = tuple(name for name, task in TASKS.items() if isinstance(task.data_set, LiveBenchSet))
 
 
+def tasks_of_models(roles: Sequence[str]) -> list[str]:
+    """The tasks that models of these roles are tested on by default. Raises UserError for a model of another name."""
+    for role in roles:
+        if role not in TASKS_OF_ROLE:
+            raise UserError(f"--tasks: give the tasks to run; none belong to a model named {role}")
+    return [task for role in roles for task in TASKS_OF_ROLE[role]]
+
+
 def role_of_task(task: str, roles: Sequence[str]) -> str:
     """The merged model whose tokenizer a task uses: the model of its role, else the first."""
-    return next((role for role in roles if task in TASKS_OF_ROLE[role]), roles[0])
+    return next((role for role in roles if task in TASKS_OF_ROLE.get(role, ())), roles[0])

@@ -72,7 +72,7 @@ def _needed_values(request: MergeRequest, models: Sequence[CheckpointFolder], mo
     """Whether the merge depends on the values of a model's tensor, not only on its name, dtype and shape."""
     base, parameters = models[0], request.parameters
     base_names = {without_wrappers(name): name for name in base.tensors}
-    reads_all_of_base = parameters.reads_pretrained or any(other.is_adapter for other in models)
+    reads_all_of_base = parameters.reads_base or any(other.is_adapter for other in models)
 
     def needed(name: str) -> bool:
         merged = without_wrappers(name)

@@ -17,7 +17,8 @@ from model_merging_methods.checkpoints.configs import (
 from model_merging_methods.checkpoints.tokenizer_reading import read_tokens
 from model_merging_methods.checkpoints.vocabulary import new_ids, write_tokenizer
 from model_merging_methods.kernels.stored_dtypes import SHORT_NAMES, is_floating
-from model_merging_methods.merge_request import PRETRAINED, MergeParameters, MergeRequest
+from model_merging_methods.merge_parameters import MergeParameters
+from model_merging_methods.merge_request import PRETRAINED, MergeRequest
 from utils.custom_code import code_files
 from utils.whole_files import write_json
 

@@ -4,9 +4,10 @@
 code, alone or first: 0, or a bit for each model with values that are not finite (the first for the pretrained one).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,13 +24,20 @@ from model_merging_methods.kernels.block_kernels import (
     Sums,
     Undecided,
     count_block,
+    count_equal,
+    count_histogram,
+    encode,
+    gram_block,
     load_magnitudes,
+    load_masked,
     merge_block,
+    place_of_equal,
 )
+from model_merging_methods.kernels.loops import LOOPS
 from model_merging_methods.kernels.magnitude_thresholds import EVERYWHERE, BlockCounts, ThresholdSearch
 from model_merging_methods.kernels.stored_dtypes import F16, F32
-from model_merging_methods.merge_request import Mask, MergeParameters
-from model_merging_methods.merging_methods import Coefficients
+from model_merging_methods.merge_parameters import Mask, MergeParameters, mask_of, parameters_of, per_model
+from model_merging_methods.method import Sees, Tensors
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +48,47 @@ COMPILED_METHODS = {
     "task_arithmetic": TASK_ARITHMETIC,
     "ties_merging": TIES_MERGING,
 }
-_MASKS = {"random": RANDOM_MASK, "magnitude": MAGNITUDE_MASK}
+_PIECE = 1 << 15  # values of each model that a formula in torch gets at once
+_MASKS = {"dare": RANDOM_MASK, "magnitude": MAGNITUDE_MASK}
+
+
+@dataclass(frozen=True, eq=False)
+class TensorNumbers:
+    """Everything that a formula gets of one tensor, except its values.
+
+    ratios: M3's w1 … wK, the coefficients of a GRAM method, or None. statistics: `Statistics.at` this tensor.
+    """
+
+    name: str = ""
+    shape: tuple[int, ...] = ()
+    ratios: tuple[float, ...] | None = None
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+
+
+NO_NUMBERS = TensorNumbers()
+
+
+def masks_in_blocks(mask: Mask | None) -> bool:
+    """Whether a mask works on any stretch of a tensor: DARE's and the one by magnitude, without the L1 rescaling."""
+    return mask is None or (mask.name in _MASKS and not mask.values.get("use_l1_rescale"))
+
+
+def sees_blocks(parameters: MergeParameters) -> bool:
+    """Whether the merge works on any stretch of a tensor. Otherwise it needs whole tensors."""
+    method = parameters.declared
+    by_block = method.sees is Sees.BLOCK or (method.sees is Sees.GRAM and method.vectors(parameters.values) == "tensor")
+    return by_block and masks_in_blocks(parameters.mask)
+
+
+def mask_rates(mask: Mask | None, models: int) -> tuple[float, ...]:
+    """The drop rate of each model's mask."""
+    return per_model(mask.values["weight_mask_rate"], models) if mask else (0.0,) * models
+
+
+def _has_kernel(parameters: MergeParameters) -> bool:
+    if parameters.declared.sees is Sees.GRAM:
+        return True
+    return parameters.method in COMPILED_METHODS and not parameters.values.get("normalize")
 
 
 def choose_device(device: str) -> str:
@@ -59,9 +107,8 @@ def choose_device(device: str) -> str:
 
 
 def open_arithmetic(device: str, parameters: MergeParameters, models: int) -> "CompiledArithmetic | TorchArithmetic":
-    """The arithmetic of a merge of `models` fine-tuned models on a device, cpu or cuda. A method without a compiled
-    kernel uses its formula."""
-    if device == "cpu" and parameters.method in COMPILED_METHODS:
+    """The arithmetic of a merge of `models` fine-tuned models on a device, cpu or cuda."""
+    if device == "cpu":
         return CompiledArithmetic(parameters, models)
 
     from model_merging_methods.kernels.torch_arithmetic import TorchArithmetic
@@ -70,60 +117,139 @@ def open_arithmetic(device: str, parameters: MergeParameters, models: int) -> "C
 
 
 class CompiledArithmetic:
-    """The compiled kernels, for a merge of `models` fine-tuned models."""
+    """The compiled kernels, for a merge of `models` fine-tuned models. A method without a kernel uses its formula."""
 
     def __init__(self, parameters: MergeParameters, models: int):
         self._parameters = parameters
         self._models = models
-        self._plan = lru_cache(self._make_plan)
+        self._adds_task_vectors = parameters.declared.reads_base_with(parameters.values)
+        self._plan = lru_cache(maxsize=None)(self._make_plan)
 
     def room(self, rows: int, size: int) -> np.ndarray:
         """Memory for stored blocks: uint8 [rows, size]."""
         return np.empty((rows, size), np.uint8)
 
     def merge(
-        self, coefficients: Coefficients, block: StoredBlock, output_dtype: int, output: np.ndarray, sums: Sums
+        self, numbers: TensorNumbers, block: StoredBlock, output_dtype: int, output: np.ndarray, sums: Sums
     ) -> int:
         """Merge a block into `output` (bytes of the dtype with that code), adding to `sums`. Returns −1 if a merged
         value does not fit that dtype."""
-        return merge_block(self._plan(coefficients), block, output_dtype, output, sums)
+        if not _has_kernel(self._parameters):
+            return self._merge_by_formula(numbers, block, output_dtype, output, sums)
+        return merge_block(self._plan(numbers), block, output_dtype, output, sums)
+
+    def _merge_by_formula(
+        self, numbers: TensorNumbers, block: StoredBlock, output_dtype: int, output: np.ndarray, sums: Sums
+    ) -> int:
+        """`merge` by the method's compiled loop or its formula in torch, in pieces that stay in a core's cache."""
+        formula = self._loop(numbers) if self._parameters.method in LOOPS else self._formula(numbers)
+        size, not_finite, fits = min(block.size, _PIECE), 0, True
+        rows = np.empty((2 * self._models + 1, size), np.float32)
+        plan = self._plan(numbers)
+        for first in range(0, block.size, size):
+            length = min(size, block.size - first)
+            not_finite |= load_masked(plan, block, first, length, rows, sums)
+            merged = formula(block.start + first, rows[:, :length])
+            fits &= encode(merged, output_dtype, first, output)
+        return not_finite if not_finite or fits else -1
+
+    def _loop(self, numbers: TensorNumbers) -> Callable[[int, np.ndarray], np.ndarray]:
+        """The compiled loop, as a function of a first position and of θ0, θ1 … θK, δ1 … δK in rows."""
+        loop, numbers_of = LOOPS[self._parameters.method]
+        arguments = numbers_of(self._parameters.formula_options(self._models), numbers)
+
+        def merge(start: int, rows: np.ndarray) -> np.ndarray:
+            merged = np.empty(rows.shape[1], np.float32)
+            loop(rows[0], rows[1 : self._models + 1], rows[self._models + 1 :], start, merged, *arguments)
+            return merged
+
+        return merge
+
+    def _formula(self, numbers: TensorNumbers) -> Callable[[int, np.ndarray], np.ndarray]:
+        """The same for the formula in torch."""
+        import torch
+
+        from model_merging_methods.kernels.torch_arithmetic import merged_values, one_thread
+
+        def merge(start: int, rows: np.ndarray) -> np.ndarray:
+            base, *models = torch.from_numpy(rows)
+            x = Tensors(
+                numbers.name,
+                numbers.shape,
+                start,
+                base,
+                models[: self._models],
+                models[self._models :] if self._parameters.reads_base else None,
+                numbers.ratios,
+                numbers.statistics,
+            )
+            with one_thread():
+                return merged_values(self._parameters, x).contiguous().numpy()
+
+        return merge
 
     def compare(self, block: StoredBlock, sums: Sums) -> int:
         """Add a block's unmasked models to `sums`."""
-        return merge_block(self._plan(Coefficients()), block, F32, np.empty(0, np.uint8), sums)
+        return merge_block(self._plan(NO_NUMBERS), block, F32, np.empty(0, np.uint8), sums)
 
     def magnitudes(self, block: StoredBlock, masked: bool) -> tuple[int, np.ndarray]:
         """|x| (float32 [K, size]) of the masked models' task vectors if `masked`, else of the values that the mask is
         applied to."""
         magnitudes = np.empty((self._models, block.size), np.float32)
-        return load_magnitudes(self._plan(Coefficients()), block, masked, magnitudes), magnitudes
+        return load_magnitudes(self._plan(NO_NUMBERS), block, masked, magnitudes), magnitudes
 
     def count(self, block: StoredBlock, brackets: Brackets, masked: bool, room: Undecided) -> tuple[int, BlockCounts]:
         """Compare these magnitudes with brackets. The undecided values are put into `room`."""
         counts = np.zeros((self._models, 2), np.int64)
-        plan = self._plan(Coefficients())
+        plan = self._plan(NO_NUMBERS)
         not_finite, signs, found, shared = count_block(plan, block, brackets, masked, counts, room)
         return not_finite, BlockCounts(counts, room, signs, found, shared)
 
-    def _make_plan(self, coefficients: Coefficients) -> KernelPlan:
-        parameters, mask = self._parameters, self._parameters.mask
-        ratios = coefficients.ratios
-        divisor = 1 - mask.weight_mask_rate if mask and mask.use_weight_rescale and mask.weight_mask_rate != 1 else 1
+    def count_histogram(
+        self, block: StoredBlock, brackets: Brackets, masked: bool, counts: np.ndarray, histograms: np.ndarray
+    ) -> int:
+        """Compare the same magnitudes with brackets: adds to each model's row of `counts` (int64 [K, 2]) how many are
+        below its bracket and up to its end, and to `histograms` (int64 [K, bins]) those inside."""
+        return count_histogram(self._plan(NO_NUMBERS), block, brackets, masked, counts, histograms)
+
+    def place_of_equal(self, block: StoredBlock, model: int, threshold: float, number: int) -> int:
+        """The position in a block of a masked model's number-th |δ| that equals a threshold."""
+        return place_of_equal(self._plan(NO_NUMBERS), block, model, np.float32(threshold), number)
+
+    def count_equal(self, block: StoredBlock, thresholds: Sequence[float]) -> np.ndarray:
+        """How many |δ| of each masked model are above its threshold, and how many equal to it: int64 [K, 2]."""
+        counts = np.zeros((self._models, 2), np.int64)
+        count_equal(self._plan(NO_NUMBERS), block, self._per_model(thresholds), counts)
+        return counts
+
+    def gram(self, block: StoredBlock, gram: np.ndarray) -> int:
+        """Add the inner products of a block's masked task vectors, or weights, to `gram`: float64 [K, K]."""
+        return gram_block(self._plan(NO_NUMBERS), self._adds_task_vectors, block, gram)
+
+    def _make_plan(self, numbers: TensorNumbers) -> KernelPlan:
+        parameters, values = self._parameters, self._parameters.values
+        mask = parameters.mask if masks_in_blocks(parameters.mask) else None  # others are applied to whole tensors
+        rates = mask_rates(mask, self._models)
+        rescales = mask is not None and mask.values["use_weight_rescale"]
+        default = TASK_ARITHMETIC if self._adds_task_vectors else AVERAGE_MERGING
+        ratios = numbers.ratios
+        if ratios is None and "weight" in values:
+            ratios = per_model(values["weight"], self._models)
         with np.errstate(over="ignore"):  # infinity: the merged values will not fit
-            scaling_coefficient = np.float32(coefficients.scaling_coefficient)
+            scaling_coefficient = np.float32(values.get("scaling_coefficient", 1.0))
         return KernelPlan(
-            method=COMPILED_METHODS[parameters.method],
-            reads_pretrained=parameters.reads_pretrained,
+            method=COMPILED_METHODS.get(parameters.method, default),
+            reads_pretrained=parameters.reads_base,
             has_ratios=ratios is not None,
             ratios=self._per_model(ratios or [1] * self._models),
             ones=np.ones(self._models, np.float32),
             scaling_coefficient=scaling_coefficient,
-            trim_thresholds=self._per_model(coefficients.trim_thresholds or [0] * self._models),
-            majority_sign=np.float32(coefficients.majority_sign),
-            mask=_MASKS[mask.mask_strategy] if mask else NO_MASK,
-            masks_deltas=mask is not None and mask.weight_format == "delta_weight",
-            mask_rate=float(mask.weight_mask_rate) if mask else 0.0,
-            divisor=np.float32(divisor),
+            trim_thresholds=self._per_model(numbers.statistics.get("trim_thresholds", [0] * self._models)),
+            majority_sign=np.float32(numbers.statistics.get("majority_sign", 0)),
+            mask=_MASKS[mask.name] if mask else NO_MASK,
+            masks_deltas=mask is not None and mask.masks_deltas,
+            mask_rates=np.array(rates, np.float64),
+            divisors=self._per_model([1 - rate if rescales and rate != 1 else 1 for rate in rates]),
         )
 
     def _per_model(self, values: Sequence[float]) -> np.ndarray:
@@ -132,16 +258,20 @@ class CompiledArithmetic:
 
 def compile_kernels() -> None:
     """Compile every kernel that a merge may need. They are kept on the disk, so this happens once per machine."""
-    plan = CompiledArithmetic(MergeParameters("ties_merging", mask=Mask()), 2)
+    plan = CompiledArithmetic(parameters_of("ties_merging", mask=mask_of()), 2)
     block = StoredBlock(
         0, 1, plan.room(3, 2), np.full(3, F16, np.int64), np.zeros(2, np.uint64), np.zeros(2, np.float32)
     )
     block.stored[:] = 0
     sums = Sums.of(np.zeros(Sums.width(2)), 2)
-    plan.merge(Coefficients(), block, F16, np.empty(2, np.uint8), sums)
+    plan.merge(NO_NUMBERS, block, F16, np.empty(2, np.uint8), sums)
     plan.compare(block, sums)
+    plan.gram(block, np.zeros((2, 2)))
+    plan.count_equal(block, [0, 0])
+    plan.place_of_equal(block, 0, 0.0, 1)
     plan.magnitudes(block, True)
     search = ThresholdSearch([1, 1], [EVERYWHERE, EVERYWHERE], with_signs=True)
+    plan.count_histogram(block, search.brackets, True, np.zeros((2, 2), np.int64), search.new_histograms())
     undecided = Undecided(
         *(np.empty(2, dtype) for dtype in (np.int16, np.int32, np.int8, np.int8)), np.empty((1, 2), np.float32)
     )

@@ -1,4 +1,4 @@
-"""Compiled block kernels for the CPU: the formulas of `merging_methods` and `mask_weights`, value for value.
+"""Compiled block kernels for the CPU: the formulas of `methods/` and `mask_weights`, value for value.
 
 Tests compare every kernel with those plain versions, bit for bit. A block's values pass through chunks that stay in a
 core's first cache: decoded to float32, compared with each other, masked, merged, encoded. Inner loops run over the
@@ -173,7 +173,7 @@ def apply_mask(values, keep, divisor):
 
 @exact
 def weighted_sum(terms, weights, total):
-    """`merging_methods.weighted_sum` into `total`."""
+    """`weighted_sums.weighted_sum` into `total`."""
     weight = weights[0]
     for j in range(total.size):
         total[j] = terms[0, j] * weight
@@ -267,8 +267,8 @@ def disjoint_mixup(elected, ratios, ones, merged, taking_part, interpolated):
 
 
 class KernelPlan(NamedTuple):
-    """A merge's parameters for the kernels. Arrays (float32) have one entry per fine-tuned model; without M3, `ratios`
-    are ones."""
+    """A merge's parameters for the kernels. Arrays (float32; `mask_rates` float64) have one entry per fine-tuned model;
+    without M3, `ratios` are ones."""
 
     method: int
     reads_pretrained: bool
@@ -280,8 +280,8 @@ class KernelPlan(NamedTuple):
     majority_sign: np.float32
     mask: int
     masks_deltas: bool
-    mask_rate: float
-    divisor: np.float32
+    mask_rates: np.ndarray
+    divisors: np.ndarray
 
 
 class StoredBlock(NamedTuple):
@@ -420,11 +420,11 @@ def _mask(plan, block, first, pretrained, finetuned, deltas, keep, sums_of_model
     for i in range(finetuned.shape[0]):
         values = deltas[i] if plan.masks_deltas else finetuned[i]
         if plan.mask == RANDOM_MASK:
-            random_keep_mask(block.mask_keys[i], block.start + first, plan.mask_rate, keep)
+            random_keep_mask(block.mask_keys[i], block.start + first, plan.mask_rates[i], keep)
         else:
             magnitude_keep_mask(values, block.mask_thresholds[i], keep)
         sums_of_models[i, 2] += _sum(keep)
-        apply_mask(values, keep, plan.divisor)
+        apply_mask(values, keep, plan.divisors[i])
         if plan.masks_deltas:
             for j in range(values.size):
                 finetuned[i, j] = pretrained[j] + values[j]
@@ -493,6 +493,87 @@ def merge_block(plan, block, output_dtype, output, sums):
         _merge(plan, pretrained, finetuned, deltas, merged, rows[3, :size], rows[4, :size], rows[5, :size], sums)
         fits &= encode(merged, output_dtype, first, output)
     return not_finite if not_finite or fits else -1
+
+
+@exact
+def _product(x, y):
+    """Σ x y in float64, in eight interleaved sums that are added in a fixed order."""
+    a = b = c = d = e = f = g = h = 0.0
+    whole = x.size // 8 * 8
+    for j in range(0, whole, 8):
+        a += np.float64(x[j]) * np.float64(y[j])
+        b += np.float64(x[j + 1]) * np.float64(y[j + 1])
+        c += np.float64(x[j + 2]) * np.float64(y[j + 2])
+        d += np.float64(x[j + 3]) * np.float64(y[j + 3])
+        e += np.float64(x[j + 4]) * np.float64(y[j + 4])
+        f += np.float64(x[j + 5]) * np.float64(y[j + 5])
+        g += np.float64(x[j + 6]) * np.float64(y[j + 6])
+        h += np.float64(x[j + 7]) * np.float64(y[j + 7])
+    total = ((a + b) + (c + d)) + ((e + f) + (g + h))
+    for j in range(whole, x.size):
+        total += np.float64(x[j]) * np.float64(y[j])
+    return total
+
+
+@exact
+def gram_block(plan, of_task_vectors, block, gram):
+    """Add a block's inner products to `gram`, float64 [K, K]: of the masked models' task vectors, or of their weights.
+    Returns a bit for each model with values that are not finite."""
+    models = block.stored.shape[0] - 1
+    chunks = np.empty(2 * models * CHUNK, np.float32)
+    rows = np.empty((2, CHUNK), np.float32)
+    no_sums = np.zeros((models, 4))
+    not_finite = 0
+    for first in range(0, block.size, CHUNK):
+        size = min(CHUNK, block.size - first)
+        finetuned = chunks[: models * size].reshape(models, size)
+        deltas = chunks[models * CHUNK : models * (CHUNK + size)].reshape(models, size)
+        pretrained = rows[0, :size]
+        _load(plan, block, first, pretrained, finetuned, deltas)
+        if plan.reads_pretrained and not all_finite(pretrained):
+            not_finite |= 1
+        for i in range(models):
+            if not all_finite(finetuned[i]):
+                not_finite |= 2 << i
+        if plan.mask != NO_MASK:
+            _mask(plan, block, first, pretrained, finetuned, deltas, rows[1, :size], no_sums)
+        x = deltas if of_task_vectors else finetuned
+        for i in range(models):
+            for k in range(i, models):
+                gram[i, k] += _product(x[i], x[k])
+    for i in range(models):
+        for k in range(i):
+            gram[i, k] = gram[k, i]
+    return not_finite
+
+
+@exact
+def load_masked(plan, block, first, length, rows, sums):
+    """Put `length` values from position `first` of the block on into `rows`, float32 [2K + 1, length or more]: θ0, the
+    masked models, and their task vectors if the pretrained model is read. Adds the unmasked models to `sums`.
+
+    Returns a bit for each model with values that are not finite.
+    """
+    models = block.stored.shape[0] - 1
+    chunks = np.empty(2 * models * CHUNK, np.float32)
+    own = np.empty((2, CHUNK), np.float32)
+    not_finite = 0
+    for start in range(0, length, CHUNK):
+        size = min(CHUNK, length - start)
+        finetuned = chunks[: models * size].reshape(models, size)
+        deltas = chunks[models * CHUNK : models * (CHUNK + size)].reshape(models, size)
+        pretrained = own[0, :size]
+        _load(plan, block, first + start, pretrained, finetuned, deltas)
+        x = deltas if plan.reads_pretrained else finetuned
+        not_finite |= _compare(plan.reads_pretrained, pretrained, finetuned, x, sums)
+        if plan.mask != NO_MASK:
+            _mask(plan, block, first + start, pretrained, finetuned, deltas, own[1, :size], sums.models)
+        rows[0, start : start + size] = pretrained
+        for i in range(models):
+            rows[1 + i, start : start + size] = finetuned[i]
+            if plan.reads_pretrained:
+                rows[1 + models + i, start : start + size] = deltas[i]
+    return not_finite
 
 
 @exact
@@ -651,6 +732,101 @@ def count_block(plan, block, brackets, masked, counts, undecided_values):
                         noted_values[shared, :] = values[:, j]
                     shared += 1
     return not_finite, signs, found, shared
+
+
+@exact
+def count_histogram(plan, block, brackets, masked, counts, histograms):
+    """`count_block` without signs: adds the undecided values straight to `histograms`, int64 [K, bins].
+
+    Returns a bit for each model with NaNs.
+    """
+    models = block.stored.shape[0] - 1
+    chunks = np.empty(2 * models * CHUNK, np.float32)
+    rows = np.empty((2, CHUNK), np.float32)
+    no_sums = np.zeros((models, 4))
+    lows, highs, shifts = brackets
+    not_finite = 0
+    for first in range(0, block.size, CHUNK):
+        size = min(CHUNK, block.size - first)
+        finetuned = chunks[: models * size].reshape(models, size)
+        deltas = chunks[models * CHUNK : models * (CHUNK + size)].reshape(models, size)
+        pretrained = rows[0, :size]
+        _load(plan, block, first, pretrained, finetuned, deltas)
+        if masked and plan.mask != NO_MASK:
+            _mask(plan, block, first, pretrained, finetuned, deltas, rows[1, :size], no_sums)
+        values = deltas if plan.reads_pretrained and (masked or plan.masks_deltas) else finetuned
+        for i in range(models):
+            low, high, shift = lows[i], highs[i], shifts[i]
+            patterns, histogram = values[i].view(np.int32), histograms[i]
+            below, up_to, largest = np.int32(0), np.int32(0), np.int32(0)
+            for j in range(size):
+                pattern = patterns[j] & np.int32(0x7FFFFFFF)
+                below += np.int32(pattern < low)
+                up_to += np.int32(pattern <= high)
+                largest = max(largest, pattern)
+            counts[i, 0] += below
+            counts[i, 1] += up_to
+            if largest > _INFINITY:
+                not_finite |= 1 if plan.reads_pretrained and not all_finite(pretrained) else 2 << i
+            for j in range(size):
+                pattern = patterns[j] & np.int32(0x7FFFFFFF)
+                if low <= pattern < high:
+                    histogram[(pattern - low) >> shift] += 1
+    return not_finite
+
+
+@exact
+def place_of_equal(plan, block, model, threshold, number):
+    """The position in a block of the number-th |δ| of a masked model, counted from 1, that equals a threshold; −1 if
+    there are fewer."""
+    models = block.stored.shape[0] - 1
+    chunks = np.empty(2 * models * CHUNK, np.float32)
+    rows = np.empty((2, CHUNK), np.float32)
+    no_sums = np.zeros((models, 4))
+    for first in range(0, block.size, CHUNK):
+        size = min(CHUNK, block.size - first)
+        finetuned = chunks[: models * size].reshape(models, size)
+        deltas = chunks[models * CHUNK : models * (CHUNK + size)].reshape(models, size)
+        _load(plan, block, first, rows[0, :size], finetuned, deltas)
+        if plan.mask != NO_MASK:
+            _mask(plan, block, first, rows[0, :size], finetuned, deltas, rows[1, :size], no_sums)
+        for j in range(size):
+            if abs(deltas[model, j]) == threshold:
+                number -= 1
+                if number == 0:
+                    return first + j
+    return -1
+
+
+@exact
+def count_equal(plan, block, thresholds, counts):
+    """Add to each model's row of `counts` (int64 [K, 2]) how many |δ| of the masked models are above its threshold, and
+    how many equal to it."""
+    models = block.stored.shape[0] - 1
+    chunks = np.empty(2 * models * CHUNK, np.float32)
+    rows = np.empty((2, CHUNK), np.float32)
+    no_sums = np.zeros((models, 4))
+    for first in range(0, block.size, CHUNK):
+        size = min(CHUNK, block.size - first)
+        finetuned = chunks[: models * size].reshape(models, size)
+        deltas = chunks[models * CHUNK : models * (CHUNK + size)].reshape(models, size)
+        pretrained = rows[0, :size]
+        _load(plan, block, first, pretrained, finetuned, deltas)
+        if plan.mask != NO_MASK:
+            _mask(plan, block, first, pretrained, finetuned, deltas, rows[1, :size], no_sums)
+        for i in range(models):
+            above, equal = _count_against_threshold(deltas[i], thresholds[i])
+            counts[i, 0] += above
+            counts[i, 1] += equal
+
+
+@exact
+def _count_against_threshold(values, threshold):
+    above, equal = np.int32(0), np.int32(0)
+    for j in range(values.size):
+        above += np.int32(abs(values[j]) > threshold)
+        equal += np.int32(abs(values[j]) == threshold)
+    return above, equal
 
 
 @exact

@@ -86,6 +86,15 @@ class ThresholdSearch:
             self._shared_bytes += rows.nbytes
             self._shared_overflow = self._shared_bytes > _MOST_SHARED_BYTES
 
+    def new_histograms(self) -> np.ndarray:
+        """Zeros for the undecided values of this pass: int64 [K, bins]."""
+        return np.zeros_like(self._counters[0])
+
+    def add_histograms(self, below_and_up_to: np.ndarray, histograms: np.ndarray) -> None:
+        """Add counts of many blocks whose undecided values were put into histograms, without signs."""
+        self._counts += below_and_up_to
+        self._counters[0] += histograms
+
     def conclude(self) -> None:
         """Conclude from a whole pass: find thresholds, or choose the next brackets."""
         passed = list(self._brackets)
@@ -138,7 +147,8 @@ class ThresholdSearch:
         models = len(self._ranks)
         self._counts = np.zeros((models, 2), np.int64)
         self._signs = 0
-        self._counters = [np.zeros((models, BINS), np.int64) for _ in range(3)]
+        bins = max(((b.high - b.low) >> b.shift) + 1 for b in self._brackets)
+        self._counters = [np.zeros((models, bins), np.int64) for _ in range(3 if self._with_signs else 1)]
         self._shared: list[np.ndarray] = []
         self._shared_bytes = 0
         self._shared_overflow = False

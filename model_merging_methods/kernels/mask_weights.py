@@ -24,17 +24,17 @@ def random_drop_mask(key: int, start: int, stop: int, mask_rate: float, device: 
     if mask_rate >= 1:
         return torch.ones(stop - start, dtype=torch.bool, device=device)
     first, last = start // _LANES, -(-stop // _LANES)
-    words = _random_words(key, torch.arange(first, last, device=device)).view(torch.int16)
+    words = random_words(key, torch.arange(first, last, device=device)).view(torch.int16)
     words = words[start - first * _LANES : stop - first * _LANES]
     level = int(mask_rate * 65536)
     dropped = words < level - 32768
     undecided = (words == level - 32768).nonzero().squeeze(1)
-    finer = _random_words(~key, undecided + start) >> 1 & (2**62 - 1)
+    finer = random_words(~key, undecided + start) >> 1 & (2**62 - 1)
     dropped[undecided] = finer.double() < (mask_rate * 65536 - level) * 2.0**62
     return dropped
 
 
-def _random_words(key: int, counters: Tensor) -> Tensor:
+def random_words(key: int, counters: Tensor) -> Tensor:
     """SplitMix64's output function at `counters` (int64) of the stream that starts at `key`."""
     z = counters * _INCREMENT + key
     z = (z ^ _shift_right(z, 30)) * _MULTIPLIER_1

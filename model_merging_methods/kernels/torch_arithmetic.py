@@ -5,7 +5,7 @@ Each call uses its own lane: a stream, so that nothing waits for copies and comp
 page-locked memory, which lets copies run in parallel with the arithmetic.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import combinations
 
@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model_merging_methods.kernels.arithmetic import TensorNumbers, mask_rates
 from model_merging_methods.kernels.block_kernels import Brackets, StoredBlock, Sums, Undecided
 from model_merging_methods.kernels.magnitude_thresholds import BlockCounts
 from model_merging_methods.kernels.mask_weights import apply_mask, magnitude_drop_mask, random_drop_mask
 from model_merging_methods.kernels.stored_dtypes import BF16, F16, F32, F64
-from model_merging_methods.merge_request import MergeParameters
-from model_merging_methods.merging_methods import MERGING_METHODS, Coefficients, weighted_sum
+from model_merging_methods.merge_parameters import MergeParameters
+from model_merging_methods.method import Sees, Tensors
+from model_merging_methods.weighted_sums import weighted_sum
 
 _DTYPES = {F16: torch.float16, BF16: torch.bfloat16, F32: torch.float32, F64: torch.float64}
 _ALIGNMENT = 8  # bytes, of the largest dtype that is fetched
@@ -31,8 +33,7 @@ class TorchArithmetic:
     def __init__(self, parameters: MergeParameters, models: int, device: str):
         self._parameters = parameters
         self._mask = parameters.mask
-        self._masks_deltas = self._mask is not None and self._mask.weight_format == "delta_weight"
-        self._method = MERGING_METHODS[parameters.method]
+        self._masks_deltas = self._mask is not None and self._mask.masks_deltas
         self._models = models
         self._device = device
         self._idle_lanes: list[_Lane] = []
@@ -43,24 +44,24 @@ class TorchArithmetic:
         return torch.empty((rows, size), dtype=torch.uint8, pin_memory=self._device == "cuda").numpy()
 
     def merge(
-        self, coefficients: Coefficients, block: StoredBlock, output_dtype: int, output: np.ndarray, sums: Sums
+        self, numbers: TensorNumbers, block: StoredBlock, output_dtype: int, output: np.ndarray, sums: Sums
     ) -> int:
         with self._lane() as lane:
             weights = self._load(block)
-            numbers, found = self._new_sums()
+            sums_found, found = self._new_sums()
             self._compare(weights, found)
             masked, found.models[:, 2] = self._masked(block, weights)
-            if self._method.has_trimming:
-                for deltas, threshold, of_model in zip(
-                    masked[1:] - masked[0], coefficients.trim_thresholds, found.models, strict=True
-                ):
-                    of_model[3] = (deltas.abs() >= threshold).sum()
-            merged = self._method.formula(masked[0], masked[1:], coefficients).to(_DTYPES[output_dtype])
-            raw, numbers, finite, fits = lane.fetch(
-                merged.view(torch.uint8), numbers, weights.isfinite().all(1), merged.isfinite().all()
+            x = self._tensors(numbers, block.start, masked)
+            for deltas, threshold, of_model in zip(
+                x.deltas, numbers.statistics.get("trim_thresholds", ()), found.models, strict=False
+            ):
+                of_model[3] = (deltas.abs() >= threshold).sum()
+            merged = merged_values(self._parameters, x).to(_DTYPES[output_dtype])
+            raw, sums_found, finite, fits = lane.fetch(
+                merged.view(torch.uint8), sums_found, weights.isfinite().all(1), merged.isfinite().all()
             )
             output[:] = raw
-            self._add(numbers, sums)
+            self._add(sums_found, sums)
             return _bits(~finite) if not finite.all() or fits else -1
 
     def compare(self, block: StoredBlock, sums: Sums) -> int:
@@ -114,6 +115,71 @@ class TorchArithmetic:
             counts = BlockCounts(below_and_up_to.copy(), room, int(decided_signs), len(models), len(shared))
             return _bits(not_finite), counts
 
+    def count_histogram(
+        self, block: StoredBlock, brackets: Brackets, masked: bool, counts: np.ndarray, histograms: np.ndarray
+    ) -> int:
+        with self._lane() as lane:
+            weights = self._load(block)
+            values = self._values_to_count(block, weights, masked)
+            lows, highs, shifts = torch.from_numpy(np.stack(brackets)[:, :, None]).to(self._device, non_blocking=True)
+            patterns = values.view(torch.int32) & 0x7FFFFFFF
+            inside = (patterns >= lows) & (patterns < highs)
+            models, _ = inside.nonzero(as_tuple=True)
+            bins = ((patterns - lows) >> shifts)[inside] + models * histograms.shape[1]
+            found, added, not_finite = lane.fetch(
+                torch.stack([(patterns < lows).sum(1), (patterns <= highs).sum(1)], 1),
+                torch.bincount(bins, minlength=histograms.size),
+                _not_numbers(weights, values),
+            )
+            counts += found
+            histograms += added.reshape(histograms.shape)
+            return _bits(not_finite)
+
+    def place_of_equal(self, block: StoredBlock, model: int, threshold: float, number: int) -> int:
+        _, magnitudes = self.magnitudes(block, True)
+        places = np.flatnonzero(magnitudes[model] == np.float32(threshold))
+        return int(places[number - 1]) if number <= len(places) else -1
+
+    def count_equal(self, block: StoredBlock, thresholds: Sequence[float]) -> np.ndarray:
+        with self._lane() as lane:
+            weights, _ = self._masked(block, self._load(block))
+            magnitudes = (weights[1:] - weights[0]).abs()
+            bounds = magnitudes.new_tensor(thresholds).unsqueeze(1)
+            (counts,) = lane.fetch(torch.stack([(magnitudes > bounds).sum(1), (magnitudes == bounds).sum(1)], 1))
+            return counts.copy()
+
+    def gram(self, block: StoredBlock, gram: np.ndarray) -> int:
+        with self._lane() as lane:
+            weights = self._load(block)
+            masked, _ = self._masked(block, weights)
+            of_task_vectors = self._parameters.declared.reads_base_with(self._parameters.values)
+            x = (masked[1:] - masked[0] if of_task_vectors else masked[1:]).double()
+            products, finite = lane.fetch(x @ x.T, weights.isfinite().all(1))
+            gram += products
+            return _bits(~finite)
+
+    def view(
+        self, numbers: TensorNumbers, block: StoredBlock, function: Callable[[Tensors], Tensor]
+    ) -> tuple[int, np.ndarray]:
+        """A function of a block's masked models, after the code of their finiteness."""
+        with self._lane() as lane:
+            weights = self._load(block)
+            masked, _ = self._masked(block, weights)
+            x = self._tensors(numbers, block.start, masked)
+            result, finite = lane.fetch(function(x), weights.isfinite().all(1))
+            return _bits(~finite), result.copy()
+
+    def _tensors(self, numbers: TensorNumbers, start: int, weights: Tensor) -> Tensors:
+        return Tensors(
+            numbers.name,
+            numbers.shape,
+            start,
+            weights[0],
+            list(weights[1:]),
+            ratios=numbers.ratios,
+            statistics=numbers.statistics,
+        )
+
     @contextmanager
     def _lane(self) -> Iterator["_Lane"]:
         """A lane that no other thread uses meanwhile. Lanes are kept, because every pass starts new threads."""
@@ -135,9 +201,9 @@ class TorchArithmetic:
     def _load(self, block: StoredBlock) -> Tensor:
         """θ0 … θK as float32 [K + 1, size] on the device; θ0 as zeros where it is not read."""
         weights = torch.empty((self._models + 1, block.size), device=self._device)
-        if not self._parameters.reads_pretrained:
+        if not self._parameters.reads_base:
             weights[0] = 0
-        for model in range(0 if self._parameters.reads_pretrained else 1, self._models + 1):
+        for model in range(0 if self._parameters.reads_base else 1, self._models + 1):
             dtype = _DTYPES[int(block.dtypes[model])]
             raw = torch.from_numpy(block.stored[model, : block.size * dtype.itemsize])
             weights[model] = raw.to(self._device, non_blocking=True).view(dtype)
@@ -154,7 +220,7 @@ class TorchArithmetic:
 
     def _compare(self, weights: Tensor, found: Sums) -> None:
         """Put the sums of unmasked models into `found`. Products are rounded to float32 and added in float64."""
-        reads_pretrained = self._parameters.reads_pretrained
+        reads_pretrained = self._parameters.reads_base
         x = weights[1:] - weights[0] if reads_pretrained else weights[1:]
         found.whole[0] = (weights[0] * weights[0]).sum(dtype=torch.float64)
         found.whole[1] = x.shape[1]
@@ -176,27 +242,62 @@ class TorchArithmetic:
         if self._mask is None:
             return weights, 0
         values = weights[1:] - weights[0] if self._masks_deltas else weights[1:]
-        rate = self._mask.weight_mask_rate
-        if self._mask.mask_strategy == "random":
+        rates, rescales = mask_rates(self._mask, self._models), self._mask.values["use_weight_rescale"]
+        if self._mask.declared.is_random:
             stop = block.start + block.size
             keys = block.mask_keys.view(np.int64).tolist()
-            masks = [random_drop_mask(key, block.start, stop, rate, self._device) for key in keys]
+            masks = [
+                random_drop_mask(key, block.start, stop, rate, self._device)
+                for key, rate in zip(keys, rates, strict=True)
+            ]
         else:
             masks = [magnitude_drop_mask(x, t) for x, t in zip(values, block.mask_thresholds.tolist(), strict=True)]
         dropped = torch.stack(masks)
-        masked = apply_mask(values, dropped, rate, self._mask.use_weight_rescale)
+        masked = torch.stack([apply_mask(*of_model, rescales) for of_model in zip(values, dropped, rates, strict=True)])
         finetuned = weights[0] + masked if self._masks_deltas else masked
         return torch.cat([weights[:1], finetuned]), (~dropped).sum(1)
 
     def _values_to_count(self, block: StoredBlock, weights: Tensor, masked: bool) -> Tensor:
         if masked:
             weights, _ = self._masked(block, weights)
-        if self._parameters.reads_pretrained and (masked or self._masks_deltas):
+        if self._parameters.reads_base and (masked or self._masks_deltas):
             return weights[1:] - weights[0]
         return weights[1:]
 
     def _signs(self, trimmed: Tensor) -> Tensor:
         return weighted_sum(trimmed, [1.0] * self._models).sign()
+
+
+def merged_values(parameters: MergeParameters, x: Tensors) -> Tensor:
+    """The formula's values. For a GRAM method, `x.ratios` are its coefficients."""
+    method = parameters.declared
+    if method.sees is Sees.GRAM:
+        if not method.reads_base_with(parameters.values):
+            return weighted_sum(x.finetuned, x.ratios)
+        return x.base + weighted_sum(x.deltas, x.ratios)
+    return method.formula(x, **parameters.formula_options(x.number_of_models))
+
+
+def merged_by_vectors(parameters: MergeParameters, x: Tensors) -> Tensor:
+    """The values of a GRAM method whose vectors are the rows, columns or all of a whole tensor."""
+    method, options = parameters.declared, parameters.formula_options(x.number_of_models)
+    reads_base = method.reads_base_with(options)
+    vectors = torch.stack(list(x.deltas if reads_base else x.finetuned))
+    by = method.vectors(options)
+    if by == "tensor" or x.base.dim() == 1:
+        parts = vectors.reshape(len(vectors), 1, -1)
+    else:
+        parts = vectors.flatten(1, -2) if by == "rows" else vectors.flatten(2).transpose(1, 2)
+    gram = torch.einsum("imn,kmn->mik", parts.double(), parts.double())
+    products = gram.cpu().numpy()
+    coefficients = (
+        method.formula(products[0], **options)[None] if by == "tensor" else method.formula(products, **options)
+    )
+    merged = weighted_sum(parts, torch.from_numpy(coefficients).to(vectors).T.unsqueeze(2))
+    if by == "columns" and x.base.dim() > 1:
+        merged = merged.T
+    merged = merged.reshape(x.base.shape)
+    return x.base + merged if reads_base else merged
 
 
 class _Lane:
@@ -235,3 +336,14 @@ def _not_numbers(weights: Tensor, values: Tensor) -> Tensor:
 def _bits(flags: np.ndarray) -> int:
     """A bit for each flag that is set, the first the lowest."""
     return sum(1 << place for place in np.flatnonzero(flags).tolist())
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch's sums and products on the CPU depend on the number of its threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -7,25 +7,29 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model_merging_methods.merge_models import MergeWork, merge_models
-from model_merging_methods.merge_request import Mask, MergeParameters, MergeRequest, Mixup
+from model_merging_methods.merge_parameters import MergeParameters, mask_of, parameters_of
+from model_merging_methods.merge_request import MergeRequest
+from model_merging_methods.mixup import Mixup
 
 ROLES = ("instruct", "math", "code")
 PAIR = ("instruct", "math")
-DARE = Mask(0.3, use_weight_rescale=True)
+DARE = mask_of("dare", weight_mask_rate=0.3, use_weight_rescale=True)
 RATIOS = Mixup((0.5, 0.2, 0.3))
-AVERAGE = MergeParameters("average_merging")
-TASK_ARITHMETIC = MergeParameters("task_arithmetic")
+AVERAGE = parameters_of("average_merging")
+TASK_ARITHMETIC = parameters_of("task_arithmetic")
 MERGES = {
     "average": AVERAGE,
-    "average M3": MergeParameters("average_merging", mixup=RATIOS),
-    "task arithmetic": MergeParameters("task_arithmetic", scaling_coefficient=0.7),
-    "TIES": MergeParameters("ties_merging"),
-    "TIES M3": MergeParameters("ties_merging", mixup=RATIOS),
-    "DARE average": MergeParameters("average_merging", mask=DARE),
-    "DARE task arithmetic M3": MergeParameters("task_arithmetic", mask=DARE, mixup=RATIOS),
-    "DARE TIES": MergeParameters("ties_merging", mask=DARE),
-    "magnitude mask TIES": MergeParameters("ties_merging", mask=Mask(0.3, mask_strategy="magnitude")),
-    "random mask of weights": MergeParameters("average_merging", mask=Mask(0.3, weight_format="finetuned_weight")),
+    "average M3": parameters_of("average_merging", mixup=RATIOS),
+    "task arithmetic": parameters_of("task_arithmetic", scaling_coefficient=0.7),
+    "TIES": parameters_of("ties_merging"),
+    "TIES M3": parameters_of("ties_merging", mixup=RATIOS),
+    "DARE average": parameters_of("average_merging", mask=DARE),
+    "DARE task arithmetic M3": parameters_of("task_arithmetic", mask=DARE, mixup=RATIOS),
+    "DARE TIES": parameters_of("ties_merging", mask=DARE),
+    "magnitude mask TIES": parameters_of("ties_merging", mask=mask_of("magnitude", weight_mask_rate=0.3)),
+    "random mask of weights": parameters_of(
+        "average_merging", mask=mask_of(weight_mask_rate=0.3, weight_format="finetuned_weight")
+    ),
 }
 
 

@@ -10,19 +10,23 @@ from safetensors.torch import load_file
 from model_merging_methods.candidate_weights import CandidateMerges
 from model_merging_methods.engine import Merge
 from model_merging_methods.merge_models import MergeWork, merge_models
-from model_merging_methods.merge_request import Mask, MergeParameters, MergeRequest, Mixup
+from model_merging_methods.merge_parameters import MergeParameters, mask_of, parameters_of
+from model_merging_methods.merge_request import MergeRequest
+from model_merging_methods.mixup import Mixup
 from tests.model_merging_methods.small_models import save_model
 from utils.errors import UserError
 
 ZOO = Path(__file__).parents[2] / "scripts" / "tiny_zoo"
 MODELS = {"instruct": ZOO / "instruct", "math": ZOO / "math"}  # math has a token more
 CANDIDATES = [
-    MergeParameters("average_merging", mixup=Mixup((0.3, 0.7))),
-    MergeParameters("task_arithmetic", 0.5, mixup=Mixup((0.9, 0.1))),
-    MergeParameters("ties_merging", param_value_mask_rate=0.7, mixup=Mixup((0.3, 0.7))),
-    MergeParameters("ties_merging", mask=Mask(0.4, use_weight_rescale=True), mixup=Mixup((0.6, 0.4)), seed=3),
-    MergeParameters("average_merging", mask=Mask(0.3, mask_strategy="magnitude"), mixup=Mixup((0.5, 0.5))),
-    MergeParameters("task_arithmetic", mixup=Mixup((0.5, 0.5)), exclude_param_names_regex=("norm",), dtype="float32"),
+    parameters_of("average_merging", mixup=Mixup((0.3, 0.7))),
+    parameters_of("task_arithmetic", scaling_coefficient=0.5, mixup=Mixup((0.9, 0.1))),
+    parameters_of("ties_merging", param_value_mask_rate=0.7, mixup=Mixup((0.3, 0.7))),
+    parameters_of(
+        "ties_merging", mask=mask_of(weight_mask_rate=0.4, use_weight_rescale=True), mixup=Mixup((0.6, 0.4)), seed=3
+    ),
+    parameters_of("average_merging", mask=mask_of("magnitude", weight_mask_rate=0.3), mixup=Mixup((0.5, 0.5))),
+    parameters_of("task_arithmetic", mixup=Mixup((0.5, 0.5)), exclude_param_names_regex=("norm",), dtype="float32"),
 ]
 
 
@@ -44,15 +48,16 @@ def test_the_weights_are_those_that_a_merge_saves(parameters, tmp_path):
 
 def test_candidates_of_other_ratios_take_no_further_pass_for_thresholds(monkeypatch):
     passes = []
-    found = Merge.coefficients
-    monkeypatch.setattr(Merge, "coefficients", lambda merge: passes.append(merge.parameters) or found(merge))
+    found = Merge.statistics
+    monkeypatch.setattr(Merge, "statistics", lambda merge: passes.append(merge.parameters) or found(merge))
     merges = CandidateMerges(ZOO / "base", MODELS)
     first, second = (
-        merges.weights(MergeParameters("ties_merging", s, mixup=Mixup((w, 1 - w)))) for s, w in ((1, 0.2), (2, 0.7))
+        merges.weights(parameters_of("ties_merging", scaling_coefficient=s, mixup=Mixup((w, 1 - w))))
+        for s, w in ((1, 0.2), (2, 0.7))
     )
     assert len(passes) == 1
-    assert first.coefficients.trim_thresholds == second.coefficients.trim_thresholds
-    merges.weights(MergeParameters("ties_merging", param_value_mask_rate=0.8, mixup=Mixup((0.5, 0.5))))
+    assert first.statistics.of_model == second.statistics.of_model
+    merges.weights(parameters_of("ties_merging", param_value_mask_rate=0.8, mixup=Mixup((0.5, 0.5))))
     assert len(passes) == 2
 
 
@@ -69,14 +74,14 @@ def test_the_files_beside_the_weights_are_those_that_a_merge_saves(tmp_path):
 
 def test_unrelated_models_and_senseless_parameters_are_refused(tmp_path):
     merges = CandidateMerges(ZOO / "base", MODELS)
-    merges.check(MergeParameters("ties_merging"), allow_unrelated=False)
+    merges.check(parameters_of("ties_merging"), allow_unrelated=False)
     with pytest.raises(UserError, match="--mixup_lambda"):
-        merges.check(MergeParameters("average_merging", mixup=Mixup((1.0, 0.0, 0.0))), allow_unrelated=False)
+        merges.check(parameters_of("average_merging", mixup=Mixup((1.0, 0.0, 0.0))), allow_unrelated=False)
     with pytest.raises(UserError, match="--exclude_param_names_regex"):
-        merges.check(MergeParameters("average_merging", exclude_param_names_regex=("no such",)), allow_unrelated=False)
+        merges.check(parameters_of("average_merging", exclude_param_names_regex=("no such",)), allow_unrelated=False)
     base = save_model(tmp_path / "base", seed=0)
     others = {"instruct": save_model(tmp_path / "own", 1, base=base), "math": save_model(tmp_path / "other", seed=2)}
     unrelated = CandidateMerges(base, others)
-    unrelated.check(MergeParameters("task_arithmetic"), allow_unrelated=True)
+    unrelated.check(parameters_of("task_arithmetic"), allow_unrelated=True)
     with pytest.raises(UserError, match="--allow_unrelated"):
-        unrelated.check(MergeParameters("task_arithmetic"), allow_unrelated=False)
+        unrelated.check(parameters_of("task_arithmetic"), allow_unrelated=False)

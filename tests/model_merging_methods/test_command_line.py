@@ -172,7 +172,7 @@ def test_a_model_to_merge_is_never_replaced(models, tmp_path):
         ("--merging_method_name task_arithmetic --scaling_coefficient inf", ["--scaling_coefficient inf"]),
         ("--mixup_lambda 1.5", ["--mixup_lambda 1.5"]),
         ("--merging_method_name average_merging --weight_mask_rate 0.3", ["--weight_mask_rate 0.3 has no effect"]),
-        ("--merging_method_name average_merging --scaling_coefficient 2", ["--scaling_coefficient 2.0 has no effect"]),
+        ("--merging_method_name average_merging --scaling_coefficient 2", ["--scaling_coefficient 2 has no effect"]),
         ("--alpha 0.1", ["--alpha 0.1 has no effect on average_merging without --mixup; remove it"]),
         ("--alpha 0", ["--alpha 0.0 has no effect"]),
         ("--code_model somewhere", ["--code_model has no effect"]),
@@ -193,7 +193,11 @@ def test_a_wrong_option_gets_one_line_and_leaves_nothing(models, tmp_path, argum
 
 
 def test_a_merge_of_one_model_is_refused(models, tmp_path):
-    refused(*chosen(models, ("math",)), out=tmp_path / "out", message=["--merge_instruct", "two"])
+    refused(
+        *chosen(models, ("math",)),
+        out=tmp_path / "out",
+        message=["average_merging: merges 2 or more fine-tunes, not 1"],
+    )
 
 
 def fill_disk(monkeypatch) -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from model_merging_methods.comparison import layer_group
+from model_merging_methods.merge_parameters import MergeParameters, mask_of, parameters_of
 from model_merging_methods.merge_record import read_record
-from model_merging_methods.merge_request import Mask, MergeParameters
 from tests.model_merging_methods.merges import AVERAGE, ROLES, merge, read_weights
 from tests.model_merging_methods.small_models import change_json, change_tensors, save_model, save_models
 from utils.errors import UserError
@@ -38,7 +38,7 @@ def cosine(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def test_figures_cover_whole_models_and_every_layer(models, tmp_path):
-    figures = found(models, tmp_path / "out", MergeParameters("ties_merging", mask=Mask(0.25)))
+    figures = found(models, tmp_path / "out", parameters_of("ties_merging", mask=mask_of(weight_mask_rate=0.25)))
     names = sorted(read_weights(models / "base"))
     layer_1 = [name for name in names if ".layers.1." in name]
     assert set(figures["groups"]) == {"embeddings", "layer 0", "layer 1", "output", "other"}
@@ -59,7 +59,7 @@ def test_figures_cover_whole_models_and_every_layer(models, tmp_path):
 
 
 def test_plain_averaging_compares_the_models_with_each_other(models, tmp_path):
-    figures = found(models, tmp_path / "out", MergeParameters("average_merging"))
+    figures = found(models, tmp_path / "out", parameters_of("average_merging"))
     x, y = whole(models / "math"), whole(models / "code")
     pair = figures["overall"]["pairs"]["math code"]
     distance = np.linalg.norm(x - y) / math.sqrt(np.linalg.norm(x) * np.linalg.norm(y))
@@ -70,7 +70,7 @@ def test_plain_averaging_compares_the_models_with_each_other(models, tmp_path):
 
 
 def test_figures_do_not_depend_on_threads_or_blocks(models, tmp_path):
-    parameters = MergeParameters("ties_merging")
+    parameters = parameters_of("ties_merging")
     reference = found(models, tmp_path / "reference", parameters, threads=1)
     assert found(models, tmp_path / "threads", parameters, threads=3) == reference
     blocks = found(models, tmp_path / "blocks", parameters, block_size=100)
@@ -85,10 +85,10 @@ def test_a_model_of_another_backbone_stops_the_merge(models, tmp_path, method):
     change_json(root / "stranger" / "config.json", max_position_embeddings=32)
     roles = {"instruct": "instruct", "math": "math", "code": "stranger"}
     with pytest.raises(UserError, match=r"--code_model.*backbone.*max_position_embeddings 32.*--allow_unrelated") as e:
-        found(root, tmp_path / "out", MergeParameters(method), roles)
+        found(root, tmp_path / "out", parameters_of(method), roles)
     assert "\n" not in str(e.value) and "math_model" not in str(e.value)
     assert not any(tmp_path.glob("*out*"))
-    found(root, tmp_path / "out", MergeParameters(method), roles, allow_unrelated=True)
+    found(root, tmp_path / "out", parameters_of(method), roles, allow_unrelated=True)
 
 
 def test_of_two_unrelated_models_without_a_base_both_are_named(models, tmp_path):
@@ -103,7 +103,7 @@ def test_trimming_shows_the_share_of_changed_values_that_it_keeps(models, tmp_pa
     for role in ROLES[:2]:
         half_changed(root, role)
     caplog.set_level("INFO")
-    found(root, tmp_path / "out", MergeParameters("ties_merging", param_value_mask_rate=rate), ROLES[:2])
+    found(root, tmp_path / "out", parameters_of("ties_merging", param_value_mask_rate=rate), ROLES[:2])
     table = [line.split() for line in caplog.messages if line.startswith(("model ", *ROLES))]
     assert table[0][-5:] == ["changed", "ones", "kept", "by", "trimming"]
     assert [row[-1] for row in table[1:3]] == [shown] * 2 and [row[-2] for row in table[1:3]] == ["50.0%"] * 2
@@ -124,7 +124,7 @@ def half_changed(root: Path, role: str) -> None:
 
 def test_fine_tunes_of_a_real_backbone_pass(tmp_path):
     zoo = Path(__file__).parents[2] / "scripts" / "tiny_zoo"
-    figures = found(zoo, tmp_path / "out", MergeParameters("task_arithmetic"))
+    figures = found(zoo, tmp_path / "out", parameters_of("task_arithmetic"))
     assert all(0.01 < of["change"] < 0.25 for of in figures["overall"]["models"].values())
 
 

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from model_merging_methods.kernels.mask_weights import random_drop_mask
+from model_merging_methods.merge_parameters import Mask, MergeParameters, mask_of, parameters_of
 from model_merging_methods.merge_record import read_record
-from model_merging_methods.merge_request import Mask, MergeParameters, Mixup, mask_key
-from model_merging_methods.merging_methods import MERGING_METHODS
+from model_merging_methods.merge_request import mask_key
+from model_merging_methods.methods import METHODS
+from model_merging_methods.mixup import Mixup
 from tests.model_merging_methods.merges import AVERAGE, PAIR, merge
 
 ROLES = ("instruct", "math", "code", "fourth", "fifth")
@@ -91,13 +93,13 @@ def kth_smallest(values: np.ndarray, k: int) -> float:
 def masked(base: np.ndarray, finetuned: np.ndarray, key: int, mask: Mask) -> np.ndarray:
     on_deltas = mask.weight_format == "delta_weight"
     values = finetuned - base if on_deltas else finetuned
-    rate = mask.weight_mask_rate
-    if mask.mask_strategy == "random":
+    rate = mask.values["weight_mask_rate"]
+    if mask.name == "dare":
         dropped = random_drop_mask(key, 0, values.size, rate).numpy().reshape(values.shape)
     else:
         dropped = np.abs(values) <= kth_smallest(values, int(values.size * rate))
     values = np.where(dropped, np.float32(0), values)
-    if mask.use_weight_rescale and rate != 1:
+    if mask.values["use_weight_rescale"] and rate != 1:
         values = values / np.float32(1 - rate)
     return base + values if on_deltas else values
 
@@ -141,18 +143,18 @@ def definition(models: list[Model], parameters: MergeParameters) -> Arrays:
         deltas = thetas - theta0
         tau = (ones if ratios is None else ratios) @ deltas.astype(np.float64)
         if parameters.method == "ties_merging":
-            tau = ties(deltas, parameters.param_value_mask_rate, ratios)
-        merged = theta0 + parameters.scaling_coefficient * tau
+            tau = ties(deltas, parameters.values["param_value_mask_rate"], ratios)
+        merged = theta0 + parameters.values["scaling_coefficient"] * tau
     pieces = np.split(merged, np.cumsum([base[name].size for name in names])[:-1])
     return base | {name: piece.reshape(base[name].shape) for name, piece in zip(names, pieces, strict=True)}
 
 
 rates = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9, 1.0]) | st.floats(0, 0.99)
 masks = st.builds(
-    Mask,
+    mask_of,
+    st.sampled_from(["random", "magnitude"]),
     weight_mask_rate=rates,
     use_weight_rescale=st.booleans(),
-    mask_strategy=st.sampled_from(["random", "magnitude"]),
     weight_format=st.sampled_from(["delta_weight", "finetuned_weight"]),
 )
 
@@ -161,10 +163,11 @@ masks = st.builds(
 def merges(draw):
     number = draw(st.integers(2, 5))
     ratios = [draw(st.integers(-4, 12)) / 8 for _ in range(number - 1)]
-    parameters = MergeParameters(
-        method=draw(st.sampled_from(sorted(MERGING_METHODS))),
-        scaling_coefficient=draw(st.sampled_from([1.0, 0.5, -0.3])),
-        param_value_mask_rate=draw(rates),
+    method = draw(st.sampled_from(["average_merging", "task_arithmetic", "ties_merging"]))
+    options = {"scaling_coefficient": draw(st.sampled_from([1.0, 0.5, -0.3])), "param_value_mask_rate": draw(rates)}
+    parameters = parameters_of(
+        method,
+        **{name: value for name, value in options.items() if name in METHODS[method].options},
         mask=draw(st.none() | masks),
         mixup=draw(st.none() | st.just(Mixup((*ratios, 1 - sum(ratios))))),
         seed=draw(st.integers(0, 3)),
@@ -219,8 +222,8 @@ def record_of(folder: Path, name: str, parameters: MergeParameters, **work) -> d
 
 @pytest.mark.parametrize("method", ["average_merging", "ties_merging"])
 def test_input_fingerprints_do_not_depend_on_blocks(folder, method):
-    streamed = record_of(folder, "streamed", MergeParameters(method))
-    read_again = record_of(folder, "again", MergeParameters(method), block_size=3, threads=3)
+    streamed = record_of(folder, "streamed", parameters_of(method))
+    read_again = record_of(folder, "again", parameters_of(method), block_size=3, threads=3)
     assert streamed["inputs"] == read_again["inputs"]
     assert streamed["fingerprint"] == read_again["fingerprint"]
 
@@ -231,7 +234,7 @@ def test_a_changed_value_changes_the_fingerprint_if_the_merge_depends_on_it(fold
         tensors = load_file(file)
         save_file({**tensors, name: tensors[name] + 1}, file)
 
-    average = MergeParameters("average_merging", exclude_param_names_regex=("lm_head",))
+    average = parameters_of("average_merging", exclude_param_names_regex=("lm_head",))
     first = record_of(folder, "first", average)["fingerprint"]
     change("base", "model.layers.0.w")  # averaging does not read it
     change("math", "lm_head.weight")  # excluded, so the base's is copied
@@ -247,7 +250,7 @@ def test_integers_and_booleans_are_copied_from_the_base(folder):
         index = folder / role / "model.safetensors.index.json"
         places = json.loads(index.read_text())["weight_map"] | dict.fromkeys(buffers, "model-2.safetensors")
         index.write_text(json.dumps({"weight_map": places}))
-    for parameters in (AVERAGE, MergeParameters("ties_merging", dtype="float32")):
+    for parameters in (AVERAGE, parameters_of("ties_merging", dtype="float32")):
         merged = merge(folder, folder / parameters.method, parameters, allow_unrelated=True)
         assert torch.equal(merged["model.token_types"], torch.arange(5))
         assert torch.equal(merged["model.mask"], torch.tensor([True, False]))

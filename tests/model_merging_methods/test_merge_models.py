@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model_merging_methods.merge_models import merge_models
-from model_merging_methods.merge_request import Mask, MergeParameters
+from model_merging_methods.merge_parameters import mask_of, parameters_of
 from tests.model_merging_methods.merges import MERGES, ROLES, file_bytes, merge, request
 from tests.model_merging_methods.small_models import save_model, save_models
 from utils.errors import UserError
@@ -40,7 +40,7 @@ def test_threads_and_block_sizes_change_no_byte(models, tmp_path, parameters):
 
 def test_a_model_s_mask_does_not_depend_on_the_other_models(models, tmp_path):
     """If the other model is the base itself, θ0 + masked δ of math remains."""
-    parameters = MergeParameters("task_arithmetic", mask=Mask(0.5), dtype="float32")
+    parameters = parameters_of("task_arithmetic", mask=mask_of(weight_mask_rate=0.5), dtype="float32")
     merge(models, tmp_path / "first", parameters, {"instruct": "base", "math": "math"}, "math")
     merge(models, tmp_path / "second", parameters, {"math": "math", "code": "base"}, "math")
     assert file_bytes(tmp_path / "first") == file_bytes(tmp_path / "second")
@@ -48,7 +48,7 @@ def test_a_model_s_mask_does_not_depend_on_the_other_models(models, tmp_path):
 
 @pytest.mark.parametrize("dtype", [None, "float32", "bfloat16"])
 def test_transformers_loads_and_runs_the_saved_dtype(models, tmp_path, dtype):
-    merge(models, tmp_path / "merged", MergeParameters("task_arithmetic", dtype=dtype), ROLES, "math")
+    merge(models, tmp_path / "merged", parameters_of("task_arithmetic", dtype=dtype), ROLES, "math")
     model, report = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto", output_loading_info=True)
     assert model.dtype == getattr(torch, dtype or "float16")
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))

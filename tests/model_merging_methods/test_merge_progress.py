@@ -13,13 +13,13 @@ import pytest
 
 from benchmarks.benchmark_checkpoints import LlamaShape, make_checkpoint
 from model_merging_methods.merge_models import MergeWork, merge_models
+from model_merging_methods.merge_parameters import MergeParameters, mask_of, parameters_of
 from model_merging_methods.merge_progress import PROGRESS_FILE
-from model_merging_methods.merge_request import Mask, MergeParameters
 from tests.model_merging_methods.merges import PAIR, TASK_ARITHMETIC, file_bytes, request
 
 ROOT = Path(__file__).parents[2]
 SHAPE = LlamaShape(layers=6, hidden=512, intermediate=1408, heads=8, key_value_heads=8, vocabulary=2000)
-PARAMETERS = MergeParameters("ties_merging", mask=Mask(0.3, use_weight_rescale=True))
+PARAMETERS = parameters_of("ties_merging", mask=mask_of(weight_mask_rate=0.3, use_weight_rescale=True))
 WORK = MergeWork(threads=2, largest_shard=2_000_000)
 
 COMMAND = """
@@ -27,7 +27,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from tests.model_merging_methods.test_merge_progress import merge
-from model_merging_methods.merge_request import Mask, MergeParameters
+from model_merging_methods.merge_parameters import Mask, MergeParameters
 from utils.errors import run_command_line
 print("begins", flush=True)
 sys.exit(run_command_line(lambda: merge(*map(Path, sys.argv[1:]), {parameters})))
@@ -137,7 +137,7 @@ def test_a_damaged_shard_is_written_again(models, undisturbed, tmp_path, damage)
     assert [name for name, own in whole.items() if identity(target / name) != own] == [file.name]
 
 
-MAGNITUDE_MASK = MergeParameters("average_merging", mask=Mask(0.3, mask_strategy="magnitude"))
+MAGNITUDE_MASK = parameters_of("average_merging", mask=mask_of("magnitude", weight_mask_rate=0.3))
 
 
 @pytest.mark.parametrize(("interrupted", "resumed"), [(MAGNITUDE_MASK, MAGNITUDE_MASK), (PARAMETERS, TASK_ARITHMETIC)])

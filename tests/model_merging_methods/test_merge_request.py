@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from model_merging_methods.merge_request import MergeParameters, Mixup, draw_ratios, given_ratios
+from model_merging_methods.merge_parameters import parameters_of
+from model_merging_methods.mixup import Mixup, draw_ratios, given_ratios
 from utils.errors import UserError
 
 
@@ -54,4 +55,4 @@ def test_given_ratios_that_make_no_sense_are_refused(ratios, models):
 @pytest.mark.parametrize("ratios", [(0.0, 0.0), (0.5, 0.6), (float("nan"), 1.0)])
 def test_ratios_that_do_not_sum_to_one_never_merge(ratios):
     with pytest.raises(UserError, match="sum to"):
-        MergeParameters("average_merging", mixup=Mixup(ratios, alpha=0.5)).check(2)
+        parameters_of("average_merging", mixup=Mixup(ratios, alpha=0.5)).check(2)

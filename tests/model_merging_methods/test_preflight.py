@@ -18,8 +18,9 @@ from merge_llms_instruct_math_code import main
 from model_merging_methods.candidate_weights import CandidateMerges
 from model_merging_methods.diagnose import main as diagnose
 from model_merging_methods.merge_models import merge_models
+from model_merging_methods.merge_parameters import parameters_of
 from model_merging_methods.merge_record import read_record
-from model_merging_methods.merge_request import MergeParameters, MergeRequest
+from model_merging_methods.merge_request import MergeRequest
 from model_merging_methods.preflight import check_inputs
 from tests.commands import run_here
 from tests.model_merging_methods import merges
@@ -43,7 +44,7 @@ def models(whole, tmp_path) -> Path:
 
 
 def request(root: Path, *excluded: str) -> MergeRequest:
-    return merges.request(root, MergeParameters("task_arithmetic", exclude_param_names_regex=excluded), PAIR)
+    return merges.request(root, parameters_of("task_arithmetic", exclude_param_names_regex=excluded), PAIR)
 
 
 def check(root: Path, *excluded: str) -> Findings:

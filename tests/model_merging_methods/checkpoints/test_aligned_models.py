@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from model_merging_methods.merge_request import MergeParameters
+from model_merging_methods.merge_parameters import parameters_of
 from tests.model_merging_methods.merges import AVERAGE, TASK_ARITHMETIC, merge, read_weights
 from tests.model_merging_methods.small_models import WORDS, small_tokenizer
 
@@ -130,6 +130,6 @@ def test_averages_and_ties_of_other_families(tmp_path, family):
     average = merge(tmp_path, tmp_path / "average", AVERAGE, ROLES, largest_shard=6000)
     math, code = (stored(tmp_path / role) for role in ROLES)
     assert all(torch.equal(t, ((math[n].float() + code[n].float()) / 2).half()) for n, t in average.items())
-    merge(tmp_path, tmp_path / "ties", MergeParameters("ties_merging"), ROLES, largest_shard=6000)
+    merge(tmp_path, tmp_path / "ties", parameters_of("ties_merging"), ROLES, largest_shard=6000)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "ties")
     assert all(parameter.isfinite().all() for parameter in model.parameters())

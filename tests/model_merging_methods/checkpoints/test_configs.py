@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from merge_llms_instruct_math_code import main
 from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder
 from model_merging_methods.checkpoints.configs import check_configs, merged_config
-from model_merging_methods.merge_request import MergeParameters
+from model_merging_methods.merge_parameters import parameters_of
 from tests.model_merging_methods.merges import PAIR, merge
 from tests.model_merging_methods.small_models import change_json, save_models
 from utils.errors import UserError
@@ -99,7 +99,7 @@ def test_settings_of_models_that_transformers_does_not_know_are_compared(models)
 
 
 def merged(models: Path, config_from: str | None = None, instruct: str = "instruct") -> Path:
-    parameters = MergeParameters("average_merging", config_from=config_from)
+    parameters = parameters_of("average_merging", config_from=config_from)
     merge(models, models / "merged", parameters, {"instruct": instruct, "math": "math"})
     return models / "merged"
 

@@ -11,8 +11,8 @@ import transformers
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from model_merging_methods.merge_parameters import mask_of, parameters_of
 from model_merging_methods.merge_record import read_record
-from model_merging_methods.merge_request import Mask, MergeParameters
 from tests.model_merging_methods import merges
 from tests.model_merging_methods.small_models import WORDS, Tensors, change_tensors, save_family, save_models
 from utils.errors import UserError
@@ -39,7 +39,7 @@ def renamed(how: Callable[[str], str]) -> Callable[[Tensors], Tensors]:
 
 
 def merge(root: Path, target: Path, *excluded: str) -> Tensors:
-    parameters = MergeParameters("ties_merging", mask=Mask(0.3), exclude_param_names_regex=excluded)
+    parameters = parameters_of("ties_merging", mask=mask_of(weight_mask_rate=0.3), exclude_param_names_regex=excluded)
     return merges.merge(root, target, parameters, ROLES)
 
 

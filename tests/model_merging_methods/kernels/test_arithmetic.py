@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from model_merging_methods.kernels.arithmetic import (
     COMPILED_METHODS,
     CompiledArithmetic,
+    TensorNumbers,
     choose_device,
     open_arithmetic,
 )
@@ -20,8 +21,9 @@ from model_merging_methods.kernels.magnitude_thresholds import BINS, EVERYWHERE,
 from model_merging_methods.kernels.mask_weights import random_drop_mask
 from model_merging_methods.kernels.stored_dtypes import BF16, F16, F32, F64
 from model_merging_methods.kernels.torch_arithmetic import TorchArithmetic
-from model_merging_methods.merge_request import Mask, MergeParameters, Mixup, mask_key
-from model_merging_methods.merging_methods import MERGING_METHODS, Coefficients
+from model_merging_methods.merge_parameters import MergeParameters, mask_of, parameters_of
+from model_merging_methods.merge_request import mask_key
+from model_merging_methods.mixup import Mixup
 from tests.model_merging_methods.merges import DARE, MERGES, PAIR, file_bytes, merge
 from tests.model_merging_methods.small_models import save_model
 from utils.errors import UserError
@@ -40,7 +42,7 @@ class Case:
     """A block of K models, and how to merge it."""
 
     parameters: MergeParameters
-    coefficients: Coefficients
+    numbers: TensorNumbers
     values: np.ndarray  # float64 [K + 1, size]
     dtypes: list[int]
     output_dtype: int
@@ -86,27 +88,26 @@ def cases(draw) -> Case:
     values[1:] += np.where(rng.random((models, size)) < 0.7, values[0], -0.0)
     mask = None
     if draw(st.booleans()):
-        mask = Mask(
-            draw(st.sampled_from(RATES)),
-            draw(st.booleans()),
+        mask = mask_of(
             draw(st.sampled_from(["random", "magnitude"])),
-            draw(st.sampled_from(["delta_weight", "finetuned_weight"])),
+            weight_mask_rate=draw(st.sampled_from(RATES) | st.tuples(*[st.sampled_from(RATES)] * models)),
+            use_weight_rescale=draw(st.booleans()),
+            weight_format=draw(st.sampled_from(["delta_weight", "finetuned_weight"])),
         )
     ratios = st.sampled_from([0.0, 0.2, 0.5, 1.0, -0.2]) | st.floats(-1, 2)
     ratios = draw(st.none() | st.tuples(*[ratios] * models))
     places = rng.integers(size, size=models)
     own = np.abs(values[1:] - values[0])[range(models), places].astype(np.float32)
     thresholds = draw(st.sampled_from([own, np.zeros(models, np.float32), np.full(models, 0.25, np.float32)]))
+    method = draw(st.sampled_from(list(COMPILED_METHODS)))
+    scaling_coefficient = draw(st.sampled_from([1.0, 0.3, 0.0, -1.5]))
+    options = {} if method == "average_merging" else {"scaling_coefficient": scaling_coefficient}
+    statistics = {}
+    if method == "ties_merging":
+        statistics = {"trim_thresholds": thresholds.tolist(), "majority_sign": draw(st.sampled_from([-1, 0, 1]))}
     return Case(
-        parameters=MergeParameters(
-            draw(st.sampled_from(list(MERGING_METHODS))), mask=mask, mixup=Mixup(ratios) if ratios else None
-        ),
-        coefficients=Coefficients(
-            ratios=ratios,
-            scaling_coefficient=draw(st.sampled_from([1.0, 0.3, 0.0, -1.5])),
-            trim_thresholds=tuple(thresholds.tolist()),
-            majority_sign=draw(st.sampled_from([-1, 0, 1])),
-        ),
+        parameters=parameters_of(method, mask=mask, mixup=Mixup(ratios) if ratios else None, **options),
+        numbers=TensorNumbers(ratios=ratios, statistics=statistics),
         values=values,
         dtypes=[draw(st.sampled_from(list(DTYPES))) for _ in range(models + 1)],
         output_dtype=draw(st.sampled_from(list(DTYPES))),
@@ -146,7 +147,7 @@ def test_merged_blocks_and_sums_are_equal(device, case):
     for arithmetic, block in case.both(device):
         output = np.empty(case.size * DTYPES[case.output_dtype].itemsize, np.uint8)
         sums = case.sums()
-        code = arithmetic.merge(case.coefficients, block, case.output_dtype, output, sums)
+        code = arithmetic.merge(case.numbers, block, case.output_dtype, output, sums)
         results.append((code, output, sums))
     (expected_code, expected, expected_sums), (code, output, sums) = results
     assert code == expected_code
@@ -212,12 +213,12 @@ def entries(counts) -> list[tuple]:
     return sorted(zip(*(column[: counts.found].tolist() for column in counts.undecided[:4]), strict=True))
 
 
-def plain_case(method: str, values: np.ndarray, scaling_coefficient: float = 1.0) -> Case:
+def plain_case(method: str, values: np.ndarray, **options: float) -> Case:
     """All in float32, nothing masked or trimmed."""
     models = len(values) - 1
     return Case(
-        parameters=MergeParameters(method),
-        coefficients=Coefficients(scaling_coefficient=scaling_coefficient, trim_thresholds=(0.0,) * models),
+        parameters=parameters_of(method, **options),
+        numbers=TensorNumbers(statistics={"trim_thresholds": [0.0] * models, "majority_sign": 0}),
         values=values,
         dtypes=[F32] * (models + 1),
         output_dtype=F32,
@@ -228,7 +229,7 @@ def plain_case(method: str, values: np.ndarray, scaling_coefficient: float = 1.0
 
 
 @on_both_devices
-@pytest.mark.parametrize("method", MERGING_METHODS)
+@pytest.mark.parametrize("method", COMPILED_METHODS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("model", [0, 1, 2])
 def test_the_model_with_a_value_that_is_not_finite_is_reported(device, method, value, model):
@@ -239,7 +240,7 @@ def test_the_model_with_a_value_that_is_not_finite_is_reported(device, method, v
     for arithmetic, block in case.both(device):
         output, room = np.empty(4 * case.size, np.uint8), new_room(case, 0)
         with np.errstate(invalid="ignore"):
-            merged = arithmetic.merge(case.coefficients, block, F32, output, case.sums())
+            merged = arithmetic.merge(case.numbers, block, F32, output, case.sums())
         compared = arithmetic.compare(block, case.sums())
         magnitude, _ = arithmetic.magnitudes(block, True)
         counted, _ = arithmetic.count(block, arrays_of([EVERYWHERE] * 2), True, room)
@@ -263,7 +264,7 @@ def test_merged_values_that_overflow_are_reported(device, dtype, value, scaling_
     case = plain_case("task_arithmetic", values, scaling_coefficient=scaling_coefficient)
     for arithmetic, block in case.both(device):
         output = np.empty(case.size * DTYPES[dtype].itemsize, np.uint8)
-        assert arithmetic.merge(case.coefficients, block, dtype, output, case.sums()) == code
+        assert arithmetic.merge(case.numbers, block, dtype, output, case.sums()) == code
 
 
 @on_both_devices
@@ -280,7 +281,7 @@ def test_random_masks_are_equal(device, rate):
 @on_both_devices
 def test_parallel_merges_do_not_interfere(device):
     rng = np.random.default_rng(0)
-    parameters = MergeParameters("ties_merging", mask=Mask(0.5, use_weight_rescale=True))
+    parameters = parameters_of("ties_merging", mask=mask_of(weight_mask_rate=0.5, use_weight_rescale=True))
     some = [plain_case("ties_merging", rng.normal(0, 1, (4, int(n)))) for n in rng.integers(1, 60_000, 40)]
     arithmetic = TorchArithmetic(parameters, 3, device)
 
@@ -288,7 +289,7 @@ def test_parallel_merges_do_not_interfere(device):
         output = np.empty(case.size * 4, np.uint8)
         block = case.block(arithmetic)
         for _ in range(5):
-            assert arithmetic.merge(case.coefficients, block, F32, output, case.sums()) == 0
+            assert arithmetic.merge(case.numbers, block, F32, output, case.sums()) == 0
         return output.tobytes()
 
     one_by_one = [merge(case) for case in some]
@@ -310,15 +311,15 @@ def test_torch_keeps_its_number_of_threads():
 
 @needs_gpu
 def test_blocks_for_a_gpu_are_in_page_locked_memory():
-    room = TorchArithmetic(MergeParameters("average_merging"), 2, "cuda").room(3, 1000)
+    room = TorchArithmetic(parameters_of("average_merging"), 2, "cuda").room(3, 1000)
     assert torch.from_numpy(room).is_pinned()
 
 
 PAIRS = {
     "average": MERGES["average"],
-    "task arithmetic M3": MergeParameters("task_arithmetic", mixup=Mixup((0.3, 0.7)), scaling_coefficient=0.7),
+    "task arithmetic M3": parameters_of("task_arithmetic", mixup=Mixup((0.3, 0.7)), scaling_coefficient=0.7),
     "TIES": MERGES["TIES"],
-    "DARE TIES M3": MergeParameters("ties_merging", mask=DARE, mixup=Mixup((0.3, 0.7))),
+    "DARE TIES M3": parameters_of("ties_merging", mask=DARE, mixup=Mixup((0.3, 0.7))),
     "magnitude mask TIES": MERGES["magnitude mask TIES"],
 }
 merges = pytest.mark.parametrize("parameters", PAIRS.values(), ids=PAIRS)

@@ -16,7 +16,7 @@ from model_merging_methods.kernels.magnitude_thresholds import (
     ThresholdSearch,
 )
 from model_merging_methods.kernels.stored_dtypes import F32
-from model_merging_methods.merge_request import MergeParameters
+from model_merging_methods.merge_parameters import parameters_of
 
 numbers = st.floats(width=32, allow_nan=False, allow_infinity=False) | st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0])
 patterns = st.integers(0, LARGEST_PATTERN) | st.sampled_from([0, int(np.float32(1).view(np.int32))])
@@ -31,7 +31,7 @@ def brackets(draw) -> Bracket:
 def run(search: ThresholdSearch, values: np.ndarray, block_size: int) -> int:
     """Make passes over the models' values, float32 [K, n], until the search is done. Returns their number."""
     models, n = values.shape
-    arithmetic = CompiledArithmetic(MergeParameters("ties_merging"), models)
+    arithmetic = CompiledArithmetic(parameters_of("ties_merging"), models)
     passes = 0
     while not search.done:
         passes += 1

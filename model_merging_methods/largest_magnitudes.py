@@ -1,0 +1,41 @@
+"""Order statistics of the magnitudes of one tensor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def kth_smallest(magnitudes: Tensor, rank: int) -> float:
+    """The rank-th smallest of non-negative float32 values, counted from 1."""
+    flat = magnitudes.flatten()
+    if flat.device.type != "cpu":
+        return flat.kthvalue(rank).values.item()
+    from model_merging_methods.kernels import selection
+
+    return float(selection.kth_smallest(flat.numpy(), rank))
+
+
+def largest(magnitudes: Tensor, count: int) -> Tensor:
+    """Which values are the `count` largest (bool). Of equal values those with lower flat indices count as larger."""
+    if count <= 0:
+        return magnitudes < 0
+    if count >= magnitudes.numel():
+        return magnitudes >= 0
+    threshold = kth_smallest(magnitudes, magnitudes.numel() - count + 1)
+    if magnitudes.device.type == "cpu":
+        import torch
+
+        from model_merging_methods.kernels import selection
+
+        flat = magnitudes.flatten()
+        selected = torch.empty(flat.shape, dtype=torch.bool)
+        selection.mark_largest(flat.numpy(), threshold, count, selected.numpy())
+    else:
+        flat = magnitudes.flatten()
+        selected = flat > threshold
+        equal = (flat == threshold).nonzero().squeeze(1)
+        selected[equal[: count - int(selected.sum())]] = True
+    return selected.view_as(magnitudes)

@@ -1,0 +1,240 @@
+"""Merging methods and masks: their declarations, and the options that follow from them.
+
+A method is one file in `methods/`, a mask one file in `masks/`, both found by name. The file holds a decorated
+function. Its keyword arguments are the options: parser, checks, run names, records, model cards, searches and
+docs/methods.md loop over them. `docs/add_a_method.md` shows two examples.
+
+The modules of methods and masks import torch inside functions only: it takes seconds, and merges by compiled kernels do
+without it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_args, get_origin, get_type_hints
+
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# The type of an option that has one number per fine-tuned model. A formula gets a tuple of K numbers.
+PerModel: TypeAlias = tuple[float, ...]
+Value: TypeAlias = float | int | bool | str | PerModel
+
+
+class Sees(Enum):
+    """How much of a parameter a formula must see at once.
+
+    GRAM: the inner products of one parameter's vectors; it returns a ratio for each model.
+    BLOCK: any stretch of one parameter, and the declared statistics.
+    TENSOR: one whole parameter.
+    """
+
+    GRAM = "inner products"
+    BLOCK = "any stretch"
+    TENSOR = "a whole tensor"
+
+
+@dataclass(frozen=True)
+class About:
+    """What an option means, and the values that it takes: numbers from `low` to `high`, or one of `choices`."""
+
+    text: str
+    low: float = -math.inf
+    high: float = math.inf
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a method or mask. `type` is float, int, bool or str; `default` is None for a required one."""
+
+    name: str
+    type: type
+    default: Value | None
+    about: About
+    is_per_model: bool
+
+    def check(self, value: Value) -> None:
+        """Raise UserError for a value outside the option's range."""
+        for one in value if isinstance(value, tuple) else (value,):
+            if self.about.choices:
+                if one not in self.about.choices:
+                    raise UserError(f"--{self.name} {one}: choose one of {', '.join(self.about.choices)}")
+            elif not isinstance(one, bool) and not self.about.low <= one <= self.about.high:
+                raise UserError(f"--{self.name} {one}: give {self.range}")
+            elif not isinstance(one, bool) and not math.isfinite(one):
+                raise UserError(f"--{self.name} {one}: give a finite number")
+
+    @property
+    def range(self) -> str:
+        """The values in words, such as "a number between 0 and 1"."""
+        kind = "a whole number" if self.type is int else "a number"
+        low, high = self.about.low, self.about.high
+        if math.isinf(low) and math.isinf(high):
+            return f"{kind}"
+        if math.isinf(high):
+            return f"{kind} from {low:g} on"
+        return f"{kind} between {low:g} and {high:g}"
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """One parameter of all models, as a formula sees it: float32.
+
+    BLOCK: positions `start` … of the flattened parameter, one-dimensional. TENSOR: all of it, in its `shape`.
+    base: θ0. weights and task_vectors: θi and δi as far as they are known; `finetuned` and `deltas` give both.
+    ratios: M3's w1 … wK, or None for the plain method. statistics: those that the method declared, by name.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    base: Tensor
+    weights: Sequence[Tensor] | None = None
+    task_vectors: Sequence[Tensor] | None = None
+    ratios: tuple[float, ...] | None = None
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def finetuned(self) -> Sequence[Tensor]:
+        """The models' weights θ1 … θK."""
+        return [self.base + delta for delta in self.task_vectors] if self.weights is None else self.weights
+
+    @cached_property
+    def deltas(self) -> Sequence[Tensor]:
+        """The task vectors δi = θi − θ0."""
+        return [theta - self.base for theta in self.weights] if self.task_vectors is None else self.task_vectors
+
+    @property
+    def number_of_models(self) -> int:
+        """K."""
+        return len(self.weights if self.task_vectors is None else self.task_vectors)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A merging method.
+
+    formula: for BLOCK and TENSOR a function of `Tensors` and the options that returns the merged values, in the shape
+    of θ0. For GRAM a function of `gram`, the float64 products [..., K, K] of the K models' vectors, and the options,
+    that returns K coefficients ci, [..., K]: the result is Σ ci θi, or θ0 + Σ ci δi with `reads_base`.
+    models: the least and the largest number of fine-tuned models (None: any number).
+    reads_base: whether the result depends on θ0, or a function of the options that says so.
+    takes_ratios: whether M3's ratios apply. They replace the option `weight` if the method has one.
+    takes_mask: whether the models may be masked before.
+    uses_weights: for TENSOR, whether the formula uses θi besides δi, which takes more memory.
+    merges: whether a parameter of this name and shape is merged; the others keep the values of θ0.
+    vectors: for GRAM, from the options: "tensor" (a parameter is one vector), "rows" or "columns" (each is one).
+    """
+
+    name: str
+    formula: Callable[..., Any]
+    paper: str
+    sees: Sees
+    options: Mapping[str, Option]
+    models: tuple[int, int | None] = (2, None)
+    reads_base: bool | Callable[[Mapping[str, Value]], bool] = True
+    takes_ratios: bool = False
+    takes_mask: bool = True
+    uses_weights: bool = False
+    statistics: tuple[Any, ...] = ()
+    merges: Callable[[str, tuple[int, ...]], bool] = lambda name, shape: True
+    vectors: Callable[[Mapping[str, Value]], str] = lambda options: "tensor"
+
+    def reads_base_with(self, options: Mapping[str, Value]) -> bool:
+        return self.reads_base(options) if callable(self.reads_base) else self.reads_base
+
+    @property
+    def summary(self) -> str:
+        """The first sentence of the formula's docstring."""
+        return summary(self.formula)
+
+
+def merging_method(*, paper: str, sees: Sees, **declared: Any) -> Callable[[Callable], Method]:
+    """Declare a function to be a merging method. `declared` are further fields of `Method`."""
+
+    def declare(formula: Callable) -> Method:
+        return Method(formula.__name__, formula, paper, sees, options_of(formula), **declared)
+
+    return declare
+
+
+@dataclass(frozen=True)
+class MaskPlace:
+    """The values that a mask is applied to: one model's, of one parameter, from position `start` on.
+
+    key: the 64-bit key of this parameter's random mask (`merge_request.mask_key`).
+    """
+
+    shape: tuple[int, ...]
+    start: int
+    key: int
+
+
+@dataclass(frozen=True)
+class MaskMethod:
+    """A mask, applied to each model before they are merged.
+
+    formula: a function of one model's values (float32, of the shape that `sees` says), their `MaskPlace` and the
+    options, one number each, that returns the masked values.
+    is_random: whether the result depends on the seed.
+    """
+
+    name: str
+    formula: Callable[..., Tensor]
+    paper: str
+    sees: Sees
+    options: Mapping[str, Option]
+    is_random: bool = False
+
+    @property
+    def summary(self) -> str:
+        return summary(self.formula)
+
+
+def mask_method(*, paper: str, sees: Sees, is_random: bool = False) -> Callable[[Callable], MaskMethod]:
+    """Declare a function to be a mask."""
+
+    def declare(formula: Callable) -> MaskMethod:
+        return MaskMethod(formula.__name__, formula, paper, sees, options_of(formula, by_model=True), is_random)
+
+    return declare
+
+
+def options_of(formula: Callable, by_model: bool = False) -> dict[str, Option]:
+    """The options that a formula's keyword arguments declare, by name. `by_model`: any number may differ by model."""
+    hints = get_type_hints(formula, localns={"Tensor": Any}, include_extras=True)
+    options = {}
+    for name, argument in inspect.signature(formula).parameters.items():
+        if argument.kind is not inspect.Parameter.KEYWORD_ONLY:
+            continue
+        hint = hints[name]
+        if get_origin(hint) is not Annotated:
+            raise TypeError(f"{formula.__name__}: the option {name} needs Annotated[type, About(...)]")
+        kind, about = get_args(hint)
+        default = None if argument.default is argument.empty else argument.default
+        is_per_model = kind == PerModel or (by_model and kind is float)
+        options[name] = Option(name, float if kind == PerModel else kind, default, about, is_per_model)
+    return options
+
+
+def summary(formula: Callable) -> str:
+    """The first sentence of a docstring."""
+    return " ".join((inspect.getdoc(formula) or "").split("\n\n")[0].split())
+
+
+def is_vocabulary_matrix(name: str) -> bool:
+    """Whether a parameter is the input or the output embeddings."""
+    return "embed" in name or name.startswith("lm_head") or ".lm_head" in name
+
+
+def is_linear_weight(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a parameter is the weight of a linear layer of attention or MLP."""
+    return len(shape) == 2 and name.endswith(".weight") and not is_vocabulary_matrix(name) and "norm" not in name

@@ -1,0 +1,26 @@
+"""Task arithmetic: the scaled sum of the task vectors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from model_merging_methods.method import About, PerModel, Sees, Tensors, merging_method
+from model_merging_methods.weighted_sums import sum_of_weights, weighted_sum
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@merging_method(paper="Task arithmetic (Ilharco et al. 2023, arXiv 2212.04089)", sees=Sees.BLOCK, takes_ratios=True)
+def task_arithmetic(
+    x: Tensors,
+    *,
+    scaling_coefficient: Annotated[float, About("factor on the merged task vector")] = 1.0,
+    weight: Annotated[PerModel, About("factor on a model's task vector")] = 1.0,
+    normalize: Annotated[bool, About("divide by the sum of the weights")] = False,
+) -> Tensor:
+    """Add the scaled, weighted sum of the task vectors to the base: θ0 + s · Σ wi δi."""
+    merged = weighted_sum(x.deltas, weight)
+    if normalize:
+        merged = merged / merged.new_full((), sum_of_weights(weight))
+    return x.base + scaling_coefficient * merged

@@ -1,0 +1,145 @@
+"""The blocks of a merge's models: which parameters are merged, and how a stretch of all models is read."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from model_merging_methods.checkpoints.aligned_models import BASE, AlignedModels
+from model_merging_methods.checkpoints.checkpoint_folder import not_finite_error
+from model_merging_methods.kernels.arithmetic import TensorNumbers, open_arithmetic
+from model_merging_methods.kernels.block_kernels import StoredBlock
+from model_merging_methods.kernels.block_passes import Block, for_every_block
+from model_merging_methods.kernels.stored_dtypes import LONG_NAMES, is_floating
+from model_merging_methods.merge_parameters import MergeParameters
+from model_merging_methods.merge_request import mask_key
+from model_merging_methods.statistics import Statistics
+from utils.content_hashes import STRETCH
+from utils.errors import UserError
+from utils.machine import available_cores
+
+BLOCK_SIZE = STRETCH
+
+# Called with a model's number, a block and the stored bytes, as they are read.
+KeepInput = Callable[[int, Block, np.ndarray], None]
+
+
+class ModelBlocks:
+    """The aligned models of a merge, in blocks.
+
+    `roles` name the fine-tuned models in their order (such as `math`); random masks depend on them. `device` is cpu or
+    cuda. `mask_thresholds` are set by the first pass of a mask by magnitude.
+    """
+
+    def __init__(
+        self,
+        models: AlignedModels,
+        roles: Sequence[str],
+        parameters: MergeParameters,
+        device: str = "cpu",
+        threads: int | None = None,
+        block_size: int = BLOCK_SIZE,
+    ):
+        self.models = models
+        self.roles = roles
+        self.parameters = parameters
+        self.device = device
+        copied = {models.matrix(name) for name in models.forms if self._is_kept(name)} | models.kept
+        self.merged = frozenset(
+            name
+            for name, form in models.forms.items()
+            if is_floating(form.dtype) and models.matrix(name) not in copied and name not in copied
+        )
+        # Each value once: a matrix that is written under two names counts under one of them.
+        self.merged_names = [name for name in models.forms if name in self.merged and name not in models.same_as]
+        self.arithmetic = open_arithmetic(device, parameters, len(roles))
+        self.threads = threads or len(available_cores())
+        self.block_size = block_size
+        self.mask_thresholds: Mapping[str, Sequence[float | None]] = {}
+
+    def _is_kept(self, name: str) -> bool:
+        """Whether a parameter stays as in the pretrained model."""
+        merges = self.parameters.declared.merges(name, tuple(self.models.forms[name].shape))
+        return not merges or self.parameters.excludes(name)
+
+    def numel(self, name: str) -> int:
+        return self.models.forms[name].numel
+
+    def numbers(self, name: str, statistics: Statistics) -> TensorNumbers:
+        """The numbers of one tensor's formula: M3's ratios, or the coefficients of a GRAM method."""
+        parameters, found = self.parameters, statistics.at(self.models.matrix(name))
+        ratios = parameters.mixup.ratios if parameters.mixup else None
+        if "gram" in found:
+            options = parameters.formula_options(len(self.roles))
+            coefficients = parameters.declared.formula(np.array(found["gram"]), **options)
+            ratios = tuple(float(np.float32(coefficient)) for coefficient in coefficients)
+        return TensorNumbers(name, tuple(self.models.forms[name].shape), ratios, found)
+
+    def for_every(
+        self, blocks: Sequence[Block], new_worker: Callable[[], Callable[[Block], None]], title: str | None = None
+    ) -> None:
+        """A pass over blocks, with read-ahead and all threads."""
+        for_every_block(blocks, new_worker, self.threads, self._read_ahead, title)
+
+    def new_room(self, size: int | None = None) -> np.ndarray:
+        return self.arithmetic.room(len(self.roles) + 1, (size or self.block_size) * self.models.largest_item)
+
+    def mask_keys(self, name: str) -> list[int]:
+        matrix = self.models.matrix(name)
+        return [mask_key(self.parameters.seed, role, matrix) for role in self.roles]
+
+    def read(self, block: Block, room: np.ndarray, keep_input: KeepInput | None = None) -> StoredBlock:
+        """A block of all models that the method reads, as stored; each is passed to `keep_input`."""
+        dtypes = np.zeros(len(room), np.int64)
+        for model in self.models_read():
+            dtypes[model] = self.models.read_into(room[model], model, block.name, block.start, block.stop)
+            if keep_input is not None:
+                keep_input(model, block, room[model])
+        thresholds = self.mask_thresholds.get(self.models.matrix(block.name), [None] * len(self.roles))
+        return StoredBlock(
+            block.start,
+            block.stop - block.start,
+            room,
+            dtypes,
+            np.array(self.mask_keys(block.name), np.int64).view(np.uint64),
+            np.array([-1 if threshold is None else threshold for threshold in thresholds], np.float32),
+        )
+
+    def models_read(self) -> Iterable[int]:
+        return range(0 if self.parameters.reads_base else 1, len(self.models.models))
+
+    def _read_ahead(self, block: Block) -> None:
+        for model in self.models_read() if block.name in self.merged else (BASE,):
+            self.models.read_ahead(model, block.name, block.start, block.stop)
+
+    def check_finite(self, code: int, name: str, dtype: str = "") -> None:
+        """Raise UserError for a code of `block_kernels.merge_block` and the like that is not 0."""
+        if code > 0:
+            model = (code & -code).bit_length() - 1
+            raise not_finite_error(self.models.stored_tensor(model, name).file, name)
+        if code < 0:
+            raise UserError(
+                f"tensor {name}: the merged values do not fit into {LONG_NAMES[dtype]}; choose a smaller "
+                "--scaling_coefficient or --dtype float32"
+            )
+
+    def blocks(self, names: Iterable[str], size: int | None = None) -> list[Block]:
+        size = size or self.block_size
+        return [
+            Block(name, start, min(start + size, self.models.forms[name].numel))
+            for name in names
+            for start in range(0, self.models.forms[name].numel, size)
+        ]
+
+    def pieces(self, names: Sequence[str], number: int, size: int) -> list[Block]:
+        """About `number` blocks of `size` values or fewer, evenly spaced over some parameters together."""
+        total = sum(self.models.forms[name].numel for name in names)
+        distance = max(total // number, 1)
+        pieces, before = {}, 0
+        size = min(size, self.block_size)
+        for name in names:
+            numel = self.models.forms[name].numel
+            for place in range(-before % distance, numel, distance):
+                start = min(place // size * size, max(numel - size, 0))
+                pieces[Block(name, start, min(start + size, numel))] = None
+            before += numel
+        return list(pieces)

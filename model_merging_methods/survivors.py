@@ -1,0 +1,32 @@
+"""Drop values, and rescale the survivors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Sums of magnitudes below this are not rescaled.
+_LEAST_SUM = 1e-7
+
+
+def keep(values: Tensor, kept: Tensor, rescale: str, keep_probability: float | Tensor = 1.0) -> Tensor:
+    """`values` where `kept`, and 0 elsewhere, rescaled.
+
+    rescale: "none"; "inverse" divides each survivor by its `keep_probability`; "l1" multiplies all survivors by Σ|x|
+    before / Σ|x| after. These sums are computed in float64.
+    """
+    import torch
+
+    masked = values * kept
+    nothing_kept = not torch.is_tensor(keep_probability) and keep_probability == 0
+    if rescale == "inverse" and not nothing_kept:
+        divisor = torch.as_tensor(keep_probability, dtype=torch.float32, device=values.device)
+        return masked / divisor  # a tensor, because GPUs multiply by the inverse of a plain number
+    if rescale == "l1":
+        before = float(values.abs().sum(dtype=torch.float64))
+        after = float(masked.abs().sum(dtype=torch.float64))
+        if before >= _LEAST_SUM and after >= _LEAST_SUM:
+            return masked * (before / after)
+    return masked
