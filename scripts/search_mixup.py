@@ -24,28 +24,33 @@ import logging
 import shlex
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 from inference_llms.command_line import add_engine_options, add_tasks_option, check_engine_dtype, check_tasks_option
 from inference_llms.engines.open_engine import check_engine_request, resolve_backend
-from inference_llms.tasks import TASKS, TASKS_OF_ROLE, role_of_task
+from inference_llms.tasks import TASKS, role_of_task, tasks_of_models
 from model_merging_methods.command_line import (
     DEFAULTS,
+    add_declared_options,
     add_method_options,
     add_model_options,
+    chosen_method,
     chosen_roles,
+    declared_options,
+    given_models,
     merge_parameters,
     request_of_folders,
 )
-from model_merging_methods.merge_record import PRETRAINED, list_input_files, tasks_name
-from model_merging_methods.merge_request import run_name
+from model_merging_methods.masks import MASKS
+from model_merging_methods.merge_request import list_input_files, run_name, tasks_name
+from model_merging_methods.methods import METHODS
 from scripts.mixup_search.live_merges import ENGINE_OPTIONS, EngineSetup, LiveMerges, check_verdicts
 from scripts.mixup_search.ray_engines import RayEngines
 from scripts.mixup_search.report import report_lines, write_report
 from scripts.mixup_search.search import Search
-from scripts.mixup_search.search_space import DRAW_BY, OPTIONS, Proposals, SearchSpace, parse_values
+from scripts.mixup_search.search_space import ALPHA, DRAW_BY, Proposals, SearchSpace, parse_values
 from scripts.mixup_search.splits import split_sentence, split_task
 from scripts.mixup_search.store import SearchStore
 from utils.command_line import OneLineParser, positive_number
@@ -64,9 +69,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(description=description, epilog=examples, formatter_class=layout, allow_abbrev=False)
     add_model_options(parser)
     merging = add_method_options(parser)
-    for name in OPTIONS:
-        text = f"numbers, or a range low:high (default: {DEFAULTS[name]})"
-        merging.add_argument(f"--{name}", nargs="+", metavar="X", help=text)
+    text = f"{ALPHA.about.text}: numbers, or a range low:high (default: {ALPHA.default})"
+    merging.add_argument("--alpha", nargs="+", metavar="X", help=text)
+    add_declared_options(parser, declared_options(), takes_several=True)
 
     def add(group: argparse._ArgumentGroup, name: str, text: str, **details) -> None:
         group.add_argument(f"--{name}", help=text, **details)
@@ -130,19 +135,33 @@ def requested_draws(options: argparse.Namespace) -> tuple[list[str], Proposals, 
 
 def search_space(options: argparse.Namespace, roles: Sequence[str]) -> SearchSpace:
     """The search space of the options. Raises UserError for options that do not fit together."""
+    method, mask_name = chosen_method(options)
+    has_ratios = METHODS[method].takes_ratios and len(roles) > 1
+    if options.alpha is not None and not has_ratios:
+        raise UserError(f"--alpha has no effect on {method} of {len(roles)} models, which takes no ratios; remove it")
     if options.alpha is not None and options.draw_by != "mixup":
         raise UserError(f"--alpha has no effect with --draw_by {options.draw_by}, which draws no Beta; remove it")
-    values = {name: parse_values(name, getattr(options, name) or [str(DEFAULTS[name])]) for name in OPTIONS}
-    if min(values["alpha"].numbers) <= 0:
+    alpha = parse_values(ALPHA, options.alpha or [str(ALPHA.default)])
+    if min(alpha.numbers) <= 0:
         raise UserError(
             f"--alpha {' '.join(options.alpha)}: 0 or less draws the first model alone; give a positive number"
         )
-    plain = copy.copy(options)
-    plain.mixup, plain.mixup_lambda = True, None
-    for name in OPTIONS:
-        setattr(plain, name, None if getattr(options, name) is None else values[name].plain_choice)
+    plain, varied = copy.copy(options), {}
+    plain.alpha, plain.mixup, plain.mixup_lambda = None, has_ratios, None
+    own = {**METHODS[method].options, **(MASKS[mask_name].options if mask_name else {})}
+    for name, by_owner in declared_options().items():
+        words = getattr(options, name)
+        if not isinstance(words, list) or any("=" in word for word in words):
+            continue  # a switch, a choice, or numbers by model
+        values = parse_values(own.get(name) or next(iter(by_owner.values())), words)
+        if len(values.numbers) > 1:
+            varied[name] = values
+        if name in own:
+            setattr(plain, name, values.plain_choice)
+        elif name in varied:
+            setattr(plain, name, None)  # `check` refuses it
     base = replace(merge_parameters(plain, roles), mixup=None, seed=options.seed or DEFAULTS["seed"])
-    space = SearchSpace(len(roles), base, **values)
+    space = SearchSpace(len(roles), base, alpha, varied)
     space.check()
     return space
 
@@ -178,7 +197,7 @@ def search(options: argparse.Namespace) -> None:
 
 def search_into(results: Path, options: argparse.Namespace, roles: Sequence[str], proposals: Proposals) -> None:
     request = request_of_folders(options, roles, proposals.space.base)
-    tasks = options.tasks or [task for role in roles for task in TASKS_OF_ROLE[role]]
+    tasks = options.tasks or tasks_of_models(roles)
     roles_of_tasks = {task: role_of_task(task, roles) for task in tasks}
     sizes = (options.num_validation, options.num_test, proposals.seed)
     folders = (options.data_dir, options.validation_dir)
@@ -190,7 +209,7 @@ def search_into(results: Path, options: argparse.Namespace, roles: Sequence[str]
         "tasks": tasks,
         "role_of_task": roles_of_tasks,
         **proposals.identity(),
-        "space": asdict(proposals.space),
+        "space": proposals.space.to_fields(),
         "rungs": [*options.rungs, options.num_validation],
         "validation": {task: len(part.validation) for task, part in parts.items()},
         "test": {task: len(part.test) for task, part in parts.items()},
@@ -198,7 +217,7 @@ def search_into(results: Path, options: argparse.Namespace, roles: Sequence[str]
         "split": split_sentence(options.validation_dir, *sizes),
         "models_dir": None if options.models_dir is None else str(options.models_dir),
         "allow_unrelated": options.allow_unrelated,
-        "models": {role: getattr(options, f"{role}_model") for role in (PRETRAINED, *roles)},
+        "models": given_models(options, roles),
         "fingerprints": {role: files_hash(list_input_files(folder)) for role, folder in request.inputs.items()},
         "backend": resolve_backend(options.backend),
         "engine_dtype": options.engine_dtype,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, product
 
-from scripts.mixup_search.search_space import OPTIONS, Candidate, alone
+from scripts.mixup_search.search_space import EQUAL_RATIOS, Candidate, alone, drawing_order
 from scripts.mixup_search.store import TEST, VALIDATION, Part, Result, SearchStore, health_of_answers
 from utils.errors import UserError
 from utils.intervals import paired_difference_interval
@@ -122,9 +122,11 @@ class SearchSummary:
     Candidates are in the order in which they were added; `references` are those that are not draws.
     compared: validation scores over the examples that decide the choice. compared_draws: the draws that have these.
     reached: validation scores over the most examples of each candidate. numbers: by task, how many examples decide.
-    varied: the options whose values differ between draws. gains: by candidate and task. tested: scores on the test
-    part. differences: of the chosen draw minus equal ratios on the test part, by task and, for several tasks, `mean`.
-    faults: a warning about faulty answers, by candidate and task.
+    baseline: the reference that the choice is tested against, once it is stored: equal ratios, or the plain choice of a
+    method that takes no ratios. has_ratios: whether the draws have ratios. varied: the options whose values differ
+    between draws. gains: by candidate and task. tested: scores on the test part. differences: of the chosen draw minus
+    the baseline on the test part, by task and, for several tasks, `mean`. faults: a warning about faulty answers, by
+    candidate and task.
     """
 
     def __init__(self, store: SearchStore):
@@ -135,8 +137,10 @@ class SearchSummary:
         self.candidates = store.candidates()
         self.draws = [candidate for candidate in self.candidates if candidate.kind == "draw"]
         self.references = [candidate for candidate in self.candidates if candidate.kind != "draw"]
-        self.equal = next((candidate for candidate in self.references if candidate.kind == "equal"), None)
-        self.varied = [name for name in OPTIONS if len({draw.option(name) for draw in self.draws}) > 1]
+        self.baseline_name = identity.get("baseline", EQUAL_RATIOS)
+        self.baseline = next((one for one in self.references if one.name == self.baseline_name), None)
+        self.has_ratios = self.baseline_name == EQUAL_RATIOS
+        self.varied = _varied(self.draws)
         self.reached, self.tested = latest_scores(results, VALIDATION), latest_scores(results, TEST)
         names = [draw.name for draw in self.draws]
         self.compared = comparable_scores(results, names, identity["rungs"], identity["validation"])
@@ -148,12 +152,12 @@ class SearchSummary:
         self.gains = gains(self.compared, identity["role_of_task"])
         best_name = best(self.gains, names)
         self.chosen = next((draw for draw in self.draws if draw.name == best_name), None)
-        self.differences = self._differences(store) if self.chosen is not None and self.equal is not None else {}
+        self.differences = self._differences(store) if self.chosen is not None and self.baseline is not None else {}
         self.faults = self._faults(store)
 
     def _differences(self, store: SearchStore) -> dict[str, Difference]:
         pairs: dict[str, list] = {task: [] for task in self.tasks}
-        for candidate in (self.chosen, self.equal):
+        for candidate in (self.chosen, self.baseline):
             for task in self.tasks:
                 answers = store.answers(candidate.name, task, TEST)
                 pairs[task].append({example: answer.right for example, answer in answers.items()})
@@ -206,18 +210,26 @@ class SearchSummary:
         if short:
             yield f"no draw has the whole validation part yet; draws are compared by {', '.join(short)} examples"
         needed = [(alone(role), task) for task, role in identity["role_of_task"].items()]
-        for name, task in [*needed, *(("equal ratios", task) for task in self.tasks)]:
+        for name, task in [*needed, *((self.baseline_name, task) for task in self.tasks)]:
             done = _examples(self.reached, name, task)
             if done < numbers.get(task, 1):
                 yield f"{name}: {done} of {numbers.get(task, sizes[task])} validation examples of {task} are scored"
         if self.chosen is None:
             yield "no draw can be chosen or tested yet"
             return
-        for candidate in (self.chosen, self.equal):
+        for candidate in (self.chosen, self.baseline):
             for task, size in identity["test"].items():
                 done = 0 if candidate is None else _examples(self.tested, candidate.name, task)
                 if candidate is not None and done < size:
                     yield f"{candidate.name}: {done} of {size} test examples of {task} are scored"
+
+
+def _varied(draws: Sequence[Candidate]) -> list[str]:
+    if not draws:
+        return []
+    parameters = draws[0].parameters
+    names = drawing_order(parameters, ("alpha", *parameters.all_values))
+    return [name for name in names if len({draw.option(name) for draw in draws}) > 1]
 
 
 def has_all(scores: Scores, candidate: Candidate, tasks: Sequence[str]) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from itertools import combinations
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import combinations, cycle, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,30 @@ _FINETUNED = ((GREEN, "^", (0, (6, 2))), (VERMILION, "v", (0, (1, 1))), (PURPLE,
 _GREY, _LIGHT_GREY = "#777777", "#cccccc"
 _FEWEST_DRAWS = 5  # of a histogram
 _CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]])  # of the triangle of three models
+
+
+@dataclass(frozen=True)
+class Across:
+    """What the scores are drawn against: a candidate's value, or None if it has none."""
+
+    label: str
+    value: Callable[[Candidate], float | None]
+    limits: tuple[float, float] | None = None
+
+
+def _across(summary: SearchSummary) -> Iterator[Across]:
+    """λ of two models, the ratio of each of several models, or each varied option of a search without ratios."""
+    if not summary.has_ratios:
+        for name in summary.varied:
+            yield Across(name, lambda candidate, name=name: candidate.option(name))
+        return
+    first, *others = summary.roles
+    if len(others) == 1:
+        label = f"λ, the ratio of {first}    (0: {others[0]} alone, 1: {first} alone)"
+        yield Across(label, lambda candidate: candidate.ratios and candidate.ratios[0], (-0.03, 1.03))
+        return
+    for i, role in enumerate(summary.roles):
+        yield Across(f"ratio of {role}", lambda candidate, i=i: candidate.ratios and candidate.ratios[i], (-0.03, 1.03))
 
 
 def draw_figures(summary: SearchSummary) -> dict[str, Figure]:
@@ -70,44 +96,50 @@ def _legend(figure: Figure, axes: list[Axes]) -> None:
 
 
 def _scores(summary: SearchSummary) -> Figure:
-    is_curve = len(summary.roles) == 2
-    figure, axes = _panels(len(summary.tasks), height=3.6 if is_curve else 4.4)
-    draw = _score_curve if is_curve else _score_triangle
-    for panel, task in zip(axes, summary.tasks, strict=True):
-        draw(summary, task, panel)
+    is_triangle = summary.has_ratios and len(summary.roles) == 3
+    shown = list(product(summary.tasks, [None] if is_triangle else _across(summary)))
+    figure, axes = _panels(len(shown), height=4.4 if is_triangle else 3.6)
+    for panel, (task, across) in zip(axes, shown, strict=True):
+        if across is None:
+            _score_triangle(summary, task, panel)
+        else:
+            _score_curve(summary, task, across, panel)
         panel.set_title(f"{task}, {summary.numbers[task]} validation examples")
     _legend(figure, axes)
     return figure
 
 
-def _score_curve(summary: SearchSummary, task: str, axes: Axes) -> None:
-    """Score against λ. If λ is all that varies, the draws are a curve with a band of their intervals."""
-    draws = sorted(summary.compared_draws, key=_lambda)
-    ratios, scores = [_lambda(draw) for draw in draws], [_percent(summary.compared, draw, task) for draw in draws]
-    if set(summary.varied) <= {"alpha"}:
+def _score_curve(summary: SearchSummary, task: str, across: Across, axes: Axes) -> None:
+    """Score against λ, a ratio or an option. If it is all that varies, the draws are a curve with a band of their
+    intervals."""
+    draws = sorted(summary.compared_draws, key=across.value)
+    ratios, scores = [across.value(draw) for draw in draws], [_percent(summary.compared, draw, task) for draw in draws]
+    free = len(set(summary.varied) - {"alpha"}) + (len(summary.roles) - 1 if summary.has_ratios else 0)
+    if free == 1:
         low, high = 100 * np.array([summary.compared[draw.name][task].interval for draw in draws]).T
         axes.fill_between(ratios, low, high, color=BLUE, alpha=0.18, linewidth=0, label="95% interval of a draw")
         axes.plot(ratios, scores, "-", color=BLUE, linewidth=0.8)
         axes.plot(ratios, scores, "o", color=BLUE, markersize=5, label="draw")
     else:
         for draw in draws:
-            _point_with_interval(summary, draw, task, axes, fmt="o", color=BLUE, markersize=5, alpha=0.7, label="draw")
+            _point_with_interval(
+                summary, draw, task, across, axes, fmt="o", color=BLUE, markersize=5, alpha=0.7, label="draw"
+            )
     behind = [draw for draw in summary.draws if draw not in draws and task in summary.reached.get(draw.name, {})]
     if behind:
         label = "draw, over fewer examples"
         scores = [_percent(summary.reached, draw, task) for draw in behind]
-        axes.plot([_lambda(draw) for draw in behind], scores, "o", color=_GREY, fillstyle="none", label=label)
+        axes.plot([across.value(draw) for draw in behind], scores, "o", color=_GREY, fillstyle="none", label=label)
     for reference, point, line in _reference_styles(summary):
         if task not in summary.compared.get(reference.name, {}):
             continue
-        if reference.kind == "plain":
+        if across.value(reference) is None or (reference.kind != "plain" and not summary.has_ratios):
             axes.axhline(_percent(summary.compared, reference, task), **line)
         else:
-            _point_with_interval(summary, reference, task, axes, markersize=9, **point)
+            _point_with_interval(summary, reference, task, across, axes, markersize=9, **point)
     if summary.chosen is not None:
-        _star(axes, _lambda(summary.chosen), _percent(summary.compared, summary.chosen, task), summary.chosen)
-    first, second = summary.roles
-    axes.set(xlabel=f"λ, the ratio of {first}    (0: {second} alone, 1: {first} alone)", xlim=(-0.03, 1.03))
+        _star(axes, across.value(summary.chosen), _percent(summary.compared, summary.chosen, task), summary.chosen)
+    axes.set(xlabel=across.label, xlim=across.limits)
     axes.set_ylabel("score, %")
     axes.grid(alpha=0.3)
 
@@ -200,9 +232,9 @@ def _distribution(summary: SearchSummary, title: str, values: dict[str, float], 
             axes.axvline(100 * values[reference.name], **line)
     if summary.chosen is not None:
         _star(axes, 100 * values[summary.chosen.name], 0, summary.chosen)
-    if summary.equal is not None and summary.equal.name in values:
-        above = int((drawn > 100 * values[summary.equal.name]).sum())
-        title += f"\n{above} of {len(drawn)} draws above equal ratios"
+    if summary.baseline is not None and summary.baseline.name in values:
+        above = int((drawn > 100 * values[summary.baseline.name]).sum())
+        title += f"\n{above} of {len(drawn)} draws above {summary.baseline.name}"
     axes.set(title=title, ylabel="draws")
     axes.yaxis.get_major_locator().set_params(integer=True)
     axes.grid(axis="y", alpha=0.3)
@@ -210,7 +242,7 @@ def _distribution(summary: SearchSummary, title: str, values: dict[str, float], 
 
 def _reference_styles(summary: SearchSummary) -> list[tuple[Candidate, dict[str, Any], dict[str, Any]]]:
     """Each reference with its style as a point and as a line across a panel, the same in all figures."""
-    finetuned, styles = iter(_FINETUNED), []
+    finetuned, styles = cycle(_FINETUNED), []
     for one in summary.references:
         colour, marker, dashes = {"equal": _EQUAL, "plain": _PLAIN}.get(one.kind) or next(finetuned)
         shared = {"color": colour, "label": one.name}
@@ -219,18 +251,16 @@ def _reference_styles(summary: SearchSummary) -> list[tuple[Candidate, dict[str,
     return styles
 
 
-def _lambda(candidate: Candidate) -> float:
-    return candidate.ratios[0]
-
-
 def _percent(scores: Scores, candidate: Candidate, task: str) -> float:
     return 100 * scores[candidate.name][task].score
 
 
-def _point_with_interval(summary: SearchSummary, candidate: Candidate, task: str, axes: Axes, **style: Any) -> None:
+def _point_with_interval(
+    summary: SearchSummary, candidate: Candidate, task: str, across: Across, axes: Axes, **style: Any
+) -> None:
     score, (low, high) = summary.compared[candidate.name][task].score, summary.compared[candidate.name][task].interval
     ends = [[100 * (score - low)], [100 * (high - score)]]
-    axes.errorbar(_lambda(candidate), 100 * score, ends, capsize=3, elinewidth=1, zorder=3, **style)
+    axes.errorbar(across.value(candidate), 100 * score, ends, capsize=3, elinewidth=1, zorder=3, **style)
 
 
 def _star(axes: Axes, x: float, y: float, chosen: Candidate) -> None:

@@ -12,7 +12,8 @@ from inference_llms.engines.open_engine import open_engine
 from inference_llms.evaluators.guard import check_guard
 from inference_llms.task import Example
 from inference_llms.tasks import TASKS
-from model_merging_methods.merge_request import MergeParameters, MergeRequest
+from model_merging_methods.merge_parameters import MergeParameters
+from model_merging_methods.merge_request import MergeRequest
 from scripts.mixup_search.search_space import Candidate
 from scripts.mixup_search.store import Answer
 from utils.content_hashes import FileStates, check_unchanged, file_states

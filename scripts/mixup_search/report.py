@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from model_merging_methods.merge_record import PRETRAINED
-from model_merging_methods.merge_request import MASK_MERGING, MergeParameters
-from model_merging_methods.merging_methods import MERGING_METHODS
+from model_merging_methods.merge_parameters import MASK_MERGING, MergeParameters
+from model_merging_methods.merge_request import PRETRAINED
+from model_merging_methods.method import Option, Value
 from scripts.mixup_search.choice import RULE, Difference, SearchSummary, has_all
 from scripts.mixup_search.figures import draw_figures, save_figure
 from scripts.mixup_search.search_space import Candidate
 from scripts.mixup_search.store import Result, SearchStore
+from utils.model_folders import FINETUNED_MODELS
 from utils.pages import render_page
 from utils.whole_files import write_whole
 
@@ -46,7 +47,7 @@ def write_report(store: SearchStore, folder: Path) -> Path:
     chosen = summary.chosen
     page = render_page(
         _TEMPLATE,
-        title=f"Search for M3's ratio: {' + '.join(summary.roles)}",
+        title=f"{_title(summary)}: {' + '.join(summary.roles)}",
         summary=summary,
         rule=RULE,
         candidates=candidate_table(summary),
@@ -67,12 +68,13 @@ def candidate_table(summary: SearchSummary) -> list[list[str]]:
     if summary.gains:
         compared = sorted(compared, key=lambda draw: -summary.mean_gain(draw))
     behind = [draw for draw in summary.draws if draw not in compared]
-    ratios = [f"ratio of {role}" for role in summary.roles]
+    roles = summary.roles if summary.has_ratios else []
+    ratios = [f"ratio of {role}" for role in roles]
     rows = [["", "candidate", *ratios, *summary.varied, *summary.tasks, "mean gain"]]
     for one in (*summary.references, *compared, *behind):
         if one.name in summary.reached:
             row = [CHOSEN_MARK if one == summary.chosen else "", one.name]
-            row += [f"{ratio:.4f}" for ratio in one.ratios] if one.ratios else ["–"] * len(summary.roles)
+            row += [f"{ratio:.4f}" for ratio in one.ratios[: len(roles)]] if one.ratios else ["–"] * len(roles)
             row += ["–" if one.option(name) is None else f"{one.option(name):.4g}" for name in summary.varied]
             row += [_validation_cell(summary, one, task) for task in summary.tasks]
             rows.append([*row, points(summary.mean_gain(one))])
@@ -94,7 +96,7 @@ def tested_table(summary: SearchSummary) -> list[list[str]]:
                 rows[-1].append(f"{100 * sum(r.score for r in scores.values()) / len(scores):.1f}%" if is_whole else "")
     if summary.differences:
         cells = [_difference_cell(summary.differences.get(name)) for name in columns]
-        rows.append(["chosen minus equal ratios, in points", *cells])
+        rows.append([f"chosen minus {summary.baseline.name}, in points", *cells])
     return rows
 
 
@@ -105,12 +107,19 @@ def outcome_lines(summary: SearchSummary) -> list[str]:
         return []
     over_tasks = " in the mean over the tasks" if len(summary.tasks) > 1 else ""
     side = "above" if difference.mean > 0 else "below"
-    outcome, chance = f"{points(abs(difference.mean)).lstrip('+')} points {side} equal ratios", "does not contain 0"
+    baseline, chance = summary.baseline.name, "does not contain 0"
+    outcome = f"{points(abs(difference.mean)).lstrip('+')} points {side} {baseline}"
     if difference.low <= 0 <= difference.high:
         chance = "contains 0, so the difference may be chance"
     if difference.mean == 0:
-        outcome, chance = "the same as equal ratios", "contains 0"
+        outcome, chance = f"the same as {baseline}", "contains 0"
     return [f"On the test part {summary.chosen.name} scores {outcome}{over_tasks}; the 95% interval {chance}."]
+
+
+def _title(summary: SearchSummary) -> str:
+    if summary.has_ratios:
+        return "Search for M3's ratio"
+    return f"Search for {', '.join(summary.varied) or 'options'} of {summary.candidates[0].parameters.method}"
 
 
 def points(share: float | None) -> str:
@@ -125,20 +134,15 @@ def save_command(identity: Mapping[str, Any], parameters: MergeParameters) -> st
     options with an effect, because the main job refuses others.
     """
     mask, roles, ratios = parameters.mask, identity["roles"], parameters.mixup and parameters.mixup.ratios
-    scales, trims = parameters.method != "average_merging", MERGING_METHODS[parameters.method].has_trimming
-    options = {f"merge_{role}": True for role in roles}
-    options |= {f"{role}_model": identity["models"].get(role) for role in (PRETRAINED, *roles)}
-    options |= {
+    options = {
+        **_model_options(identity),
         "models_dir": identity.get("models_dir"),
         "allow_unrelated": identity.get("allow_unrelated"),
         "merging_method_name": MASK_MERGING if mask else parameters.method,
         "mask_apply_method": parameters.method if mask else None,
-        "weight_mask_rate": mask and mask.weight_mask_rate,
-        "use_weight_rescale": mask and mask.use_weight_rescale,
         "weight_format": mask and mask.weight_format,
-        "mask_strategy": mask and mask.mask_strategy,
-        "scaling_coefficient": parameters.scaling_coefficient if scales else None,
-        "param_value_mask_rate": parameters.param_value_mask_rate if trims else None,
+        "mask_strategy": mask and mask.strategy,
+        **_declared_options(parameters, roles),
         "mixup_lambda": ratios and (ratios[:1] if len(ratios) == 2 else ratios),
         "seed": parameters.seed if parameters.uses_seed else None,
         "dtype": parameters.dtype,
@@ -148,6 +152,38 @@ def save_command(identity: Mapping[str, Any], parameters: MergeParameters) -> st
     }
     words = [word for name, value in options.items() for word in _option(name, value)]
     return shlex.join(["python", "merge_llms_instruct_math_code.py", *words])
+
+
+def _model_options(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that name the models: `--merge_math` if all are the paper's roles in the paper's order, else
+    `--models NAME=PATH`."""
+    roles, models = identity["roles"], identity["models"]
+    if roles == [role for role in FINETUNED_MODELS if role in roles]:
+        merged = {f"merge_{role}": True for role in roles}
+        return merged | {f"{role}_model": models.get(role) for role in (PRETRAINED, *roles)}
+    return {
+        "models": tuple(f"{role}={models[role]}" for role in roles),
+        f"{PRETRAINED}_model": models.get(PRETRAINED),
+    }
+
+
+def _declared_options(parameters: MergeParameters, roles: Sequence[str]) -> dict[str, Any]:
+    """The options of the mask and of the method. One that both have is the mask's; M3's ratios replace `weight`."""
+    values = {**parameters.values, **(parameters.mask.values if parameters.mask else {})}
+    declared = {**parameters.declared.options, **(parameters.mask.declared.options if parameters.mask else {})}
+    if parameters.mixup is not None:
+        values.pop("weight", None)
+    words = [_declared_option(declared[name], value, roles) for name, value in values.items()]
+    return {name: value for name, value in words if value is not None}
+
+
+def _declared_option(option: Option, value: Value, roles: Sequence[str]) -> tuple[str, Any]:
+    """The name and value on the command line; no value for a switch at its default."""
+    if option.type is bool:
+        return (option.name if value else f"no-{option.name}", None if value == option.default else True)
+    if isinstance(value, tuple):
+        return option.name, tuple(f"{role}={number}" for role, number in zip(roles, value, strict=True))
+    return option.name, value
 
 
 def _option(name: str, value: Any) -> list[str]:

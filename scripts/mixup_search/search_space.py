@@ -1,7 +1,7 @@
 """Search space: the merges that a search may propose, the references, and the merge of each draw."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import product
@@ -9,13 +9,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from model_merging_methods.merge_request import MergeParameters, Mixup, draw_ratios, two_model_ratios
-from model_merging_methods.merging_methods import MERGING_METHODS
+from model_merging_methods.merge_parameters import MergeParameters, parameters_from_fields, parameters_of
+from model_merging_methods.method import About, Option
+from model_merging_methods.mixup import Mixup, draw_ratios, two_model_ratios
 from utils.errors import UserError
 
-# The options that a search may vary beside the ratios, in the order in which they are drawn.
-OPTIONS = ("alpha", "scaling_coefficient", "weight_mask_rate", "param_value_mask_rate")
-_RATES = OPTIONS[2:]
+ALPHA = Option("alpha", float, 0.5, About("α of the distribution that draws the ratios"), is_per_model=False)
 # Optuna's TPE draws this many at random before it models the scores, or half of the draws if that is fewer.
 _RANDOM_DRAWS = 10
 # The program that computes Sobol's sequence. Each scrambles it differently, so a search must not mix two.
@@ -41,50 +40,57 @@ class Candidate:
         return None if self.parameters.mixup is None else self.parameters.mixup.ratios
 
     def option(self, name: str) -> float | None:
-        """The value of an option of `OPTIONS`; None if the merge does not have it."""
-        if name == "alpha":
-            return self.alpha
-        return getattr(self.parameters.mask if name == "weight_mask_rate" else self.parameters, name, None)
+        """The value of `alpha` or of an option of the method or mask; None if the merge does not have it."""
+        return self.alpha if name == "alpha" else self.parameters.all_values.get(name)
 
 
 Scored = Sequence[tuple[Candidate, float]]  # candidates with the value to maximise
-Draw = tuple[tuple[float, ...], dict[str, float]]  # ratios, and values of the varied options
+Draw = tuple[tuple[float, ...] | None, dict[str, float]]  # ratios, and values of the varied options
 
 
 @dataclass(frozen=True)
 class Values:
-    """The values of an option: the listed numbers or, if `is_range`, all between two numbers."""
+    """The values of an option: the listed numbers or, if `is_range`, all between two numbers. Whole numbers for an
+    option of whole numbers."""
 
     numbers: tuple[float, ...]
     is_range: bool = False
 
     @property
+    def are_whole(self) -> bool:
+        return all(isinstance(number, int) for number in self.numbers)
+
+    @property
     def plain_choice(self) -> float:
         """The value for merges that do not draw it: the first listed number, or the middle of the range."""
-        return sum(self.numbers) / 2 if self.is_range else self.numbers[0]
+        if not self.is_range:
+            return self.numbers[0]
+        return sum(self.numbers) // 2 if self.are_whole else sum(self.numbers) / 2
 
     def at(self, share: float) -> float:
         """The value at a `share` from 0 to 1, of which listed numbers have equal parts."""
         if self.is_range:
             low, high = self.numbers
-            return min(low + share * (high - low), high)
+            return min(low + (int(share * (high - low + 1)) if self.are_whole else share * (high - low)), high)
         return self.numbers[min(int(share * len(self.numbers)), len(self.numbers) - 1)]
 
 
-def parse_values(option: str, words: Sequence[str]) -> Values:
-    """Parse the words of an option of `OPTIONS`: `0.5`, `0.2 0.5` or `0.5:1.5`. Raises UserError for anything else, and
-    for rates outside [0, 1]."""
-    given = f"--{option} {' '.join(words)}"
+def parse_values(option: Option, words: Sequence[str]) -> Values:
+    """Parse the values of an option: `0.5`, `0.2 0.5` or `0.5:1.5`. Raises UserError for anything else, and for values
+    outside the option's range."""
+    given = f"--{option.name} {' '.join(words)}"
     is_range = any(":" in word for word in words)
     if is_range and len(words) > 1:
         raise UserError(f"{given}: give either numbers or one range low:high")
     try:
-        numbers = tuple(float(number) for word in words for number in word.split(":"))
+        numbers = tuple(option.type(number) for word in words for number in word.split(":"))
     except ValueError:
-        raise UserError(f"{given}: give numbers, or a range low:high") from None
+        kind = "whole numbers" if option.type is int else "numbers"
+        raise UserError(f"{given}: give {kind}, or a range low:high") from None
+    low, high = option.about.low, option.about.high
     faults = {
         "give finite numbers": not all(map(math.isfinite, numbers)),
-        "a rate must be between 0 and 1": option in _RATES and not all(0 <= number <= 1 for number in numbers),
+        f"give {option.range}, or several": not all(low <= number <= high for number in numbers),
         "a range is low:high, with low below high": is_range and not (len(numbers) == 2 and numbers[0] < numbers[1]),
         "a number is given twice; give each once": not is_range and len(set(numbers)) < len(numbers),
     }
@@ -94,63 +100,125 @@ def parse_values(option: str, words: Sequence[str]) -> Values:
     return Values(numbers, is_range)
 
 
+def drawing_order(parameters: MergeParameters, names: Iterable[str]) -> list[str]:
+    """The order in which varied options are drawn: α, the scaling coefficient, then the mask's options and the method's
+    others, as they are declared."""
+    mask = parameters.mask.values if parameters.mask else ()
+    known = [*dict.fromkeys(("alpha", "scaling_coefficient", *mask, *parameters.values))]
+    return sorted(names, key=lambda name: known.index(name) if name in known else len(known))
+
+
 @dataclass(frozen=True)
 class SearchSpace:
-    """The merges that a search may propose: `base`, a merge of `number_of_models` models, at any ratios and at any
-    values of the options. The values of `base` itself do not count."""
+    """The merges that a search may propose: `base`, a merge of `number_of_models` models, at any ratios if its method
+    takes them, and at any values of `varied`: options of the method and the mask, and `alpha`. `base` has the plain
+    choice of each varied option, and no ratios."""
 
     number_of_models: int
     base: MergeParameters
     alpha: Values
-    scaling_coefficient: Values
-    weight_mask_rate: Values
-    param_value_mask_rate: Values
+    options: Mapping[str, Values]
+
+    @property
+    def has_ratios(self) -> bool:
+        return self.base.declared.takes_ratios and self.number_of_models > 1
+
+    @property
+    def number_of_shares(self) -> int:
+        """The number of coordinates of the ratios in the unit cube."""
+        return self.number_of_models - 1 if self.has_ratios else 0
 
     @property
     def varied(self) -> dict[str, Values]:
-        """The options that have more than one value."""
-        return {name: getattr(self, name) for name in OPTIONS if len(getattr(self, name).numbers) > 1}
+        """The options that have more than one value, in the order in which they are drawn."""
+        values = {"alpha": self.alpha, **self.options}
+        several = [name for name in values if len(values[name].numbers) > 1]
+        return {name: values[name] for name in drawing_order(self.base, several)}
 
     def check(self) -> None:
-        """Raise UserError for a varied option that has no effect, and for a base that cannot be merged."""
-        without_effect = {
-            "weight_mask_rate": self.base.mask is None,
-            "scaling_coefficient": self.base.method == "average_merging",
-            "param_value_mask_rate": not MERGING_METHODS[self.base.method].has_trimming,
-        }
-        for name in self.varied:
-            if without_effect.get(name):
+        """Raise UserError for a varied option that has no effect, for a base that cannot be merged, and for a space of
+        one merge."""
+        for name in self.options:
+            if name not in self.base.all_values:
                 raise UserError(f"--{name} has no effect on this merge ({self.base.method}); remove it")
-        replace(self.base, mixup=None).check(self.number_of_models)
+            if name == "weight" and self.has_ratios:
+                raise UserError("--weight has no effect with M3's ratios, which replace it; remove it")
+        self.base.check(self.number_of_models)
+        if not self.has_ratios and not self.varied:
+            raise UserError(
+                f"{self.base.method}: takes no ratios to search; give several values or a range of an option, such as "
+                f"--{next(iter(_numeric_options(self.base)), 'scaling_coefficient')} LOW:HIGH"
+            )
 
     def merge(self, ratios: tuple[float, ...] | None, options: Mapping[str, float] | None = None) -> MergeParameters:
         """The merge at these ratios (None: without M3) and option values; options that are not given have their plain
         choice. The parameters equal those of the main job: the seed is 0 if nothing is drawn from it."""
-        values = {name: getattr(self, name).plain_choice for name in OPTIONS} | dict(options or {})
-        mask = self.base.mask
-        parameters = replace(
-            self.base,
-            scaling_coefficient=values["scaling_coefficient"],
-            param_value_mask_rate=values["param_value_mask_rate"],
-            mask=None if mask is None else replace(mask, weight_mask_rate=values["weight_mask_rate"]),
-            mixup=None if ratios is None else Mixup(ratios),
-        )
+        values = {name: value for name, value in (options or {}).items() if name != "alpha"}
+        parameters = replace(self.base.with_options(**values), mixup=None if ratios is None else Mixup(ratios))
         return parameters if parameters.uses_seed else replace(parameters, seed=0)
+
+    def to_fields(self) -> dict[str, Any]:
+        """The space as the identity of a search stores it."""
+        values = {"alpha": self.alpha, **self.options}
+        return {
+            "number_of_models": self.number_of_models,
+            "base": self.base.to_fields(),
+            "values": {
+                name: {"numbers": list(values[name].numbers), "is_range": values[name].is_range}
+                for name in drawing_order(self.base, values)
+            },
+        }
+
+
+def _numeric_options(parameters: MergeParameters) -> list[str]:
+    declared = {**parameters.declared.options, **(parameters.mask.declared.options if parameters.mask else {})}
+    return [name for name, option in declared.items() if option.type in (int, float)]
+
+
+def space_from_fields(fields: Mapping[str, Any]) -> SearchSpace:
+    """The space from a search's identity, of any version. Raises what `parameters_from_fields` raises for others."""
+    base = parameters_from_fields(fields["base"])
+    values = fields.get("values")
+    if values is None:  # an identity from before methods had their own options
+        values = {name: value for name, value in fields.items() if name not in ("number_of_models", "base")}
+        # It has the single values of other options too.
+        values = {name: value for name, value in values.items() if name == "alpha" or len(value["numbers"]) > 1}
+    parsed = {name: Values(tuple(value["numbers"]), value["is_range"]) for name, value in values.items()}
+    return SearchSpace(fields["number_of_models"], base, parsed.pop("alpha"), parsed)
 
 
 def references(space: SearchSpace, roles: Sequence[str]) -> list[Candidate]:
-    """The candidates that draws are compared with: equal ratios; for task arithmetic, the method without M3, which adds
-    whole task vectors; and each fine-tune alone. A varied option has its plain choice there."""
+    """The candidates that draws are compared with; the first is the one that the choice is tested against.
+
+    Equal ratios, and for task arithmetic the method without M3, which adds whole task vectors. A method that takes no
+    ratios: its plain choice, and the average of the models. Then each fine-tune alone. A varied option has its plain
+    choice in these merges.
+    """
     number = len(roles)
     equal = two_model_ratios(0.5) if number == 2 else (1 / number,) * number
-    candidates = [Candidate("equal ratios", "equal", space.merge(equal))]
-    if space.base.method == "task_arithmetic":
-        candidates.append(Candidate("without M3", "plain", space.merge(None)))
+    if space.has_ratios:
+        candidates = [Candidate(EQUAL_RATIOS, "equal", space.merge(equal))]
+        if space.base.method == "task_arithmetic":
+            candidates.append(Candidate("without M3", "plain", space.merge(None)))
+    else:
+        candidates = [Candidate(PLAIN_CHOICE, "plain", space.merge(None))]
+        if number > 1:
+            average = parameters_of("average_merging", mixup=Mixup(equal), dtype=space.base.dtype)
+            candidates.append(Candidate("average", "equal", average))
     for i, role in enumerate(roles):
-        only_this = tuple(float(model == i) for model in range(number))
-        parameters = MergeParameters("average_merging", mixup=Mixup(only_this), dtype=space.base.dtype)
-        candidates.append(Candidate(alone(role), "finetuned", parameters))
+        candidates.append(Candidate(alone(role), "finetuned", _only(i, number, space.base.dtype)))
     return candidates
+
+
+EQUAL_RATIOS, PLAIN_CHOICE = "equal ratios", "plain choice"
+
+
+def _only(model: int, number: int, dtype: str | None) -> MergeParameters:
+    """The merge that is one fine-tune alone."""
+    if number == 1:
+        return parameters_of("linear", dtype=dtype)
+    ratios = tuple(float(other == model) for other in range(number))
+    return parameters_of("average_merging", mixup=Mixup(ratios), dtype=dtype)
 
 
 def alone(role: str) -> str:
@@ -161,7 +229,8 @@ def alone(role: str) -> str:
 @dataclass(frozen=True)
 class Proposals:
     """The draws of a search, by number. On a grid `num_draws` is the number of ratios for each combination of the
-    listed options. All kinds except `optimise` propose a draw without looking at scores."""
+    listed options; without ratios each combination is one draw. All kinds except `optimise` propose a draw without
+    looking at scores."""
 
     space: SearchSpace
     draw_by: str
@@ -177,7 +246,7 @@ class Proposals:
         for name, values in self.space.varied.items():
             if values.is_range:
                 raise UserError(f"--{name}: a grid takes no range; list the numbers, or choose another --draw_by")
-        if self.num_draws < self.space.number_of_models:
+        if self.space.has_ratios and self.num_draws < self.space.number_of_models:
             raise UserError(
                 f"--num_draws {self.num_draws}: a grid has at least {self.space.number_of_models} ratios, each model "
                 "alone; give more draws"
@@ -187,16 +256,25 @@ class Proposals:
         """The fields of a search's identity that say how it draws."""
         # Files of earlier versions lack the generator.
         generator = {"sobol_generator": SOBOL_GENERATOR} if self.draw_by == "sobol" else {}
-        return {"draw_by": self.draw_by, "num_draws": self.num_draws, "seed": self.seed, **generator}
+        baseline = {} if self.space.has_ratios else {"baseline": PLAIN_CHOICE}
+        number = self.num_draws if self.draw_by == "grid" else self.total
+        return {"draw_by": self.draw_by, "num_draws": number, "seed": self.seed, **generator, **baseline}
 
     @property
     def total(self) -> int:
-        return len(_grid(self)) if self.draw_by == "grid" else self.num_draws
+        """The number of draws; listed options that are drawn without ratios do not repeat."""
+        if self.draw_by == "grid":
+            return len(_grid(self))
+        values = self.space.varied.values()
+        if self.draw_by == "mixup" and not self.space.has_ratios and not any(one.is_range for one in values):
+            return min(self.num_draws, math.prod(len(one.numbers) for one in values))
+        return self.num_draws
 
     def propose(self, number: int, scored: Scored = ()) -> Candidate:
         """The merge that is draw `number`, counted from 0. The same `scored` always gives the same merge."""
         ratios, options = DRAW_BY[self.draw_by](self, number, scored)
-        alpha = options.get("alpha", self.space.alpha.plain_choice) if self.draw_by == "mixup" else None
+        has_alpha = self.draw_by == "mixup" and self.space.has_ratios
+        alpha = options.get("alpha", self.space.alpha.plain_choice) if has_alpha else None
         return Candidate(f"draw {number}", "draw", self.space.merge(ratios, options), alpha)
 
 
@@ -211,6 +289,8 @@ def _drawn(proposals: Proposals, number: int, scored: Scored) -> Draw:
         else:
             turn, place = divmod(turn, len(values.numbers))
             options[name] = values.numbers[place]
+    if not proposals.space.has_ratios:
+        return None, options
     alpha = options.get("alpha", proposals.space.alpha.plain_choice)
     return draw_ratios(alpha, proposals.space.number_of_models, proposals.seed + number), options
 
@@ -219,7 +299,8 @@ def _grid(proposals: Proposals) -> list[Draw]:
     """All ratios of a lattice for the first combination of the listed options, then for the next."""
     varied = proposals.space.varied
     combinations = product(*(values.numbers for values in varied.values()))
-    ratios = even_ratios(proposals.space.number_of_models, proposals.num_draws)
+    has_ratios = proposals.space.has_ratios
+    ratios = even_ratios(proposals.space.number_of_models, proposals.num_draws) if has_ratios else [None]
     return [(point, dict(zip(varied, chosen, strict=True))) for chosen in combinations for point in ratios]
 
 
@@ -242,40 +323,45 @@ def _quasi_random(proposals: Proposals, number: int, scored: Scored) -> Draw:
     import torch
 
     varied = proposals.space.varied
-    number_of_shares = proposals.space.number_of_models - 1
+    number_of_shares = proposals.space.number_of_shares
     dimension, seed = number_of_shares + len(varied), proposals.seed % 2**64  # torch takes no larger seed
     sequence = torch.quasirandom.SobolEngine(dimension, scramble=True, seed=seed).fast_forward(number)
     point = sequence.draw(1, dtype=torch.float64)[0].tolist()
     options = {name: varied[name].at(share) for name, share in zip(varied, point[number_of_shares:], strict=True)}
-    return ratios_at(point[:number_of_shares]), options
+    return ratios_at(point[:number_of_shares]) if number_of_shares else None, options
 
 
 def _optimised(proposals: Proposals, number: int, scored: Scored) -> Draw:
-    """The next point of Optuna's tree-structured Parzen estimator, given the scored draws and equal ratios."""
+    """The next point of Optuna's tree-structured Parzen estimator, given the scored draws and references."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     varied = proposals.space.varied
-    shares = [f"share {i}" for i in range(proposals.space.number_of_models - 1)]
+    shares = [f"share {i}" for i in range(proposals.space.number_of_shares)]
     distributions = dict.fromkeys(shares, optuna.distributions.FloatDistribution(0, 1))
-    for name, values in varied.items():
-        distributions[name] = (
-            optuna.distributions.FloatDistribution(*values.numbers)
-            if values.is_range
-            else optuna.distributions.CategoricalDistribution(values.numbers)
-        )
+    distributions |= {name: _distribution(values) for name, values in varied.items()}
     sampler = optuna.samplers.TPESampler(
         seed=int(np.random.SeedSequence((proposals.seed, number)).generate_state(1)[0]),
         n_startup_trials=min(_RANDOM_DRAWS, proposals.num_draws // 2),
     )
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for candidate, value in scored:
-        if candidate.kind in ("draw", "equal"):
-            point = dict(zip(shares, shares_of(candidate.ratios), strict=True))
-            point |= {name: candidate.option(name) for name in varied}
+        point = {name: candidate.option(name) for name in varied}
+        is_in_space = (candidate.ratios is not None) is proposals.space.has_ratios and None not in point.values()
+        if is_in_space and candidate.kind != "finetuned":
+            point |= dict(zip(shares, shares_of(candidate.ratios), strict=True)) if shares else {}
             study.add_trial(optuna.trial.create_trial(params=point, distributions=distributions, value=value))
     proposed: Mapping[str, float] = study.ask(distributions).params
-    return ratios_at([proposed[name] for name in shares]), {name: proposed[name] for name in varied}
+    ratios = ratios_at([proposed[name] for name in shares]) if shares else None
+    return ratios, {name: proposed[name] for name in varied}
+
+
+def _distribution(values: Values):
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if not values.is_range:
+        return CategoricalDistribution(values.numbers)
+    return (IntDistribution if values.are_whole else FloatDistribution)(*values.numbers)
 
 
 def ratios_at(shares: Sequence[float]) -> tuple[float, ...]:

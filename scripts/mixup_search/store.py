@@ -9,13 +9,13 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from inference_llms.answer_health import Health, health_of
-from model_merging_methods.merge_request import Mask, MergeParameters, parameters_from_fields
-from scripts.mixup_search.search_space import EARLIER_SOBOL_GENERATOR, Candidate
+from model_merging_methods.merge_parameters import MergeParameters, parameters_from_fields
+from scripts.mixup_search.search_space import EARLIER_SOBOL_GENERATOR, EQUAL_RATIOS, Candidate, space_from_fields
 from utils.errors import UserError
 from utils.intervals import wilson_interval
 from utils.json_files import check_shape
@@ -28,8 +28,6 @@ _FORMAT = 1
 _APPLICATION_ID = 0x4D335352  # marks the SQLite file as a search's
 _BUSY_TIMEOUT = 30  # seconds that a write waits for readers
 
-_PARAMETERS = ("method", "scaling_coefficient", "param_value_mask_rate", "seed", "dtype")
-_MASK_PARAMETERS = tuple(field.name for field in fields(Mask))
 _HEALTH = ("cut_off", "readable")  # columns of answers that files of earlier versions lack
 _ANSWER = ("example", "completion", "right", "time", *_HEALTH)
 
@@ -106,6 +104,14 @@ class Result:
 
 
 @dataclass(frozen=True)
+class StoredMixup:
+    """The ratios of a candidate's parameters."""
+
+    weights: list[float]
+    alpha: float | None
+
+
+@dataclass(frozen=True)
 class SearchIdentity:
     """The fields of a search's identity that are read back."""
 
@@ -121,8 +127,25 @@ class SearchIdentity:
     models: dict[str, str | None]
     split: str
     backend: str
+    space: dict[str, Any] | None = None
     models_dir: str | None = None
     allow_unrelated: bool = False
+    baseline: str = EQUAL_RATIOS
+
+
+@dataclass(frozen=True)
+class StoredParameters:
+    """The fields of a candidate's parameters. Those before `method` had `options` had two of them as fields."""
+
+    method: str
+    mask: dict[str, Any] | None
+    mixup: StoredMixup | None
+    seed: int
+    dtype: str | None
+    exclude_param_names_regex: list[str]
+    options: dict[str, Any] | None = None
+    scaling_coefficient: float | None = None
+    param_value_mask_rate: float | None = None
 
 
 class SearchStore(AbstractContextManager):
@@ -146,7 +169,7 @@ class SearchStore(AbstractContextManager):
             if identity is None:
                 self._execute("PRAGMA query_only = ON")
             else:
-                self._make_tables(json.dumps(identity), identity["roles"])
+                self._make_tables(json.dumps(identity), _column_names(identity))
             self.identity = self._read_identity()
             if identity is not None:
                 self._check_same_search(json.loads(json.dumps(identity)))
@@ -154,18 +177,21 @@ class SearchStore(AbstractContextManager):
             self.close()
             raise
 
-    def _make_tables(self, identity: str, roles: Sequence[str]) -> None:
+    def _make_tables(self, identity: str, columns: Sequence[str]) -> None:
         """Create the tables in a new file, or the missing columns in a file of an earlier version."""
         with self._writing():
             if not self._execute("SELECT 1 FROM sqlite_master"):
-                columns = ", ".join(_column_names(roles))
-                text = _TABLES.format(columns=columns, application=_APPLICATION_ID, format=_FORMAT)
+                quoted = ", ".join(f'"{name}"' for name in columns)
+                text = _TABLES.format(columns=quoted, application=_APPLICATION_ID, format=_FORMAT)
                 for statement in text.split(";\n"):
                     self._execute(statement, (identity,) if "?" in statement else ())
-            columns = {name for _, name, *_ in self._execute("PRAGMA table_info(answers)")}
+            present = self._columns("answers")
             for column in _HEALTH:
-                if columns and column not in columns:
+                if present and column not in present:
                     self._execute(f"ALTER TABLE answers ADD COLUMN {column} INTEGER")
+
+    def _columns(self, table: str) -> list[str]:
+        return [name for _, name, *_ in self._execute(f"PRAGMA table_info({table})")]
 
     def _read_identity(self) -> dict[str, Any]:
         [[application]], [[version]] = (self._execute(f"PRAGMA {name}") for name in ("application_id", "user_version"))
@@ -191,6 +217,8 @@ class SearchStore(AbstractContextManager):
             )
         if "sobol_generator" in here and stored["draw_by"] == "sobol":
             stored = {"sobol_generator": EARLIER_SOBOL_GENERATOR, **stored}
+        if stored.get("space") is not None:
+            stored, here = ({**one, "space": self._present_space(one["space"])} for one in (stored, here))
         differing = []
         for name in dict.fromkeys((*stored, *here)):
             old, new = stored.get(name), here.get(name)
@@ -204,6 +232,13 @@ class SearchStore(AbstractContextManager):
                 "options and data"
             )
 
+    def _present_space(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """A stored search space in the form of this version."""
+        try:
+            return json.loads(json.dumps(space_from_fields(fields).to_fields()))
+        except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{self.path}: holds a search that this version does not know ({error})") from None
+
     def close(self, *_: object) -> None:
         self._connection.close()
 
@@ -211,20 +246,25 @@ class SearchStore(AbstractContextManager):
 
     def add_candidate(self, candidate: Candidate) -> None:
         """Store a candidate unless its name is stored already."""
-        roles = self.identity["roles"]
-        parameters = json.dumps(candidate.parameters.to_fields())
-        values = (candidate.name, candidate.kind, parameters, *_column_values(candidate, len(roles)))
-        self._insert("candidates", ("candidate", "kind", "parameters", *_column_names(roles)), [values])
+        values = {
+            "candidate": candidate.name,
+            "kind": candidate.kind,
+            "parameters": json.dumps(candidate.parameters.to_fields()),
+            **_column_values(candidate, self.identity["roles"]),
+        }
+        columns = [name for name in self._columns("candidates") if name != "number"]
+        self._insert("candidates", columns, [[values.get(name) for name in columns]])
 
     def candidates(self) -> list[Candidate]:
         """All candidates in the order in which they were added."""
         rows = self._execute("SELECT candidate, kind, parameters, alpha FROM candidates ORDER BY number")
+        return [Candidate(name, kind, self._parameters(text), alpha) for name, kind, text, alpha in rows]
+
+    def _parameters(self, text: str) -> MergeParameters:
+        fields = self._stored_json(text, StoredParameters)
         try:
-            return [
-                Candidate(name, kind, parameters_from_fields(self._stored_json(parameters, MergeParameters)), alpha)
-                for name, kind, parameters, alpha in rows
-            ]
-        except (KeyError, TypeError, AttributeError) as error:  # fields of another version
+            return parameters_from_fields(fields)
+        except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:  # fields of another version
             raise UserError(f"{self.path}: holds a merge that this version does not know ({error})") from None
 
     def add_answers(self, candidate: str, task: str, part: Part, answers: Sequence[Answer]) -> None:
@@ -258,7 +298,7 @@ class SearchStore(AbstractContextManager):
 
         Replaces an earlier export. Raises UserError if `path` is anything else.
         """
-        header = [name for _, name, *_ in self._execute("PRAGMA table_info(results)")]
+        header = self._columns("results")
         rows = self._execute(
             "SELECT * FROM results AS result WHERE examples = (SELECT MAX(examples) FROM scores "
             "WHERE candidate = result.candidate AND task = result.task AND part = result.part)"
@@ -304,21 +344,38 @@ def _answer(row: Mapping[str, Any]) -> Answer:
     return Answer(row["example"], row["completion"], bool(row["right"]), row["time"], *health)
 
 
-def _column_names(roles: Sequence[str]) -> list[str]:
-    """The columns that describe a candidate's merge to people who read the file with other tools."""
-    return ["alpha", *(f"ratio_{role}" for role in roles), *_PARAMETERS, *_MASK_PARAMETERS, "exclude_param_names_regex"]
+def _column_names(identity: Mapping[str, Any]) -> list[str]:
+    """The columns that describe a candidate's merge to people who read the file with other tools. Files of earlier
+    versions have the same ones for every method."""
+    base = parameters_from_fields(identity["space"]["base"])
+    names = dict.fromkeys(("alpha", *(f"ratio_{role}" for role in identity["roles"]), *_parameter_columns(base)))
+    return list(names)
 
 
-def _column_values(candidate: Candidate, number_of_roles: int) -> list[Any]:
-    parameters = candidate.parameters
-    patterns = parameters.exclude_param_names_regex
-    return [
-        candidate.alpha,
-        *(candidate.ratios or [None] * number_of_roles),
-        *(getattr(parameters, name) for name in _PARAMETERS),
-        *(getattr(parameters.mask, name, None) for name in _MASK_PARAMETERS),
-        json.dumps(patterns) if patterns else None,
-    ]
+def _column_values(candidate: Candidate, roles: Sequence[str]) -> dict[str, Any]:
+    ratios = candidate.ratios or [None] * len(roles)
+    values = zip((f"ratio_{role}" for role in roles), ratios, strict=True)
+    return {"alpha": candidate.alpha, **dict(values), **_parameter_columns(candidate.parameters)}
+
+
+def _parameter_columns(parameters: MergeParameters) -> dict[str, Any]:
+    """Column names and values: the method with its options, then the mask with its own. An option that both have is
+    the mask's."""
+    mask, patterns = parameters.mask, parameters.exclude_param_names_regex
+    in_mask = mask.to_fields() if mask is not None else {}
+    own = {name: _cell(value) for name, value in parameters.values.items() if name not in in_mask}
+    return {
+        "method": parameters.method,
+        **own,
+        "seed": parameters.seed,
+        "dtype": parameters.dtype,
+        **{name: _cell(value) for name, value in in_mask.items()},
+        "exclude_param_names_regex": json.dumps(patterns) if patterns else None,
+    }
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, tuple) else value
 
 
 def _short(value: Any) -> str:

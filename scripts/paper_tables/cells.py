@@ -12,8 +12,8 @@ from typing import Any
 from inference_llms.command_line import add_inference_options
 from inference_llms.tasks import TASKS_OF_ROLE
 from model_merging_methods.command_line import add_merge_options, chosen_roles, merge_parameters
+from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merge_record import RECORD_FILE
-from model_merging_methods.merge_request import MergeParameters
 from utils.command_line import OneLineParser, options_on_record
 from utils.errors import UserError
 from utils.json_files import check_shape, read_json_object

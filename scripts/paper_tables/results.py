@@ -13,8 +13,9 @@ from typing import Any
 
 from inference_llms.answer_health import Health, health_on_record
 from inference_llms.evaluators.results import file_below, path_below_root
+from model_merging_methods.merge_parameters import Mask, MergeParameters, mask_of, parameters_from_fields
 from model_merging_methods.merge_record import PRETRAINED, RECORD_FILE
-from model_merging_methods.merge_request import Mask, MergeParameters, parameters_from_fields
+from model_merging_methods.method import Option, Value
 from model_merging_methods.model_card import model_name
 from scripts.paper_tables.cells import (
     DONE,
@@ -32,6 +33,7 @@ from utils.json_files import check_shape, read_json_object
 from utils.output_places import SINGLE_MODEL, OutputPlaces
 
 RERUN = "remove it and rerun its command"
+SYMBOLS = {"scaling_coefficient": "s", "param_value_mask_rate": "r", "weight_mask_rate": "p"}  # as in the papers
 NOTES = "paper_evaluators.json"  # below the results folder: why a file was not scored
 
 
@@ -219,16 +221,16 @@ def about_merge(places: OutputPlaces) -> dict[str, Any]:
 def about_parameters(parameters: MergeParameters) -> dict[str, Any]:
     """A merge's parameters that the paper's tables distinguish; other differences are its variant."""
     mask, mixup = parameters.mask, parameters.mixup
-    dare = mask is not None and mask == Mask(mask.weight_mask_rate, True)
-    variant = []
-    if parameters.scaling_coefficient != 1.0:
-        variant.append(f"s = {parameters.scaling_coefficient}")
-    if parameters.param_value_mask_rate != 0.5:
-        variant.append(f"r = {parameters.param_value_mask_rate}")
-    if dare and mask.weight_mask_rate != Mask().weight_mask_rate:
-        variant.append(f"p = {mask.weight_mask_rate}")
-    if mask is not None and not dare:
-        variant.append(f"mask {mask.mask_strategy} {mask.weight_format} {mask.weight_mask_rate}")
+    variant = _changed_options(parameters.values, parameters.declared.options)
+    dare = mask is not None and _is_dare(mask)
+    if dare:
+        variant += _changed_options({"weight_mask_rate": mask.values["weight_mask_rate"]}, mask.declared.options)
+    elif mask is not None:
+        values = mask.values
+        rate = [_text(values.pop("weight_mask_rate"))] if "weight_mask_rate" in values else []
+        variant.append(" ".join(["mask", mask.strategy, mask.weight_format, *rate]))
+        values.pop("use_weight_rescale", None)
+        variant += _changed_options(values, mask.declared.options)
     if mixup is not None and mixup.alpha is None:
         variant.append("λ given")
     if parameters.dtype is not None:
@@ -244,6 +246,22 @@ def about_parameters(parameters: MergeParameters) -> dict[str, Any]:
         "seed": parameters.seed if parameters.uses_seed else None,
         "ratios": "" if mixup is None else " ".join(map(str, parameters.to_fields()["mixup"]["weights"])),
     }
+
+
+def _is_dare(mask: Mask) -> bool:
+    """Whether this is the paper's DARE: random, over delta weights, and rescaled, at any rate."""
+    paper = {"use_weight_rescale": True, "weight_mask_rate": mask.values.get("weight_mask_rate")}
+    return mask.name == "dare" and mask == mask_of("dare", **paper)
+
+
+def _changed_options(values: Mapping[str, Value], declared: Mapping[str, Option]) -> list[str]:
+    """The options that are not at their default, such as `s = 0.7`."""
+    changed = {name: value for name, value in values.items() if value != declared[name].default}
+    return [f"{SYMBOLS.get(name, name)} = {_text(value)}" for name, value in changed.items()]
+
+
+def _text(value: Value) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def remake_command(about: Mapping[str, Any]) -> str:

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from model_merging_methods.merge_request import MergeParameters
+from model_merging_methods.merge_parameters import MergeParameters, mask_of, parameters_of
 from scripts.mixup_search.search_space import Candidate, Proposals, SearchSpace, Values, references
 from scripts.mixup_search.store import TEST, VALIDATION, Answer, Part, Result, SearchStore
 
 TWO_TASKS = {"gsm8k": "math", "alpaca_eval": "instruct"}
-DEFAULTS = {"alpha": 0.5, "scaling_coefficient": 1.0, "weight_mask_rate": 0.2, "param_value_mask_rate": 0.5}
 IDENTITY = {
     "roles": ["instruct", "math"],
     "tasks": list(TWO_TASKS),
@@ -24,13 +23,18 @@ IDENTITY = {
     "test": dict.fromkeys(TWO_TASKS, 60),
     "split": "40 examples of <each> task's training split, drawn with seed 0, validate.",
     "backend": "transformers",
+    "space": SearchSpace(
+        2, parameters_of("ties_merging", mask=mask_of()), Values((0.5,)), {"scaling_coefficient": Values((0.7, 1.0))}
+    ).to_fields(),
 }
 
 
 def space_of(base: MergeParameters, number_of_models: int = 2, **options: Values) -> SearchSpace:
-    """A space with default values except for these options."""
-    fixed = {name: Values((value,)) for name, value in DEFAULTS.items()}
-    return SearchSpace(number_of_models, base, **(fixed | options))
+    """A space that varies these options; a single value replaces that of `base`."""
+    alpha = options.pop("alpha", Values((0.5,)))
+    known = {name: values.plain_choice for name, values in options.items() if name in base.all_values}
+    several = {name: values for name, values in options.items() if len(values.numbers) > 1}
+    return SearchSpace(number_of_models, base.with_options(**known), alpha, several)
 
 
 class SmallSearch:
@@ -48,19 +52,19 @@ class SmallSearch:
     ):
         self.roles, self.tasks, self.role_of_task = list(roles), list(role_of_task), role_of_task
         space = space_of(base, len(roles), **options)
+        proposals = Proposals(space, draw_by, num_draws, seed=0)
         identity = {
             **IDENTITY,
+            "space": space.to_fields(),
             "roles": self.roles,
             "tasks": self.tasks,
             "role_of_task": dict(role_of_task),
-            "draw_by": draw_by,
-            "num_draws": num_draws,
+            **proposals.identity(),
             "validation": dict.fromkeys(self.tasks, 40),
             "test": dict.fromkeys(self.tasks, 60),
         }
         self.store = SearchStore(path, identity)
         self.references = references(space, roles)
-        proposals = Proposals(space, draw_by, num_draws, seed=0)
         self.draws = [proposals.propose(number) for number in range(proposals.total)]
 
     def score(self, candidate: Candidate, examples: int, part: Part = VALIDATION, tasks: Sequence[str] = ()) -> None:

@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
-from model_merging_methods.merge_request import MergeParameters
+from model_merging_methods.merge_parameters import parameters_of
 from scripts.mixup_search.choice import SearchSummary
 from scripts.mixup_search.figures import draw_figures
 from scripts.mixup_search.search_space import Values
@@ -21,7 +21,7 @@ REFERENCES = {"equal ratios", "instruct alone", "math alone"}
 @pytest.fixture
 def found(tmp_path) -> SearchSummary:
     """Ten draws on ten examples of each task, five of them on 40."""
-    return SearchSummary(SmallSearch(tmp_path / "results", MergeParameters("average_merging")).validate().store)
+    return SearchSummary(SmallSearch(tmp_path / "results", parameters_of("average_merging")).validate().store)
 
 
 def marks(axes: Axes, label: str) -> int:
@@ -77,7 +77,7 @@ def test_the_histograms_count_the_compared_draws(found):
     ids=["one task", "three models", "another option varies", "equal draws", "two draws"],
 )
 def test_searches_of_other_shapes_have_figures(tmp_path, search, names, panels):
-    made = SmallSearch(tmp_path / "results", MergeParameters("task_arithmetic"), **search).validate()
+    made = SmallSearch(tmp_path / "results", parameters_of("task_arithmetic"), **search).validate()
     figures = draw_figures(SearchSummary(made.store))
     assert list(figures) == names
     for figure in figures.values():

@@ -13,7 +13,9 @@ from inference_llms.task import Task
 from inference_llms.tasks import alpaca_eval, gsm8k
 from model_merging_methods.candidate_weights import CandidateMerges
 from model_merging_methods.merge_models import merge_models
-from model_merging_methods.merge_request import Mask, MergeParameters, MergeRequest, Mixup
+from model_merging_methods.merge_parameters import MergeParameters, mask_of, parameters_of
+from model_merging_methods.merge_request import MergeRequest
+from model_merging_methods.mixup import Mixup
 from scripts.mixup_search.live_merges import EngineSetup, LiveMerges
 from tests.vllm_marks import two_workers, vllm_installed
 from utils.errors import UserError
@@ -21,8 +23,8 @@ from utils.errors import UserError
 ZOO = Path(__file__).parents[3] / "scripts" / "tiny_zoo"
 MODELS = {"instruct": ZOO / "instruct", "math": ZOO / "math"}
 TASK_OF_ROLE = {"instruct": alpaca_eval.TASK, "math": gsm8k.TASK}
-AVERAGE = MergeParameters("average_merging", mixup=Mixup((0.4, 0.6)))
-TIES = MergeParameters("ties_merging", mask=Mask(0.2, use_weight_rescale=True), mixup=Mixup((0.8, 0.2)))
+AVERAGE = parameters_of("average_merging", mixup=Mixup((0.4, 0.6)))
+TIES = parameters_of("ties_merging", mask=mask_of(use_weight_rescale=True), mixup=Mixup((0.8, 0.2)))
 
 
 def answers(engine: Engine, task: Task) -> dict[int, str]:

@@ -3,6 +3,8 @@
 import re
 import shlex
 from argparse import ArgumentParser, Namespace
+from dataclasses import replace
+from functools import cache
 from html import escape, unescape
 from pathlib import Path
 
@@ -11,14 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_merging_methods.command_line import add_merge_options, chosen_roles, merge_parameters
-from model_merging_methods.merge_request import Mask, MergeParameters, Mixup
+from model_merging_methods.masks import MASKS
+from model_merging_methods.merge_parameters import MergeParameters, mask_of, parameters_of
+from model_merging_methods.method import Option
+from model_merging_methods.methods import METHODS
+from model_merging_methods.mixup import Mixup
 from scripts.mixup_search.choice import RULE, SearchSummary
 from scripts.mixup_search.report import outcome_lines, report_lines, save_command, write_report
 from scripts.mixup_search.search_space import ratios_at
-from tests.scripts.mixup_search.small_search import IDENTITY, SmallSearch, space_of
+from tests.scripts.mixup_search.small_search import IDENTITY, SmallSearch
 from utils.errors import UserError
 
-TIES = MergeParameters("ties_merging", mask=Mask(0.2, True), seed=3)
+TIES = parameters_of("ties_merging", mask=mask_of(use_weight_rescale=True), seed=3)
 
 
 @pytest.fixture
@@ -63,7 +69,7 @@ def test_the_difference_on_the_test_part_is_over_the_test_answers(whole):
     summary = SearchSummary(whole.store)
     assert summary.differences.keys() == {"gsm8k", "alpaca_eval", "mean"}
     for task in summary.tasks:
-        chosen, equal = (summary.tested[one.name][task] for one in (summary.chosen, summary.equal))
+        chosen, equal = (summary.tested[one.name][task] for one in (summary.chosen, summary.baseline))
         assert summary.differences[task].mean == pytest.approx(chosen.score - equal.score)
         assert summary.differences[task].examples == chosen.examples == 60
 
@@ -145,9 +151,14 @@ THREE = {**IDENTITY, "roles": ["instruct", "math", "code"]}
 def parsed(command: str) -> Namespace:
     python, script, *words = shlex.split(command)
     assert (python, script, words.pop()) == ("python", "merge_llms_instruct_math_code.py", "--merge_only")
+    return merge_parser().parse_args(words)
+
+
+@cache
+def merge_parser() -> ArgumentParser:
     parser = ArgumentParser()
     add_merge_options(parser)
-    return parser.parse_args(words)
+    return parser
 
 
 def merge_of(command: str) -> MergeParameters:
@@ -155,32 +166,70 @@ def merge_of(command: str) -> MergeParameters:
     return merge_parameters(options, chosen_roles(options))
 
 
-rates = st.floats(0, 1)
-strategies, formats = st.sampled_from(["random", "magnitude"]), st.sampled_from(["delta_weight", "finetuned_weight"])
+shares_of_models = st.lists(st.floats(0, 1), min_size=1, max_size=2)
 
 
-@given(
-    base=st.builds(
-        MergeParameters,
-        st.sampled_from(["average_merging", "task_arithmetic", "ties_merging"]),
-        mask=st.none() | st.builds(Mask, rates, st.booleans(), strategies, formats),
-        seed=st.integers(0, 9),
-        dtype=st.none() | st.just("float16"),
-        exclude_param_names_regex=st.sampled_from([(), ("lm_head", r"layers\.[01]\. 'x")]),
-    ),
-    scale=st.floats(-10, 10),
-    trim=rates,
-    shares=st.none() | st.lists(rates, min_size=1, max_size=2),
-)
-def test_the_command_makes_the_merge_of_the_candidate(base, scale, trim, shares):
-    options = {"weight_mask_rate": base.mask.weight_mask_rate} if base.mask else {}
-    if base.method != "average_merging":
-        options["scaling_coefficient"] = scale
-    if base.method == "ties_merging":
-        options["param_value_mask_rate"] = trim
-    parameters = space_of(base).merge(None if shares is None else ratios_at(shares), options)
-    identity = THREE if shares is not None and len(shares) == 2 else IDENTITY
-    assert merge_of(save_command(identity, parameters)) == parameters
+@st.composite
+def values_of(draw, declared: dict[str, Option], number_of_models: int) -> dict:
+    """Values of all options of a method or mask."""
+    values = {}
+    for name, option in declared.items():
+        low, high = max(option.about.low, -10), min(option.about.high, 10)
+        if option.type is bool:
+            values[name] = draw(st.booleans())
+        elif option.type is str:
+            values[name] = draw(st.sampled_from(option.about.choices))
+        elif option.type is int:
+            values[name] = draw(st.integers(int(low), int(high)))
+        else:
+            number = st.floats(low, high)
+            is_by_model = option.is_per_model and draw(st.booleans())
+            values[name] = tuple(draw(number) for _ in range(number_of_models)) if is_by_model else draw(number)
+    return values
+
+
+@st.composite
+def merges(draw) -> tuple[MergeParameters, int]:
+    """A merge that the command line can express, and the number of its models."""
+    number = draw(st.sampled_from([2, 3]))
+    fitting = [one for one in METHODS.values() if one.models[0] <= number <= (one.models[1] or number)]
+    method, mask = draw(st.sampled_from(fitting)), None
+    name = draw(st.none() | st.sampled_from(list(MASKS))) if method.takes_mask else None
+    if name is not None:
+        weight_format = draw(st.sampled_from(["delta_weight", "finetuned_weight"]))
+        mask = mask_of(name, weight_format=weight_format, **draw(values_of(MASKS[name].options, number)))
+    options = draw(values_of(method.options, number))
+    shares = draw(shares_of_models.filter(lambda given: len(given) == number - 1)) if method.takes_ratios else None
+    of_command = {one: value for one, value in options.items() if mask is None or one not in mask.values}
+    if shares is not None:
+        of_command.pop("weight", None)
+    parameters = parameters_of(
+        method.name,
+        mask=mask,
+        mixup=None if shares is None else Mixup(ratios_at(shares)),
+        seed=draw(st.integers(0, 9)),
+        dtype=draw(st.none() | st.just("float16")),
+        exclude_param_names_regex=draw(st.sampled_from([(), ("lm_head", r"layers\.[01]\. 'x")])),
+        **of_command,
+    )
+    return (parameters if parameters.uses_seed else replace(parameters, seed=0)), number
+
+
+@given(merges())
+def test_the_command_makes_the_merge_of_the_candidate(merge):
+    parameters, number = merge
+    assert merge_of(save_command(THREE if number == 3 else IDENTITY, parameters)) == parameters
+
+
+def test_the_command_names_models_of_other_roles():
+    identity = {
+        **IDENTITY,
+        "roles": ["chat", "math"],
+        "models": {"pretrained": None, "chat": "org/chat", "math": "a b"},
+    }
+    options = parsed(save_command(identity, parameters_of("magmax", scaling_coefficient=-0.5)))
+    assert chosen_roles(options) == ["chat", "math"] and options.models == ["chat=org/chat", "math=a b"]
+    assert merge_parameters(options, ["chat", "math"]) == parameters_of("magmax", scaling_coefficient=-0.5)
 
 
 def test_the_command_names_the_models_of_the_search():
@@ -190,6 +239,6 @@ def test_the_command_names_the_models_of_the_search():
         "models_dir": "/big disk",
         "allow_unrelated": True,
     }
-    options = parsed(save_command(identity, MergeParameters("average_merging", mixup=Mixup((0.25, 0.75)))))
+    options = parsed(save_command(identity, parameters_of("average_merging", mixup=Mixup((0.25, 0.75)))))
     assert (options.pretrained_model, options.instruct_model, options.math_model) == ("-base model", None, "org/math")
     assert (options.models_dir, options.allow_unrelated, options.code_model) == (Path("/big disk"), True, None)

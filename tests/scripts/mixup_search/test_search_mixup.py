@@ -199,3 +199,64 @@ def test_options_that_do_not_fit_are_one_line_and_leave_nothing(options, named, 
     done = search(tmp_path / "out", *options, expect=2)
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ") and named in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def search_models(out: Path, *options: object, expect: int = 0) -> subprocess.CompletedProcess:
+    """Search with `--models`, whose names are not the paper's."""
+    common = ["--pretrained_model", ZOO / "base", "--models", f"chat={ZOO / 'instruct'}", f"sums={ZOO / 'math'}"]
+    common += ["--data_dir", ZOO / "data", "--output_dir", out, "--backend", "transformers"]
+    common += ["--num_draws", 2, "--num_validation", 3, "--num_test", 3]
+    done = run_here(search_mixup.main, [str(word) for word in (*common, *options)])
+    assert done.returncode == expect, done.stderr
+    return done
+
+
+def values(out: Path, columns: str) -> dict[str, tuple]:
+    """These columns of the results, by candidate."""
+    (path,) = out.glob("save_mixup_searches/chat_sums/*.sqlite")
+    connection = sqlite3.connect(path)
+    try:
+        return {name: row for name, *row in connection.execute(f"SELECT candidate, {columns} FROM results")}
+    finally:
+        connection.close()
+
+
+def test_a_method_without_ratios_is_searched_over_its_options(tmp_path):
+    options = ("--merging_method_name", "magmax", "--scaling_coefficient", "0.5:1.5", "--tasks", "gsm8k")
+    done = search_models(tmp_path, *options)
+    found = values(tmp_path, "method, scaling_coefficient, ratio_chat")
+    assert set(found) == {"plain choice", "average", "chat alone", "sums alone", "draw 0", "draw 1"}
+    assert found["plain choice"] == ["magmax", 1.0, None] and found["average"] == ["average_merging", None, 0.5]
+    assert all(found[name][0] == "magmax" and 0.5 < found[name][1] < 1.5 for name in ("draw 0", "draw 1"))
+    (line,) = [line for line in done.stdout.splitlines() if "merge_llms_instruct_math_code.py" in line]
+    assert f"--models chat={ZOO / 'instruct'} sums={ZOO / 'math'}" in line
+    assert "--merging_method_name magmax --scaling_coefficient " in line
+    assert "chosen minus plain choice, in points" in done.stdout
+    assert (tmp_path / "save_mixup_searches" / "chat_sums" / "magmax_mixup_seed_0_report" / "scores.svg").is_file()
+    assert "engine start" not in search_models(tmp_path, *options).stdout, "nothing is left to do"
+
+
+def test_another_method_with_ratios_is_searched(tmp_path):
+    options = ("--merging_method_name", "nuslerp", "--no-task_vectors", "--tasks", "gsm8k", "alpaca_eval")
+    search_models(tmp_path, *options)
+    found = values(tmp_path, "method, ratio_chat, task_vectors")
+    assert set(found) == {"equal ratios", "chat alone", "sums alone", "draw 0", "draw 1"}
+    assert found["equal ratios"] == ["nuslerp", 0.5, 0] and found["draw 0"][1] != 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ("--merging_method_name magmax --tasks gsm8k", "magmax: takes no ratios to search"),
+        ("--merging_method_name magmax --alpha 0.5 --tasks gsm8k", "--alpha has no effect on magmax"),
+        ("--merging_method_name slerp --t 0.2:1.5 --tasks gsm8k", "--t 0.2:1.5: give a number between 0 and 1"),
+        ("--merging_method_name slerp --tasks gsm8k", "slerp: give --t"),
+        ("--merging_method_name nuslerp --t 0.2 0.5 --tasks gsm8k", "--t has no effect"),
+        ("--merging_method_name linear --weight 0.2 0.5 --tasks gsm8k", "--weight has no effect with M3's ratios"),
+        ("--merging_method_name average_merging", "--tasks: give the tasks to run; none belong to a model named chat"),
+    ],
+)
+def test_options_of_other_methods_that_do_not_fit_are_one_line(options, named, tmp_path):
+    done = search_models(tmp_path / "out", *options.split(), expect=2)
+    assert done.stderr.count("\n") == 1 and named in done.stderr, done.stderr
+    assert not (tmp_path / "out").exists()

@@ -9,8 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_merging_methods.command_line import add_merge_options, merge_parameters
-from model_merging_methods.merge_request import Mask, MergeParameters, Mixup
+from model_merging_methods.masks import MASKS
+from model_merging_methods.merge_parameters import mask_of, parameters_of
+from model_merging_methods.methods import METHODS
+from model_merging_methods.mixup import Mixup
 from scripts.mixup_search.search_space import (
+    ALPHA,
     DRAW_BY,
     Proposals,
     Values,
@@ -23,7 +27,13 @@ from scripts.mixup_search.search_space import (
 from tests.scripts.mixup_search.small_search import space_of
 from utils.errors import UserError
 
-TIES = MergeParameters("ties_merging", mask=Mask(), seed=3)
+TIES = parameters_of("ties_merging", mask=mask_of(), seed=3)
+OPTIONS = {
+    "alpha": ALPHA,
+    **METHODS["ties_merging"].options,
+    **MASKS["dare"].options,
+    **METHODS["consensus_ta"].options,
+}
 SCALES = Values((0.5, 1.5), is_range=True)
 FREE = {
     "scaling_coefficient": SCALES,
@@ -33,7 +43,7 @@ FREE = {
 
 
 def test_options_take_numbers_or_a_range():
-    found = [parse_values("scaling_coefficient", words.split()) for words in ("0.5", "-1 0.5", "0.5:1.5")]
+    found = [parse_values(OPTIONS["scaling_coefficient"], words.split()) for words in ("0.5", "-1 0.5", "0.5:1.5")]
     assert found == [Values((0.5,)), Values((-1.0, 0.5)), SCALES]
 
 
@@ -46,12 +56,14 @@ def test_options_take_numbers_or_a_range():
         ("scaling_coefficient", "0:1:2", "low below high"),
         ("scaling_coefficient", "0:1 2", "either numbers or one range"),
         ("weight_mask_rate", "0.5 1.1", "between 0 and 1"),
+        ("k", "1 1.5", "give whole numbers"),
+        ("k", "-1:2", "from 0 on"),
         ("param_value_mask_rate", "-0.1:0.5", "between 0 and 1"),
     ],
 )
 def test_other_values_are_refused_by_option(option, words, reason):
     with pytest.raises(UserError, match=f"^--{option} {words}: [^\n]*{reason}[^\n]*$"):
-        parse_values(option, words.split())
+        parse_values(OPTIONS[option], words.split())
 
 
 def test_shares_are_places_in_a_range_or_parts_of_a_list():
@@ -60,39 +72,100 @@ def test_shares_are_places_in_a_range_or_parts_of_a_list():
     assert [values.at(share) for share in (0, 0.3, 0.34, 0.6, 0.7, 1)] == [1, 1, 2, 2, 4, 4]
 
 
+def test_whole_numbers_stay_whole():
+    values = parse_values(OPTIONS["k"], ["1:4"])
+    assert [values.at(share) for share in (0, 0.24, 0.26, 0.99, 1)] == [1, 1, 2, 4, 4]
+    assert values.plain_choice == 2 and values.are_whole and not SCALES.are_whole
+
+
 def test_a_varied_option_without_effect_is_refused():
     for name in FREE:
         with pytest.raises(UserError, match=f"--{name} has no effect"):
-            space_of(MergeParameters("average_merging"), **{name: FREE[name]}).check()
+            space_of(parameters_of("average_merging"), **{name: FREE[name]}).check()
     space_of(TIES, **FREE).check()
 
 
 def test_averaging_is_compared_with_equal_ratios_and_each_fine_tune():
-    mask = Mask(use_weight_rescale=True)
-    dare = MergeParameters("average_merging", mask=mask, seed=7, dtype="bfloat16")
+    mask = mask_of(use_weight_rescale=True)
+    dare = parameters_of("average_merging", mask=mask, seed=7, dtype="bfloat16")
     found = {one.name: one.parameters for one in references(space_of(dare), ["instruct", "math"])}
     halves, first, second = Mixup((0.5, 0.5)), Mixup((1.0, 0.0)), Mixup((0.0, 1.0))
     assert found == {
-        "equal ratios": MergeParameters("average_merging", mask=mask, mixup=halves, seed=7, dtype="bfloat16"),
-        "instruct alone": MergeParameters("average_merging", mixup=first, dtype="bfloat16"),
-        "math alone": MergeParameters("average_merging", mixup=second, dtype="bfloat16"),
+        "equal ratios": parameters_of("average_merging", mask=mask, mixup=halves, seed=7, dtype="bfloat16"),
+        "instruct alone": parameters_of("average_merging", mixup=first, dtype="bfloat16"),
+        "math alone": parameters_of("average_merging", mixup=second, dtype="bfloat16"),
     }
 
 
 def test_task_arithmetic_is_compared_with_its_plain_sum_too():
-    base = MergeParameters("task_arithmetic", scaling_coefficient=3.0)
+    base = parameters_of("task_arithmetic", scaling_coefficient=3.0)
     space = space_of(base, number_of_models=3, scaling_coefficient=SCALES)
     found = {candidate.name: candidate for candidate in references(space, ["instruct", "math", "code"])}
     assert list(found) == ["equal ratios", "without M3", "instruct alone", "math alone", "code alone"]
-    assert found["without M3"].parameters == MergeParameters("task_arithmetic", scaling_coefficient=1.0)
+    assert found["without M3"].parameters == parameters_of("task_arithmetic", scaling_coefficient=1.0)
     assert math.fsum(found["equal ratios"].ratios) == pytest.approx(1)
     assert found["code alone"].ratios == (0.0, 0.0, 1.0)
 
 
+MAGMAX = parameters_of("magmax")
+
+
+def test_a_method_without_ratios_is_compared_with_its_plain_choice_and_the_average():
+    space = space_of(MAGMAX, scaling_coefficient=SCALES)
+    found = {one.name: one.parameters for one in references(space, ["chat", "math"])}
+    assert list(found) == ["plain choice", "average", "chat alone", "math alone"]
+    assert found["plain choice"] == MAGMAX
+    assert found["average"] == parameters_of("average_merging", mixup=Mixup((0.5, 0.5)))
+
+
+def test_one_model_is_searched_over_options_alone():
+    space = space_of(MAGMAX, number_of_models=1, scaling_coefficient=SCALES)
+    space.check()
+    found = {one.name: one.parameters for one in references(space, ["math"])}
+    assert found == {"plain choice": MAGMAX, "math alone": parameters_of("linear")}
+
+
+@pytest.mark.parametrize("draw_by", DRAW_BY)
+def test_a_method_without_ratios_is_searched_over_its_options(draw_by):
+    scales = Values((0.5, 1.0, 1.5)) if draw_by == "grid" else SCALES
+    of = Proposals(space_of(MAGMAX, scaling_coefficient=scales), draw_by, 8, seed=3)
+    of.check()
+    scored = []
+    for number in range(of.total):
+        candidate = of.propose(number, scored)
+        assert candidate.ratios is candidate.alpha is None and candidate.parameters.method == "magmax"
+        scored.append((candidate, -abs(candidate.option("scaling_coefficient") - 0.8)))
+    drawn = [candidate.option("scaling_coefficient") for candidate, _ in scored]
+    assert drawn == [0.5, 1.0, 1.5] if draw_by == "grid" else len(set(drawn)) == 8
+    assert min(drawn) >= 0.5 and max(drawn) <= 1.5
+    assert of.identity()["baseline"] == "plain choice"
+
+
+def test_listed_options_without_ratios_are_drawn_once():
+    space = space_of(MAGMAX, scaling_coefficient=Values((0.5, 1.0, 1.5)))
+    of = Proposals(space, "mixup", 20, seed=0)
+    assert (of.total, of.identity()["num_draws"]) == (3, 3)
+
+
+def test_a_space_of_one_merge_is_refused():
+    with pytest.raises(UserError, match=r"^magmax: takes no ratios to search; .*--scaling_coefficient LOW:HIGH$"):
+        space_of(MAGMAX).check()
+
+
+def test_weights_are_one_value_for_all_models_and_not_beside_ratios():
+    weights = Values((0.5, 1.0))
+    base = parameters_of("ties_per_tensor")
+    with pytest.raises(UserError, match="--weight has no effect with M3's ratios"):
+        space_of(base, weight=weights).check()
+    space = space_of(base, density=Values((0.2, 1.0)))
+    space.check()
+    assert space.merge((0.3, 0.7), {"density": 0.2}).formula_options(2)["density"] == (0.2, 0.2)
+
+
 def test_the_seed_is_zero_if_nothing_is_drawn_from_it():
-    unmasked = space_of(MergeParameters("ties_merging", seed=5)).merge((0.25, 0.75))
-    assert unmasked == MergeParameters("ties_merging", mixup=Mixup((0.25, 0.75)), seed=0)
-    assert space_of(MergeParameters("ties_merging", mask=Mask(), seed=5)).merge((0.25, 0.75)).seed == 5
+    unmasked = space_of(parameters_of("ties_merging", seed=5)).merge((0.25, 0.75))
+    assert unmasked == parameters_of("ties_merging", mixup=Mixup((0.25, 0.75)), seed=0)
+    assert space_of(parameters_of("ties_merging", mask=mask_of(), seed=5)).merge((0.25, 0.75)).seed == 5
 
 
 def proposals(draw_by: str, num_draws: int = 12, number_of_models: int = 2, seed: int = 3, **options: Values):
@@ -142,10 +215,13 @@ def test_seeds_and_numbers_determine_the_ratios(draw_by):
 def test_listed_options_take_all_combinations_and_ranges_are_uniform():
     of = proposals("mixup", num_draws=60, **FREE)
     drawn = [of.propose(number).parameters for number in range(60)]
-    pairs = [(parameters.mask.weight_mask_rate, parameters.param_value_mask_rate) for parameters in drawn]
+    pairs = [
+        (parameters.all_values["weight_mask_rate"], parameters.all_values["param_value_mask_rate"])
+        for parameters in drawn
+    ]
     assert set(pairs[:6]) == {(rate, trim) for rate in (0.1, 0.2, 0.4) for trim in (0.3, 0.5)}
     assert pairs[6:12] == pairs[:6]
-    scales = np.array([parameters.scaling_coefficient for parameters in drawn])
+    scales = np.array([parameters.values["scaling_coefficient"] for parameters in drawn])
     assert ((scales >= 0.5) & (scales <= 1.5)).all()
     assert scales.mean() == pytest.approx(1, abs=4 * math.sqrt(1 / 12 / 60))
     alphas = proposals("mixup", alpha=Values((0.2, 5.0)))

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from model_merging_methods.merge_request import Mask, MergeParameters, Mixup, two_model_ratios
-from scripts.mixup_search.search_space import Candidate
+from model_merging_methods.merge_parameters import mask_of, parameters_of
+from model_merging_methods.mixup import Mixup, two_model_ratios
+from scripts.mixup_search import store as store_module
+from scripts.mixup_search.search_space import Candidate, SearchSpace, Values
 from scripts.mixup_search.store import TEST, VALIDATION, Answer, Result, SearchStore
 from tests.scripts.mixup_search.small_search import IDENTITY
 from utils.errors import UserError
@@ -18,10 +20,10 @@ ROOT = Path(__file__).resolve().parents[3]
 TIES = Candidate(
     "draw 0",
     "draw",
-    MergeParameters(
+    parameters_of(
         "ties_merging",
         scaling_coefficient=0.7,
-        mask=Mask(0.3, True),
+        mask=mask_of(weight_mask_rate=0.3, use_weight_rescale=True),
         mixup=Mixup(two_model_ratios(0.1234567890123456)),
         seed=4,
         dtype="bfloat16",
@@ -29,7 +31,7 @@ TIES = Candidate(
     ),
     alpha=0.5,
 )
-PLAIN = Candidate("without M3", "plain", MergeParameters("task_arithmetic"))
+PLAIN = Candidate("without M3", "plain", parameters_of("task_arithmetic"))
 
 
 @pytest.fixture
@@ -65,7 +67,7 @@ def test_everything_stored_is_read_back(path):
         store.add_result(result("draw 0", 32, 9, part=TEST))
     for reopened in (SearchStore(path, IDENTITY), SearchStore(path)):
         with reopened as store:
-            assert store.identity == IDENTITY
+            assert store.identity == json.loads(json.dumps(IDENTITY))
             assert store.candidates() == [TIES, PLAIN]
             assert store.answers("draw 0", "gsm8k", VALIDATION) == {1: answer(1), "1": answer("1", False, "ü\0é")}
             assert store.answers("draw 0", "gsm8k", TEST) == {1: unread}
@@ -105,6 +107,64 @@ def test_a_file_of_an_earlier_version_is_read_and_continued(path):
         assert store.answers("draw 0", "gsm8k", VALIDATION) == {1: answer(1), 2: later}
 
 
+COLUMNS_OF_EVERY_METHOD = [
+    *("alpha", "ratio_instruct", "ratio_math", "method", "scaling_coefficient", "param_value_mask_rate", "seed"),
+    *("dtype", "weight_mask_rate", "use_weight_rescale", "mask_strategy", "weight_format", "exclude_param_names_regex"),
+]
+MASK_OF_BEFORE = {
+    "weight_mask_rate": 0.2,
+    "use_weight_rescale": False,
+    "mask_strategy": "random",
+    "weight_format": "delta_weight",
+}
+BEFORE = {
+    "method": "ties_merging",
+    "scaling_coefficient": 0.7,
+    "param_value_mask_rate": 0.5,
+    "mask": MASK_OF_BEFORE,
+    "mixup": {"weights": [0.25, 0.75], "alpha": None},
+    "seed": 0,
+    "dtype": None,
+    "exclude_param_names_regex": [],
+}
+SPACE_BEFORE = {
+    "number_of_models": 2,
+    "base": {**BEFORE, "mixup": None, "config_from": None},
+    "alpha": {"numbers": [0.5], "is_range": False},
+    "scaling_coefficient": {"numbers": [0.7, 1.0], "is_range": False},
+    "weight_mask_rate": {"numbers": [0.2], "is_range": False},
+    "param_value_mask_rate": {"numbers": [0.5], "is_range": False},
+}
+
+
+def test_a_file_from_before_methods_had_options_is_continued_and_exported(path, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "_column_names", lambda identity: COLUMNS_OF_EVERY_METHOD)
+        SearchStore(path, {**IDENTITY, "space": SPACE_BEFORE}).close()
+    columns = ("candidate", "kind", "parameters", "alpha", "scaling_coefficient", "weight_mask_rate")
+    insert = f"INSERT INTO candidates ({', '.join(columns)}) VALUES (?, ?, ?, ?, ?, ?)"
+    with sqlite3.connect(path) as connection:
+        connection.execute(insert, ("draw 0", "draw", json.dumps(BEFORE), 0.5, 0.7, 0.2))
+    mixup, mask = Mixup((0.25, 0.75)), mask_of()
+    first = parameters_of("ties_merging", scaling_coefficient=0.7, mask=mask, mixup=mixup)
+    space = SearchSpace(
+        2,
+        parameters_of("ties_merging", scaling_coefficient=0.7, mask=mask),
+        Values((0.5,)),
+        {"scaling_coefficient": Values((0.7, 1.0))},
+    )
+    second = Candidate("draw 1", "draw", space.merge((0.5, 0.5), {"scaling_coefficient": 1.0}), 0.5)
+    with SearchStore(path, {**IDENTITY, "space": space.to_fields()}) as store:
+        store.add_candidate(second)
+        assert store.candidates() == [Candidate("draw 0", "draw", first, 0.5), second]
+        for name in ("draw 0", "draw 1"):
+            store.add_result(result(name, 8, 4))
+    rows = export(path, tmp_path / "results.csv")
+    assert [(row["scaling_coefficient"], row["weight_mask_rate"]) for row in rows] == [("0.7", "0.2"), ("1.0", "0.2")]
+    with pytest.raises(UserError, match=r"holds another search: space"):
+        SearchStore(path, {**IDENTITY, "space": replace(space, options={}).to_fields()})
+
+
 def test_another_search_is_refused_by_its_differences(path):
     SearchStore(path, IDENTITY).close()
     with pytest.raises(UserError) as caught:
@@ -123,7 +183,11 @@ def test_another_search_is_refused_by_its_differences(path):
         ("search SET identity", "{", "not JSON"),
         ("search SET identity", '{"roles": "math"}', "roles: input should be"),
         ("search SET identity", json.dumps({**IDENTITY, "split": "\0"}), "the character NUL"),
-        ("candidates SET parameters", '{"method": "ties_merging", "seed": "0"}', "seed: input should be"),
+        (
+            "candidates SET parameters",
+            json.dumps({**TIES.parameters.to_fields(), "seed": "0"}),
+            "seed: input should be",
+        ),
         ("candidates SET parameters", json.dumps({**TIES.parameters.to_fields(), "other": 1}), "other"),
     ],
 )
@@ -199,12 +263,12 @@ def test_an_export_has_every_parameter_at_the_largest_number_of_examples(path, t
     low, high = result("draw 0", 32, 16).interval
     assert ",".join(rows[2]) == (
         "candidate,kind,alpha,ratio_instruct,ratio_math,method,scaling_coefficient,param_value_mask_rate,seed,dtype,"
-        "weight_mask_rate,use_weight_rescale,mask_strategy,weight_format,exclude_param_names_regex,"
+        "weight_mask_rate,use_weight_rescale,use_l1_rescale,mask_strategy,weight_format,exclude_param_names_regex,"
         "task,part,examples,right,score,interval_low,interval_high,seconds,time"
     )
     assert "|".join(rows[2].values()) == (
         f"draw 0|draw|0.5|0.1234567890123456|{1 - 0.1234567890123456}|ties_merging|0.7|0.5|4|bfloat16|"
-        '0.3|1|random|delta_weight|["lm_head", "a,b"]|'
+        '0.3|1|0|random|delta_weight|["lm_head", "a,b"]|'
         f"gsm8k|validation|32|16|0.5|{low}|{high}|2.5|2023-11-14T22:13:20Z"
     )
     assert rows[0]["ratio_instruct"] == rows[0]["weight_mask_rate"] == rows[0]["dtype"] == ""
