@@ -1,0 +1,61 @@
+"""DELLA: drop values at random, small ones more often."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from model_merging_methods.method import About, MaskPlace, Sees, mask_method
+from model_merging_methods.survivors import keep
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@mask_method(paper="Deep et al. 2024, arXiv 2406.11617", sees=Sees.TENSOR, is_random=True)
+def della(
+    values: Tensor,
+    place: MaskPlace,
+    *,
+    density: Annotated[float, About("mean probability of keeping a value", 0, 1)] = 1.0,
+    epsilon: Annotated[float, About("how far probabilities go below and above density", 0, 0.5)] = 0.15,
+    rescale: Annotated[str, About("how survivors are rescaled", choices=("none", "inverse", "l1"))] = "l1",
+) -> Tensor:
+    """Drop values at random, with probabilities that fall with the rank of their magnitude in a row.
+
+    density = 1 drops nothing, and 0 everything. "inverse" divides each survivor by its own probability, as in the
+    paper. "l1" restores the sum of magnitudes of the parameter, as in mergekit.
+    """
+    if density >= 1:
+        return values
+    if density <= 0:
+        return values * 0
+    probabilities = keep_probabilities(values, density, epsilon)
+    kept = uniform_numbers(place, values) < probabilities
+    return keep(values, kept, rescale, probabilities)
+
+
+def keep_probabilities(values: Tensor, density: float, epsilon: float) -> Tensor:
+    """From density − epsilon for the smallest magnitude of a row to density + epsilon for the largest (float64).
+
+    A row runs along axis 1; a one-dimensional tensor is one row. Equal magnitudes rank in the order of their indices.
+    """
+    if density - epsilon <= 0 or density + epsilon >= 1:
+        raise UserError(f"--epsilon {epsilon}: density ± epsilon must be inside 0 and 1, and density is {density}")
+    axis = min(1, values.dim() - 1)
+    length = values.shape[axis]
+    if length < 2:
+        raise UserError(f"della: a parameter of shape {tuple(values.shape)} has rows of one value, which have no ranks")
+    ranks = values.abs().argsort(dim=axis, stable=True).argsort(dim=axis)
+    return density - epsilon + ranks.double() * (2 * epsilon / (length - 1))
+
+
+def uniform_numbers(place: MaskPlace, values: Tensor) -> Tensor:
+    """Random numbers between 0 and 1 (float64), functions of the mask's key and the position alone."""
+    import torch
+
+    from model_merging_methods.kernels.mask_weights import random_words
+
+    positions = torch.arange(place.start, place.start + values.numel(), device=values.device)
+    words = random_words(place.key, positions) >> 11 & (2**53 - 1)
+    return (words.double() / 2**53).view_as(values)

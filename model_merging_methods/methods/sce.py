@@ -1,0 +1,62 @@
+"""SCE: select, calculate and erase (FuseChat)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+from model_merging_methods.largest_magnitudes import largest
+from model_merging_methods.method import About, Sees, Tensors, merging_method
+from model_merging_methods.sign_election import elect, taking_part
+from model_merging_methods.stretches import in_stretches, sum_of_squares
+from model_merging_methods.weighted_sums import weighted_sum
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LEAST_SUM = 1e-6
+
+
+@merging_method(
+    paper="FuseChat (Wan et al. 2024, arXiv 2408.07990); as in mergekit", sees=Sees.TENSOR, models=(1, None)
+)
+def sce(
+    x: Tensors,
+    *,
+    select_topk: Annotated[float, About("share of the values that is merged, of those that differ", 0, 1)] = 1.0,
+) -> Tensor:
+    """Select the positions where task vectors vary most, elect a sign at each, and average the values that have it,
+    weighted by the task vectors' mean squares.
+
+    Exactly int(n' · select_topk) positions are selected, of equal variances the first; n' counts the positions with a
+    variance above 0. If the mean squares sum to less than 1e-6, all models weigh the same. That is the case for task
+    vectors of about 1e-3 and below. A single model varies nowhere: with select_topk below 1 the result is the base.
+    """
+    deltas = x.deltas
+    if select_topk < 1:
+        variance = in_stretches(variance_over_models, deltas)
+        selected = largest(variance, int(int(variance.count_nonzero()) * select_topk))
+        deltas = [delta.where(selected, 0) for delta in deltas]
+    weights = shares_of_mean_squares(deltas)
+    return x.base + in_stretches(lambda stretches: mean_of_elected(stretches, weights), deltas)
+
+
+def variance_over_models(deltas: Sequence[Tensor]) -> Tensor:
+    """The variance of each position over the K models, divided by K: float64, exactly 0 where all are equal."""
+    values = [delta.double() for delta in deltas]
+    mean = sum(values) / len(values)
+    return sum((value - mean).square() for value in values) / len(values)
+
+
+def shares_of_mean_squares(deltas: Sequence[Tensor]) -> list[float]:
+    """The mean of δi² of each model, divided by their sum; all the same if the sum is almost 0."""
+    means = [sum_of_squares(delta) / delta.numel() for delta in deltas]
+    total = sum(means)
+    return [mean / total if total >= _LEAST_SUM else 1 / len(means) for mean in means]
+
+
+def mean_of_elected(deltas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """The weighted mean of the values that have the elected sign."""
+    present = [here.float() for here in taking_part(deltas, elect(deltas))]
+    merged = weighted_sum([delta * here for delta, here in zip(deltas, present, strict=True)], weights)
+    return merged / weighted_sum(present, weights).clamp(min=_LEAST_SUM)
