@@ -5,15 +5,20 @@ import json
 import re
 import types
 
+import numpy as np
 import pytest
 import torch
 
 import merge_llms_instruct_math_code
 from inference_llms import tasks
-from model_merging_methods import merging_methods
+from model_merging_methods.describe import markdown
+from model_merging_methods.masks import MASKS
 from model_merging_methods.merge_models import merge_models
-from model_merging_methods.merge_request import Mask, MergeParameters, MergeRequest, Mixup
-from model_merging_methods.merging_methods import MERGING_METHODS, Coefficients, MergingMethod
+from model_merging_methods.merge_parameters import mask_of, parameters_from_fields, parameters_of
+from model_merging_methods.merge_request import MergeRequest
+from model_merging_methods.method import MaskPlace
+from model_merging_methods.methods import METHODS
+from model_merging_methods.mixup import Mixup
 from promptbench import sst2
 from promptbench.attack import AttackParts
 from promptbench.search import search
@@ -25,34 +30,53 @@ from tests.scripts.paper_tables.support import read_scores
 
 DOCS = ROOT / "docs"
 ZOO = ROOT / "scripts" / "tiny_zoo"
+FILES_OF_EXAMPLES = {
+    "inference_llms/tasks/svamp.py",
+    "promptbench/attacks/shouting.py",
+    "model_merging_methods/masks/middle.py",
+    "model_merging_methods/methods/arc.py",
+}
 
 
 def example(page: str, **names) -> types.SimpleNamespace:
     """The names that the page's block of Python defines, given other `names`."""
     (block,) = re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.DOTALL | re.MULTILINE)
+    return run_block(block, page, **names)
+
+
+def run_block(block: str, page: str, **names) -> types.SimpleNamespace:
     namespace = dict(names)
     exec(compile(block, page, "exec"), namespace)
     return types.SimpleNamespace(**namespace)
 
 
-def test_the_custom_method_merges_with_and_without_m3_and_dare(monkeypatch, tmp_path):
-    formula = example(
-        "add_a_method.md", **{"annotations": None, **vars(merging_methods), "Tensor": torch.Tensor}
-    ).magmax_merging
-    base, models = torch.zeros(3), [torch.tensor([1.0, -3.0, 2.0]), torch.tensor([-2.0, 1.0, 2.0])]
-    assert formula(base, models, Coefficients()).tolist() == [-2, -3, 2]
-    assert formula(base, models, Coefficients((0.9, 0.1), 2.0)).tolist() == pytest.approx([1.8, -5.4, 3.6])
+def test_the_custom_mask_and_method_merge(monkeypatch, tmp_path):
+    blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / "add_a_method.md").read_text(), re.DOTALL | re.MULTILINE)
+    mask, method = (run_block(block, "add_a_method.md") for block in blocks)
+    values = torch.tensor([1.0, -4.0, 3.0, -2.0])
+    masked = mask.middle.formula(values, MaskPlace((4,), 0, 0), smallest=0.25, largest=0.25)
+    assert masked.tolist() == [0, 0, 3, -2]
+    gram = np.array([[4.0, 1.0], [1.0, 9.0]])
+    found = method.arc.formula(gram, t=0.3)
+    assert found == pytest.approx(METHODS["slerp"].formula(gram, t=0.3, dot_threshold=0.9995))
 
-    monkeypatch.setitem(MERGING_METHODS, "magmax_merging", MergingMethod(formula))
+    monkeypatch.setitem(MASKS, "middle", mask.middle)
+    monkeypatch.setitem(METHODS, "arc", method.arc)
     finetuned = {role: ZOO / role for role in ("math", "code")}
     for name, parameters in {
-        "plain": MergeParameters("magmax_merging"),
-        "both": MergeParameters("magmax_merging", mask=Mask(0.2, True), mixup=Mixup((0.4, 0.6))),
+        "plain": parameters_of("arc", t=0.3),
+        "masked": parameters_of("arc", mask=mask_of("middle", largest=0.02)),
+        "sum": parameters_of("task_arithmetic", mask=mask_of("middle"), mixup=Mixup((0.4, 0.6))),
     }.items():
         merge_models(MergeRequest(ZOO / "base", finetuned, parameters), {"math": tmp_path / name})
-        assert (
-            json.loads((tmp_path / name / "merge_record.json").read_text())["parameters"]["method"] == "magmax_merging"
-        )
+        record = json.loads((tmp_path / name / "merge_record.json").read_text())
+        assert parameters_from_fields(record["parameters"]) == parameters
+
+
+def test_the_page_on_methods_is_up_to_date():
+    assert (DOCS / "methods.md").read_text(encoding="utf-8") == markdown(), (
+        "run python -m model_merging_methods methods --markdown > docs/methods.md"
+    )
 
 
 def test_the_custom_task_loads_its_set_and_scores_answers(tmp_path):
@@ -103,12 +127,11 @@ def test_links_and_paths_in_the_pages_exist():
     for name, text in pages.items():
         for link in re.findall(r"\]\(([^)]+)\)", text):
             is_elsewhere = link.startswith("https://")
-            assert is_elsewhere or (DOCS / link.partition("#")[0]).is_file(), (name, link)
+            assert is_elsewhere or (DOCS / (link.partition("#")[0] or name)).is_file(), (name, link)
         for path in re.findall(
             r"`((?:scripts|inference_llms|promptbench|model_merging_methods|tests|utils|benchmarks)/[\w./]+)`", text
         ):
-            is_example = path in ("inference_llms/tasks/svamp.py", "promptbench/attacks/shouting.py")
-            assert is_example or (ROOT / path).exists(), (name, path)
+            assert path in FILES_OF_EXAMPLES or (ROOT / path).exists(), (name, path)
 
 
 def test_the_page_on_tables_names_every_option():

@@ -46,10 +46,10 @@ def test_every_option_in_the_readme_exists():
     builders = (build_parser, ood_robust_inference.build_parser, search_mixup.build_parser)
     parsers = [*(build() for build in builders), run_attacks.build_parser(sst2.TASK)]
     known = {word for parser in parsers for action in parser._actions for word in action.option_strings}
-    # Options of `python -m inference_llms`, scripts/setup_env.sh, the diagnosis, and the paper's scripts.
-    known |= {"--load_model_path", "--vllm", "--models"}
+    # Options of `python -m inference_llms`, scripts/setup_env.sh, the list of methods, and pip.
+    known |= {"--load_model_path", "--vllm", "--markdown", "--no"}
     evaluators = re.compile(r"`(alpaca_eval|evaluate_functional_correctness|accelerate launch)[^`]*`")
-    named = set(re.findall(r"--[a-z_]+", evaluators.sub("", README + "".join(PAGES))))
+    named = set(re.findall(r"(?<=[` ])--[a-z_]+", evaluators.sub("", README + "".join(PAGES))))
     assert named <= known, named - known
 
 
