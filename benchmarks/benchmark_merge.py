@@ -36,7 +36,7 @@ from utils.whole_files import write_json, write_whole
 ROOT = Path(__file__).resolve().parent.parent
 ROLES = ("instruct", "math", "code", "fourth", "fifth")
 _DARE = "--merging_method_name mask_merging --use_weight_rescale"
-METHODS = {  # the options of each; the equivalent method of mergekit, with its parameters
+METHODS = {  # the options of each; the equivalent method of mergekit, with its parameters, by model if one is `weight`
     "average": ("--merging_method_name average_merging", ("linear", {"weight": 0.5})),
     "average, M3": ("--merging_method_name average_merging --mixup_lambda 0.3", ("linear", {"weight": 0.3})),
     "task arithmetic": ("--merging_method_name task_arithmetic", ("task_arithmetic", {"weight": 1.0})),
@@ -55,7 +55,28 @@ METHODS = {  # the options of each; the equivalent method of mergekit, with its 
         ("dare_linear", {"weight": 1.0, "density": 0.8}),
     ),
     "DARE + TIES": (f"{_DARE} --mask_apply_method ties_merging", ("dare_ties", {"weight": 1.0, "density": 0.8})),
+    "TIES per tensor": (
+        "--merging_method_name ties_per_tensor --density 0.5",
+        ("ties", {"weight": 1.0, "density": 0.5}),
+    ),
+    "SLERP": ("--merging_method_name slerp --t 0.3", ("slerp", {"t": 0.3})),
+    "NuSLERP": ("--merging_method_name nuslerp", ("nuslerp", {"weight": 1.0})),
+    "Multi-SLERP": ("--merging_method_name multislerp", ("multislerp", {"weight": 1.0})),
+    "Karcher mean": ("--merging_method_name karcher", ("karcher", {})),
+    "Model Stock": ("--merging_method_name model_stock", ("model_stock", {})),
+    "RAM": ("--merging_method_name ram", ("ram", {})),
+    "RAM+": ("--merging_method_name ramplus_tl", ("ramplus_tl", {})),
+    "SCE": ("--merging_method_name sce --select_topk 0.5", ("sce", {"select_topk": 0.5})),
+    "Breadcrumbs": (
+        "--mask_strategy breadcrumbs --density 0.8 --mask_apply_method task_arithmetic",
+        ("breadcrumbs", {"weight": 1.0, "density": 0.8}),
+    ),
+    "DELLA": (
+        "--mask_strategy della --density 0.7 --mask_apply_method task_arithmetic",
+        ("della_linear", {"weight": 1.0, "density": 0.7}),
+    ),
 }
+_WITHOUT_BASE = ("average", "average, M3", "SLERP", "Karcher mean")
 PACKAGES = ("numpy", "numba", "xxhash")
 LONG = 60.0  # seconds after which a machine's noise averages out within a process
 MERGEKIT_FLAGS = ("--lazy-unpickle", "--async-write")  # the fastest flags on a CPU, by trial
@@ -96,7 +117,7 @@ class Bench:
 
     def inputs(self, case: Case) -> list[Path]:
         """The weight files that the method needs."""
-        reads_base = not case.method.startswith("average")
+        reads_base = case.method not in _WITHOUT_BASE
         return [
             file
             for role, folder in self.models.items()
@@ -134,7 +155,7 @@ def main() -> None:
     folder = work / f"{options.parameters}_{options.models}"
     try:
         bench = prepare(folder, options)
-        warm_up(bench)
+        warm_up(bench, options.methods)
         rounds = run_rounds(bench, options)
         shutil.rmtree(bench.out)
         text = report(rounds, bench, options)
@@ -181,14 +202,14 @@ def prepare(folder: Path, options: argparse.Namespace) -> Bench:
     return Bench(folder, {role: folder / role for role in roles}, mergekit)
 
 
-def warm_up(bench: Bench) -> None:
+def warm_up(bench: Bench, methods: Sequence[str]) -> None:
     """Merge tiny models once, because the first merge on a machine compiles the kernels."""
     with tempfile.TemporaryDirectory() as folder:
         models = {role: Path(folder) / role for role in bench.models}
         for number, path in enumerate(models.values()):
             make_checkpoint(path, SHAPES["tiny"], number)
         tiny = Bench(Path(folder), models, None)
-        for method in METHODS:
+        for method in methods:
             measure(our_command(tiny, Case(method, "warm")), tiny.fresh_out())
 
 
@@ -240,23 +261,11 @@ def check_output(out: Path, expected: int) -> None:
 def our_command(bench: Bench, case: Case) -> list[object]:
     options = METHODS[case.method][0].split()
     roles = [role for role in bench.models if role != "base"]
-    if len(roles) > 3:  # the main script has three roles
-        models = [word for role in roles for word in (role, bench.models[role])]
-        return [
-            sys.executable,
-            ROOT / "benchmarks" / "benchmark_many.py",
-            bench.models["base"],
-            bench.out,
-            *models,
-            *options,
-        ]
-    if "--mixup_lambda" in options and len(roles) == 3:
-        options += ["0.4", "0.3"]
+    if "--mixup_lambda" in options and len(roles) > 2:
+        options[options.index("--mixup_lambda") + 1 :] = [str(1 / len(roles))] * len(roles)
     command = [sys.executable, ROOT / "merge_llms_instruct_math_code.py", "--merge_only", "--output_dir", bench.out]
     command += ["--pretrained_model", bench.models["base"]]
-    for role in roles:
-        command += [f"--merge_{role}", f"--{role}_model", bench.models[role]]
-    return [*command, *options]
+    return [*command, "--models", *(f"{role}={bench.models[role]}" for role in roles), *options]
 
 
 def floor_command(bench: Bench, case: Case) -> list[object]:
@@ -266,13 +275,17 @@ def floor_command(bench: Bench, case: Case) -> list[object]:
 
 def mergekit_command(bench: Bench, case: Case) -> list[object]:
     method, parameters = METHODS[case.method][1]
-    weights = [parameters["weight"], 1 - parameters["weight"] if parameters["weight"] < 1 else parameters["weight"]]
-    models = [
-        {"model": str(bench.models[role]), "parameters": {**parameters, "weight": weight}}
-        for role, weight in zip(ROLES, weights, strict=False)
-    ]
+    models = [{"model": str(bench.models[role])} for role in ROLES[:2]]
     recipe = {"merge_method": method, "models": models, "dtype": "float16", "parameters": {"normalize": False}}
-    if method != "linear":
+    if "weight" in parameters:
+        weight = parameters["weight"]
+        for model, own in zip(models, (weight, 1 - weight if weight < 1 else weight), strict=True):
+            model["parameters"] = {**parameters, "weight": own}
+    else:
+        recipe["parameters"] |= parameters
+    if method == "slerp":
+        recipe["base_model"] = models[0]["model"]
+    elif case.method not in _WITHOUT_BASE:
         recipe["base_model"] = str(bench.models["base"])
     path = bench.folder / "mergekit.yaml"
     path.write_text(json.dumps(recipe))  # JSON is YAML

@@ -25,7 +25,7 @@ from datetime import date
 from pathlib import Path
 
 from benchmarks.benchmark_processes import machine
-from model_merging_methods.merge_request import draw_ratios
+from model_merging_methods.mixup import draw_ratios
 from utils.command_line import OneLineParser, positive_number
 from utils.errors import UserError, run_command_line
 from utils.whole_files import write_whole
