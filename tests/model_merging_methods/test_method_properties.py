@@ -63,6 +63,7 @@ METHOD_ROWS = {
     "ties_per_tensor_mergellm": Row({"param_value_mask_rate": 0.4}),
     "tsv_m": Row(),
     "tsv_rank_reduction": Row(),
+    "widen": Row(),
     "wudi": Row({"iterations": 20}),
 }
 # Options that send a method another way through the engine.
