@@ -36,7 +36,7 @@ FORBIDDEN = {
     "the network": ("import socket; socket.create_connection(('192.0.2.1', 80), timeout=5)", "unreachable"),
     "writing at home": ("open({home!r} + '/.written', 'w')", "Read-only|No such file"),
     "reading at home": ("print(open({secret!r}).read())", "No such file"),
-    "writing in the project": ("open({project!r} + '/.written', 'w')", "Read-only|No such file"),
+    "writing in the project": ("open({project!r} + '/.written', 'w')", "Read-only|No such file|Permission denied"),
     "sockets of services": ("import socket; socket.socket(socket.AF_UNIX).connect({socket!r})", "No such file"),
     "signals to the waiting process": ("import os; os.kill({parent}, 0)", "No such process|not permitted"),
     "files in its own folder beyond the disk": (
