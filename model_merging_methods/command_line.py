@@ -40,7 +40,7 @@ DEFAULTS = {
     "seed": 0,
 }
 _MASK_OPTIONS = ("mask_apply_method", "weight_format", "mask_strategy")
-_OTHER_OPTIONS = ("models", "mixup", "mixup_lambda", "dtype", "exclude_param_names_regex", "config_from")
+_OTHER_OPTIONS = ("mixup", "mixup_lambda", "dtype", "exclude_param_names_regex", "config_from")
 
 
 def declared_options() -> dict[str, dict[str, Option]]:
@@ -341,6 +341,7 @@ def recorded_request(options: argparse.Namespace) -> MergeRequest:
         if getattr(options, name) not in (None, False):
             raise UserError(f"--{name} has no effect with --from_record, which holds the whole merge; remove it")
     given = {role: getattr(options, f"{role}_model") for role in (PRETRAINED, *FINETUNED_MODELS)}
+    given |= _named_models(options.models or ())
     moved = {role: find_model_folder(path) for role, path in given.items() if path is not None}
     return request_from_record(options.from_record, moved)
 

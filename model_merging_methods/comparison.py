@@ -200,7 +200,7 @@ def check_related(merge: Merge) -> None:
     for role, figures in comparison.overall.models.items():
         if figures.change is not None and figures.change >= LARGEST_CHANGE:
             raise UserError(
-                f"--{role}_model: its task vector is {figures.change:.2g} times as long as the pretrained model's "
+                f"model {role}: its task vector is {figures.change:.2g} times as long as the pretrained model's "
                 f"weights, but fine-tuning gives less than {LARGEST_CHANGE}, so it probably has another "
                 f"backbone{_differences(configs[role], base)}; give fine-tunes of one pretrained model, or add "
                 "--allow_unrelated"
@@ -211,7 +211,7 @@ def check_related(merge: Merge) -> None:
         suspects = _in_all(far) if len(merge.roles) > 2 else list(far[0])
         hints = _differences(configs[suspects[0]], base) if len(suspects) == 1 else ""
         raise UserError(
-            f"{' and '.join(f'--{role}_model' for role in suspects)}: the models differ by {distance:.2g} times their "
+            f"{' and '.join(f'model {role}' for role in suspects)}: the models differ by {distance:.2g} times their "
             f"weights' length, but fine-tunes of one backbone differ by less than {LARGEST_DISTANCE:.2g}, so "
             f"one probably has another backbone{hints}; give fine-tunes of one pretrained model, or add "
             "--allow_unrelated"

@@ -63,9 +63,9 @@ def check_configs(
         # If transformers does not know the family, the default is unknown and may be the same value.
         is_left_out = None in values.values()
         if _STRUCTURE.fullmatch(name) and not is_left_out and not allow_unrelated:
-            roles = " and ".join(f"--{role}_model" for role in others)
+            roles = " and ".join(f"model {role}" for role in others)
             findings.error(
-                f"{text}, which changes the meaning of the weights; give another {roles}, or --allow_unrelated"
+                f"{text}, which changes the meaning of the weights; choose another {roles}, or add --allow_unrelated"
             )
             continue
         chosen = adopted.get(name, values["pretrained"])

@@ -150,6 +150,30 @@ def test_completions_are_replayed_without_any_model(tmp_path):
         assert list(of_task) == ["alpaca_eval", "gsm8k"] and of_task["gsm8k"]["accuracy"] == golds_right / 5
 
 
+def test_models_of_other_names_need_tasks(tmp_path):
+    models = ["--pretrained_model", ZOO / "base", "--models", f"math={ZOO / 'math'}", f"chat={ZOO / 'instruct'}"]
+    running = ["--merging_method_name", "average_merging", "--output_dir", tmp_path, "--backend", "transformers"]
+    running += ["--data_dir", ZOO / "data", "--end_index", 3]
+
+    def run(*more: str) -> subprocess.CompletedProcess:
+        return run_here(main, [*models, *running, *more])
+
+    refused(run(), "--tasks: give the tasks to run; none belong to a model named chat")
+    assert not (tmp_path / "save_merge_models").exists()
+    for more in (["--merge_only"], ["--tasks", "gsm8k", "alpaca_eval"]):
+        done = run(*more)
+        assert done.returncode == 0, done.stderr
+    assert list(scores(tmp_path, "math_chat", "average_merging")) == ["alpaca_eval", "gsm8k"]
+
+
+def test_models_named_like_roles_run_the_tasks_of_these_roles(tmp_path):
+    models = ["--pretrained_model", ZOO / "base", "--models", f"math={ZOO / 'math'}", f"instruct={ZOO / 'instruct'}"]
+    running = ["--output_dir", tmp_path, "--backend", "transformers", "--data_dir", ZOO / "data", "--end_index", 2]
+    done = run_here(main, [*models, *running, "--merging_method_name", "magmax"])
+    assert done.returncode == 0, done.stderr
+    assert list(scores(tmp_path, "math_instruct", "magmax")) == ["alpaca_eval", "gsm8k", "MATH"]
+
+
 @pytest.mark.vllm
 @vllm_installed
 @two_workers

@@ -84,15 +84,15 @@ def test_a_model_of_another_backbone_stops_the_merge(models, tmp_path, method):
     root = shutil.copytree(models, tmp_path / "in")
     change_json(root / "stranger" / "config.json", max_position_embeddings=32)
     roles = {"instruct": "instruct", "math": "math", "code": "stranger"}
-    with pytest.raises(UserError, match=r"--code_model.*backbone.*max_position_embeddings 32.*--allow_unrelated") as e:
+    with pytest.raises(UserError, match=r"model code: .*backbone.*max_position_embeddings 32.*--allow_unrelated") as e:
         found(root, tmp_path / "out", parameters_of(method), roles)
-    assert "\n" not in str(e.value) and "math_model" not in str(e.value)
+    assert "\n" not in str(e.value) and "model math" not in str(e.value)
     assert not any(tmp_path.glob("*out*"))
     found(root, tmp_path / "out", parameters_of(method), roles, allow_unrelated=True)
 
 
 def test_of_two_unrelated_models_without_a_base_both_are_named(models, tmp_path):
-    with pytest.raises(UserError, match=r"--math_model and --code_model: .* differ by 1\.\d+ times"):
+    with pytest.raises(UserError, match=r"model math and model code: .* differ by 1\.\d+ times"):
         found(models, tmp_path / "out", AVERAGE, {"math": "math", "code": "stranger"})
 
 

@@ -1,6 +1,7 @@
 """The subcommands of python -m model_merging_methods: merge, diagnose, methods."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -57,6 +58,16 @@ def test_merge_replaces_another_merge_only_with_overwrite(tmp_path):
     again = ("merge", "--from_record", record, "--output_dir", tmp_path / "again")
     run(*again)
     assert contents(tmp_path / "again") == contents(tmp_path)
+
+
+def test_a_record_is_repeated_with_models_that_moved(tmp_path):
+    run("merge", *MAGMAX, "--output_dir", tmp_path / "merged")
+    (record, _) = sorted((tmp_path / "merged").rglob("merge_record.json"))
+    moved = shutil.copytree(ZOO / "instruct", tmp_path / "moved")
+    run("merge", "--from_record", record, "--models", f"chat={moved}", "--output_dir", tmp_path / "again")
+    assert contents(tmp_path / "again").keys() == contents(tmp_path / "merged").keys()
+    unknown = ("merge", "--from_record", record, "--models", f"other={moved}")
+    assert "this merge has no other model" in run(*unknown, expect=2)
 
 
 def test_merge_checks_inputs_and_writes_nothing(tmp_path):

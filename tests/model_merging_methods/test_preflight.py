@@ -316,7 +316,7 @@ def test_check_prints_every_finding_and_writes_nothing(models, tmp_path, run_che
 def test_check_names_models_of_another_backbone(models, run_check):
     save_model(models / "other", seed=9)
     done = run_check("--math_model", models / "other")
-    assert done.returncode == 2 and "error: --math_model: " in done.stdout
+    assert done.returncode == 2 and "error: model math: " in done.stdout
     assert run_check("--math_model", models / "other", "--allow_unrelated").returncode == 0
 
 
