@@ -1,5 +1,6 @@
 """Properties of every merging method and mask. A new method adds one row."""
 
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -180,17 +181,23 @@ def test_a_number_of_models_outside_the_bounds_is_refused(models, tmp_path, meth
     assert not (tmp_path / "out").exists()
 
 
-@every_case
-def test_a_value_that_is_not_a_number_is_refused(models, tmp_path, parameters):
-    root = save_models(tmp_path / "models", ROLES)
+@pytest.fixture(scope="module")
+def spoiled_models(models, tmp_path_factory) -> Path:
+    """The same models, with a NaN in the first."""
 
     def spoil(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         tensors["model.layers.1.mlp.down_proj.weight"][2, 5] = torch.nan
         return tensors
 
+    root = shutil.copytree(models, tmp_path_factory.mktemp("spoiled") / "models")
     change_tensors(root / "first", spoil)
+    return root
+
+
+@every_case
+def test_a_value_that_is_not_a_number_is_refused(spoiled_models, tmp_path, parameters):
     with pytest.raises(UserError, match=r"first.*down_proj"):
-        merged(root, tmp_path / "out", parameters)
+        merged(spoiled_models, tmp_path / "out", parameters)
     assert not (tmp_path / "out").exists()
 
 
