@@ -12,8 +12,10 @@ from model_merging_methods.merge_parameters import (
     MASK_MERGING,
     MASK_STRATEGIES,
     METHOD_NAMES,
+    PAPERS_WORDS,
     WEIGHT_FORMATS,
     MergeParameters,
+    mask_name,
     mask_of,
     parameters_of,
 )
@@ -186,7 +188,7 @@ def chosen_method(options: argparse.Namespace) -> tuple[str, str | None]:
     if name != MASK_MERGING:
         return name, None
     mask = options.mask_strategy or DEFAULTS["mask_strategy"]
-    return options.mask_apply_method or DEFAULTS["mask_apply_method"], "dare" if mask == "random" else mask
+    return options.mask_apply_method or DEFAULTS["mask_apply_method"], mask_name(mask)
 
 
 def merge_parameters(options: argparse.Namespace, roles: Sequence[str]) -> MergeParameters:
@@ -196,9 +198,9 @@ def merge_parameters(options: argparse.Namespace, roles: Sequence[str]) -> Merge
         given = getattr(options, name)
         return DEFAULTS[name] if given is None else given
 
-    (method, mask_name), mixup = chosen_method(options), None
+    (method, mask), mixup = chosen_method(options), None
     given = _given_options(options)
-    own, of_mask = _split_options(given, METHODS[method], mask_name, roles)
+    own, of_mask = _split_options(given, METHODS[method], mask, roles)
     if options.mixup_lambda is not None:
         mixup = Mixup(given_ratios(options.mixup_lambda, len(roles)))
     elif options.mixup:
@@ -207,7 +209,7 @@ def merge_parameters(options: argparse.Namespace, roles: Sequence[str]) -> Merge
         raise UserError("--weight has no effect with M3's ratios, which replace it; remove one of them")
     parameters = parameters_of(
         method,
-        mask=None if mask_name is None else mask_of(mask_name, weight_format=value("weight_format"), **of_mask),
+        mask=None if mask is None else mask_of(mask, weight_format=value("weight_format"), **of_mask),
         mixup=mixup,
         seed=value("seed"),
         dtype=options.dtype,
@@ -233,14 +235,14 @@ def _given_options(options: argparse.Namespace) -> dict[str, Value | list[str]]:
 
 
 def _split_options(
-    given: Mapping[str, Value | list[str]], method: Method, mask_name: str | None, roles: Sequence[str]
+    given: Mapping[str, Value | list[str]], method: Method, mask: str | None, roles: Sequence[str]
 ) -> tuple[dict[str, Value], dict[str, Value]]:
     """The given options of the method and of the mask; one that both have is the mask's.
 
     Raises UserError for an option of neither, unless it repeats the default of others.
     """
     of_method, of_mask = {}, {}
-    mask_options = {} if mask_name is None else MASKS[mask_name].options
+    mask_options = {} if mask is None else MASKS[mask].options
     for name, value in given.items():
         if name in mask_options:
             option = mask_options[name]
@@ -254,7 +256,7 @@ def _split_options(
             else:
                 of_method[name] = numbers
         else:
-            _check_repeats_default(name, value, method, mask_name)
+            _check_repeats_default(name, value, method, mask)
     return of_method, of_mask
 
 
@@ -293,17 +295,17 @@ def _number(name: str, text: str, option: Option) -> float:
         raise UserError(f"--{name} {text}: give {option.range}") from None
 
 
-def _check_repeats_default(name: str, value: Value | list[str], method: Method, mask_name: str | None) -> None:
+def _check_repeats_default(name: str, value: Value | list[str], method: Method, mask: str | None) -> None:
     """Raise UserError for an option that would change nothing, unless it repeats its default."""
     by_owner = declared_options()[name]
     text = " ".join(value) if isinstance(value, list) else str(value)
     if any(option.default is not None and text == str(option.default) for option in by_owner.values()):
         return
     only_masks = by_owner.keys() <= MASKS.keys()
-    if only_masks and mask_name is None:
+    if only_masks and mask is None:
         reason = f" without --merging_method_name {MASK_MERGING}"
     elif only_masks:
-        reason = f" and --mask_strategy {'random' if mask_name == 'dare' else mask_name}"
+        reason = f" and --mask_strategy {PAPERS_WORDS.get(mask, mask)}"
     else:
         reason = ""
     raise UserError(f"--{name} {text} has no effect on {method.name}{reason}; remove it")

@@ -180,12 +180,13 @@ def _group_order(group: str) -> tuple[int, int]:
 def merge_comparison(merge: Merge, sums: Mapping[str, np.ndarray], is_merged: bool = True) -> ModelComparison:
     """The comparison from a merge's sums; `is_merged`: the sums are of masked and trimmed models."""
     parameters = merge.parameters
+    counts_kept = is_merged and not merge.needs_whole_tensors  # masks of whole tensors are not counted
     return ModelComparison(
         merge.roles,
         sums,
         parameters.reads_base,
-        is_masked=is_merged and parameters.mask is not None,
-        is_trimmed=is_merged and parameters.method == "ties_merging",
+        is_masked=counts_kept and parameters.mask is not None,
+        is_trimmed=counts_kept and parameters.method == "ties_merging",
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from model_merging_methods.method import Tensors, Value
 from model_merging_methods.statistics import Passes, Statistics
-from model_merging_methods.weighted_sums import weighted_sum
+from model_merging_methods.task_vectors import total
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,9 +54,8 @@ def competition_merge(x: Tensors, agreement: Agreement) -> Tensor:
     raw = raw_scores(x.deltas, magnitude_bounds, agreement)
     scores = [unit(b.clamp(*own), own) for b, own in zip(raw, x.statistics["score_bounds"], strict=True)]
     clipped = [delta.sign() * delta.abs().clamp(*own) for delta, own in zip(x.deltas, magnitude_bounds, strict=True)]
-    ones = [1.0] * len(scores)
-    total = weighted_sum([c * score for c, score in zip(clipped, scores, strict=True)], ones)
-    return total / weighted_sum(scores, ones).clamp(min=1e-12)
+    weighted = total([c * score for c, score in zip(clipped, scores, strict=True)])
+    return weighted / total(scores).clamp(min=1e-12)
 
 
 def raw_scores(deltas: Sequence[Tensor], bounds: Sequence[Bounds], agreement: Agreement) -> list[Tensor]:

@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from model_merging_methods.masks import MASKS
+from model_merging_methods.merge_parameters import mask_name
 from model_merging_methods.method import MaskMethod, Method, Option
 from model_merging_methods.methods import METHODS
 from utils.errors import UserError
@@ -28,7 +29,7 @@ def methods_table() -> str:
 
 def method_page(name: str) -> str:
     """The description of the method or mask of this name, in at most 120 columns."""
-    found = [one for one in _everything() if one.name == ("dare" if name == "random" else name.replace("-", "_"))]
+    found = [one for one in _everything() if one.name == mask_name(name.replace("-", "_"))]
     if not found:
         raise UserError(f"methods {name}: choose one of {', '.join(one.name for one in _everything())}")
     return "\n\n".join(_page(one) for one in found)

@@ -25,17 +25,13 @@ def largest(magnitudes: Tensor, count: int) -> Tensor:
     if count >= magnitudes.numel():
         return magnitudes >= 0
     threshold = kth_smallest(magnitudes, magnitudes.numel() - count + 1)
-    if magnitudes.device.type == "cpu":
-        import torch
-
+    flat = magnitudes.flatten()
+    selected = flat > threshold
+    if flat.device.type == "cpu":
         from model_merging_methods.kernels import selection
 
-        flat = magnitudes.flatten()
-        selected = torch.empty(flat.shape, dtype=torch.bool)
         selection.mark_largest(flat.numpy(), threshold, count, selected.numpy())
     else:
-        flat = magnitudes.flatten()
-        selected = flat > threshold
         equal = (flat == threshold).nonzero().squeeze(1)
         selected[equal[: count - int(selected.sum())]] = True
     return selected.view_as(magnitudes)

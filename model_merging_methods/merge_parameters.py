@@ -14,7 +14,8 @@ from utils.errors import UserError
 MASK_MERGING = "mask_merging"
 METHOD_NAMES = (*METHODS, MASK_MERGING)
 WEIGHT_FORMATS = ("delta_weight", "finetuned_weight")
-MASK_STRATEGIES = ("random", *(name for name in MASKS if name != "dare"))  # the paper's word for DARE's mask
+PAPERS_WORDS = {"dare": "random"}  # for masks
+MASK_STRATEGIES = tuple(sorted(PAPERS_WORDS.get(name, name) for name in MASKS))
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 DEVICES = ("cpu", "cuda", "auto")
 
@@ -49,7 +50,7 @@ class Mask:
     @property
     def strategy(self) -> str:
         """The name in the paper's words."""
-        return "random" if self.name == "dare" else self.name
+        return PAPERS_WORDS.get(self.name, self.name)
 
     def to_fields(self) -> dict[str, Any]:
         return {**self.values, "mask_strategy": self.strategy, "weight_format": self.weight_format}
@@ -209,9 +210,14 @@ def parameters_of(
     return MergeParameters(method, whole, mask, mixup, seed, dtype, tuple(exclude_param_names_regex), config_from)
 
 
+def mask_name(strategy: str) -> str:
+    """Our name of a mask that may have the paper's."""
+    return next((name for name, word in PAPERS_WORDS.items() if word == strategy), strategy)
+
+
 def mask_of(name: str = "dare", *, weight_format: str = "delta_weight", **options: Value) -> Mask:
     """The mask of a name, which may be the paper's, with these options; the others have their defaults."""
-    name = "dare" if name == "random" else name
+    name = mask_name(name)
     if name not in MASKS:
         raise UserError(f"--mask_strategy {name}: choose one of {', '.join(MASK_STRATEGIES)}")
     return Mask(name, complete_options(name, MASKS[name].options, options), weight_format)

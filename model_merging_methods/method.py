@@ -18,6 +18,7 @@ from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_args, get_origin, get_type_hints
 
+from model_merging_methods.checkpoints.vocabulary_matrices import is_vocabulary_matrix
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -230,11 +231,7 @@ def summary(formula: Callable) -> str:
     return " ".join((inspect.getdoc(formula) or "").split("\n\n")[0].split())
 
 
-def is_vocabulary_matrix(name: str) -> bool:
-    """Whether a parameter is the input or the output embeddings."""
-    return "embed" in name or name.startswith("lm_head") or ".lm_head" in name
-
-
 def is_linear_weight(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a parameter is the weight of a linear layer of attention or MLP."""
-    return len(shape) == 2 and name.endswith(".weight") and not is_vocabulary_matrix(name) and "norm" not in name
+    is_other = is_vocabulary_matrix(name) or any(part in name for part in ("embed", "wpe", "norm"))
+    return len(shape) == 2 and name.endswith(".weight") and not is_other

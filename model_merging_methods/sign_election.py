@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from model_merging_methods.weighted_sums import weighted_sum
+from model_merging_methods.task_vectors import total
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,8 +15,8 @@ def elect(deltas: Sequence[Tensor], by: str = "sum") -> Tensor:
     """The elected sign of each position, +1 or −1: of Σ δi ("sum"), or of the number of positive minus the number of
     negative values ("count"). An even vote elects +."""
     votes = deltas if by == "sum" else [delta.sign() for delta in deltas]
-    total = weighted_sum(votes, [1.0] * len(votes))
-    return total.new_ones(total.shape).where(total >= 0, -1.0)
+    outcome = total(votes)
+    return outcome.new_ones(outcome.shape).where(outcome >= 0, -1.0)
 
 
 def taking_part(deltas: Sequence[Tensor], elected: Tensor) -> list[Tensor]:

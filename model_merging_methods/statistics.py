@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
-from model_merging_methods.method import Tensors, Value, is_vocabulary_matrix
+from model_merging_methods.checkpoints.vocabulary_matrices import INPUT_EMBEDDINGS, is_vocabulary_matrix
+from model_merging_methods.method import Tensors, Value
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,12 +63,6 @@ class Passes(Protocol):
         from 0."""
 
 
-class Statistic(Protocol):
-    """A statistic that a method declares."""
-
-    def find(self, passes: Passes, options: Mapping[str, Value], found: Statistics) -> Statistics: ...
-
-
 @dataclass(frozen=True)
 class TrimThresholds:
     """For trimming the share `param_value_mask_rate` of each task vector, over the whole model or `by_tensor`.
@@ -118,13 +113,15 @@ class LargestOfTensor:
 @dataclass(frozen=True)
 class LargestOfModel:
     """largest_threshold: for each model the k-th largest |δi| over all tensors together except the input embeddings,
-    k = int(sparsity · n); infinity for k = 0."""
+    k = int(sparsity · n); infinity for k = 0, and for input and output embeddings, of which nothing is kept."""
 
     def find(self, passes: Passes, options: Mapping[str, Value], found: Statistics) -> Statistics:
-        names = [name for name in passes.merged_names if not (is_vocabulary_matrix(name) and "embed" in name)]
+        names = [name for name in passes.merged_names if not name.endswith(INPUT_EMBEDDINGS)]
         n = sum(map(passes.numel, names))
         number = int(options["sparsity"] * n)
+        nothing = {"largest_threshold": [inf] * passes.number_of_models}
         if number == 0:
-            return Statistics({"largest_threshold": [inf] * passes.number_of_models})
+            return Statistics(nothing)
         thresholds, _ = passes.magnitude_thresholds(names, [n - number + 1] * passes.number_of_models)
-        return Statistics({"largest_threshold": thresholds})
+        kept_as_base = filter(is_vocabulary_matrix, passes.merged_names)
+        return Statistics({"largest_threshold": thresholds}, dict.fromkeys(kept_as_base, nothing))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-_STRETCH = 1 << 15  # intermediate results of this many values stay in a CPU's cache
+STRETCH = 1 << 15  # intermediate results of this many values stay in a CPU's cache
 
 
 def in_stretches(function: Callable[[list[Tensor]], Tensor], tensors: Sequence[Tensor]) -> Tensor:
@@ -17,12 +17,7 @@ def in_stretches(function: Callable[[list[Tensor]], Tensor], tensors: Sequence[T
     Intermediate results take little memory, even in float64, and the CPU works several times as fast.
     """
     result = tensors[0].new_empty(tensors[0].numel())
-    stretches = zip(*(tensor.flatten().split(_STRETCH) for tensor in tensors), strict=True)
-    for part, stretch in zip(result.split(_STRETCH), stretches, strict=True):
+    stretches = zip(*(tensor.flatten().split(STRETCH) for tensor in tensors), strict=True)
+    for part, stretch in zip(result.split(STRETCH), stretches, strict=True):
         part.copy_(function(list(stretch)))
     return result.view_as(tensors[0])
-
-
-def sum_of_squares(tensor: Tensor) -> float:
-    """Σ x², in float64."""
-    return float(sum(stretch.double().square().sum() for stretch in tensor.flatten().split(_STRETCH)))

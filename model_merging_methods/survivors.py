@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 _LEAST_SUM = 1e-7
 
 
-def keep(values: Tensor, kept: Tensor, rescale: str, keep_probability: float | Tensor = 1.0) -> Tensor:
+def keep(values: Tensor, kept: Tensor, rescale: str, keep_probability: Tensor | None = None) -> Tensor:
     """`values` where `kept`, and 0 elsewhere, rescaled.
 
     rescale: "none"; "inverse" divides each survivor by its `keep_probability`; "l1" multiplies all survivors by Σ|x|
@@ -20,10 +20,8 @@ def keep(values: Tensor, kept: Tensor, rescale: str, keep_probability: float | T
     import torch
 
     masked = values * kept
-    nothing_kept = not torch.is_tensor(keep_probability) and keep_probability == 0
-    if rescale == "inverse" and not nothing_kept:
-        divisor = torch.as_tensor(keep_probability, dtype=torch.float32, device=values.device)
-        return masked / divisor  # a tensor, because GPUs multiply by the inverse of a plain number
+    if rescale == "inverse":
+        return masked / keep_probability.float()
     if rescale == "l1":
         before = float(values.abs().sum(dtype=torch.float64))
         after = float(masked.abs().sum(dtype=torch.float64))

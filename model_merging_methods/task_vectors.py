@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from model_merging_methods.stretches import STRETCH
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -24,6 +26,5 @@ def mean(deltas: Sequence[Tensor]) -> Tensor:
 
 
 def squared_norm(delta: Tensor) -> float:
-    """|δ|², summed in float64."""
-    values = delta.double().flatten()
-    return float(values.dot(values))
+    """|δ|², summed in float64, in stretches that take little memory."""
+    return float(sum(stretch.double().square().sum() for stretch in delta.flatten().split(STRETCH)))

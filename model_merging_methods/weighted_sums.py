@@ -24,8 +24,8 @@ def weighted_sum(terms: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def sum_of_weights(weights: Sequence[float]) -> float:
-    """Σ wi, added in float32 in order; 1 where it is almost 0."""
+    """Σ wi, added in float32 in order."""
     total = np.float32(0)
     for weight in weights:
         total += np.float32(weight)
-    return float(total) if abs(total) >= 1e-8 else 1.0
+    return float(total)

@@ -735,31 +735,39 @@ def count_block(plan, block, brackets, masked, counts, undecided_values):
 
 
 @exact
+def _load_chunk(plan, block, first, room, masked):
+    """θ0, the models and their task vectors from position `first` of the block on, after the mask if `masked`: views of
+    `room`, float32 of (2K + 2) · CHUNK."""
+    models = block.stored.shape[0] - 1
+    size = min(CHUNK, block.size - first)
+    finetuned = room[: models * size].reshape(models, size)
+    deltas = room[models * CHUNK : models * (CHUNK + size)].reshape(models, size)
+    pretrained = room[2 * models * CHUNK : 2 * models * CHUNK + size]
+    _load(plan, block, first, pretrained, finetuned, deltas)
+    if masked and plan.mask != NO_MASK:
+        keep = room[(2 * models + 1) * CHUNK : (2 * models + 1) * CHUNK + size]
+        _mask(plan, block, first, pretrained, finetuned, deltas, keep, np.zeros((models, 4)))
+    return pretrained, finetuned, deltas
+
+
+@exact
 def count_histogram(plan, block, brackets, masked, counts, histograms):
     """`count_block` without signs: adds the undecided values straight to `histograms`, int64 [K, bins].
 
     Returns a bit for each model with NaNs.
     """
     models = block.stored.shape[0] - 1
-    chunks = np.empty(2 * models * CHUNK, np.float32)
-    rows = np.empty((2, CHUNK), np.float32)
-    no_sums = np.zeros((models, 4))
+    room = np.empty((2 * models + 2) * CHUNK, np.float32)
     lows, highs, shifts = brackets
     not_finite = 0
     for first in range(0, block.size, CHUNK):
-        size = min(CHUNK, block.size - first)
-        finetuned = chunks[: models * size].reshape(models, size)
-        deltas = chunks[models * CHUNK : models * (CHUNK + size)].reshape(models, size)
-        pretrained = rows[0, :size]
-        _load(plan, block, first, pretrained, finetuned, deltas)
-        if masked and plan.mask != NO_MASK:
-            _mask(plan, block, first, pretrained, finetuned, deltas, rows[1, :size], no_sums)
+        pretrained, finetuned, deltas = _load_chunk(plan, block, first, room, masked)
         values = deltas if plan.reads_pretrained and (masked or plan.masks_deltas) else finetuned
         for i in range(models):
             low, high, shift = lows[i], highs[i], shifts[i]
             patterns, histogram = values[i].view(np.int32), histograms[i]
             below, up_to, largest = np.int32(0), np.int32(0), np.int32(0)
-            for j in range(size):
+            for j in range(patterns.size):
                 pattern = patterns[j] & np.int32(0x7FFFFFFF)
                 below += np.int32(pattern < low)
                 up_to += np.int32(pattern <= high)
@@ -768,7 +776,7 @@ def count_histogram(plan, block, brackets, masked, counts, histograms):
             counts[i, 1] += up_to
             if largest > _INFINITY:
                 not_finite |= 1 if plan.reads_pretrained and not all_finite(pretrained) else 2 << i
-            for j in range(size):
+            for j in range(patterns.size):
                 pattern = patterns[j] & np.int32(0x7FFFFFFF)
                 if low <= pattern < high:
                     histogram[(pattern - low) >> shift] += 1
@@ -780,17 +788,10 @@ def place_of_equal(plan, block, model, threshold, number):
     """The position in a block of the number-th |δ| of a masked model, counted from 1, that equals a threshold; −1 if
     there are fewer."""
     models = block.stored.shape[0] - 1
-    chunks = np.empty(2 * models * CHUNK, np.float32)
-    rows = np.empty((2, CHUNK), np.float32)
-    no_sums = np.zeros((models, 4))
+    room = np.empty((2 * models + 2) * CHUNK, np.float32)
     for first in range(0, block.size, CHUNK):
-        size = min(CHUNK, block.size - first)
-        finetuned = chunks[: models * size].reshape(models, size)
-        deltas = chunks[models * CHUNK : models * (CHUNK + size)].reshape(models, size)
-        _load(plan, block, first, rows[0, :size], finetuned, deltas)
-        if plan.mask != NO_MASK:
-            _mask(plan, block, first, rows[0, :size], finetuned, deltas, rows[1, :size], no_sums)
-        for j in range(size):
+        _, _, deltas = _load_chunk(plan, block, first, room, True)
+        for j in range(deltas.shape[1]):
             if abs(deltas[model, j]) == threshold:
                 number -= 1
                 if number == 0:
@@ -803,17 +804,9 @@ def count_equal(plan, block, thresholds, counts):
     """Add to each model's row of `counts` (int64 [K, 2]) how many |δ| of the masked models are above its threshold, and
     how many equal to it."""
     models = block.stored.shape[0] - 1
-    chunks = np.empty(2 * models * CHUNK, np.float32)
-    rows = np.empty((2, CHUNK), np.float32)
-    no_sums = np.zeros((models, 4))
+    room = np.empty((2 * models + 2) * CHUNK, np.float32)
     for first in range(0, block.size, CHUNK):
-        size = min(CHUNK, block.size - first)
-        finetuned = chunks[: models * size].reshape(models, size)
-        deltas = chunks[models * CHUNK : models * (CHUNK + size)].reshape(models, size)
-        pretrained = rows[0, :size]
-        _load(plan, block, first, pretrained, finetuned, deltas)
-        if plan.mask != NO_MASK:
-            _mask(plan, block, first, pretrained, finetuned, deltas, rows[1, :size], no_sums)
+        _, _, deltas = _load_chunk(plan, block, first, room, True)
         for i in range(models):
             above, equal = _count_against_threshold(deltas[i], thresholds[i])
             counts[i, 0] += above

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model_merging_methods.kernels.block_kernels import ONE, ZERO, exact
-from model_merging_methods.method import is_vocabulary_matrix
 
 if TYPE_CHECKING:
     from model_merging_methods.kernels.arithmetic import TensorNumbers
@@ -131,8 +130,7 @@ def _consensus_ta(options: Mapping[str, Any], found: "TensorNumbers") -> Argumen
 
 
 def _localize_and_stitch(options: Mapping[str, Any], found: "TensorNumbers") -> Arguments:
-    thresholds = _array(found.statistics["largest_threshold"])
-    return (np.full_like(thresholds, np.inf) if is_vocabulary_matrix(found.name) else thresholds,)
+    return (_array(found.statistics["largest_threshold"]),)
 
 
 def _array(numbers: Any) -> np.ndarray:

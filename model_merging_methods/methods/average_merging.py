@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from model_merging_methods.method import Sees, Tensors, merging_method
+from model_merging_methods.task_vectors import mean
 from model_merging_methods.weighted_sums import weighted_sum
 
 if TYPE_CHECKING:
@@ -21,6 +22,5 @@ def average_merging(x: Tensors) -> Tensor:
     last bit for K = 3.
     """
     if x.ratios is None:
-        total = weighted_sum(x.finetuned, [1.0] * len(x.finetuned))
-        return total / total.new_full((), len(x.finetuned))  # GPUs multiply by the inverse of a plain number
+        return mean(x.finetuned)
     return weighted_sum(x.finetuned, x.ratios)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from model_merging_methods.method import About, PerModel, Sees, Tensors, is_vocabulary_matrix, merging_method
+from model_merging_methods.checkpoints.vocabulary_matrices import is_vocabulary_matrix
+from model_merging_methods.method import About, PerModel, Sees, Tensors, merging_method
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-
 from model_merging_methods.method import About, PerModel, Sees, Tensors, merging_method
+from model_merging_methods.weighted_sums import sum_of_weights
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,15 +33,8 @@ def linear(
     for theta, w in zip(x.finetuned[1:], weight[1:], strict=True):
         total.add_(theta, alpha=w)
     if normalize:
-        total /= total.new_full((), _sum(weight))  # GPUs multiply by the inverse of a plain number
+        divisor = sum_of_weights(weight)
+        if divisor == 0:
+            raise UserError("linear: the weights sum to 0; change --weight or switch normalize off")
+        total /= total.new_full((), divisor)  # GPUs multiply by the inverse of a plain number
     return total
-
-
-def _sum(weight: tuple[float, ...]) -> float:
-    """Σ wi in float32, in model order."""
-    total = np.float32(0)
-    for w in weight:
-        total += np.float32(w)
-    if total == 0:
-        raise UserError("linear: the weights sum to 0; change --weight or switch normalize off")
-    return float(total)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from model_merging_methods.method import About, Sees, Tensors, is_vocabulary_matrix, merging_method
+from model_merging_methods.method import About, Sees, Tensors, merging_method
 from model_merging_methods.statistics import LargestOfModel
-from model_merging_methods.weighted_sums import weighted_sum
+from model_merging_methods.task_vectors import total
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,12 +27,10 @@ def localize_and_stitch(
     Each model's threshold is over all its tensors except the input embeddings; the output embeddings count. Both keep
     the base's values. Equal values at the threshold are all kept.
     """
-    if is_vocabulary_matrix(x.name):
-        return x.base
     masks = [
         (delta.abs() >= threshold).float()
         for delta, threshold in zip(x.deltas, x.statistics["largest_threshold"], strict=True)
     ]
-    overlap = weighted_sum(masks, [1.0] * len(masks)).clamp(min=1)
+    overlap = total(masks).clamp(min=1)
     stitched = [mask / overlap * delta for mask, delta in zip(masks, x.deltas, strict=True)]
-    return x.base + weighted_sum(stitched, [1.0] * len(stitched))
+    return x.base + total(stitched)

@@ -32,7 +32,7 @@ def multislerp(
     """Average the directions of the models or task vectors, and give the result their mean length.
 
     Each parameter is one vector. Two opposite vectors are averaged linearly; for more, directions that cancel are an
-    error. mergekit adds a step along the mean of the tangents, which is zero but for rounding: there is none here.
+    error. mergekit adds a step along the mean of the tangents. It is zero except for rounding, and left out here.
     """
     if len(weight) == 1:
         return np.ones(1)

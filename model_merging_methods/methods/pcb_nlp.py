@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from model_merging_methods.competition import CompetitionBounds, competition_merge
 from model_merging_methods.method import About, Sees, Tensors, merging_method
-from model_merging_methods.weighted_sums import weighted_sum
+from model_merging_methods.task_vectors import total
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def agreement(deltas: Sequence[Tensor], units: Sequence[Tensor]) -> Tensor:
     """T: the sum of the task vectors."""
-    return weighted_sum(deltas, [1.0] * len(deltas))
+    return total(deltas)
 
 
 @merging_method(

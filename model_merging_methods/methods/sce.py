@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 from model_merging_methods.largest_magnitudes import largest
 from model_merging_methods.method import About, Sees, Tensors, merging_method
 from model_merging_methods.sign_election import elect, taking_part
-from model_merging_methods.stretches import in_stretches, sum_of_squares
+from model_merging_methods.stretches import in_stretches
+from model_merging_methods.task_vectors import squared_norm
 from model_merging_methods.weighted_sums import weighted_sum
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def variance_over_models(deltas: Sequence[Tensor]) -> Tensor:
 
 def shares_of_mean_squares(deltas: Sequence[Tensor]) -> list[float]:
     """The mean of δi² of each model, divided by their sum; all the same if the sum is almost 0."""
-    means = [sum_of_squares(delta) / delta.numel() for delta in deltas]
+    means = [squared_norm(delta) / delta.numel() for delta in deltas]
     total = sum(means)
     return [mean / total if total >= _LEAST_SUM else 1 / len(means) for mean in means]
 

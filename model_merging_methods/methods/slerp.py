@@ -6,6 +6,7 @@ from typing import Annotated
 
 import numpy as np
 
+from model_merging_methods.grams import norms
 from model_merging_methods.method import About, Sees, merging_method
 
 
@@ -22,9 +23,9 @@ def slerp(
     dot_threshold: Annotated[float, About("interpolate linearly where the cosine is above this", 0, 1)] = 0.9995,
 ) -> np.ndarray:
     """Interpolate on the arc between two models, each tensor as one vector."""
-    norms = np.sqrt(np.diagonal(gram))
-    norms = np.where(norms > 1e-8, norms, 1.0)
-    cosine = np.clip(gram[0, 1] / (norms[0] * norms[1]), -1.0, 1.0)
+    lengths = norms(gram)
+    lengths = np.where(lengths > 1e-8, lengths, 1.0)
+    cosine = np.clip(gram[0, 1] / lengths.prod(), -1.0, 1.0)
     if abs(cosine) > dot_threshold:
         return np.array([1 - t, t])
     angle = np.arccos(cosine)

@@ -22,5 +22,6 @@ def task_arithmetic(
     """Add the scaled, weighted sum of the task vectors to the base: θ0 + s · Σ wi δi."""
     merged = weighted_sum(x.deltas, weight)
     if normalize:
-        merged = merged / merged.new_full((), sum_of_weights(weight))
+        divisor = sum_of_weights(weight)
+        merged = merged / merged.new_full((), divisor if abs(divisor) >= 1e-8 else 1.0)
     return x.base + scaling_coefficient * merged

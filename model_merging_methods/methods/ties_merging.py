@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from model_merging_methods.method import About, Sees, Tensors, merging_method
 from model_merging_methods.statistics import TrimThresholds
+from model_merging_methods.task_vectors import total
 from model_merging_methods.weighted_sums import weighted_sum
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def trimmed_task_vectors(deltas: Sequence[Tensor], thresholds: Sequence[float]) 
 
 def elect_signs(trimmed: Sequence[Tensor], majority_sign: int) -> Tensor:
     """Step 2: the sign of Σi τi, or the majority sign of the whole model where that sum is 0."""
-    sign = weighted_sum(trimmed, [1.0] * len(trimmed)).sign()
+    sign = total(trimmed).sign()
     return sign.where(sign != 0, majority_sign)
 
 
@@ -57,7 +58,7 @@ def keep_sign(tau: Tensor, signs: Tensor) -> Tensor:
 def disjoint_merge(elected: Sequence[Tensor]) -> Tensor:
     """Step 3: the mean of the non-zero values at each position, or 0 without any."""
     taking_part = sum((tau != 0).float() for tau in elected)
-    return weighted_sum(elected, [1.0] * len(elected)) / taking_part.clamp(min=1.0)
+    return total(elected) / taking_part.clamp(min=1.0)
 
 
 def disjoint_mixup(elected: Sequence[Tensor], ratios: Sequence[float]) -> Tensor:
@@ -67,9 +68,9 @@ def disjoint_mixup(elected: Sequence[Tensor], ratios: Sequence[float]) -> Tensor
     sum to 0.
     """
     interpolated = weighted_sum(elected, ratios)
-    total = weighted_sum(elected, [1.0] * len(elected))
+    plain = total(elected)
     presence = [(tau != 0).float() for tau in elected]
     taking_part, ratios_present = sum(presence), weighted_sum(presence, ratios)
-    some = (interpolated / ratios_present).where(ratios_present != 0, total / taking_part)
+    some = (interpolated / ratios_present).where(ratios_present != 0, plain / taking_part)
     merged = interpolated.where(taking_part == len(elected), some)
-    return merged.where(taking_part > 1, total)
+    return merged.where(taking_part > 1, plain)

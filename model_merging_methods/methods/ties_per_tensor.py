@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from model_merging_methods.method import About, PerModel, Sees, Tensors, merging_method
 from model_merging_methods.sign_election import elect, taking_part
 from model_merging_methods.statistics import LargestOfTensor
+from model_merging_methods.task_vectors import total
 from model_merging_methods.weighted_sums import weighted_sum
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def ties_per_tensor(
     kept = x.statistics["kept"]
     d = [_trimmed(delta, *of_model, x.start) * w for delta, of_model, w in zip(x.deltas, kept, weight, strict=True)]
     present = taking_part(d, elect(d, elect_by))
-    merged = weighted_sum([tau * here for tau, here in zip(d, present, strict=True)], [1.0] * len(d))
+    merged = total([tau * here for tau, here in zip(d, present, strict=True)])
     if normalize:
         divisor = weighted_sum([here.float() for here in present], weight)
         merged = merged / divisor.where(divisor.abs() >= 1e-8, 1.0)

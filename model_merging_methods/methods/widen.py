@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
+from model_merging_methods.checkpoints.vocabulary_matrices import INPUT_EMBEDDINGS
 from model_merging_methods.method import About, Sees, Tensors, merging_method
 from model_merging_methods.weighted_sums import weighted_sum
 
@@ -25,7 +26,7 @@ def widen(
     """Score how much each model changed the length and the direction of each column, and add the task vectors times
     their scores.
 
-    A column holds the weights of one input, or one token's of the input embeddings (embed_tokens). Scores are softmaxes
+    A column holds the weights of one input, or one token's of the input embeddings. Scores are softmaxes
     over the models of the columns' ranks within each model. A vector's values are scored by |δ| itself. Everything up
     to the scores is in float64. Columns that a model left unchanged rank lowest, in the order of their indices. Where
     either column is zero, the direction counts as unchanged.
@@ -45,7 +46,7 @@ def widen(
         mean = magnitudes.mean(-1, keepdim=True)
         weights = scores(magnitudes, magnitudes > above_average_value_ratio * mean)
         return x.base + weighted_sum(x.deltas, weights.float())
-    has_tokens = "embed_tokens" in x.name
+    has_tokens = x.name.endswith(INPUT_EMBEDDINGS)
     base, *finetuned = (theta.T if has_tokens else theta.flatten(0, -2) for theta in (x.base, *x.finetuned))
     lengths, directions = map(torch.stack, zip(*(column_changes(theta, base) for theta in finetuned), strict=True))
     weights = ((scores_of_ranks(lengths) + scores_of_ranks(directions)) / 2).float()

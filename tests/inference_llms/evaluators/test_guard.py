@@ -64,6 +64,7 @@ def test_a_program_is_denied(what, kind, tmp_path, monkeypatch):
             run(program.format(parent=os.getpid(), **names))
     finally:
         listener.communicate(b"\n")
+    assert not (ROOT / ".written").exists() and not (home / ".written").exists()
     assert not (home / ".written").exists() and not (ROOT / ".written").exists()
 
 
