@@ -6,6 +6,7 @@ Several threads take blocks in any order, which does not affect the results.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
+from types import MappingProxyType
 
 import numpy as np
 
@@ -45,7 +46,7 @@ class Merge:
     """A merge of aligned models.
 
     `roles` name the fine-tuned models in their order (such as `math`); random masks depend on them. `device` is cpu or
-    cuda.
+    cuda. `own_parameters` are those of tensors whose options differ from the merge's.
     """
 
     def __init__(
@@ -56,11 +57,12 @@ class Merge:
         device: str = "cpu",
         threads: int | None = None,
         block_size: int = BLOCK_SIZE,
+        own_parameters: Mapping[str, MergeParameters] = MappingProxyType({}),
     ):
         self.models = models
         self.roles = roles
         self.parameters = parameters
-        self.blocks = ModelBlocks(models, roles, parameters, device, threads, block_size)
+        self.blocks = ModelBlocks(models, roles, parameters, device, threads, block_size, own_parameters)
         self.passes = ModelPasses(self.blocks)
         self.merged_names = self.blocks.merged_names
         self.needs_whole_tensors = not sees_blocks(parameters)
@@ -146,7 +148,7 @@ class Merge:
                     written = output[: (block.stop - block.start) * ITEM_SIZES[form.dtype]]
                     sums = shard.sums(block) if shard else no_sums
                     stored = blocks.read(block, room, shard and shard.keep_input)
-                    code = blocks.arithmetic.merge(
+                    code = blocks.arithmetic(block.name).merge(
                         numbers[block.name], stored, FLOATING_CODES[form.dtype], written, sums
                     )
                     blocks.check_finite(code, block.name, form.dtype)

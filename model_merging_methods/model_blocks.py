@@ -1,12 +1,17 @@
 """The blocks of a merge's models: which parameters are merged, and how a stretch of all models is read."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from model_merging_methods.checkpoints.aligned_models import BASE, AlignedModels
 from model_merging_methods.checkpoints.checkpoint_folder import not_finite_error
-from model_merging_methods.kernels.arithmetic import TensorNumbers, open_arithmetic
+from model_merging_methods.kernels.arithmetic import CompiledArithmetic, TensorNumbers, open_arithmetic
 from model_merging_methods.kernels.block_kernels import StoredBlock
 from model_merging_methods.kernels.block_passes import Block, for_every_block
 from model_merging_methods.kernels.stored_dtypes import LONG_NAMES, is_floating
@@ -16,6 +21,9 @@ from model_merging_methods.statistics import Statistics
 from utils.content_hashes import STRETCH
 from utils.errors import UserError
 from utils.machine import available_cores
+
+if TYPE_CHECKING:
+    from model_merging_methods.kernels.torch_arithmetic import TorchArithmetic
 
 BLOCK_SIZE = STRETCH
 
@@ -27,7 +35,8 @@ class ModelBlocks:
     """The aligned models of a merge, in blocks.
 
     `roles` name the fine-tuned models in their order (such as `math`); random masks depend on them. `device` is cpu or
-    cuda. `mask_thresholds` are set by the first pass of a mask by magnitude.
+    cuda. `own_parameters` are those of tensors whose options differ from the merge's. `mask_thresholds` are set by the
+    first pass of a mask by magnitude.
     """
 
     def __init__(
@@ -38,10 +47,12 @@ class ModelBlocks:
         device: str = "cpu",
         threads: int | None = None,
         block_size: int = BLOCK_SIZE,
+        own_parameters: Mapping[str, MergeParameters] = MappingProxyType({}),
     ):
         self.models = models
         self.roles = roles
         self.parameters = parameters
+        self._own_parameters = own_parameters
         self.device = device
         copied = {models.matrix(name) for name in models.forms if self._is_kept(name)} | models.kept
         self.merged = frozenset(
@@ -51,7 +62,7 @@ class ModelBlocks:
         )
         # Each value once: a matrix that is written under two names counts under one of them.
         self.merged_names = [name for name in models.forms if name in self.merged and name not in models.same_as]
-        self.arithmetic = open_arithmetic(device, parameters, len(roles))
+        self._arithmetic_of = cache(lambda own: open_arithmetic(device, own, len(roles)))
         self.threads = threads or len(available_cores())
         self.block_size = block_size
         self.mask_thresholds: Mapping[str, Sequence[float | None]] = {}
@@ -64,9 +75,17 @@ class ModelBlocks:
     def numel(self, name: str) -> int:
         return self.models.forms[name].numel
 
+    def parameters_at(self, name: str) -> MergeParameters:
+        """The merge's parameters, with a tensor's own options."""
+        return self._own_parameters.get(self.models.matrix(name), self.parameters)
+
+    def arithmetic(self, name: str) -> CompiledArithmetic | TorchArithmetic:
+        """The arithmetic of a tensor."""
+        return self._arithmetic_of(self.parameters_at(name))
+
     def numbers(self, name: str, statistics: Statistics) -> TensorNumbers:
         """The numbers of one tensor's formula: M3's ratios, or the coefficients of a GRAM method."""
-        parameters, found = self.parameters, statistics.at(self.models.matrix(name))
+        parameters, found = self.parameters_at(name), statistics.at(self.models.matrix(name))
         ratios = parameters.mixup.ratios if parameters.mixup else None
         if "gram" in found:
             options = parameters.formula_options(len(self.roles))
@@ -81,7 +100,9 @@ class ModelBlocks:
         for_every_block(blocks, new_worker, self.threads, self._read_ahead, title)
 
     def new_room(self, size: int | None = None) -> np.ndarray:
-        return self.arithmetic.room(len(self.roles) + 1, (size or self.block_size) * self.models.largest_item)
+        return self._arithmetic_of(self.parameters).room(
+            len(self.roles) + 1, (size or self.block_size) * self.models.largest_item
+        )
 
     def mask_keys(self, name: str) -> list[int]:
         matrix = self.models.matrix(name)

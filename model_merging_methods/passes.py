@@ -5,6 +5,7 @@ kept by block and added in block order.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from model_merging_methods.kernels.block_kernels import Sums, Undecided
 from model_merging_methods.kernels.block_passes import Block
 from model_merging_methods.kernels.magnitude_thresholds import MagnitudeSample, ThresholdSearch
 from model_merging_methods.kernels.radix_search import RadixSearch, magnitudes_of, sum_of_elected_signs
-from model_merging_methods.method import Sees
+from model_merging_methods.method import Sees, Value
 from model_merging_methods.model_blocks import BLOCK_SIZE, ModelBlocks
 from model_merging_methods.statistics import Statistics
 from model_merging_methods.whole_tensors import WholeTensors
@@ -41,6 +42,9 @@ class ModelPasses:
 
     def numel(self, name: str) -> int:
         return self._blocks.numel(name)
+
+    def options(self, name: str) -> dict[str, Value]:
+        return self._blocks.parameters_at(name).formula_options(self.number_of_models)
 
     def find_statistics(self) -> Statistics:
         """Everything that the merge's mask and method declared."""
@@ -71,7 +75,7 @@ class ModelPasses:
             room = self._blocks.new_room(BLOCK_SIZE)
 
             def add(block: Block) -> None:
-                code = self._blocks.arithmetic.gram(self._blocks.read(block, room), gram_of[block])
+                code = self._blocks.arithmetic(block.name).gram(self._blocks.read(block, room), gram_of[block])
                 self._blocks.check_finite(code, block.name)
 
             return add
@@ -123,7 +127,7 @@ class ModelPasses:
 
         whole = not sees_blocks(self._blocks.parameters)
         tensors, lock = WholeTensors(self._blocks), Lock()
-        arithmetic = TorchArithmetic(self._blocks.parameters, self.number_of_models, self._blocks.device)
+        arithmetic_of = cache(lambda own: TorchArithmetic(own, self.number_of_models, self._blocks.device))
 
         def new_worker() -> Callable[[Block], None]:
             room = self._blocks.new_room()
@@ -135,6 +139,7 @@ class ModelPasses:
                         result = function(x).cpu().numpy()
                 else:
                     numbers = self._blocks.numbers(block.name, found)
+                    arithmetic = arithmetic_of(self._blocks.parameters_at(block.name))
                     code, result = arithmetic.view(numbers, self._blocks.read(block, room), function)
                     self._blocks.check_finite(code, block.name)
                 with lock:
@@ -174,7 +179,7 @@ class ModelPasses:
 
     def _place_in_block(self, block: Block, model: int, threshold: float, number: int) -> int:
         stored = self._blocks.read(block, self._blocks.new_room())
-        return block.start + self._blocks.arithmetic.place_of_equal(stored, model, threshold, number)
+        return block.start + self._blocks.arithmetic(block.name).place_of_equal(stored, model, threshold, number)
 
     def _count_equal(self, blocks: Sequence[Block], thresholds: Sequence[float]) -> np.ndarray:
         """How many masked |δ| of each block are above and equal to the thresholds: int64 [blocks, K, 2]."""
@@ -185,7 +190,9 @@ class ModelPasses:
             room = self._blocks.new_room()
 
             def count(block: Block) -> None:
-                place[block][:] = self._blocks.arithmetic.count_equal(self._blocks.read(block, room), thresholds)
+                place[block][:] = self._blocks.arithmetic(block.name).count_equal(
+                    self._blocks.read(block, room), thresholds
+                )
 
             return count
 
@@ -197,12 +204,12 @@ class ModelPasses:
         mask = self._blocks.parameters.mask
         if mask is None or mask.name != "magnitude" or not masks_in_blocks(mask):
             return {}
-        rates = mask_rates(mask, self.number_of_models)
-        thresholds = {
-            name: self._search([name], [int(self.numel(name) * rate) for rate in rates], False, False, name).thresholds
-            for name in self.merged_names
-        }
-        return {name: {"mask_thresholds": of_models} for name, of_models in thresholds.items()}
+        thresholds = {}
+        for name in self.merged_names:
+            rates = mask_rates(self._blocks.parameters_at(name).mask, self.number_of_models)
+            ranks = [int(self.numel(name) * rate) for rate in rates]
+            thresholds[name] = {"mask_thresholds": self._search([name], ranks, False, False, name).thresholds}
+        return thresholds
 
     def _search(
         self, names: Sequence[str], ranks: Sequence[int], masked: bool, with_signs: bool, title: str | None
@@ -230,7 +237,7 @@ class ModelPasses:
 
             def count(block: Block) -> None:
                 stored = self._blocks.read(block, room)
-                code, counts = self._blocks.arithmetic.count(stored, brackets, masked, undecided)
+                code, counts = self._blocks.arithmetic(block.name).count(stored, brackets, masked, undecided)
                 self._blocks.check_finite(code, block.name)
                 with lock:
                     search.add(counts)
@@ -251,7 +258,7 @@ class ModelPasses:
 
             def count(block: Block) -> None:
                 stored = self._blocks.read(block, room)
-                code = self._blocks.arithmetic.count_histogram(stored, brackets, masked, *counts)
+                code = self._blocks.arithmetic(block.name).count_histogram(stored, brackets, masked, *counts)
                 self._blocks.check_finite(code, block.name)
 
             return count
@@ -271,7 +278,9 @@ class ModelPasses:
             room = self._blocks.new_room()
 
             def load(block: Block) -> None:
-                code, pieces[block] = self._blocks.arithmetic.magnitudes(self._blocks.read(block, room), masked)
+                code, pieces[block] = self._blocks.arithmetic(block.name).magnitudes(
+                    self._blocks.read(block, room), masked
+                )
                 self._blocks.check_finite(code, block.name)
 
             return load
@@ -291,7 +300,7 @@ class ModelPasses:
 
             def compare(block: Block) -> None:
                 sums = Sums.of(row_of[block], self.number_of_models)
-                code = self._blocks.arithmetic.compare(self._blocks.read(block, room), sums)
+                code = self._blocks.arithmetic(block.name).compare(self._blocks.read(block, room), sums)
                 self._blocks.check_finite(code, block.name)
 
             return compare

@@ -42,6 +42,9 @@ class Passes(Protocol):
 
     def numel(self, name: str) -> int: ...
 
+    def options(self, name: str) -> Mapping[str, Value]:
+        """The options of the method's formula for one tensor."""
+
     def magnitude_thresholds(
         self, names: Sequence[str], ranks: Sequence[int], with_signs: bool = False
     ) -> tuple[list[float], int]:
@@ -76,7 +79,9 @@ class TrimThresholds:
     def find(self, passes: Passes, options: Mapping[str, Value], found: Statistics) -> Statistics:
         if not self.by_tensor:
             return Statistics(self._of(passes, passes.merged_names, options))
-        return Statistics(of_tensor={name: self._of(passes, [name], options) for name in passes.merged_names})
+        return Statistics(
+            of_tensor={name: self._of(passes, [name], passes.options(name)) for name in passes.merged_names}
+        )
 
     def _of(self, passes: Passes, names: Sequence[str], options: Mapping[str, Value]) -> dict[str, Any]:
         rank = int(sum(map(passes.numel, names)) * options["param_value_mask_rate"])
@@ -92,7 +97,8 @@ class LargestOfTensor:
     """
 
     def find(self, passes: Passes, options: Mapping[str, Value], found: Statistics) -> Statistics:
-        return Statistics(of_tensor={name: self._of(passes, name, options["density"]) for name in passes.merged_names})
+        names = passes.merged_names
+        return Statistics(of_tensor={name: self._of(passes, name, passes.options(name)["density"]) for name in names})
 
     def _of(self, passes: Passes, name: str, densities: Sequence[float]) -> dict[str, Any]:
         n = passes.numel(name)

@@ -62,7 +62,7 @@ class WholeTensors:
         """The merged values of a parameter: float32 [n]."""
         from model_merging_methods.kernels.torch_arithmetic import merged_by_vectors, merged_values, one_thread
 
-        parameters = self._blocks.parameters
+        parameters = self._blocks.parameters_at(name)
         with one_thread():
             x = self.tensors(name, values, statistics)
             merge = merged_by_vectors if parameters.declared.sees is Sees.GRAM else merged_values
@@ -72,7 +72,7 @@ class WholeTensors:
         """A parameter as the method's formula sees it: in its shape, or flat for BLOCK."""
         import torch
 
-        parameters, numbers = self._blocks.parameters, self._blocks.numbers(name, statistics)
+        parameters, numbers = self._blocks.parameters_at(name), self._blocks.numbers(name, statistics)
         method, mask = parameters.declared, parameters.mask
         shape = (-1,) if method.sees is Sees.BLOCK else numbers.shape
         base, *models = torch.from_numpy(values).to(self._blocks.device)
@@ -98,7 +98,7 @@ class WholeTensors:
         )
 
     def _masked(self, values: "Tensor", model: int, numbers: TensorNumbers) -> "Tensor":
-        mask = self._blocks.parameters.mask
+        mask = self._blocks.parameters_at(numbers.name).mask
         options = {name: value[model] if isinstance(value, tuple) else value for name, value in mask.options}
         place = MaskPlace(numbers.shape, 0, self._blocks.mask_keys(numbers.name)[model])
         return mask.declared.formula(values.reshape(numbers.shape), place, **options).reshape(-1)
