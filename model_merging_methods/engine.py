@@ -253,9 +253,4 @@ class _OpenShard:
 
     def _is_whole(self, model: int, name: str) -> bool:
         """Whether a model's blocks of a parameter are the stretches of one stored tensor."""
-        models = self._merge.models
-        return (
-            self._merge.blocks.block_size == STRETCH
-            and not models.models[model].is_adapter
-            and not models.has_different_rows(model, name)
-        )
+        return self._merge.blocks.block_size == STRETCH and self._merge.models.origin(model, name) is not None

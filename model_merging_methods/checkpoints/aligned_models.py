@@ -8,7 +8,6 @@ import numpy as np
 from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder, read_bytes, read_float32
 from model_merging_methods.checkpoints.checkpoint_writer import TensorForm
 from model_merging_methods.checkpoints.tensor_names import match_names
-from model_merging_methods.checkpoints.tokenizer_reading import read_tokens
 from model_merging_methods.checkpoints.vocabulary import (
     MISSING_ROW,
     AlignedVocabulary,
@@ -18,6 +17,7 @@ from model_merging_methods.checkpoints.vocabulary import (
 from model_merging_methods.checkpoints.vocabulary_matrices import (
     OUTPUT_BIASES,
     Folder,
+    Origin,
     VocabularyMatrices,
     is_vocabulary,
     match_matrices,
@@ -130,6 +130,13 @@ class AlignedModels:
         """A model's own name of a parameter."""
         return self._stored_names[model][name]
 
+    def origin(self, model: int, name: str) -> Origin | None:
+        """The stored tensor that has exactly a model's values of a parameter; None if there is none."""
+        if self.has_different_rows(model, name):
+            return None
+        source, stored_name = self._stored(model, name)
+        return source.origin(stored_name)
+
     def matrix(self, name: str) -> str:
         """The name under which a parameter is merged and counted: another parameter's, if it repeats that one."""
         return self.same_as.get(name, name)
@@ -176,7 +183,7 @@ class AlignedModels:
         if not self._vocabulary_names:
             return AlignedVocabulary({}, 0, (None,) * len(self.models))
         rows = [self.vocabulary_rows(model) for model in range(len(self.models))]
-        tokens_of = [read_tokens(model.folder) for model in self.models]
+        tokens_of = [model.tokens() for model in self.models]
         # For a base without a tokenizer, the first model with one names its rows.
         base_tokens = next((tokens for tokens in tokens_of if tokens is not None), {})
         vocabularies = []

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from model_merging_methods.checkpoints.quantised import quantisation_error
-from model_merging_methods.checkpoints.vocabulary_matrices import Folder, is_vocabulary_matrix
+from model_merging_methods.checkpoints.tokenizer_reading import read_tokens
+from model_merging_methods.checkpoints.vocabulary_matrices import Folder, Origin, is_vocabulary_matrix
 from model_merging_methods.kernels.block_kernels import all_finite, decode
 from model_merging_methods.kernels.stored_dtypes import FLOATING_CODES, SHORT_NAMES
 from utils.errors import UserError
@@ -77,6 +78,13 @@ class CheckpointFolder(AbstractContextManager):
             place = stored.offset + start * stored.item_size
             length = (stop - start) * stored.item_size
             os.posix_fadvise(self._descriptors[stored.file], place, length, os.POSIX_FADV_WILLNEED)
+
+    def origin(self, name: str) -> Origin:
+        return Origin(self, name)
+
+    def tokens(self) -> dict[str, int] | None:
+        """The tokens of the vocabulary's rows; None without a tokenizer."""
+        return read_tokens(self.folder)
 
     def _add(self, tensors: dict[str, StoredTensor]) -> None:
         parameters = {n: stored for n, stored in tensors.items() if not is_buffer(n, stored.dtype, stored.shape)}

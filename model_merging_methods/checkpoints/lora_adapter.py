@@ -22,6 +22,7 @@ from model_merging_methods.checkpoints.checkpoint_folder import (
     to_float32,
 )
 from model_merging_methods.checkpoints.tensor_names import without_wrappers
+from model_merging_methods.checkpoints.tokenizer_reading import read_tokens
 from model_merging_methods.checkpoints.vocabulary_matrices import INPUT_EMBEDDINGS, OUTPUT_BIASES, OUTPUT_EMBEDDINGS
 from model_merging_methods.kernels.block_kernels import CHUNK, ZERO, exact
 from model_merging_methods.kernels.stored_dtypes import FLOATING_CODES
@@ -336,6 +337,13 @@ class AdaptedFolder:
         if change is not None:
             add_low_rank(values, change, start)
         buffer.view(np.float32)[:] = values
+
+    def origin(self, name: str) -> None:
+        """No file holds the values of this fine-tune (`vocabulary_matrices.Origin`)."""
+
+    def tokens(self) -> dict[str, int] | None:
+        """The tokens of the vocabulary's rows; None without a tokenizer."""
+        return read_tokens(self.folder)
 
     def read_ahead(self, name: str, start: int, stop: int) -> None:
         """Have the system start reading the pretrained values from the disk."""

@@ -7,7 +7,7 @@ one matrix, which is merged once and counted once.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -45,6 +45,15 @@ class Folder(Protocol):
     tensors: Mapping[str, StoredTensor]
 
     def read_into(self, buffer: np.ndarray, name: str, start: int, stop: int) -> None: ...
+
+    def origin(self, name: str) -> "Origin | None": ...
+
+
+class Origin(NamedTuple):
+    """Where a tensor is stored: in an opened folder, under its own name there."""
+
+    folder: Folder
+    name: str
 
 
 @dataclass(frozen=True)
