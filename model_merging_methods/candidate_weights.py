@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model_merging_methods.checkpoints.aligned_models import AlignedModels
 from model_merging_methods.checkpoints.checkpoint_writer import TensorForm, plan_shards
 from model_merging_methods.checkpoints.model_files import output_forms, write_model_files
 from model_merging_methods.comparison import check_related
@@ -18,6 +17,7 @@ from model_merging_methods.engine import Merge
 from model_merging_methods.kernels.stored_dtypes import LONG_NAMES
 from model_merging_methods.merge_parameters import MergeParameters, parameters_of
 from model_merging_methods.merge_request import MergeRequest
+from model_merging_methods.opened_models import OpenedModels
 from model_merging_methods.preflight import check_inputs
 from model_merging_methods.statistics import Statistics
 
@@ -46,9 +46,9 @@ class CandidateWeights:
         """(name, tensor) for every tensor of the merged checkpoint, in its order and dtype."""
         import torch
 
-        models = _open_once(self.pretrained, self.finetuned, self.parameters.exclude_param_names_regex)
-        merge = Merge(models, [role for role, _ in self.finetuned], self.parameters)
-        forms = output_forms(models, self.parameters)
+        opened = _open_once(self.pretrained, self.finetuned, self.parameters.exclude_param_names_regex)
+        merge = opened.parts[0].merge(self.parameters)
+        forms = output_forms(opened.aligned, self.parameters)
         for shard in plan_shards(forms, _AT_ONCE):
             output = {name: np.empty(forms[name].bytes, np.uint8) for name in shard.names}
             merge.merge_into_memory(output, forms, self.statistics)
@@ -94,25 +94,25 @@ class CandidateMerges:
 
     def write_model_files(self, folder: Path, role: str, parameters: MergeParameters) -> None:
         """Put a merge's configs and the tokenizer of `role` into a folder, without weights."""
-        models = _open_once(self._pretrained, self._finetuned, parameters.exclude_param_names_regex)
+        opened = _open_once(self._pretrained, self._finetuned, parameters.exclude_param_names_regex)
         request = MergeRequest(self._pretrained, dict(self._finetuned), parameters)
-        write_model_files(request, models, role, folder)
+        write_model_files(request, opened, role, folder)
 
     def _merge(self, parameters: MergeParameters) -> Merge:
-        models = _open_once(self._pretrained, self._finetuned, parameters.exclude_param_names_regex)
-        return Merge(models, [role for role, _ in self._finetuned], parameters)
+        opened = _open_once(self._pretrained, self._finetuned, parameters.exclude_param_names_regex)
+        return opened.parts[0].merge(parameters)
 
 
 @lru_cache(maxsize=1)
 def _open_once(
     pretrained: Path, finetuned: tuple[tuple[str, Path], ...], exclude_param_names_regex: tuple[str, ...]
-) -> AlignedModels:
+) -> OpenedModels:
     """The models, open until the process ends."""
     parameters = parameters_of("average_merging", exclude_param_names_regex=exclude_param_names_regex)
     request = MergeRequest(pretrained, dict(finetuned), parameters)
-    models, findings = check_inputs(request, ExitStack(), allow_unrelated=True, roles=())  # `check` was stricter
+    opened, findings = check_inputs(request, ExitStack(), allow_unrelated=True, roles=())  # `check` was stricter
     findings.stop_at_errors()
-    return models
+    return opened
 
 
 def _torch_dtype(form: TensorForm):

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 
 from model_merging_methods.comparison import ModelComparison
-from model_merging_methods.engine import Merge
 from model_merging_methods.kernels.magnitude_thresholds import MagnitudeSample
 from model_merging_methods.merge_parameters import parameters_of
 from model_merging_methods.merge_request import MergeRequest
@@ -60,9 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError(f"{place}: holds an earlier diagnosis; replace it with --overwrite, or choose --output_dir")
     request = MergeRequest(pretrained, models, parameters_of("task_arithmetic"))
     with ExitStack() as stack:
-        aligned, findings = check_inputs(request, stack, allow_unrelated=True, roles=())
+        opened, findings = check_inputs(request, stack, allow_unrelated=True, roles=())
         findings.stop_at_errors()
-        merge = Merge(aligned, list(models), request.parameters)
+        merge = opened.parts[0].merge(request.parameters)
         comparison = ModelComparison(merge.roles, merge.passes.compare(), reads_pretrained=True)
         samples = merge.passes.sample_magnitudes(merge.merged_names, masked=True)
     for warning in findings.warnings:

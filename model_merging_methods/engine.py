@@ -82,10 +82,12 @@ class Merge:
         """The numbers that depend on whole models or tensors. They must be known before the first block is merged."""
         return self.passes.find_statistics()
 
-    def write(self, writer: CheckpointWriter, statistics: Statistics, finished: ShardFinished) -> None:
-        """Merge into `writer`'s shards. The thread that writes a shard's last block calls `finished`."""
+    def write(
+        self, writer: CheckpointWriter, shards: Sequence[Shard], statistics: Statistics, finished: ShardFinished
+    ) -> None:
+        """Merge into `shards` of `writer`. The thread that writes a shard's last block calls `finished`."""
         # Last blocks first: an earlier pass left these in the page cache if the models exceed the memory.
-        shards = list(reversed(writer.shards))
+        shards = list(reversed(shards))
         open_shards = {name: work for shard in shards for work in [_OpenShard(shard, self)] for name in shard.names}
         lock = Lock()
         for work in {id(work): work for work in open_shards.values()}.values():

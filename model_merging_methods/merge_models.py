@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import time
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,17 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from model_merging_methods.checkpoints.aligned_models import AlignedModels
 from model_merging_methods.checkpoints.checkpoint_writer import (
     LARGEST_SHARD,
     CheckpointWriter,
     Shard,
     TensorForm,
-    plan_shards,
+    plan_shards_of_parts,
     write_index,
 )
 from model_merging_methods.checkpoints.fingerprints import fingerprint_inputs
 from model_merging_methods.checkpoints.model_files import output_forms, write_model_files
+from model_merging_methods.checkpoints.vocabulary import AlignedVocabulary
 from model_merging_methods.comparison import check_related, merge_comparison
 from model_merging_methods.engine import BLOCK_SIZE, Merge, TensorReport
 from model_merging_methods.kernels.arithmetic import choose_device
@@ -43,7 +44,9 @@ from model_merging_methods.merge_record import (
 )
 from model_merging_methods.merge_request import MergeRequest
 from model_merging_methods.model_card import model_card
+from model_merging_methods.opened_models import OpenedModels, Part
 from model_merging_methods.preflight import check_inputs
+from model_merging_methods.statistics import Statistics
 from utils.content_hashes import STRETCH, FileStates, check_unchanged, tensors_hash
 from utils.errors import UserError
 from utils.weight_files import INDEX_FILE
@@ -77,10 +80,10 @@ class MergeWork:
 
 @dataclass(frozen=True)
 class MergeInputs:
-    """The models of a merge, and the states of their files at the time `read_since`, before any was read. If
+    """The opened models of a merge, and the states of their files at the time `read_since`, before any was read. If
     `made_from` is given, the inputs must match that record."""
 
-    models: AlignedModels
+    opened: OpenedModels
     states: FileStates
     read_since: float
     made_from: Path | None
@@ -127,12 +130,12 @@ def merge_models(
                 stack.enter_context(locked(target))
             unfinished = {role: path for role, path in targets.items() if overwrite or not _is_done(path, request)}
             if unfinished:
-                models, findings = check_inputs(request, stack, work.allow_unrelated, unfinished)
+                opened, findings = check_inputs(request, stack, work.allow_unrelated, unfinished)
                 findings.stop_at_errors()
                 for warning in findings.warnings:
                     log.warning("warning: %s", warning.text)
                 finished = next((target for role, target in targets.items() if role not in unfinished), None)
-                inputs = MergeInputs(models, states, read_since, made_from)
+                inputs = MergeInputs(opened, states, read_since, made_from)
                 warnings = [finding.text for finding in findings.warnings]
                 _make_folders(request, inputs, unfinished, finished, warnings, overwrite, work)
     if not unfinished:
@@ -159,7 +162,7 @@ def _make_folders(
             else:
                 empty_folder(folder)
                 _link_weights(folder, finished)
-            write_model_files(request, inputs.models, role, folder)
+            write_model_files(request, inputs.opened, role, folder)
             card = model_card(request, role, record["found"]["warnings"])
             (folder / CARD_FILE).write_text(card, encoding="utf-8")
             outputs = [asdict(file) for file in list_output_files(folder, hashes)]
@@ -201,32 +204,40 @@ def _merge_into(
     folder: Path, request: MergeRequest, inputs: MergeInputs, work: MergeWork
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Write the merged weights into `folder`. Returns the record, and the hashes of the weight files."""
-    models, parameters = inputs.models, request.parameters
+    parts, parameters = inputs.opened.parts, request.parameters
     started, clock = datetime.now(UTC), time.monotonic()
-    merge = Merge(models, list(request.finetuned), parameters, work.device, work.threads, work.block_size)
-    forms = output_forms(models, parameters)
-    shards = plan_shards(forms, work.largest_shard)
+    settings = {"device": work.device, "threads": work.threads, "block_size": work.block_size}
+    merges = [part.merge(parameters, **settings) for part in parts]
+    forms_of = [output_forms(part.models, parameters) for part in parts]
+    shards_of = plan_shards_of_parts(forms_of, work.largest_shard)
+    forms, shards = dict(ChainMap(*reversed(forms_of))), [shard for of_part in shards_of for shard in of_part]
     progress = MergeProgress(folder, _identity(request, inputs.states, shards, work), shards, work.block_size)
     read_since = 0.0 if progress.reports else inputs.read_since  # an interrupted run read some earlier
-    sync_seconds = _write_weights(folder, merge, forms, shards, progress, work)
+    sync_seconds = _write_weights(folder, list(zip(merges, shards_of, strict=True)), forms, progress, work)
 
     reports = {name: report for file in progress.reports.values() for name, report in file.items()}
-    digests = _digests_of_inputs(reports, models)
-    fingerprints = fingerprint_inputs(request, models.models, inputs.states, read_since, digests)
+    digests = _digests_of_inputs(reports, parts)
+    fingerprints = fingerprint_inputs(request, inputs.opened.folders, inputs.states, read_since, digests)
     check_unchanged(inputs.states, request.input_states())
     if inputs.made_from is not None:
         check_against_record(inputs.made_from, fingerprints)
-    comparison = merge_comparison(merge, {name: np.array(reports[name].sums) for name in merge.merged_names})
-    for line in comparison.screen_lines():
-        log.info("%s", line)
+    comparisons = []
+    for merge in merges:
+        sums = {name: np.array(reports[name].sums) for name in merge.merged_names}
+        comparisons.append(merge_comparison(merge, sums))
+        for line in comparisons[-1].screen_lines():
+            log.info("%s", line)
     progress.remove()
+    vocabulary = inputs.opened.aligned.vocabulary
     found = {
-        "number_of_parameters": merge.number_of_parameters,
+        "number_of_parameters": sum(merge.number_of_parameters for merge in merges),
         **progress.statistics.of_model,
-        "vocabulary_rows": models.vocabulary.rows,
-        "added_tokens": _added_tokens(models),
-        "models": comparison.to_record(),
+        "vocabulary_rows": vocabulary.rows,
+        "added_tokens": _added_tokens(vocabulary),
+        "models": comparisons[0].to_record(),
     }
+    if len(comparisons) > 1:
+        found["models_of_other_slices"] = [comparison.to_record() for comparison in comparisons[1:]]
     times = {
         "started": started.isoformat(timespec="seconds"),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -240,26 +251,30 @@ def _merge_into(
 
 def _write_weights(
     folder: Path,
-    merge: Merge,
+    merges: Sequence[tuple[Merge, Sequence[Shard]]],
     forms: Mapping[str, TensorForm],
-    shards: Sequence[Shard],
     progress: MergeProgress,
     work: MergeWork,
 ) -> float:
-    """Merge into the shards that `progress` does not report as whole. Each is synced, and its report kept, while the
-    next are merged. Returns the seconds spent waiting for the last syncs."""
+    """Merge each part into those of its shards that `progress` does not report as whole. Each shard is synced, and its
+    report kept, while the next are merged. Returns the seconds spent waiting for the last syncs."""
+    shards = [shard for _, of_part in merges for shard in of_part]
     left = [shard for shard in shards if shard.file not in progress.reports]
     if len(left) < len(shards):
         log.info("resuming: %d of %d weight files are whole already", len(shards) - len(left), len(shards))
     _check_room(folder, sum(forms[name].bytes for shard in left for name in shard.names))
     if not work.allow_unrelated:
-        check_related(merge)
+        for merge, _ in merges:
+            check_related(merge)
     write_index(folder, shards, forms)
-    if merge.needs_whole_tensors:
-        memory = merge.memory_of_whole_tensors / 1e9
+    memory = max(merge.memory_of_whole_tensors for merge, _ in merges) / 1e9
+    if any(merge.needs_whole_tensors for merge, _ in merges):
         log.info("this merge needs whole tensors: up to %.1f GB of memory for their values in float32", memory)
     if progress.statistics is None:
-        progress.keep_statistics(merge.statistics())
+        found = Statistics()
+        for merge, _ in merges:
+            found = found.plus(merge.statistics())
+        progress.keep_statistics(found)
     with CheckpointWriter(folder, left, forms) as writer, ThreadPoolExecutor(1) as pool:
         kept = []
 
@@ -267,7 +282,9 @@ def _write_weights(
             writer.sync(shard)
             progress.keep_shard(shard, reports)
 
-        merge.write(writer, progress.statistics, lambda *finished: kept.append(pool.submit(keep, *finished)))
+        for merge, of_part in merges:
+            own = [shard for shard in of_part if shard in left]
+            merge.write(writer, own, progress.statistics, lambda *finished: kept.append(pool.submit(keep, *finished)))
         clock = time.monotonic()
         for future in kept:
             future.result()
@@ -299,16 +316,16 @@ def _identity(request: MergeRequest, states: FileStates, shards: Sequence[Shard]
     }
 
 
-def _digests_of_inputs(reports: Mapping[str, TensorReport], models: AlignedModels) -> list[dict[str, str]]:
-    """For each model the digests of the tensors that the merge has read, by the model's own names."""
-    return [
-        {
-            models.stored_name(model, name): report.inputs[model]
-            for name, report in reports.items()
-            if report.inputs[model] is not None
-        }
-        for model in range(len(models.models))
-    ]
+def _digests_of_inputs(reports: Mapping[str, TensorReport], parts: Sequence[Part]) -> dict[Path, dict[str, str]]:
+    """For each input folder the digests of the tensors that the merge has read, by their names there."""
+    digests: dict[Path, dict[str, str]] = {}
+    for models in (part.models for part in parts):
+        for name in models.forms:
+            for model, digest in enumerate(reports[name].inputs):
+                if digest is not None:
+                    stored = models.origin(model, name)
+                    digests.setdefault(stored.folder.folder, {})[stored.name] = digest
+    return digests
 
 
 def _read_finished(finished: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -332,12 +349,12 @@ def _link_weights(folder: Path, finished: Path) -> None:
             shutil.copyfile(path, folder / path.name)
 
 
-def _added_tokens(models: AlignedModels) -> dict[str, int]:
+def _added_tokens(vocabulary: AlignedVocabulary) -> dict[str, int]:
     """The merged vocabulary's tokens that come after the pretrained model's rows or are in its padding."""
-    base_map = models.vocabulary.row_maps[0]
+    base_map = vocabulary.row_maps[0]
     if base_map is None:
         return {}
-    return {token: row for token, row in models.vocabulary.tokens.items() if base_map[row] < 0}
+    return {token: row for token, row in vocabulary.tokens.items() if base_map[row] < 0}
 
 
 def _check_room(folder: Path, needed: int) -> None:

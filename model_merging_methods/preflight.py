@@ -30,6 +30,7 @@ from model_merging_methods.kernels.stored_dtypes import LONG_NAMES, is_floating
 from model_merging_methods.merge_record import check_sizes_against_record
 from model_merging_methods.merge_request import MergeRequest
 from model_merging_methods.model_card import model_name
+from model_merging_methods.opened_models import OpenedModels, Part
 from utils.errors import UserError
 from utils.findings import Findings
 from utils.weight_files import ignored_pickled_files, is_adapter_folder
@@ -39,24 +40,25 @@ Folder = CheckpointFolder | AdaptedFolder
 
 def check_inputs(
     request: MergeRequest, stack: ExitStack, allow_unrelated: bool = False, roles: Iterable[str] | None = None
-) -> tuple[AlignedModels | None, Findings]:
+) -> tuple[OpenedModels | None, Findings]:
     """The models of a merge, open until `stack` closes them (None after an error), and the findings. `allow_unrelated`
     turns some errors into warnings. `roles` are those whose tokenizers will be written (default: all)."""
     findings = Findings()
     folders = _open_folders(request, stack, findings)
-    opened = [folder for folder in folders if folder is not None]
     by_role = {role: folder for role, folder in zip(request.inputs, folders, strict=True) if folder is not None}
-    if folders[BASE] is not None and len(opened) > 1:
+    can_be_compared = folders[BASE] is not None and len(by_role) > 1
+    if can_be_compared:
         check_configs(by_role, request.parameters.config_from, allow_unrelated, findings)
     check_generation_configs({role: folder.folder for role, folder in by_role.items()}, findings)
     check_custom_code(by_role, findings)
     models = None
-    if folders[BASE] is not None and len(opened) > 1:
-        models = align_models(opened, request.parameters.excludes, findings)
-    if models is None or len(opened) < len(folders):
+    if can_be_compared:
+        models = align_models(list(by_role.values()), request.parameters.excludes, findings)
+    if models is None or len(by_role) < len(folders):
         return None, findings
+    opened = OpenedModels(by_role, [Part(models, list(request.finetuned))])
     with findings.collect():
-        merge = Merge(models, list(request.finetuned), request.parameters)
+        merge = opened.parts[0].merge(request.parameters)
         _check_exclusions(merge)
         _check_values(merge, findings)
     rows = {role: models.vocabulary_rows(number) for number, role in enumerate(request.inputs)}
@@ -64,21 +66,21 @@ def check_inputs(
     check_tokenizers(request.inputs, rows, findings)
     for role in request.finetuned if roles is None else roles:
         with findings.collect(), tempfile.TemporaryDirectory() as folder:
-            write_model_files(request, models, role, Path(folder))
-    return (None if findings.errors else models), findings
+            write_model_files(request, opened, role, Path(folder))
+    return (None if findings.errors else opened), findings
 
 
 def check_merge(request: MergeRequest, allow_unrelated: bool, made_from: Path | None = None) -> Findings:
     """Every error and warning of a merge about its inputs. If `made_from` is given, the inputs must match that
     record."""
     with ExitStack() as stack:
-        models, findings = check_inputs(request, stack, allow_unrelated or made_from is not None)
+        opened, findings = check_inputs(request, stack, allow_unrelated or made_from is not None)
         if made_from is not None:
             with findings.collect():
                 check_sizes_against_record(made_from, request)
-        elif models is not None and not allow_unrelated:
+        elif opened is not None and not allow_unrelated:
             with findings.collect():
-                check_related(Merge(models, list(request.finetuned), request.parameters))
+                check_related(opened.parts[0].merge(request.parameters))
     return findings
 
 

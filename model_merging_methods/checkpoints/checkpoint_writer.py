@@ -45,6 +45,25 @@ class Shard:
 
 def plan_shards(forms: Mapping[str, TensorForm], largest_shard: int = LARGEST_SHARD) -> list[Shard]:
     """Tensors in their order, cut into files of at most `largest_shard` bytes (or one tensor)."""
+    return plan_shards_of_parts([forms], largest_shard)[0]
+
+
+def plan_shards_of_parts(
+    parts: Sequence[Mapping[str, TensorForm]], largest_shard: int = LARGEST_SHARD
+) -> list[list[Shard]]:
+    """The same for several parts of one model, which share no file."""
+    cuts = [_cut(forms, largest_shard) for forms in parts]
+    total, number, shards = sum(map(len, cuts)), 0, []
+    for of_part in cuts:
+        shards.append([])
+        for names in of_part:
+            number += 1
+            file = SINGLE_FILE if total == 1 else f"model-{number:05d}-of-{total:05d}.safetensors"
+            shards[-1].append(Shard(file, tuple(names)))
+    return shards
+
+
+def _cut(forms: Mapping[str, TensorForm], largest_shard: int) -> list[list[str]]:
     cuts: list[list[str]] = [[]]
     filled = 0
     for name, form in forms.items():
@@ -53,12 +72,7 @@ def plan_shards(forms: Mapping[str, TensorForm], largest_shard: int = LARGEST_SH
             filled = 0
         cuts[-1].append(name)
         filled += form.bytes
-    if len(cuts) == 1:
-        return [Shard(SINGLE_FILE, tuple(cuts[0]))]
-    return [
-        Shard(f"model-{number:05d}-of-{len(cuts):05d}.safetensors", tuple(names))
-        for number, names in enumerate(cuts, start=1)
-    ]
+    return cuts
 
 
 def write_index(folder: Path, shards: Sequence[Shard], forms: Mapping[str, TensorForm]) -> None:

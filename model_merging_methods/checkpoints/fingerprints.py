@@ -4,10 +4,11 @@ A weight file's hash covers its tensors, not the layout of the file (`utils.cont
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from model_merging_methods.checkpoints.lora_adapter import AdaptedFolder
 from model_merging_methods.checkpoints.tensor_names import is_never_loaded, without_wrappers
 from model_merging_methods.checkpoints.vocabulary_matrices import holds_equal, is_vocabulary_matrix
 from model_merging_methods.kernels.stored_dtypes import is_floating
-from model_merging_methods.merge_request import MergeRequest, list_input_files
+from model_merging_methods.merge_request import PRETRAINED, MergeRequest, list_input_files
 from utils.content_hashes import (
     FileOnRecord,
     FileStates,
@@ -33,32 +34,32 @@ def read_fingerprints(request: MergeRequest) -> dict[str, list[FileOnRecord]]:
     """The files of every input, by role, with the hashes of their contents. Tensors without a cached hash are read."""
     states, since = request.input_states(), time.time()
     with ExitStack() as stack:
-        models = [stack.enter_context(CheckpointFolder(request.pretrained))]
-        for folder in request.finetuned.values():
+        base = stack.enter_context(CheckpointFolder(request.pretrained))
+        models = {PRETRAINED: base}
+        for role, folder in request.finetuned.items():
             is_adapter = is_adapter_folder(folder)
-            opened = AdaptedFolder(folder, models[0]) if is_adapter else stack.enter_context(CheckpointFolder(folder))
-            models.append(opened)
+            models[role] = AdaptedFolder(folder, base) if is_adapter else stack.enter_context(CheckpointFolder(folder))
         return fingerprint_inputs(request, models, states, since)
 
 
 def fingerprint_inputs(
     request: MergeRequest,
-    models: Sequence[CheckpointFolder],
+    models: Mapping[str, CheckpointFolder],
     states: FileStates,
     read_since: float,
-    digests: Sequence[Mapping[str, str]] | None = None,
+    digests: Mapping[Path, Mapping[str, str]] = MappingProxyType({}),
 ) -> dict[str, list[FileOnRecord]]:
-    """The same for opened folders, the pretrained model's first.
+    """The same for opened folders by role.
 
-    `digests` are the digests, by name, of each model's tensors that were read after the time `read_since` from files in
+    `digests` are the digests, by folder and name, of tensors that were read after the time `read_since` from files in
     these `states`.
     """
     files = {}
-    for i, (role, model) in enumerate(zip(request.inputs, models, strict=True)):
+    for role, model in models.items():
         weights = {}
         if not model.is_adapter:
-            needed = _needed_values(request, models, i)
-            weights = _weight_file_hashes(model, needed, states, read_since, digests[i] if digests else {})
+            needed = _needed_values(request, models, role)
+            weights = _weight_file_hashes(model, needed, states, read_since, digests.get(model.folder, {}))
         files[role] = [
             FileOnRecord(
                 path.relative_to(model.folder).as_posix(), path.stat().st_size, weights.get(path) or bytes_hash(path)
@@ -68,16 +69,16 @@ def fingerprint_inputs(
     return files
 
 
-def _needed_values(request: MergeRequest, models: Sequence[CheckpointFolder], model: int) -> Callable[[str], bool]:
+def _needed_values(request: MergeRequest, models: Mapping[str, CheckpointFolder], role: str) -> Callable[[str], bool]:
     """Whether the merge depends on the values of a model's tensor, not only on its name, dtype and shape."""
-    base, parameters = models[0], request.parameters
+    base, parameters = models[PRETRAINED], request.parameters
     base_names = {without_wrappers(name): name for name in base.tensors}
-    reads_all_of_base = parameters.reads_base or any(other.is_adapter for other in models)
+    reads_all_of_base = parameters.reads_base or any(other.is_adapter for other in models.values())
 
     def needed(name: str) -> bool:
         merged = without_wrappers(name)
-        copied = not is_floating(models[model].tensors[name].dtype) or parameters.excludes(merged)
-        if model:
+        copied = not is_floating(models[role].tensors[name].dtype) or parameters.excludes(merged)
+        if role != PRETRAINED:
             return not copied or merged not in base_names or _is_tied(base, base_names[merged])
         return reads_all_of_base or copied or is_never_loaded(merged, base.config) or _is_tied(base, name)
 
