@@ -96,7 +96,7 @@ class CandidateMerges:
         """Put a merge's configs and the tokenizer of `role` into a folder, without weights."""
         opened = _open_once(self._pretrained, self._finetuned, parameters.exclude_param_names_regex)
         request = MergeRequest(self._pretrained, dict(self._finetuned), parameters)
-        write_model_files(request, opened, role, folder)
+        write_model_files(request, opened.aligned, role, folder)
 
     def _merge(self, parameters: MergeParameters) -> Merge:
         opened = _open_once(self._pretrained, self._finetuned, parameters.exclude_param_names_regex)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from model_merging_methods.method import Tensors, Value
 from model_merging_methods.statistics import Passes, Statistics
@@ -28,6 +28,7 @@ _CLIPPED = 0.01  # of a model's magnitudes, at either end
 class CompetitionBounds:
     """magnitude_bounds and score_bounds: for each model the bounds that |δ| and the scores B are clipped to."""
 
+    by_tensor: ClassVar[bool] = False
     agreement: Agreement
 
     def find(self, passes: Passes, options: Mapping[str, Value], found: Statistics) -> Statistics:

@@ -24,7 +24,7 @@ from model_merging_methods.checkpoints.checkpoint_writer import (
     write_index,
 )
 from model_merging_methods.checkpoints.fingerprints import fingerprint_inputs
-from model_merging_methods.checkpoints.model_files import output_forms, write_model_files
+from model_merging_methods.checkpoints.model_files import output_forms
 from model_merging_methods.checkpoints.vocabulary import AlignedVocabulary
 from model_merging_methods.comparison import check_related, merge_comparison
 from model_merging_methods.engine import BLOCK_SIZE, Merge, TensorReport
@@ -46,6 +46,7 @@ from model_merging_methods.merge_request import MergeRequest
 from model_merging_methods.model_card import model_card
 from model_merging_methods.opened_models import OpenedModels, Part
 from model_merging_methods.preflight import check_inputs
+from model_merging_methods.recipes.opening import open_recipe
 from model_merging_methods.statistics import Statistics
 from utils.content_hashes import STRETCH, FileStates, check_unchanged, tensors_hash
 from utils.errors import UserError
@@ -105,7 +106,7 @@ def merge_models(
     Raises UserError, leaving nothing behind, for inputs that cannot be merged or are not related, for a target that
     holds anything else (unless `overwrite`), and for a full disk.
     """
-    request.parameters.check(len(request.finetuned))
+    request.check()
     for target in targets.values():
         _check_place(target, request)
         if is_half_replaced(target):
@@ -114,7 +115,7 @@ def merge_models(
     work = replace(
         work,
         device=choose_device(work.device),
-        allow_unrelated=work.allow_unrelated or made_from is not None,
+        allow_unrelated=work.allow_unrelated or made_from is not None or request.recipe is not None,
     )
     if made_from is not None:
         check_sizes_against_record(made_from, request)
@@ -130,7 +131,10 @@ def merge_models(
                 stack.enter_context(locked(target))
             unfinished = {role: path for role, path in targets.items() if overwrite or not _is_done(path, request)}
             if unfinished:
-                opened, findings = check_inputs(request, stack, work.allow_unrelated, unfinished)
+                if request.recipe:
+                    opened, findings = open_recipe(request, stack)
+                else:
+                    opened, findings = check_inputs(request, stack, work.allow_unrelated, unfinished)
                 findings.stop_at_errors()
                 for warning in findings.warnings:
                     log.warning("warning: %s", warning.text)
@@ -162,7 +166,7 @@ def _make_folders(
             else:
                 empty_folder(folder)
                 _link_weights(folder, finished)
-            write_model_files(request, inputs.opened, role, folder)
+            inputs.opened.write_files(role, folder)
             card = model_card(request, role, record["found"]["warnings"])
             (folder / CARD_FILE).write_text(card, encoding="utf-8")
             outputs = [asdict(file) for file in list_output_files(folder, hashes)]
@@ -308,6 +312,7 @@ def _identity(request: MergeRequest, states: FileStates, shards: Sequence[Shard]
     return {
         "format": RECORD_FORMAT,
         "parameters": request.parameters.to_fields(),
+        "recipe": request.recipe and request.recipe.fields,
         "roles": list(request.inputs),
         "inputs": [[str(path.resolve()), state] for path, state in states.items()],
         "shards": [asdict(shard) for shard in shards],

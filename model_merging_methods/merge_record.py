@@ -2,13 +2,21 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from model_merging_methods.merge_parameters import MergeParameters, parameters_from_fields
-from model_merging_methods.merge_request import PRETRAINED, MergeRequest, list_input_files, run_name, tasks_name
+from model_merging_methods.merge_request import (
+    PRETRAINED,
+    MergeRequest,
+    NamedRecipe,
+    list_input_files,
+    run_name,
+    tasks_name,
+)
+from model_merging_methods.recipes.recipe import ModelReference, recipe_from_plain
 from utils.content_hashes import FileOnRecord, content_hash
 from utils.errors import UserError
 from utils.json_files import check_shape, read_json_object
@@ -95,10 +103,15 @@ def find_damage(target: Path, record: Mapping[str, Any]) -> str | None:
     return None
 
 
-def merge_fingerprint(parameters: MergeParameters, inputs: Mapping[str, Sequence[FileOnRecord]]) -> str:
+def merge_fingerprint(
+    parameters: MergeParameters,
+    inputs: Mapping[str, Sequence[FileOnRecord]],
+    recipe: Mapping[str, Any] | None = None,
+) -> str:
     """A hash of everything that the merged weights depend on. Merges share it only if their weights are the same."""
     contents = {role: {file.name: file.xxh3_128 for file in files} for role, files in inputs.items()}
-    text = json.dumps([FINGERPRINT_FORMAT, parameters.fingerprint_fields(), contents], sort_keys=True)
+    hashed = [FINGERPRINT_FORMAT, parameters.fingerprint_fields(), contents, *([recipe] if recipe else [])]
+    text = json.dumps(hashed, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -112,14 +125,15 @@ def make_record(
 
     `found` holds results of the merge's passes (thresholds, vocabulary, comparison), `times` its start and duration.
     """
-    parameters = request.parameters
+    parameters, recipe = request.parameters, request.recipe and request.recipe.fields
     return {
         "format": RECORD_FORMAT,
         "tasks_name": tasks_name(request.finetuned),
         "name": run_name(parameters, len(request.finetuned)),
-        "fingerprint": merge_fingerprint(parameters, inputs),
+        "fingerprint": merge_fingerprint(parameters, inputs, recipe),
         "merging_method_name": parameters.merging_method_name,
         "parameters": parameters.to_fields(),
+        **({"recipe": recipe} if recipe else {}),
         "found": dict(found),
         "inputs": [
             {
@@ -165,13 +179,19 @@ def request_from_record(path: Path, moved: Mapping[str, Path]) -> MergeRequest:
         if unknown:
             raise UserError(f"{path}: this merge has no {sorted(unknown)[0]} model; remove that option")
         folders.update(moved)
-        request = MergeRequest(folders.pop(PRETRAINED), folders, parameters)
-        parameters.check(len(folders))
+        recipe = _recipe(path, record["recipe"], folders) if record.get("recipe") else None
+        request = MergeRequest(folders.pop(PRETRAINED), folders, parameters, recipe)
+        request.check()
         if parameters.config_from not in (None, PRETRAINED, *folders):
             raise UserError(f"{path}: config_from is {parameters.config_from!r}, which is not a role of this merge")
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: is not a complete merge record ({error}); give an unchanged one") from None
     return request
+
+
+def _recipe(path: Path, fields: Mapping[str, Any], roles: Iterable[str]) -> NamedRecipe:
+    recipe = recipe_from_plain(fields["document"], path)
+    return NamedRecipe(recipe, {ModelReference(role): role for role in roles}, fields["adapters"])
 
 
 def _parameters(path: Path, record: Mapping[str, Any]) -> MergeParameters:
@@ -200,6 +220,8 @@ def is_same_merge(record: Mapping[str, Any], request: MergeRequest) -> bool:
     from model_merging_methods.checkpoints.fingerprints import read_fingerprints  # imports numba
 
     if not _has_parameters(record, request.parameters):
+        return False
+    if record.get("recipe") != (request.recipe and json.loads(json.dumps(request.recipe.fields))):
         return False
     if {entry["role"] for entry in record["inputs"]} != request.inputs.keys():
         return False

@@ -3,12 +3,15 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from model_merging_methods.checkpoints.sliced_folder import layer_of
 from model_merging_methods.merge_parameters import MASK_MERGING, Mask, MergeParameters, per_model
 from model_merging_methods.method import Value
 from model_merging_methods.mixup import Mixup
+from model_merging_methods.recipes.recipe import ModelReference, Recipe, with_models
 from utils.content_hashes import FileStates, file_states
 from utils.custom_code import code_files
 from utils.errors import UserError
@@ -19,13 +22,44 @@ PRETRAINED = "pretrained"
 
 
 @dataclass(frozen=True)
+class NamedRecipe:
+    """A recipe, and the roles of its models. `adapters` maps the role of an adapter to its base's."""
+
+    recipe: Recipe
+    roles: Mapping[ModelReference, str]
+    adapters: Mapping[str, str]
+
+    def leaves_out(self, role: str, name: str) -> bool:
+        """Whether no slice has a tensor of this model, because of its layer."""
+        layer = layer_of(name)
+        sources = [source for part in self.recipe.slices for source in part.sources if self.roles[source.model] == role]
+        return layer is not None and all(source.layers and layer not in range(*source.layers) for source in sources)
+
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        """The recipe as records store it: its text's values, with roles for models."""
+        names = {str(model): role for model, role in self.roles.items()}
+        return {"document": with_models(self.recipe.node.plain, names), "adapters": dict(self.adapters)}
+
+
+@dataclass(frozen=True)
 class MergeRequest:
     """The models of a merge, and its parameters. `finetuned` maps each role (such as `math`) to a folder, in model
-    order."""
+    order. With a `recipe`, these are its models, and `parameters` those of its first rules."""
 
     pretrained: Path
     finetuned: Mapping[str, Path]
     parameters: MergeParameters
+    recipe: NamedRecipe | None = None
+
+    def check(self) -> None:
+        """Raise UserError for parameters that make no sense. Those of recipes are checked by tensor."""
+        if self.recipe is None:
+            self.parameters.check(len(self.finetuned))
+
+    def base_of(self, role: str) -> str:
+        """The role of the model that an adapter changes."""
+        return self.recipe.adapters.get(role, PRETRAINED) if self.recipe else PRETRAINED
 
     @property
     def inputs(self) -> dict[str, Path]:

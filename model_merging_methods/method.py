@@ -153,6 +153,11 @@ class Method:
         return self.reads_base(options) if callable(self.reads_base) else self.reads_base
 
     @property
+    def sees_model(self) -> bool:
+        """Whether the formula needs a statistic of the whole model."""
+        return any(not statistic.by_tensor for statistic in self.statistics)
+
+    @property
     def summary(self) -> str:
         """The first sentence of the formula's docstring."""
         return summary(self.formula)

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merge_record import RECORD_FILE
-from model_merging_methods.merge_request import MergeRequest
+from model_merging_methods.merge_request import MergeRequest, NamedRecipe
 from model_merging_methods.method import Value
 
 
@@ -13,7 +15,6 @@ def model_card(request: MergeRequest, tokenizer_from: str, warnings: Sequence[st
     """The README.md of a merged model folder, with the warnings about its inputs. It has no timestamps, so the same
     merge always gives the same card."""
     models = "\n".join(f"* {role}: `{model_name(folder)}`" for role, folder in request.inputs.items())
-    facts = "\n".join(f"| {name} | {value} |" for name, value in _facts(request.parameters, list(request.finetuned)))
     names = "\n".join(f"- {model_name(folder)}" for folder in request.inputs.values())
     return f"""---
 library_name: transformers
@@ -23,20 +24,16 @@ base_model:
 tags:
 - merge
 ---
-# {" + ".join(request.finetuned)}: {request.parameters.merging_method_name}
+# {" + ".join(request.finetuned or request.inputs)}: {request.parameters.merging_method_name}
 
-A merge of all parameters of these fine-tunes of one pretrained model:
+A merge of {"these models" if request.recipe else "all parameters of these fine-tunes of one pretrained model"}:
 
 {models}
 
 Method: `{request.parameters.method}`{_extras(request.parameters)}. {request.parameters.declared.summary}
 Source: {request.parameters.declared.paper}.
 
-{_origins(request.parameters, tokenizer_from)}
-
-| parameter | value |
-|---|---|
-{facts}
+{_recipe(request.recipe) if request.recipe else _parameters(request, tokenizer_from)}
 
 `{RECORD_FILE}` holds every parameter, the inputs' sizes and fingerprints, and the package versions. To make the same
 model again, run `merge_llms_instruct_math_code.py --from_record {RECORD_FILE}`.
@@ -49,6 +46,17 @@ def model_name(folder: Path) -> str:
     if folder.parent.name == "snapshots":
         return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
     return folder.name
+
+
+def _recipe(named: NamedRecipe) -> str:
+    """The recipe, with roles for models."""
+    text = yaml.safe_dump(named.fields["document"], sort_keys=False, allow_unicode=True)
+    return f"Its recipe, in mergekit's form, with the models' roles:\n\n```yaml\n{text}```"
+
+
+def _parameters(request: MergeRequest, tokenizer_from: str) -> str:
+    facts = "\n".join(f"| {name} | {value} |" for name, value in _facts(request.parameters, list(request.finetuned)))
+    return f"{_origins(request.parameters, tokenizer_from)}\n\n| parameter | value |\n|---|---|\n{facts}"
 
 
 def _origins(parameters: MergeParameters, role: str) -> str:

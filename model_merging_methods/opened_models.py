@@ -1,7 +1,8 @@
 """The opened inputs of a merge: the folders, and the parts of the merged model that are made from them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from model_merging_methods.checkpoints.aligned_models import AlignedModels
@@ -26,10 +27,12 @@ class Part:
 @dataclass(frozen=True)
 class OpenedModels:
     """The opened folders by role, the pretrained model's first, and the parts of the merged model: one, except in
-    recipes whose slices have different numbers of models."""
+    recipes whose slices have different numbers of models. `write_files` puts the files other than weights into a
+    folder, with the tokenizer of a role."""
 
     folders: Mapping[str, Folder]
     parts: Sequence[Part]
+    write_files: Callable[[str, Path], None]
 
     @property
     def aligned(self) -> AlignedModels:

@@ -9,6 +9,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,8 @@ def check_inputs(
         models = align_models(list(by_role.values()), request.parameters.excludes, findings)
     if models is None or len(by_role) < len(folders):
         return None, findings
-    opened = OpenedModels(by_role, [Part(models, list(request.finetuned))])
+    write_files = partial(write_model_files, request, models)
+    opened = OpenedModels(by_role, [Part(models, list(request.finetuned))], write_files)
     with findings.collect():
         merge = opened.parts[0].merge(request.parameters)
         _check_exclusions(merge)
@@ -66,7 +68,7 @@ def check_inputs(
     check_tokenizers(request.inputs, rows, findings)
     for role in request.finetuned if roles is None else roles:
         with findings.collect(), tempfile.TemporaryDirectory() as folder:
-            write_model_files(request, opened, role, Path(folder))
+            write_files(role, Path(folder))
     return (None if findings.errors else opened), findings
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from model_merging_methods.checkpoints.vocabulary_matrices import INPUT_EMBEDDINGS, is_vocabulary_matrix
 from model_merging_methods.method import Tensors, Value
@@ -96,6 +96,8 @@ class LargestOfTensor:
     kept: for each model [t, last]: values above t are kept, and those equal to t up to position `last`.
     """
 
+    by_tensor: ClassVar[bool] = True
+
     def find(self, passes: Passes, options: Mapping[str, Value], found: Statistics) -> Statistics:
         names = passes.merged_names
         return Statistics(of_tensor={name: self._of(passes, name, passes.options(name)["density"]) for name in names})
@@ -120,6 +122,8 @@ class LargestOfTensor:
 class LargestOfModel:
     """largest_threshold: for each model the k-th largest |δi| over all tensors together except the input embeddings,
     k = int(sparsity · n); infinity for k = 0, and for input and output embeddings, of which nothing is kept."""
+
+    by_tensor: ClassVar[bool] = False
 
     def find(self, passes: Passes, options: Mapping[str, Value], found: Statistics) -> Statistics:
         names = [name for name in passes.merged_names if not name.endswith(INPUT_EMBEDDINGS)]

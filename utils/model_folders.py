@@ -55,9 +55,10 @@ def paper_model_folder(name: str, models_dir: Path | None) -> Path:
         ) from error
 
 
-def find_model_folder(path_or_hub_id: str) -> Path:
+def find_model_folder(path_or_hub_id: str, revision: str | None = None) -> Path:
     """The folder at a path, or of a hub id, whose weights and tokenizer are downloaded if they are not in the cache,
-    with progress on a terminal. Without a connection, a complete earlier download is used.
+    with progress on a terminal. Without a connection, a complete earlier download is used. `revision` is a branch, tag
+    or commit of the hub.
 
     Raises UserError with a remedy if there is neither.
     """
@@ -69,9 +70,9 @@ def find_model_folder(path_or_hub_id: str) -> Path:
     if not _HUB_ID.fullmatch(path_or_hub_id):
         raise UserError(f"{path_or_hub_id}: no such model folder")
     try:
-        return _download(path_or_hub_id)
+        return _download(path_or_hub_id, revision)
     except Exception as error:  # of the hub, the network and the disk, of many kinds
-        cached = _whole_download(path_or_hub_id)
+        cached = _whole_download(path_or_hub_id, revision)
         if cached is not None:
             log.info("%s: the hub does not answer; using the copy downloaded earlier", path_or_hub_id)
             return cached
@@ -87,17 +88,17 @@ def local_model_folder(path_or_hub_id: str, root: Path) -> Path | None:
     return path if path.is_dir() else _whole_download(path_or_hub_id)
 
 
-def _download(hub_id: str) -> Path:
+def _download(hub_id: str, revision: str | None) -> Path:
     from huggingface_hub import model_info, snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
     if not sys.stderr.isatty():
         disable_progress_bars()
-    names = [file.rfilename for file in model_info(hub_id).siblings]
+    names = [file.rfilename for file in model_info(hub_id, revision=revision).siblings]
     kind = next((kind for kind in _WEIGHTS if any("/" not in name and name.endswith(kind) for name in names)), ".bin")
     log.info("%s: downloading missing files", hub_id)
     wanted = [glob.escape(name) for name in names if _is_wanted(name, kind)]
-    return Path(snapshot_download(hub_id, allow_patterns=wanted))
+    return Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted))
 
 
 def _is_wanted(name: str, kind: str) -> bool:
@@ -107,7 +108,7 @@ def _is_wanted(name: str, kind: str) -> bool:
     return not in_folder and any(fnmatch.fnmatch(name, pattern) for pattern in (*_WEIGHTS[kind], *_SMALL_FILES))
 
 
-def _whole_download(hub_id: str) -> Path | None:
+def _whole_download(hub_id: str, revision: str | None = None) -> Path | None:
     """The cached download of a hub id, if it is complete."""
     from huggingface_hub import snapshot_download
 
@@ -115,7 +116,13 @@ def _whole_download(hub_id: str) -> Path | None:
         with contextlib.suppress(OSError, ValueError, KeyError):
             wanted = [*_WEIGHTS[kind], *_SMALL_FILES]
             folder = Path(
-                snapshot_download(hub_id, local_files_only=True, allow_patterns=wanted, ignore_patterns=["*/*"])
+                snapshot_download(
+                    hub_id,
+                    revision=revision,
+                    local_files_only=True,
+                    allow_patterns=wanted,
+                    ignore_patterns=["*/*"],
+                )
             )
             found = {path.name for path in folder.glob(f"*{kind}") if path.exists()}
             shards = [

@@ -74,6 +74,13 @@ class AlignedModels:
         self.forms = {name: self._merged_form(name) for name in stored_names[BASE]}
         self._mean_rows: dict[tuple[int, str], np.ndarray] = {}
 
+    def take_widest_dtypes(self) -> None:
+        """Have each floating-point parameter saved in the widest dtype of its models, not in the pretrained one's."""
+        for name, form in self.forms.items():
+            dtypes = [self.stored_tensor(model, name).dtype for model in range(len(self.models))]
+            if is_floating(form.dtype):
+                self.forms[name] = TensorForm(_widest(dtypes), form.shape)
+
     @property
     def largest_item(self) -> int:
         """The most bytes per value that `read_into` writes."""
@@ -267,6 +274,13 @@ def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:
                 continue
         runs.append((row, 1))
     return runs
+
+
+def _widest(dtypes: Sequence[str]) -> str:
+    """The dtype that holds all values: float32 for float16 beside bfloat16."""
+    if "F64" in dtypes:
+        return "F64"
+    return dtypes[0] if len(set(dtypes)) == 1 else "F32"
 
 
 def _dimensions(shape: Sequence[int]) -> str:

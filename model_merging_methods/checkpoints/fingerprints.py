@@ -34,12 +34,14 @@ def read_fingerprints(request: MergeRequest) -> dict[str, list[FileOnRecord]]:
     """The files of every input, by role, with the hashes of their contents. Tensors without a cached hash are read."""
     states, since = request.input_states(), time.time()
     with ExitStack() as stack:
-        base = stack.enter_context(CheckpointFolder(request.pretrained))
-        models = {PRETRAINED: base}
-        for role, folder in request.finetuned.items():
-            is_adapter = is_adapter_folder(folder)
-            models[role] = AdaptedFolder(folder, base) if is_adapter else stack.enter_context(CheckpointFolder(folder))
-        return fingerprint_inputs(request, models, states, since)
+        models = {}
+        for role, folder in request.inputs.items():
+            if not is_adapter_folder(folder):
+                models[role] = stack.enter_context(CheckpointFolder(folder))
+        for role, folder in request.inputs.items():
+            if role not in models:
+                models[role] = AdaptedFolder(folder, models[request.base_of(role)])
+        return fingerprint_inputs(request, {role: models[role] for role in request.inputs}, states, since)
 
 
 def fingerprint_inputs(
@@ -78,6 +80,8 @@ def _needed_values(request: MergeRequest, models: Mapping[str, CheckpointFolder]
     def needed(name: str) -> bool:
         merged = without_wrappers(name)
         copied = not is_floating(models[role].tensors[name].dtype) or parameters.excludes(merged)
+        if request.recipe is not None:
+            return not request.recipe.leaves_out(role, merged)
         if role != PRETRAINED:
             return not copied or merged not in base_names or _is_tied(base, base_names[merged])
         return reads_all_of_base or copied or is_never_loaded(merged, base.config) or _is_tied(base, name)

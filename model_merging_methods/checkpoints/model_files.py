@@ -19,7 +19,6 @@ from model_merging_methods.checkpoints.vocabulary import new_ids, write_tokenize
 from model_merging_methods.kernels.stored_dtypes import SHORT_NAMES, is_floating
 from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merge_request import PRETRAINED, MergeRequest
-from model_merging_methods.opened_models import OpenedModels
 from utils.custom_code import code_files
 from utils.whole_files import write_json
 
@@ -34,13 +33,13 @@ def output_forms(models: AlignedModels, parameters: MergeParameters) -> dict[str
     }
 
 
-def write_model_files(request: MergeRequest, opened: OpenedModels, role: str, folder: Path) -> None:
+def write_model_files(request: MergeRequest, models: AlignedModels, role: str, folder: Path) -> None:
     """Put config, generation config, tokenizer and code files into a merged model's folder.
 
     Tokenizer, chat template and stop tokens come from the role's model, with the merged token ids. Raises
     UserError for a tokenizer that cannot be changed this way.
     """
-    models, by_role = opened.aligned, opened.folders
+    by_role = dict(zip(request.inputs, models.models, strict=True))
     _write_config(request.parameters, models, by_role, role, folder)
     stopping = by_role[request.parameters.config_from or role]
     source = stopping.folder

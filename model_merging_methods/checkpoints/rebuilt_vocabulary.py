@@ -30,20 +30,25 @@ def merged_tokens(first: Mapping[str, int], others: Sequence[Mapping[str, int]])
 
 
 def rows_by_model(
-    merged: Mapping[str, int], models: Sequence[Vocabulary], base: int | None, named: Mapping[str, TokenRow]
+    merged: Mapping[str, int],
+    models: Sequence[Vocabulary],
+    inputs: int,
+    base: int | None,
+    named: Mapping[str, TokenRow],
 ) -> list[list[Sequence[StoredRow]]]:
     """For each model and each row of the merged vocabulary the stored rows that it is the mean of; a stored row is a
     model's number and the row there.
 
     A model keeps its own row of a token. One without the token gets the row that `named` says, else the base's, else
-    the mean of those that have it, else zeros. A row without a token is the model's own, if that has no token either.
+    the mean of those that have it, else zeros; only the first `inputs` models count there. A row without a token is the
+    model's own, if that has no token either.
     """
     owned = [vocabulary.named_rows() for vocabulary in models]
     token_of = {row: token for token, row in merged.items()}
     unnamed = [set(range(vocabulary.rows)) - set(own.values()) for vocabulary, own in zip(models, owned, strict=True)]
 
     def shared(token: str) -> list[StoredRow]:
-        having = [(number, own[token]) for number, own in enumerate(owned) if token in own]
+        having = [(number, own[token]) for number, own in enumerate(owned[:inputs]) if token in own]
         of_base = [row for row in having if row[0] == base]
         return of_base or having
 

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from model_merging_methods.checkpoints.tokenizer_reading import (
@@ -84,8 +85,11 @@ def align_vocabularies(base: Vocabulary, finetuned: Sequence[Vocabulary]) -> Ali
     return AlignedVocabulary(merged, rows, tuple(row_maps))
 
 
-def write_tokenizer(source: Path, target: Path, merged: Mapping[str, int]) -> None:
-    """Put the tokenizer of `source` into the folder `target`, with the token ids of the merged vocabulary.
+def write_tokenizer(
+    source: Path, target: Path, merged: Mapping[str, int], added: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+) -> None:
+    """Put the tokenizer of `source` into the folder `target`, with the token ids of the merged vocabulary. `added` are
+    tokens that it gets besides its own, as entries of `added_tokens` in a `tokenizer.json`.
 
     If it has those ids already, its files are copied unchanged. Otherwise its tokens move to the merged ids. The other
     models' added tokens in between become special tokens, because tokenizers number added tokens without gaps. A token
@@ -96,7 +100,9 @@ def write_tokenizer(source: Path, target: Path, merged: Mapping[str, int]) -> No
     """
     tokens = read_tokens(source) or {}
     taken = set(merged.values())
-    is_moved = any(merged[token] != row if token in merged else row in taken for token, row in tokens.items())
+    is_moved = bool(added) or any(
+        merged[token] != row if token in merged else row in taken for token, row in tokens.items()
+    )
     replaced = {*vocabulary_files(source), source / "added_tokens.json"} if is_moved else set()
     for path in tokenizer_files(source):
         if path not in replaced:
@@ -105,8 +111,8 @@ def write_tokenizer(source: Path, target: Path, merged: Mapping[str, int]) -> No
             shutil.copyfile(path, copy)
     if is_moved:
         before = load_tokenizer(source)
-        _write_moved(source, target, tokens, merged)
-        _check_written(source, before, target, tokens, merged)
+        _write_moved(source, target, tokens, merged, added)
+        _check_written(source, before, target, [*tokens, *added], tokens, merged)
 
 
 def new_ids(source: Path, merged: Mapping[str, int]) -> dict[int, int]:
@@ -114,16 +120,22 @@ def new_ids(source: Path, merged: Mapping[str, int]) -> dict[int, int]:
     return {row: merged[token] for token, row in (read_tokens(source) or {}).items() if token in merged}
 
 
-def _write_moved(source: Path, target: Path, tokens: Mapping[str, int], merged: Mapping[str, int]) -> None:
+def _write_moved(
+    source: Path,
+    target: Path,
+    tokens: Mapping[str, int],
+    merged: Mapping[str, int],
+    new: Mapping[str, Mapping[str, Any]],
+) -> None:
     content = backend_json(source)
     ids = new_ids(source, merged)
     own = {entry["content"]: entry for entry in content["added_tokens"]}
     in_model = model_tokens(content)
     last = max(merged[token] for token in tokens if token in merged)
     added = [
-        {**own.get(token, _special_token(token)), "id": row}
+        {**(own.get(token) or new.get(token) or added_token(token, special=True)), "id": row}
         for token, row in sorted(merged.items(), key=lambda item: item[1])
-        if token in own or (token not in in_model and row <= last)
+        if token in own or token in new or (token not in in_model and row <= last)
     ]
     content["added_tokens"] = added
     _move_post_processor(content.get("post_processor"), ids)
@@ -166,20 +178,22 @@ def _check_written(
     source: Path,
     before: "PreTrainedTokenizerBase",
     target: Path,
+    present: Sequence[str],
     tokens: Mapping[str, int],
     merged: Mapping[str, int],
 ) -> None:
-    """Raise UserError unless the written tokenizer gives the merged ids and the same tokens as before."""
+    """Raise UserError unless the written tokenizer gives the tokens `present` their merged ids, and splits a text into
+    the same tokens as before."""
     written = load_tokenizer(target)
     vocabulary = written.get_vocab()
-    moving = [token for token in tokens if token in merged]
+    moving = [token for token in present if token in merged]
     for token in moving:
         if vocabulary.get(token) != merged[token]:
             raise UserError(
                 f"{source}: token {token!r} cannot move to row {merged[token]} of the merged vocabulary, because it is "
                 "not an added token; merge models that extend the vocabulary in the same way"
             )
-    added = [token for token in moving if merged[token] != tokens[token]]
+    added = [token for token in moving if token in tokens and merged[token] != tokens[token]]
     for text in (_SAMPLE, " ".join([_SAMPLE, *added[:20]])):
         wanted, found = (_tokens_in(tokenizer, text) for tokenizer in (before, written))
         if wanted != found or before.special_tokens_map != written.special_tokens_map:
@@ -193,12 +207,13 @@ def _tokens_in(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[str]:
     return tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])
 
 
-def _special_token(token: str) -> dict[str, Any]:
+def added_token(token: str, special: bool) -> dict[str, Any]:
+    """An entry of `added_tokens` in a `tokenizer.json`, without the id."""
     return {
         "content": token,
         "single_word": False,
         "lstrip": False,
         "rstrip": False,
         "normalized": False,
-        "special": True,
+        "special": special,
     }

@@ -11,7 +11,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@merging_method(paper="Task arithmetic (Ilharco et al. 2023, arXiv 2212.04089)", sees=Sees.BLOCK, takes_ratios=True)
+@merging_method(
+    paper="Task arithmetic (Ilharco et al. 2023, arXiv 2212.04089)",
+    sees=Sees.BLOCK,
+    models=(1, None),
+    takes_ratios=True,
+)
 def task_arithmetic(
     x: Tensors,
     *,

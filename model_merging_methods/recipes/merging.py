@@ -1,0 +1,73 @@
+"""Merge what a recipe file says: its documents in order, each in a folder, of which only the result's is kept."""
+
+import logging
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from model_merging_methods.merge_models import MergeWork, merge_models
+from model_merging_methods.merge_request import PRETRAINED, MergeRequest, NamedRecipe
+from model_merging_methods.recipes.plan import headline_parameters
+from model_merging_methods.recipes.recipe import ModelReference, Recipe, read_recipes
+from utils.model_folders import find_model_folder
+
+log = logging.getLogger(__name__)
+_PLAIN_WORK = MergeWork()
+
+
+def merge_recipe(
+    file: Path, target: Path, *, overwrite: bool = False, work: MergeWork = _PLAIN_WORK, seed: int | None = None
+) -> None:
+    """Merge a recipe file into a model folder. `seed` replaces the recipes' own.
+
+    Raises UserError, naming file, line and key, for a recipe that cannot be merged; else like `merge_models`.
+    """
+    *earlier, result = [recipe if seed is None else replace(recipe, seed=seed) for recipe in read_recipes(file)]
+    target.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.documents.", dir=target.absolute().parent) as scratch:
+        made: dict[str, Path] = {}
+        for recipe in earlier:
+            made[recipe.name] = Path(scratch) / f"{len(made)}_{_word(recipe.name)}"
+            log.info("merging document %s of the recipe", recipe.name)
+            request = recipe_request(recipe, made)
+            merge_models(request, {PRETRAINED: made[recipe.name]}, work=work)
+        merge_models(recipe_request(result, made), {PRETRAINED: target}, overwrite=overwrite, work=work)
+
+
+def recipe_request(recipe: Recipe, made: Mapping[str, Path] = {}) -> MergeRequest:
+    """The merge of a recipe; `made` are the folders of documents by name. Models of the hub are downloaded."""
+    folders: dict[ModelReference, Path] = {}
+    adapters: dict[ModelReference, ModelReference] = {}
+    for model in recipe.models:
+        if model.adapter is None:
+            folders[model] = made.get(model.path) or _find(model)
+            continue
+        whole = ModelReference(model.path, model.revision)
+        folders.setdefault(whole, made.get(model.path) or _find(whole))
+        folders[model] = find_model_folder(model.adapter)
+        adapters[model] = whole
+    roles = dict(zip(folders, _roles(list(folders)), strict=True))
+    by_role = {roles[model]: folder for model, folder in folders.items()}
+    of_adapters = {roles[model]: roles[whole] for model, whole in adapters.items()}
+    named = NamedRecipe(recipe, roles, of_adapters)
+    return MergeRequest(by_role.pop(PRETRAINED), by_role, headline_parameters(recipe), named)
+
+
+def _find(model: ModelReference) -> Path:
+    return find_model_folder(model.path, model.revision)
+
+
+def _roles(models: Sequence[ModelReference]) -> list[str]:
+    """Names of models for records: the first is the pretrained one, the others are called like their folders."""
+    roles = [PRETRAINED]
+    for model in models[1:]:
+        name = _word(Path(model.adapter or model.path).name)
+        taken = sum(role == name or role.startswith(f"{name}.") for role in roles)
+        roles.append(f"{name}.{taken + 1}" if taken or name == PRETRAINED else name)
+    return roles
+
+
+def _word(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip(".") or "model"

@@ -1,0 +1,153 @@
+"""Open a recipe's models, check them before any weight is read, and write the files beside the merged weights."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from copy import deepcopy
+from pathlib import Path
+
+from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder
+from model_merging_methods.checkpoints.configs import GENERATION_CONFIG, generation_config, take_token_ids
+from model_merging_methods.checkpoints.lora_adapter import AdaptedFolder
+from model_merging_methods.checkpoints.sliced_folder import set_layers
+from model_merging_methods.checkpoints.tokenizer_reading import load_tokenizer
+from model_merging_methods.checkpoints.vocabulary import new_ids, write_tokenizer
+from model_merging_methods.checkpoints.vocabulary_matrices import Folder
+from model_merging_methods.merge_request import MergeRequest
+from model_merging_methods.opened_models import OpenedModels, Part
+from model_merging_methods.recipes.chat_templates import CHAT_TEMPLATES
+from model_merging_methods.recipes.plan import PlacedSlice, make_parts, place_slices
+from model_merging_methods.recipes.recipe import Recipe
+from model_merging_methods.recipes.vocabulary import BuiltVocabulary, Folders, build_vocabulary, check_same_rows
+from utils.custom_code import code_files
+from utils.findings import Findings
+from utils.whole_files import write_json
+
+_TEMPLATE_FILE = "chat_template.jinja"
+
+
+def open_recipe(request: MergeRequest, stack: ExitStack) -> tuple[OpenedModels | None, Findings]:
+    """The models of a recipe's merge, open until `stack` closes them (None after an error), and the findings."""
+    findings, named = Findings(), request.recipe
+    by_role: dict[str, Folder] = {}
+    parts: list[Part] = []
+    with findings.collect():
+        for role, folder in sorted(request.inputs.items(), key=lambda item: item[0] in named.adapters):
+            if role in named.adapters:
+                by_role[role] = AdaptedFolder(folder, by_role[named.adapters[role]])
+            else:
+                by_role[role] = stack.enter_context(CheckpointFolder(folder))
+        folders = {model: by_role[role] for model, role in named.roles.items()}
+        placed = place_slices(named.recipe, folders)
+        vocabulary = build_vocabulary(named.recipe, folders)
+        if vocabulary is None:
+            check_same_rows(named.recipe, folders)
+        parts = make_parts(named.recipe, placed, folders, named.roles, vocabulary, findings)
+    if findings.errors:
+        return None, findings
+    files = RecipeFiles(named.recipe, folders, parts, placed, vocabulary)
+    return OpenedModels(by_role, parts, lambda role, folder: files.write(folder)), findings
+
+
+class RecipeFiles:
+    """The files beside the weights: config and generation config of the base (or the first model), for the merged
+    layers and vocabulary; the tokenizer that the recipe asks for, or the base's; the chat template."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folders: Folders,
+        parts: Sequence[Part],
+        placed: Sequence[PlacedSlice],
+        vocabulary: BuiltVocabulary | None,
+    ):
+        self._recipe = recipe
+        self._folders = folders
+        self._parts = parts
+        self._placed = placed
+        self._vocabulary = vocabulary
+        self._model = recipe.base or recipe.models[0]
+
+    def write(self, folder: Path) -> None:
+        model = self._folders[self._model]
+        tokenizer = self._folders[self._vocabulary.tokenizer_of] if self._vocabulary else model
+        config = self._config(tokenizer)
+        write_json(folder / "config.json", config)
+        generation = generation_config(tokenizer.folder, self._new_ids(tokenizer))
+        if generation is not None:
+            write_json(folder / GENERATION_CONFIG, generation)
+        for path in code_files(model.folder):
+            shutil.copyfile(path, folder / path.name)
+        tokens = self._vocabulary.tokens if self._vocabulary else tokenizer.tokens() or {}
+        write_tokenizer(tokenizer.folder, folder, tokens, self._vocabulary.added if self._vocabulary else {})
+        template = self._chat_template()
+        if template is not None:
+            _write_template(folder, template)
+
+    def _config(self, tokenizer: Folder) -> dict:
+        config = deepcopy(dict(self._folders[self._model].config))
+        set_layers(config, self._layers())
+        if tokenizer is not self._folders[self._model]:
+            take_token_ids(config, tokenizer.config, self._new_ids(tokenizer))
+        models = [part.models for part in self._parts]
+        rows = max(one.vocabulary.rows for one in models)
+        if rows:
+            place = config["text_config"] if "vocab_size" in (config.get("text_config") or ()) else config
+            place["vocab_size"] = rows
+        if any(one.must_untie for one in models):
+            for place in (config, config.get("text_config")):
+                if isinstance(place, dict):
+                    place["tie_word_embeddings"] = False
+        dtype = self._recipe.out_dtype or _common_dtype(models)
+        if dtype:
+            for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]:
+                config[key] = dtype
+        return config
+
+    def _layers(self) -> list[int]:
+        """For each merged layer the layer whose settings it gets: of the config's model, else of the first."""
+        layers = []
+        for one in self._placed:
+            sources = [*([one.base] if one.base else []), *one.inputs]
+            source = next((source for source in sources if source.model == self._model), sources[0])
+            start = source.layers[0] if source.layers else 0
+            layers += range(start, start + one.length)
+        return layers
+
+    def _new_ids(self, tokenizer: Folder) -> dict[int, int]:
+        return new_ids(tokenizer.folder, self._vocabulary.tokens) if self._vocabulary else {}
+
+    def _chat_template(self) -> str | None:
+        wanted = self._recipe.chat_template
+        if wanted is None:
+            return None
+        if wanted in CHAT_TEMPLATES:
+            return CHAT_TEMPLATES[wanted]
+        if wanted != "auto":
+            if "{" not in wanted:
+                raise self._recipe.node.value["chat_template"].error(
+                    f"chat_template: {wanted}; write auto, {', '.join(CHAT_TEMPLATES)}, or a Jinja text"
+                )
+            return wanted
+        models = dict.fromkeys([self._model, *self._recipe.models])
+        templates = [load_tokenizer(self._folders[model].folder).chat_template for model in models]
+        counts = Counter(template for template in templates if template)
+        return max(counts, key=counts.__getitem__) if counts else None  # of equally frequent ones the first
+
+
+def _write_template(folder: Path, template: str) -> None:
+    (folder / _TEMPLATE_FILE).write_text(template, encoding="utf-8")
+    path = folder / "tokenizer_config.json"
+    if path.exists():
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config.pop("chat_template", None) is not None:
+            write_json(path, config)
+
+
+def _common_dtype(models: Sequence) -> str | None:
+    from model_merging_methods.kernels.stored_dtypes import LONG_NAMES
+
+    dtypes = Counter(form.dtype for one in models for form in one.forms.values())
+    return LONG_NAMES[dtypes.most_common(1)[0][0]] if dtypes else None
