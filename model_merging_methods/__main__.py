@@ -18,7 +18,9 @@ from utils.errors import run_command_line
 log = logging.getLogger(__name__)
 
 PROGRAM = "python -m model_merging_methods"
-MERGE_EXAMPLES = f"""examples:
+MERGE_EXAMPLES = f"""A recipe in mergekit's YAML: {PROGRAM} merge RECIPE.yml OUT_DIR (its options: --help after it)
+
+examples:
   {PROGRAM} merge --merging_method_name ties_merging --pretrained_model BASE --models math=DIR code=DIR
   {PROGRAM} merge --merge_instruct --merge_math --merging_method_name nuslerp --mixup_lambda 0.3 --check
 """
@@ -40,7 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def merge(arguments: Sequence[str]) -> None:
-    """Merge into the folders that the main job's --merge_only uses."""
+    """Merge into the folders that the main job's --merge_only uses, or a recipe into any folder."""
+    from model_merging_methods.recipes.command import is_recipe, merge_recipe_file
+
+    if is_recipe(arguments):
+        merge_recipe_file(arguments)
+        return
     from model_merging_methods.command_line import add_merge_options, requested_merge
     from model_merging_methods.merge_request import run_name, tasks_name
     from utils.output_places import OutputPlaces

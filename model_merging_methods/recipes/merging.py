@@ -4,27 +4,41 @@ import logging
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from model_merging_methods.merge_models import MergeWork, merge_models
 from model_merging_methods.merge_request import PRETRAINED, MergeRequest, NamedRecipe
+from model_merging_methods.recipes.opening import open_recipe
 from model_merging_methods.recipes.plan import headline_parameters
 from model_merging_methods.recipes.recipe import ModelReference, Recipe, read_recipes
+from utils.findings import Findings
 from utils.model_folders import find_model_folder
 
 log = logging.getLogger(__name__)
 _PLAIN_WORK = MergeWork()
+_ITEM_SIZES = {"float32": 4, "float64": 8}
 
 
 def merge_recipe(
-    file: Path, target: Path, *, overwrite: bool = False, work: MergeWork = _PLAIN_WORK, seed: int | None = None
+    file: Path,
+    target: Path,
+    *,
+    overwrite: bool = False,
+    work: MergeWork = _PLAIN_WORK,
+    seed: int | None = None,
+    values_per_file: int | None = None,
 ) -> None:
-    """Merge a recipe file into a model folder. `seed` replaces the recipes' own.
+    """Merge a recipe file into a model folder. `seed` replaces the recipes' own, `values_per_file` the size in bytes at
+    which weight files are cut.
 
     Raises UserError, naming file, line and key, for a recipe that cannot be merged; else like `merge_models`.
     """
     *earlier, result = [recipe if seed is None else replace(recipe, seed=seed) for recipe in read_recipes(file)]
+    if values_per_file is not None:
+        size = _ITEM_SIZES.get(result.out_dtype, 2)
+        work = replace(work, largest_shard=values_per_file * size)
     target.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.documents.", dir=target.absolute().parent) as scratch:
         made: dict[str, Path] = {}
@@ -34,6 +48,21 @@ def merge_recipe(
             request = recipe_request(recipe, made)
             merge_models(request, {PRETRAINED: made[recipe.name]}, work=work)
         merge_models(recipe_request(result, made), {PRETRAINED: target}, overwrite=overwrite, work=work)
+
+
+def check_recipe(file: Path) -> int:
+    """Print every error and warning of a recipe and its models. Returns the exit status: 2 after an error, else 0. The
+    models of documents are known only when these are merged, so recipes with several are read, not opened."""
+    recipes = read_recipes(file)
+    findings = Findings()
+    if len(recipes) == 1:
+        with ExitStack() as stack:
+            findings = open_recipe(recipe_request(recipes[0]), stack)[1]
+    for finding in findings.found:
+        print(f"{'error' if finding.is_error else 'warning'}: {finding.text}")
+    if not findings.found:
+        print("no errors and no warnings")
+    return 2 if findings.errors else 0
 
 
 def recipe_request(recipe: Recipe, made: Mapping[str, Path] = {}) -> MergeRequest:
