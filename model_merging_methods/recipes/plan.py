@@ -1,0 +1,245 @@
+"""The plan of a recipe: for each tensor of the merged model its inputs, and the mask and method with their options."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from model_merging_methods.checkpoints.vocabulary_matrices import INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS
+from model_merging_methods.recipes.mergekit_methods import BadValue, Parameter, Steps
+from model_merging_methods.recipes.recipe import ModelReference, Recipe, Slice, Source
+from model_merging_methods.recipes.settings import Scalar, Setting, first_value
+from utils.errors import UserError
+
+_LAYER = re.compile(r"(?P<before>(?:^|.*?\.)(?:layers|layer|h|blocks|block)\.)(?P<number>\d+)(?P<after>\..+)")
+_EMBEDDINGS = re.compile(r"(?:^|\.)(?:\w*embed\w*|wte|wpe)(?:\.|$)")  # of tokens and positions, and their norms
+
+
+class Input(NamedTuple):
+    """A tensor of a model."""
+
+    model: ModelReference
+    name: str
+
+
+@dataclass(frozen=True)
+class TensorMerge:
+    """How one tensor of the merged model is made.
+
+    base: θ0, if the method uses one. inputs: the models' tensors in the order of the recipe, as many as each option
+    that has one value per model has values.
+    """
+
+    name: str
+    base: Input | None
+    inputs: tuple[Input, ...]
+    steps: Steps
+
+
+class _Output(NamedTuple):
+    """A tensor of the merged model, at position x ∈ [0, 1] of a slice, and its name in each of the sources."""
+
+    name: str
+    slice: Slice
+    x: float
+    names: Mapping[ModelReference, str]
+
+
+def check_layers(recipe: Recipe, number_of_layers: Mapping[ModelReference, int]) -> None:
+    """Raise UserError for layers that a model does not have, or sources of a slice with unlike numbers of layers."""
+    for one in recipe.slices:
+        lengths: dict[int, Source] = {}
+        for source in one.sources:
+            first, end = layers_of(source, number_of_layers)
+            if end > number_of_layers[source.model]:
+                raise UserError(
+                    f"{source.place}: layer_range: [{first}, {end}] goes beyond the {number_of_layers[source.model]} "
+                    f"layers of {source.model}; give a range inside"
+                )
+            lengths.setdefault(end - first, source)
+        if len(lengths) > 1:
+            (a, x), (b, y) = list(lengths.items())[:2]
+            raise UserError(
+                f"{y.place}: layer_range: {y.model} has {b} layers here and {x.model} {a}; "
+                "give ranges of one length, or models of one shape"
+            )
+
+
+def check_vocabulary_sizes(recipe: Recipe, sizes: Mapping[ModelReference, int]) -> None:
+    """Raise UserError for inputs whose numbers of tokens differ, if the recipe builds no tokenizer."""
+    if recipe.tokenizer is not None:
+        return
+    sources = [source for one in recipe.slices for source in one.sources]
+    first = sources[0]
+    for source in sources:
+        if sizes[source.model] != sizes[first.model]:
+            raise UserError(
+                f"{source.place}: model: {source.model} has {sizes[source.model]} tokens and {first.model} "
+                f"{sizes[first.model]}; add tokenizer_source: union"
+            )
+
+
+def layers_of(source: Source, number_of_layers: Mapping[ModelReference, int]) -> tuple[int, int]:
+    """The layers [first, end) that a source contributes."""
+    return source.layers or (0, number_of_layers[source.model])
+
+
+def number_of_output_layers(recipe: Recipe, number_of_layers: Mapping[ModelReference, int]) -> int:
+    ranges = [layers_of(one.sources[0], number_of_layers) for one in recipe.slices]
+    return sum(end - first for first, end in ranges)
+
+
+def plan_tensors(
+    recipe: Recipe,
+    number_of_layers: Mapping[ModelReference, int],
+    names: Mapping[ModelReference, Sequence[str]],
+) -> list[TensorMerge]:
+    """All tensors of the merged model: embeddings, layers, final norm and output matrix.
+
+    number_of_layers, names: of each model of the recipe, the names in any order. Raises UserError for tensors that a
+    model lacks, for parameters that have no value for a tensor, and for values outside their range.
+    """
+    check_layers(recipe, number_of_layers)
+    return [_tensor_merge(recipe, output) for output in _outputs(recipe, number_of_layers, names)]
+
+
+def _outputs(
+    recipe: Recipe, number_of_layers: Mapping[ModelReference, int], names: Mapping[ModelReference, Sequence[str]]
+) -> Iterator[_Output]:
+    parts = {model: _Parts.of(names[model]) for one in recipe.slices for model in _models(one)}
+    first, last = recipe.slices[0], recipe.slices[-1]
+    yield from _outside(first, {model: parts[model].embeddings for model in _models(first)}, parts)
+    layer = 0
+    for one in recipe.slices:
+        ranges = {source.model: layers_of(source, number_of_layers) for source in one.sources}
+        start, end = ranges[one.sources[0].model]
+        for i in range(end - start):
+            own = {model: parts[model].layers.get(begin + i, {}) for model, (begin, _) in ranges.items()}
+            x = i / (end - start - 1) if end - start > 1 else 1.0
+            for pattern in dict.fromkeys(pattern for of_model in own.values() for pattern in of_model):
+                for model, of_model in own.items():
+                    if pattern not in of_model:
+                        raise _lacks(one, model, pattern.format(ranges[model][0] + i))
+                yield _Output(pattern.format(layer), one, x, {model: own[model][pattern] for model in own})
+            layer += 1
+    yield from _outside(last, {model: parts[model].others for model in _models(last)}, parts)
+
+
+def _models(one: Slice) -> list[ModelReference]:
+    return [source.model for source in one.sources]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """A model's names: of embeddings, of each layer (by the name with {} for the layer's number), and the others."""
+
+    embeddings: list[str]
+    layers: dict[int, dict[str, str]]
+    others: list[str]
+
+    @staticmethod
+    def of(names: Sequence[str]) -> _Parts:
+        parts = _Parts([], {}, [])
+        for name in sorted(names):
+            found = _LAYER.fullmatch(name)
+            if found:
+                pattern = f"{found['before']}{{}}{found['after']}"
+                parts.layers.setdefault(int(found["number"]), {})[pattern] = name
+            elif _EMBEDDINGS.search(name) and not name.endswith(OUTPUT_EMBEDDINGS):
+                parts.embeddings.append(name)
+            else:
+                parts.others.append(name)
+        return parts
+
+
+def _outside(
+    one: Slice, own: Mapping[ModelReference, Sequence[str]], parts: Mapping[ModelReference, _Parts]
+) -> Iterator[_Output]:
+    """Tensors outside the layers. A model without an output matrix lends its input embeddings."""
+    for name in sorted({name for of_model in own.values() for name in of_model}):
+        found = {}
+        for model, of_model in own.items():
+            tied = [n for n in parts[model].embeddings if n.endswith(INPUT_EMBEDDINGS)]
+            if name in of_model:
+                found[model] = name
+            elif name.endswith(OUTPUT_EMBEDDINGS) and tied:
+                found[model] = tied[0]
+            else:
+                raise _lacks(one, model, name)
+        yield _Output(name, one, 0.0, found)
+
+
+def _lacks(one: Slice, model: ModelReference, name: str) -> UserError:
+    source = next(source for source in one.sources if source.model == model)
+    return UserError(f"{source.place}: model: {model} has no tensor {name}, unlike others; give models of one shape")
+
+
+def _tensor_merge(recipe: Recipe, output: _Output) -> TensorMerge:
+    method, one = recipe.method, output.slice
+    sources = one.inputs(method.base)
+    base = None if one.base_source in sources else one.base_source
+    look_up = _LookUp(recipe, output, sources)
+    try:
+        steps = method.steps({name: look_up.value(parameter) for name, parameter in method.parameters.items()})
+    except BadValue as error:
+        raise look_up.error(error) from None
+    options, mask, mask_options = dict(steps.options), steps.mask, steps.mask_options
+    if method.base_option is not None:
+        options[method.base_option] = base is not None
+    if recipe.mask is not None:
+        if mask is not None:
+            raise UserError(f"{recipe.mask.place}: mask: {method.name} with rescale has its own mask; remove one")
+        mask = recipe.mask.name
+        mask_options = {n: look_up.value(recipe.parameters[n]) for n in recipe.parameters if n not in method.parameters}
+    if recipe.mixup is not None and "weight" in options:
+        options["weight"] = recipe.mixup.ratios
+    return TensorMerge(
+        output.name,
+        None if base is None else Input(base.model, output.names[base.model]),
+        tuple(Input(source.model, output.names[source.model]) for source in sources),
+        Steps(steps.method, options, mask, mask_options),
+    )
+
+
+@dataclass(frozen=True)
+class _LookUp:
+    """The values of parameters for one tensor."""
+
+    recipe: Recipe
+    output: _Output
+    sources: tuple[Source, ...]
+
+    def value(self, parameter: Parameter) -> Any:
+        """The value, or for a parameter that has one per model a tuple of the sources' values."""
+        if not parameter.is_per_model:
+            return self._one(parameter, None)
+        return tuple(self._one(parameter, source) for source in self.sources)
+
+    def error(self, bad: BadValue) -> UserError:
+        """The error at the first setting of the parameter, or at the recipe if all have the default."""
+        levels = [level for source in self.sources for level in self._levels(bad.parameter, source) if level]
+        place = levels[0].place if levels else self.recipe.place
+        return UserError(f"{place}: {bad.parameter}: {bad}, for {self.output.name}")
+
+    def _one(self, parameter: Parameter, source: Source | None) -> Scalar:
+        # Settings of one model see its own name of the tensor, shared ones that of the output.
+        name = self.output.name if source is None else self.output.names[source.model]
+        found = first_value(self._levels(parameter.name, source), name, self.output.x)
+        if found is not None:
+            return found[0]
+        if parameter.name == "weight" and self.recipe.mixup is not None:
+            return 0.0  # replaced by the ratios
+        if parameter.default is None:
+            place = self.recipe.place if source is None else source.place
+            raise UserError(
+                f"{place}: {parameter.name}: has no value for {name}; add one that no filter limits, such as - value: 1"
+            )
+        return parameter.default
+
+    def _levels(self, name: str, source: Source | None) -> list[Setting | None]:
+        levels = [self.output.slice.parameters, *self.recipe.levels]
+        if source is not None:
+            levels = [source.parameters, *levels]
+        return [level.get(name) for level in levels]
