@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from model_merging_methods.checkpoints.vocabulary_matrices import INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS
+from model_merging_methods.recipes.checks import check_layers, layers_of
 from model_merging_methods.recipes.mergekit_methods import BadValue, Parameter, Steps
-from model_merging_methods.recipes.recipe import ModelReference, Recipe, Slice, Source
+from model_merging_methods.recipes.recipe import Recipe, Slice, Source
+from model_merging_methods.recipes.references import ModelReference
 from model_merging_methods.recipes.settings import Scalar, Setting, first_value
 from utils.errors import UserError
 
@@ -45,45 +47,6 @@ class _Output(NamedTuple):
     slice: Slice
     x: float
     names: Mapping[ModelReference, str]
-
-
-def check_layers(recipe: Recipe, number_of_layers: Mapping[ModelReference, int]) -> None:
-    """Raise UserError for layers that a model does not have, or sources of a slice with unlike numbers of layers."""
-    for one in recipe.slices:
-        lengths: dict[int, Source] = {}
-        for source in one.sources:
-            first, end = layers_of(source, number_of_layers)
-            if end > number_of_layers[source.model]:
-                raise UserError(
-                    f"{source.place}: layer_range: [{first}, {end}] goes beyond the {number_of_layers[source.model]} "
-                    f"layers of {source.model}; give a range inside"
-                )
-            lengths.setdefault(end - first, source)
-        if len(lengths) > 1:
-            (a, x), (b, y) = list(lengths.items())[:2]
-            raise UserError(
-                f"{y.place}: layer_range: {y.model} has {b} layers here and {x.model} {a}; "
-                "give ranges of one length, or models of one shape"
-            )
-
-
-def check_vocabulary_sizes(recipe: Recipe, sizes: Mapping[ModelReference, int]) -> None:
-    """Raise UserError for inputs whose numbers of tokens differ, if the recipe builds no tokenizer."""
-    if recipe.tokenizer is not None:
-        return
-    sources = [source for one in recipe.slices for source in one.sources]
-    first = sources[0]
-    for source in sources:
-        if sizes[source.model] != sizes[first.model]:
-            raise UserError(
-                f"{source.place}: model: {source.model} has {sizes[source.model]} tokens and {first.model} "
-                f"{sizes[first.model]}; add tokenizer_source: union"
-            )
-
-
-def layers_of(source: Source, number_of_layers: Mapping[ModelReference, int]) -> tuple[int, int]:
-    """The layers [first, end) that a source contributes."""
-    return source.layers or (0, number_of_layers[source.model])
 
 
 def number_of_output_layers(recipe: Recipe, number_of_layers: Mapping[ModelReference, int]) -> int:

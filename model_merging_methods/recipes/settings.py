@@ -5,12 +5,14 @@ A setting is a scalar, a gradient over the layers, or a list of filters on tenso
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from model_merging_methods.recipes.reading import Node
+from model_merging_methods.recipes.mergekit_methods import Parameter
+from model_merging_methods.recipes.reading import Node, choice
 
 Scalar = float | int | bool | str
+NO_EFFECT = ("int8_mask",)  # changes how mergekit stores masks, but no value
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ class Setting:
     def is_constant(self) -> bool:
         """Whether all tensors get one value."""
         return self.branches[0].filter is None and len(self.branches[0].values) == 1
+
+
+Settings = Mapping[str, Setting]
 
 
 def interpolated(values: Sequence[Scalar], x: float) -> Scalar:
@@ -91,3 +96,44 @@ def _values(node: Node, kind: type) -> tuple[Scalar, ...]:
     if kind in (int, str):
         raise node.error(f"takes one {'whole number' if kind is int else 'text'}, not a gradient; give one value")
     return tuple(item.typed(kind) for item in node.items())
+
+
+class SettingReader:
+    """Reads the parameters of any level of one recipe."""
+
+    def __init__(self, owner: str, known: Mapping[str, Parameter], has_ratios: bool):
+        """owner: the method and mask in words. has_ratios: whether M3's ratios replace `weight`."""
+        self._owner = owner
+        self._known = known
+        self._has_ratios = has_ratios
+
+    def read(self, node: Node | None, is_of_source: bool = False) -> Settings:
+        entries = node.entries() if node else {}
+        return {name: self._setting(entry, is_of_source) for name, entry in entries.items() if name not in NO_EFFECT}
+
+    def _setting(self, node: Node, is_of_source: bool) -> Setting:
+        name = node.name
+        if name not in self._known:
+            remedy = choice(name, self._known) if self._known else "remove it"
+            raise node.error(f"{self._owner} has no such parameter; {remedy}")
+        parameter = self._known[name]
+        if name == "weight" and self._has_ratios:
+            raise node.error("has no effect with mixup, whose ratios replace it; remove it")
+        if is_of_source and not parameter.is_per_model:
+            raise node.error("has one value for all models; move it to the slice's or the recipe's parameters")
+        setting = read_setting(node, parameter.type)
+        if parameter.is_constant and not setting.is_constant:
+            raise node.error(f"{self._owner} takes one value for all tensors; give one number")
+        for branch in setting.branches:
+            for value in branch.values:
+                _check_range(node, parameter, value)
+        return setting
+
+
+def _check_range(node: Node, parameter: Parameter, value: float | int | bool | str) -> None:
+    if parameter.choices:
+        if value not in parameter.choices:
+            raise node.error(f"{value} is unknown; {choice(value, parameter.choices)}")
+    elif not parameter.low <= value <= parameter.high:
+        upper = "" if parameter.high == float("inf") else f" and at most {parameter.high:g}"
+        raise node.error(f"is {value:g}; give a number of at least {parameter.low:g}{upper}")
