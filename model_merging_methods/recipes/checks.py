@@ -16,14 +16,29 @@ def check_slice(one: Slice, recipe: Recipe) -> None:
     needs_base = method.base in (Base.REQUIRED, Base.FIRST)
     if needs_base and one.base is None:
         raise UserError(f"{one.place}: base_model: {method.name} needs a base; add base_model: with a model")
-    if needs_base and one.base_source is None:
+    if one.base and one.base_source is None and (needs_base or method.base_option):
         raise UserError(f"{one.place}: sources: the base {one.base} is not among them; add it, with its layer_range")
     _check_number_of_models(one, method)
+    _check_mask(one, recipe)
     lengths = {source.layers[1] - source.layers[0] for source in one.sources if source.layers}
     if len(lengths) > 1:
         shown = " and ".join(map(str, sorted(lengths)))
         raise UserError(f"{one.place}: layer_range: the sources have {shown} layers; give ranges of one length")
     _check_required(one, recipe)
+
+
+def _check_mask(one: Slice, recipe: Recipe) -> None:
+    """A mask of task vectors needs a base apart from the models."""
+    mask = recipe.mask
+    if mask is None or mask.weight_format != "delta_weight":
+        return
+    if recipe.method.base in (Base.INPUT, Base.FIRST):
+        raise UserError(
+            f"{mask.place}: mask: {recipe.method.name} uses no task vectors that can be masked; choose another method, "
+            "or mask: with weight_format: finetuned_weight"
+        )
+    if one.base_source is None:
+        raise UserError(f"{mask.place}: mask: masking task vectors needs a base; add base_model: with a model")
 
 
 def _check_number_of_models(one: Slice, method: RecipeMethod) -> None:
@@ -34,7 +49,9 @@ def _check_number_of_models(one: Slice, method: RecipeMethod) -> None:
     wanted = str(least) if least == most else f"{least} or more" if most is None else f"{least} to {most}"
     besides = "" if method.base is Base.INPUT else " besides the base"
     noun = "model" if wanted == "1" else "models"
-    raise UserError(f"{one.place}: {method.name} merges {wanted} {noun}{besides}, not {len(models)}; correct the list")
+    raise UserError(
+        f"{one.place}: models: {method.name} merges {wanted} {noun}{besides}, not {len(models)}; correct the list"
+    )
 
 
 def _check_required(one: Slice, recipe: Recipe) -> None:

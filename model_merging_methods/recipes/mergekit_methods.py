@@ -7,7 +7,7 @@ The names and defaults are those of mergekit 0.1.5. A name that means another al
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -29,13 +29,15 @@ class Base(Enum):
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of a recipe. default: None for a required one. constant: whether all tensors must get one value."""
+    """A parameter of a recipe. default: None for a required one. is_constant: whether all tensors must get one value.
+    has_effect: whether the result depends on it."""
 
     name: str
     type: type
     default: Value | None = None
     is_per_model: bool = False
     is_constant: bool = False
+    has_effect: bool = True
     low: float = float("-inf")
     high: float = float("inf")
     choices: tuple[str, ...] = ()
@@ -43,8 +45,10 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Steps:
-    """How one tensor is merged: a mask for each model, if any, then a method, with their options by our names. Options
-    that have one value per model are tuples."""
+    """How one tensor is merged: a mask for each model, if any, then a method, with their options by our names.
+
+    An option that has one value per model is a tuple. Options that are left out have their defaults.
+    """
 
     method: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -82,11 +86,12 @@ class RecipeMethod:
 
 
 class BadValue(ValueError):
-    """A parameter's value is outside its range: its name, and what is wrong."""
+    """A parameter's value for the model of this index is outside its range. Its text says what is wrong."""
 
-    def __init__(self, parameter: str, what: str):
+    def __init__(self, parameter: str, model: int, what: str):
         super().__init__(what)
         self.parameter = parameter
+        self.model = model
 
 
 def _shared(name: str, kind: type, default: Value | None = None) -> Parameter:
@@ -115,7 +120,9 @@ def _merged(values: Values, is_elected: bool) -> tuple[str, dict[str, Any]]:
         "scaling_coefficient": values["lambda"],
         "normalize": values["normalize"],
     }
-    return ("ties_per_tensor", {**options, "density": 1.0}) if is_elected else ("task_arithmetic", options)
+    if not is_elected:
+        return "task_arithmetic", options
+    return "ties_per_tensor", {**options, "density": (1.0,) * len(values["weight"])}
 
 
 def _clamped(shares: PerModel) -> PerModel:
@@ -159,12 +166,13 @@ def _breadcrumbs(is_elected: bool) -> Callable[[Values], Steps]:
 
 def _della(is_elected: bool) -> Callable[[Values], Steps]:
     def steps(values: Values) -> Steps:
-        for density, epsilon in zip(values["density"], values["epsilon"], strict=True):
+        for model, (density, epsilon) in enumerate(zip(values["density"], values["epsilon"], strict=True)):
             if epsilon < 0:
-                raise BadValue("epsilon", f"is {epsilon:g}; give a number from 0 on")
+                raise BadValue("epsilon", model, f"is {epsilon:g}; give a number from 0 on")
             if 0 < density < 1 and not (density - epsilon > 0 and density + epsilon < 1):
                 raise BadValue(
                     "epsilon",
+                    model,
                     f"density {density:g} ± epsilon {epsilon:g} must be inside 0 and 1; give a smaller epsilon",
                 )
         mask_options = {
@@ -237,7 +245,11 @@ def _mergekit_methods() -> Iterable[RecipeMethod]:
     yield _method(
         "karcher", _same("karcher"), _shared("max_iter", int, 10), _shared("tol", float, 1e-5), base=Base.INPUT
     )
-    yield _method("task_arithmetic", _task_arithmetic, *plain)
+    yield _method(
+        "task_arithmetic",
+        _task_arithmetic,
+        *(replace(one, has_effect=one.name not in ("density", "rescale")) for one in plain),
+    )
     yield _method("ties", _ties, *elected, ours=ties)
     yield _method("dare_linear", _dare(False), *dare, ours=sums, mask="dare")
     yield _method("dare_ties", _dare(True), *dare, ours=ties, mask="dare")
@@ -278,11 +290,11 @@ def parameter_of(option: Option, is_constant: bool = False) -> Parameter:
         option.name,
         option.type,
         option.default,
-        option.is_per_model,
-        is_constant,
-        about.low,
-        about.high,
-        about.choices,
+        is_per_model=option.is_per_model,
+        is_constant=is_constant,
+        low=about.low,
+        high=about.high,
+        choices=about.choices,
     )
 
 

@@ -81,11 +81,12 @@ def _outputs(
         for i in range(end - start):
             own = {model: parts[model].layers.get(begin + i, {}) for model, (begin, _) in ranges.items()}
             x = i / (end - start - 1) if end - start > 1 else 1.0
-            for pattern in dict.fromkeys(pattern for of_model in own.values() for pattern in of_model):
+            for before, after in dict.fromkeys(around for of_model in own.values() for around in of_model):
                 for model, of_model in own.items():
-                    if pattern not in of_model:
-                        raise _lacks(one, model, pattern.format(ranges[model][0] + i))
-                yield _Output(pattern.format(layer), one, x, {model: own[model][pattern] for model in own})
+                    if (before, after) not in of_model:
+                        raise _lacks(one, model, f"{before}{ranges[model][0] + i}{after}")
+                found = {model: of_model[before, after] for model, of_model in own.items()}
+                yield _Output(f"{before}{layer}{after}", one, x, found)
             layer += 1
     yield from _outside(last, {model: parts[model].others for model in _models(last)}, parts)
 
@@ -96,10 +97,10 @@ def _models(one: Slice) -> list[ModelReference]:
 
 @dataclass(frozen=True)
 class _Parts:
-    """A model's names: of embeddings, of each layer (by the name with {} for the layer's number), and the others."""
+    """A model's names: of embeddings, of each layer (by what is before and after the layer's number), and others."""
 
     embeddings: list[str]
-    layers: dict[int, dict[str, str]]
+    layers: dict[int, dict[tuple[str, str], str]]
     others: list[str]
 
     @staticmethod
@@ -108,8 +109,8 @@ class _Parts:
         for name in sorted(names):
             found = _LAYER.fullmatch(name)
             if found:
-                pattern = f"{found['before']}{{}}{found['after']}"
-                parts.layers.setdefault(int(found["number"]), {})[pattern] = name
+                around = (found["before"], found["after"])
+                parts.layers.setdefault(int(found["number"]), {})[around] = name
             elif _EMBEDDINGS.search(name) and not name.endswith(OUTPUT_EMBEDDINGS):
                 parts.embeddings.append(name)
             else:
@@ -155,7 +156,7 @@ def _tensor_merge(recipe: Recipe, output: _Output) -> TensorMerge:
         if mask is not None:
             raise UserError(f"{recipe.mask.place}: mask: {method.name} with rescale has its own mask; remove one")
         mask = recipe.mask.name
-        mask_options = {n: look_up.value(recipe.parameters[n]) for n in recipe.parameters if n not in method.parameters}
+        mask_options = {name: look_up.value(parameter) for name, parameter in recipe.mask.parameters.items()}
     if recipe.mixup is not None and "weight" in options:
         options["weight"] = recipe.mixup.ratios
     return TensorMerge(
@@ -181,10 +182,11 @@ class _LookUp:
         return tuple(self._one(parameter, source) for source in self.sources)
 
     def error(self, bad: BadValue) -> UserError:
-        """The error at the first setting of the parameter, or at the recipe if all have the default."""
-        levels = [level for source in self.sources for level in self._levels(bad.parameter, source) if level]
-        place = levels[0].place if levels else self.recipe.place
-        return UserError(f"{place}: {bad.parameter}: {bad}, for {self.output.name}")
+        """The error at the setting of the parameter, or at the model if it has the default."""
+        source = self.sources[bad.model]
+        name = self.output.names[source.model]
+        found = first_value(self._levels(bad.parameter, source), name, self.output.x)
+        return UserError(f"{found[1].place if found else source.place}: {bad.parameter}: {bad} (for {name})")
 
     def _one(self, parameter: Parameter, source: Source | None) -> Scalar:
         # Settings of one model see its own name of the tensor, shared ones that of the output.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from model_merging_methods.masks import MASKS
@@ -67,26 +68,19 @@ def _ordered(recipes: list[Recipe], entries: list[Mapping[str, Node]]) -> list[R
         place = unnamed[1].place if unnamed else recipes[-1].place
         found = f"{len(unnamed)} documents have no name" if unnamed else "all documents have a name"
         raise UserError(f"{place}: name: {found}; give a name to every one but the result")
-    order: list[Recipe] = []
-    for recipe in [*recipes, unnamed[0]]:
-        if recipe is unnamed[0]:
-            order = []
-        _add_after_its_inputs(recipe, named, order, ())
-    return order
-
-
-def _add_after_its_inputs(
-    recipe: Recipe, named: Mapping[str, Recipe], order: list[Recipe], waiting: tuple[Recipe, ...]
-) -> None:
-    if recipe in waiting:
-        circle = " uses ".join(str(one.name) for one in (*waiting[waiting.index(recipe) :], recipe))
-        raise UserError(f"{recipe.place}: name: {circle}, a circle; let one of them use other models")
-    if recipe in order:
-        return
-    for model in recipe.models:
-        if model.path in named:
-            _add_after_its_inputs(named[model.path], named, order, (*waiting, recipe))
-    order.append(recipe)
+    used = {recipe.name: {model.path for model in recipe.models} & named.keys() for recipe in recipes}
+    needed = [None]
+    for name in needed:  # grows
+        needed += sorted(used[name] - set(needed))
+    try:
+        order = list(TopologicalSorter(used).static_order())
+    except CycleError as error:
+        circle = error.args[1][::-1]
+        raise UserError(
+            f"{named[circle[0]].place}: name: {' uses '.join(circle)}: a circle; let one of them use other models"
+        ) from None
+    by_name = {None: unnamed[0], **named}
+    return [by_name[name] for name in order if name in needed]
 
 
 def _read(document: Node, file: str) -> Recipe:
@@ -151,7 +145,7 @@ def _read_mask(node: Node, method: RecipeMethod) -> RecipeMask:
     if not method.takes_mask:
         own = f"has its own mask, {method.own_mask}" if method.own_mask else "takes no mask"
         raise node.error(f"{method.name} {own}; remove this mask or choose another method")
-    both = method.parameters.keys() & MASK_PARAMETERS[name].keys()
+    both = {one.name for one in method.parameters.values() if one.has_effect} & MASK_PARAMETERS[name].keys()
     if both:
         raise node.error(f"{method.name} and {name} both have a parameter {min(both)}; choose another mask or method")
     return RecipeMask(name, formats.chosen(WEIGHT_FORMATS) if formats else WEIGHT_FORMATS[0], node.place)
@@ -249,7 +243,10 @@ def _read_mixup(node: Node, recipe: Recipe) -> Mixup:
     models = numbers.pop()
     if "alpha" in entries:
         alpha = entries["alpha"].typed(float)
-        return Mixup(draw_ratios(alpha, models, recipe.seed), alpha)
+        try:
+            return Mixup(draw_ratios(alpha, models, recipe.seed), alpha)
+        except UserError:
+            raise entries["alpha"].error(f"{alpha:g} is too large to draw from; give equal ratios") from None
     ratios = entries["ratios"]
     given = [Node(one.value, ratios.name, one.place).typed(float) for one in _as_items(ratios)]
     try:

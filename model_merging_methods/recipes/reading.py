@@ -17,7 +17,7 @@ import yaml
 
 from utils.errors import UserError
 
-MOST_BYTES = 1 << 20
+MOST_BYTES = 1 << 18
 MOST_VALUES = 100_000  # with all aliases expanded
 MOST_LEVELS = 50
 _TAG = "tag:yaml.org,2002:"
@@ -40,20 +40,20 @@ class Node:
         return UserError(f"{self.place}: {self.name}: {what}" if self.name else f"{self.place}: {what}")
 
     def mapping(self, *known: str) -> dict[str, Node]:
-        """The entries of a mapping whose keys are all among `known`; no entry is null."""
+        """The entries of a mapping whose keys are all among `known`, without those that are null."""
         entries = self.entries()
         for key, node in entries.items():
             if key not in known:
                 raise node.error(f"unknown key; {choice(key, known)}")
-        return entries
+        return {key: node for key, node in entries.items() if node.value is not None}
 
     def entries(self) -> dict[str, Node]:
-        """The entries of a mapping, without those that are null. A null in place of a mapping has none."""
+        """The entries of a mapping; none if a null is given for it."""
         if self.value is None:
             return {}
         if not isinstance(self.value, dict):
             raise self.error(f"is {self._shown()}; give a mapping of keys and values")
-        return {key: node for key, node in self.value.items() if node.value is not None}
+        return self.value
 
     def items(self) -> list[Node]:
         """The items of a list that is not empty."""

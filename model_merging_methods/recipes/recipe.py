@@ -19,6 +19,7 @@ mergekit ignores keys that it does not know. Here they are errors, each with its
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from model_merging_methods.mixup import Mixup
@@ -68,6 +69,10 @@ class RecipeMask:
     weight_format: str
     place: str
 
+    @property
+    def parameters(self) -> Mapping[str, Parameter]:
+        return MASK_PARAMETERS[self.name]
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -101,9 +106,9 @@ class Recipe:
 
     @property
     def parameters(self) -> dict[str, Parameter]:
-        """The parameters of the method and the mask."""
+        """The parameters of the method and the mask by name."""
         return parameters_of(self.method, self.mask)
 
 
 def parameters_of(method: RecipeMethod, mask: RecipeMask | None) -> dict[str, Parameter]:
-    return {**method.parameters, **(MASK_PARAMETERS[mask.name] if mask else {})}
+    return {**method.parameters, **(mask.parameters if mask else {})}
