@@ -1,155 +1,309 @@
-"""The `merge_method` of a recipe in our terms: a method, perhaps a mask before it, and the names of their options.
+"""mergekit's merge methods: their parameters, and the mask and method here that compute the same.
 
-mergekit's names come first: where a name means two algorithms, a recipe means mergekit's (`ties` trims each tensor).
-Our own methods may be named as well, with their own options.
+The names and defaults are those of mergekit 0.1.5. A name that means another algorithm here has mergekit's meaning:
+`ties` is per tensor. Methods of this toolkit that mergekit does not have go by their own names and options.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any
 
 from model_merging_methods.masks import MASKS
-from model_merging_methods.method import About, Option, Value
+from model_merging_methods.method import Method, Option, PerModel, Value
 from model_merging_methods.methods import METHODS
 
+Values = Mapping[str, Any]  # of a parameter: one value, or a tuple of one per model
 
-class Target(NamedTuple):
-    """The option of ours that a parameter sets, and how its value is converted (None: it is the same)."""
 
-    option: str
-    convert: Callable[[Value], Value] | None = None
+class Base(Enum):
+    """How a method uses the base model."""
+
+    REQUIRED = "apart from the models that are merged, required"
+    OPTIONAL = "apart from the models that are merged"
+    FIRST = "the first of the models that are merged, required"
+    INPUT = "one of the models that are merged"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a recipe. default: None for a required one. is_constant: whether all tensors must get one value.
+    has_effect: whether the result depends on it."""
+
+    name: str
+    type: type
+    default: Value | None = None
+    is_per_model: bool = False
+    is_constant: bool = False
+    has_effect: bool = True
+    low: float = float("-inf")
+    high: float = float("inf")
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How one tensor is merged: a mask for each model, if any, then a method, with their options by our names.
+
+    An option that has one value per model is a tuple. Options that are left out have their defaults.
+    """
+
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    mask: str | None = None
+    mask_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class RecipeMethod:
-    """A `merge_method`.
+    """A value of `merge_method`.
 
-    base: "none" (an input like the others), "first" (the first of the inputs), "required" or "optional" (θ0).
-    parameters: the options of ours by their names in recipes. required: those without a default there. defaults: of
-    options whose default differs from ours. ignored: accepted, without effect on any value.
+    models: the least and the largest number of models besides the base (with Base.INPUT: of all models).
+    steps: from the values of all parameters to our mask and method. It raises BadValue for values outside their range.
+    ours, own_mask: the names of the method and the mask that `steps` returns.
+    base_option: the option of ours that says whether there is a base.
     """
 
-    method: str
-    mask: str | None = None
-    base: str = "required"
-    parameters: Mapping[str, Target] = field(default_factory=dict)
-    required: tuple[str, ...] = ()
-    defaults: Mapping[str, Value] = field(default_factory=dict)
-    ignored: tuple[str, ...] = ()
+    name: str
+    parameters: Mapping[str, Parameter]
+    base: Base
+    models: tuple[int, int | None]
+    steps: Callable[[Values], Steps]
+    ours: str
+    own_mask: str | None = None
+    base_option: str | None = None
 
-    def options(self) -> dict[str, Option | None]:
-        """The parameters that a recipe may give, as options; None for those without effect."""
-        known: dict[str, Option | None] = dict.fromkeys(self.ignored)
-        for name, target in self.parameters.items():
-            known[name] = _READ_AS.get(name) or self.option(target.option)
-        return known
+    @property
+    def takes_ratios(self) -> bool:
+        """Whether M3's ratios apply."""
+        return self.ours in METHODS and METHODS[self.ours].takes_ratios
 
-    def option(self, name: str) -> Option:
-        """The option of ours: the mask's, else the method's."""
-        own = MASKS[self.mask].options if self.mask else {}
-        return own[name] if name in own else METHODS[self.method].options[name]
+    @property
+    def takes_mask(self) -> bool:
+        return self.own_mask is None and self.ours in METHODS and METHODS[self.ours].takes_mask
 
 
-def recipe_method(name: str, rescales: bool) -> RecipeMethod | None:
-    """The method of a recipe; None for an unknown name. `rescales`: whether it asks for `rescale` somewhere."""
-    if name == "ties" and rescales:
-        return _TRIMMED_AND_RESCALED
-    if name in _MERGEKIT:
-        return _MERGEKIT[name]
-    if name not in METHODS:
-        return None
-    method = METHODS[name]
-    base = "required" if method.reads_base is True else "none" if method.reads_base is False else "optional"
-    return RecipeMethod(name, base=base, parameters=_same(*method.options))
+class BadValue(ValueError):
+    """A parameter's value for the model of this index is outside its range. Its text says what is wrong."""
+
+    def __init__(self, parameter: str, model: int, what: str):
+        super().__init__(what)
+        self.parameter = parameter
+        self.model = model
 
 
-def method_names() -> list[str]:
-    """All names that a recipe may give."""
-    return [*_MERGEKIT, *(name for name in METHODS if name not in _MERGEKIT)]
+def _shared(name: str, kind: type, default: Value | None = None) -> Parameter:
+    return Parameter(name, kind, default)
 
 
-def mask_targets(mask: str) -> dict[str, Target]:
-    return _same(*MASKS[mask].options)
+def _by_model(name: str, default: float | None = None) -> Parameter:
+    return Parameter(name, float, default, is_per_model=True)
 
 
-def _same(*names: str) -> dict[str, Target]:
-    return {name: Target(name) for name in names}
-
-
-def _drop_rate(density: Value) -> Value:
-    return 1 - min(max(float(density), 0.0), 1.0)
-
-
-def _l1_or_none(rescale: Value) -> Value:
-    return "l1" if rescale else "none"
-
-
-# Parameters whose values are written otherwise than the options that they set.
-_READ_AS = {
-    "density": Option("density", float, 1.0, About("share of the values that are kept", 0, 1), True),
-    "rescale": Option("rescale", bool, False, About("restore the L1 norm of what is kept"), False),
-}
-_WEIGHTED = {**_same("weight", "normalize"), "lambda": Target("scaling_coefficient")}
-_UNUSED = ("int8_mask",)
-
-
-def _sparsified(mask: str, parameters: Mapping[str, Target], consensus: bool, **defaults: Value) -> RecipeMethod:
-    """A mask before the weighted sum of task vectors, or before mergekit's TIES without its own trimming."""
-    method = "ties_per_tensor" if consensus else "task_arithmetic"
-    return RecipeMethod(
-        method, mask, parameters={**_WEIGHTED, **parameters}, required=("weight",), defaults=defaults, ignored=_UNUSED
+def _task_vector_parameters(*more: Parameter, normalize: bool, rescale: bool) -> tuple[Parameter, ...]:
+    return (
+        _by_model("weight"),
+        _by_model("density", 1.0),
+        _shared("lambda", float, 1.0),
+        _shared("normalize", bool, normalize),
+        _shared("rescale", bool, rescale),
+        *more,
     )
 
 
-_DARE = {"density": Target("weight_mask_rate", _drop_rate), "rescale": Target("use_l1_rescale")}
-_BAND = {**_same("density", "gamma"), "rescale": Target("rescale", _l1_or_none)}
-_DELLA = {**_same("density", "epsilon"), "rescale": Target("rescale", _l1_or_none)}
+def _merged(values: Values, is_elected: bool) -> tuple[str, dict[str, Any]]:
+    """The method that adds up task vectors, with or without the election of signs, and its options."""
+    options = {
+        "weight": values["weight"],
+        "scaling_coefficient": values["lambda"],
+        "normalize": values["normalize"],
+    }
+    if not is_elected:
+        return "task_arithmetic", options
+    return "ties_per_tensor", {**options, "density": (1.0,) * len(values["weight"])}
 
-_MERGEKIT = {
-    "linear": RecipeMethod("linear", base="none", parameters=_same("weight", "normalize"), required=("weight",)),
-    "slerp": RecipeMethod("slerp", base="first", parameters=_same("t"), required=("t",)),
-    "nuslerp": RecipeMethod(
+
+def _clamped(shares: PerModel) -> PerModel:
+    """Shares as mergekit reads them: from 1 on everything, up to 0 nothing."""
+    return tuple(min(max(share, 0.0), 1.0) for share in shares)
+
+
+def _task_arithmetic(values: Values) -> Steps:
+    return Steps(*_merged(values, False))  # mergekit drops nothing, so that there is nothing to rescale
+
+
+def _ties(values: Values) -> Steps:
+    method, options = _merged(values, True)
+    density = _clamped(values["density"])
+    if not values["rescale"]:
+        return Steps(method, {**options, "density": density})
+    # With gamma 0, breadcrumbs keeps the largest values.
+    return Steps(method, options, "breadcrumbs", {"density": density, "gamma": 0.0, "rescale": "l1"})
+
+
+def _dare(is_elected: bool) -> Callable[[Values], Steps]:
+    def steps(values: Values) -> Steps:
+        rates = tuple(1 - density for density in _clamped(values["density"]))
+        mask_options = {"weight_mask_rate": rates, "use_weight_rescale": False, "use_l1_rescale": values["rescale"]}
+        return Steps(*_merged(values, is_elected), "dare", mask_options)
+
+    return steps
+
+
+def _breadcrumbs(is_elected: bool) -> Callable[[Values], Steps]:
+    def steps(values: Values) -> Steps:
+        mask_options = {
+            "density": _clamped(values["density"]),
+            "gamma": _clamped(values["gamma"]),
+            "rescale": _l1(values["rescale"]),
+        }
+        return Steps(*_merged(values, is_elected), "breadcrumbs", mask_options)
+
+    return steps
+
+
+def _della(is_elected: bool) -> Callable[[Values], Steps]:
+    def steps(values: Values) -> Steps:
+        for model, (density, epsilon) in enumerate(zip(values["density"], values["epsilon"], strict=True)):
+            if epsilon < 0:
+                raise BadValue("epsilon", model, f"is {epsilon:g}; give a number from 0 on")
+            if 0 < density < 1 and not (density - epsilon > 0 and density + epsilon < 1):
+                raise BadValue(
+                    "epsilon",
+                    model,
+                    f"density {density:g} ± epsilon {epsilon:g} must be inside 0 and 1; give a smaller epsilon",
+                )
+        mask_options = {
+            "density": _clamped(values["density"]),
+            "epsilon": values["epsilon"],
+            "rescale": _l1(values["rescale"]),
+        }
+        return Steps(*_merged(values, is_elected), "della", mask_options)
+
+    return steps
+
+
+def _l1(rescale: bool) -> str:
+    return "l1" if rescale else "none"
+
+
+def _same(ours: str, **renamed: str) -> Callable[[Values], Steps]:
+    """Our method of this name, with the same options. `renamed` maps mergekit's names of options to ours."""
+
+    def steps(values: Values) -> Steps:
+        return Steps(ours, {renamed.get(name, name): value for name, value in values.items()})
+
+    return steps
+
+
+def _method(
+    name: str,
+    steps: Callable[[Values], Steps],
+    *parameters: Parameter,
+    base: Base = Base.REQUIRED,
+    models: tuple[int, int | None] = (1, None),
+    ours: str | None = None,
+    mask: str | None = None,
+    base_option: str | None = None,
+) -> RecipeMethod:
+    by_name = {one.name: one for one in parameters}
+    return RecipeMethod(name, by_name, base, models, steps, ours or name, mask, base_option)
+
+
+def _mergekit_methods() -> Iterable[RecipeMethod]:
+    plain = _task_vector_parameters(normalize=False, rescale=False)
+    elected = _task_vector_parameters(normalize=True, rescale=False)
+    dare = _task_vector_parameters(normalize=False, rescale=True)
+    crumbs = (*plain, _by_model("gamma", 0.01))
+    della = _task_vector_parameters(_by_model("epsilon", 0.15), normalize=True, rescale=True)
+    della_linear = _task_vector_parameters(_by_model("epsilon", 0.15), normalize=False, rescale=True)
+    epsilon = _shared("epsilon", float, 1e-5)
+    ties, sums = "ties_per_tensor", "task_arithmetic"
+    yield _method("linear", _same("linear"), _by_model("weight"), _shared("normalize", bool, True), base=Base.INPUT)
+    yield _method("slerp", _same("slerp"), _shared("t", float), base=Base.FIRST, models=(1, 1))
+    yield _method(
         "nuslerp",
-        base="optional",
-        parameters=_same("weight", "nuslerp_row_wise", "nuslerp_flatten"),
-        required=("weight",),
-    ),
-    "multislerp": RecipeMethod(
-        "multislerp", base="optional", parameters=_same("weight", "normalize_weights", "eps"), required=("weight",)
-    ),
-    "karcher": RecipeMethod("karcher", base="none", parameters=_same("max_iter", "tol")),
-    "task_arithmetic": RecipeMethod(
-        "task_arithmetic", parameters=_WEIGHTED, required=("weight",), ignored=(*_UNUSED, "rescale", "density")
-    ),
-    "ties": RecipeMethod(
-        "ties_per_tensor",
-        parameters={**_WEIGHTED, **_same("density")},
-        required=("weight",),
-        defaults={"normalize": True},
-        ignored=(*_UNUSED, "rescale"),
-    ),
-    "dare_linear": _sparsified("dare", _DARE, consensus=False, normalize=False, use_l1_rescale=True),
-    "dare_ties": _sparsified("dare", _DARE, consensus=True, normalize=False, use_l1_rescale=True),
-    "breadcrumbs": _sparsified("breadcrumbs", _BAND, consensus=False, normalize=False, rescale="none"),
-    "breadcrumbs_ties": _sparsified("breadcrumbs", _BAND, consensus=True, normalize=False, rescale="none"),
-    "della_linear": _sparsified("della", _DELLA, consensus=False, normalize=False, rescale="l1"),
-    "della": _sparsified("della", _DELLA, consensus=True, normalize=True, rescale="l1"),
-    "sce": RecipeMethod("sce", parameters=_same("select_topk"), ignored=_UNUSED),
-    "model_stock": RecipeMethod("model_stock", parameters=_same("filter_wise")),
-    "nearswap": RecipeMethod("nearswap", parameters=_same("t"), required=("t",)),
-    "arcee_fusion": RecipeMethod("arcee_fusion"),
-    "ram": RecipeMethod("ram", parameters=_same("epsilon")),
-    "ramplus_tl": RecipeMethod("ramplus_tl", parameters={**_same("r", "epsilon"), "alpha": Target("ram_alpha")}),
-    "passthrough": RecipeMethod(
-        "linear", base="none", parameters={"scale": Target("weight")}, defaults={"normalize": False}
-    ),
+        _same("nuslerp"),
+        _by_model("weight"),
+        _shared("nuslerp_row_wise", bool, False),
+        _shared("nuslerp_flatten", bool, True),
+        base=Base.OPTIONAL,
+        models=(2, 2),
+        base_option="task_vectors",
+    )
+    yield _method(
+        "multislerp",
+        _same("multislerp"),
+        _by_model("weight"),
+        _shared("normalize_weights", bool, True),
+        _shared("eps", float, 1e-8),
+        base=Base.OPTIONAL,
+        base_option="task_vectors",
+    )
+    yield _method(
+        "karcher", _same("karcher"), _shared("max_iter", int, 10), _shared("tol", float, 1e-5), base=Base.INPUT
+    )
+    yield _method(
+        "task_arithmetic",
+        _task_arithmetic,
+        *(replace(one, has_effect=one.name not in ("density", "rescale")) for one in plain),
+    )
+    yield _method("ties", _ties, *elected, ours=ties)
+    yield _method("dare_linear", _dare(False), *dare, ours=sums, mask="dare")
+    yield _method("dare_ties", _dare(True), *dare, ours=ties, mask="dare")
+    yield _method("breadcrumbs", _breadcrumbs(False), *crumbs, ours=sums, mask="breadcrumbs")
+    yield _method("breadcrumbs_ties", _breadcrumbs(True), *crumbs, ours=ties, mask="breadcrumbs")
+    yield _method("della", _della(True), *della, ours=ties, mask="della")
+    yield _method("della_linear", _della(False), *della_linear, ours=sums, mask="della")
+    yield _method("sce", _same("sce"), _shared("select_topk", float, 1.0))
+    yield _method("model_stock", _same("model_stock"), _shared("filter_wise", bool, False), models=(2, None))
+    yield _method("nearswap", _same("nearswap"), _shared("t", float), models=(1, 1))
+    yield _method("arcee_fusion", _same("arcee_fusion"), models=(1, 1))
+    yield _method("ram", _same("ram"), epsilon)
+    yield _method(
+        "ramplus_tl",
+        _same("ramplus_tl", alpha="ram_alpha"),
+        _shared("r", float, 0.1),
+        _shared("alpha", float, 0.2),
+        epsilon,
+    )
+    yield _method("passthrough", _passthrough, _by_model("scale", 1.0), base=Base.INPUT, models=(1, 1))
+
+
+def _passthrough(values: Values) -> Steps:
+    return Steps("passthrough", {"scale": values["scale"][0]})
+
+
+def _own_method(declared: Method) -> RecipeMethod:
+    """A method of this toolkit. One with statistics has the same options for all tensors: they are found before."""
+    parameters = [parameter_of(option, bool(declared.statistics)) for option in declared.options.values()]
+    base = Base.OPTIONAL if declared.reads_base is False else Base.REQUIRED
+    return _method(declared.name, _same(declared.name), *parameters, base=base, models=declared.models)
+
+
+def parameter_of(option: Option, is_constant: bool = False) -> Parameter:
+    """An option of a method or mask as a parameter of a recipe."""
+    about = option.about
+    return Parameter(
+        option.name,
+        option.type,
+        option.default,
+        is_per_model=option.is_per_model,
+        is_constant=is_constant,
+        low=about.low,
+        high=about.high,
+        choices=about.choices,
+    )
+
+
+def _all_methods() -> dict[str, RecipeMethod]:
+    mergekits = {method.name: method for method in _mergekit_methods()}
+    return {**mergekits, **{name: _own_method(METHODS[name]) for name in METHODS if name not in mergekits}}
+
+
+RECIPE_METHODS = _all_methods()
+MASK_PARAMETERS = {
+    name: {option.name: parameter_of(option) for option in mask.options.values()} for name, mask in MASKS.items()
 }
-# Trimming keeps the largest magnitudes, which is the band of Breadcrumbs without a cut at the top.
-_TRIMMED_AND_RESCALED = _sparsified(
-    "breadcrumbs",
-    {"density": Target("density"), "rescale": Target("rescale", _l1_or_none)},
-    consensus=True,
-    normalize=True,
-    rescale="none",
-    gamma=0.0,
-)

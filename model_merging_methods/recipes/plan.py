@@ -1,240 +1,210 @@
-"""What a recipe merges: for each tensor of the merged model the stored tensors, and the numbers of its formula."""
+"""The plan of a recipe: for each tensor of the merged model its inputs, and the mask and method with their options."""
+
+from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from typing import Any, NamedTuple
 
-from model_merging_methods.checkpoints.aligned_models import align_models
-from model_merging_methods.checkpoints.sliced_folder import (
-    LayerSlice,
-    SlicedFolder,
-    count_layers,
-    is_before_layers,
-    layer_of,
-    slice_places,
-)
-from model_merging_methods.checkpoints.vocabulary_matrices import is_vocabulary_matrix
-from model_merging_methods.masks import MASKS
-from model_merging_methods.merge_parameters import MergeParameters, mask_of, parameters_of
-from model_merging_methods.method import Value
-from model_merging_methods.methods import METHODS
-from model_merging_methods.opened_models import Part
-from model_merging_methods.recipes.recipe import ModelReference, Recipe, Slice, Source
-from model_merging_methods.recipes.settings import Rule, find_rule
-from model_merging_methods.recipes.vocabulary import BuiltVocabulary, Folders
-from utils.findings import Findings
+from model_merging_methods.checkpoints.vocabulary_matrices import INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS
+from model_merging_methods.recipes.checks import check_layers, layers_of
+from model_merging_methods.recipes.mergekit_methods import BadValue, Parameter, Steps
+from model_merging_methods.recipes.recipe import Recipe, Slice, Source
+from model_merging_methods.recipes.references import ModelReference
+from model_merging_methods.recipes.settings import Scalar, Setting, first_value
+from utils.errors import UserError
 
-Values = tuple[tuple[str, Value], ...]
+_LAYER = re.compile(r"(?P<before>(?:^|.*?\.)(?:layers|layer|h|blocks|block)\.)(?P<number>\d+)(?P<after>\..+)")
+_EMBEDDINGS = re.compile(r"(?:^|\.)(?:\w*embed\w*|wte|wpe)(?:\.|$)")  # of tokens and positions, and their norms
+
+
+class Input(NamedTuple):
+    """A tensor of a model."""
+
+    model: ModelReference
+    name: str
 
 
 @dataclass(frozen=True)
-class PlacedSlice:
-    """A slice as layers `first` … of the merged model: the merged models and θ0's, each with its layers."""
+class TensorMerge:
+    """How one tensor of the merged model is made.
 
-    part: Slice
-    first: int
-    length: int
-    inputs: Sequence[Source]
-    base: Source | None
+    base: θ0, if the method uses one. inputs: the models' tensors in the order of the recipe, as many as each option
+    that has one value per model has values.
+    """
 
-    def position(self, layer: int) -> float:
-        """The place of a merged layer in the slice, from 0 to 1."""
-        return (layer - self.first) / (self.length - 1) if self.length > 1 else 1.0
-
-
-def place_slices(recipe: Recipe, folders: Folders) -> list[PlacedSlice]:
-    """The slices in order. Raises UserError for layers that a model does not have, and for a wrong number of models."""
-    placed: list[PlacedSlice] = []
-    for part in recipe.slices:
-        inputs, base = _inputs_and_base(recipe, part)
-        lengths = {}
-        for source in [*inputs, *([base] if base else [])]:
-            layers = count_layers(folders[source.model])
-            if source.layers and source.layers[1] > layers:
-                raise source.node.error(
-                    f"layer_range: {list(source.layers)} is outside of {source.model}, which has {layers} layers"
-                )
-            lengths[source.model] = source.layers[1] - source.layers[0] if source.layers else layers
-        if len(set(lengths.values())) > 1:
-            shown = ", ".join(f"{model} {length}" for model, length in lengths.items())
-            raise part.node.error(f"models: have different numbers of layers ({shown}); give ranges of equal length")
-        first = placed[-1].first + placed[-1].length if placed else 0
-        placed.append(PlacedSlice(part, first, next(iter(lengths.values())), inputs, base))
-    _check_numbers(recipe, placed)
-    return placed
+    name: str
+    base: Input | None
+    inputs: tuple[Input, ...]
+    steps: Steps
 
 
-def _inputs_and_base(recipe: Recipe, part: Slice) -> tuple[list[Source], Source | None]:
-    """The models whose values are merged, in order, and θ0's. A base that is not listed is an input without settings,
-    or θ0 with the layers of the others."""
-    base, kind = recipe.base_of(part), recipe.method.base
-    listed = next((source for source in part.sources if source.model == base), None)
-    if base is not None and listed is None:
-        listed = Source(base, part.sources[0].layers, {}, part.node)
-    if kind == "none":
-        unlisted = [listed] if listed and listed not in part.sources else []
-        return [*part.sources, *unlisted], None
-    others = [source for source in part.sources if source.model != base]
-    return ([listed, *others], None) if kind == "first" else (others, listed)
+class _Output(NamedTuple):
+    """A tensor of the merged model, at position x ∈ [0, 1] of a slice, and its name in each of the sources."""
+
+    name: str
+    slice: Slice
+    x: float
+    names: Mapping[ModelReference, str]
 
 
-def _check_numbers(recipe: Recipe, placed: Sequence[PlacedSlice]) -> None:
-    method = METHODS[recipe.method.method]
-    least, most = method.models
-    if recipe.method_name == "passthrough":
-        least, most = 1, 1
-    for one in placed:
-        number = len(one.inputs)
-        if not least <= number <= (most or number):
-            wanted = f"{least}" if least == most else f"{least} or more" if most is None else f"{least} to {most}"
-            besides = " besides the base" if one.base else ""
-            raise one.part.node.error(
-                f"models: {recipe.method_name} takes {wanted}{besides}, not {number}; change the list"
-            )
-    if len({len(one.inputs) for one in placed}) > 1 and method.sees_model:
-        raise recipe.node.error(
-            f"slices: {method.name} looks at whole models, so each slice needs the same number of sources"
-        )
+def number_of_output_layers(recipe: Recipe, number_of_layers: Mapping[ModelReference, int]) -> int:
+    ranges = [layers_of(one.sources[0], number_of_layers) for one in recipe.slices]
+    return sum(end - first for first, end in ranges)
 
 
-def headline_parameters(recipe: Recipe) -> MergeParameters:
-    """The parameters of a recipe's first rules, without its models: for records, and to tell merges apart."""
-    placed = [PlacedSlice(part, 0, 1, *_inputs_and_base(recipe, part)) for part in recipe.slices]
-    return TensorNumbersOfRecipe(recipe, placed).parameters(None, [None] * len(placed[0].inputs))
-
-
-def make_parts(
+def plan_tensors(
     recipe: Recipe,
-    placed: Sequence[PlacedSlice],
-    folders: Folders,
-    roles: Mapping[ModelReference, str],
-    vocabulary: BuiltVocabulary | None,
-    findings: Findings,
-) -> list[Part]:
-    """The parts of the merged model, one for each number of models; with the reasons among the findings, none for
-    models that do not fit together."""
-    parts, total = [], placed[-1].first + placed[-1].length
-    for number in dict.fromkeys(len(one.inputs) for one in placed):
-        own = {one.first: one for one in placed if len(one.inputs) == number}
-        columns = [{first: one.inputs[i] for first, one in own.items()} for i in range(number)]
-        bases = {first: one.base for first, one in own.items()}
-        views = [_view(recipe, column, own, total, folders, vocabulary) for column in columns]
-        base = _view(recipe, bases, own, total, folders, vocabulary) if None not in bases.values() else views[0]
-        models = align_models([base, *views], lambda name: _excludes(recipe, name), findings)
-        if models is None:
-            return []
-        if recipe.out_dtype is None:
-            models.take_widest_dtypes()
-        numbers = TensorNumbersOfRecipe(recipe, placed)
-        own_parameters = {}
-        for name in models.forms:
-            own_names = [view.places[name].name if name in view.places else name for view in views]
-            own_parameters[name] = numbers.parameters(name, own_names)
-        names = ["+".join(dict.fromkeys(roles[source.model] for source in column.values())) for column in columns]
-        parts.append(Part(models, _distinct(names), own_parameters))
-    return parts
+    number_of_layers: Mapping[ModelReference, int],
+    names: Mapping[ModelReference, Sequence[str]],
+) -> list[TensorMerge]:
+    """All tensors of the merged model: embeddings, layers, final norm and output matrix.
+
+    number_of_layers, names: of each model of the recipe, the names in any order. Raises UserError for tensors that a
+    model lacks, for parameters that have no value for a tensor, and for values outside their range.
+    """
+    check_layers(recipe, number_of_layers)
+    return [_tensor_merge(recipe, output) for output in _outputs(recipe, number_of_layers, names)]
 
 
-def _view(
-    recipe: Recipe,
-    sources: Mapping[int, Source],
-    placed: Mapping[int, PlacedSlice],
-    total: int,
-    folders: Folders,
-    vocabulary: BuiltVocabulary | None,
-) -> SlicedFolder:
-    slices = {}
-    for first, source in sources.items():
-        start = source.layers[0] if source.layers else 0
-        slices[first] = LayerSlice(folders[source.model], start, start + placed[first].length)
-    places = slice_places(slices, total)
-    rebuilt = {}
-    for name, place in places.items():
-        if vocabulary is not None and is_vocabulary_matrix(name):
-            matrix = vocabulary.matrix(folders, place)
-            if matrix is not None:
-                rebuilt[name] = matrix
-    giver = folders[next(iter(sources.values())).model]
-    shared = vocabulary.tokens if vocabulary else folders[recipe.base or recipe.models[0]].tokens()
-    return SlicedFolder(giver.folder, giver.config, places, shared, rebuilt)
+def _outputs(
+    recipe: Recipe, number_of_layers: Mapping[ModelReference, int], names: Mapping[ModelReference, Sequence[str]]
+) -> Iterator[_Output]:
+    parts = {model: _Parts.of(names[model]) for one in recipe.slices for model in _models(one)}
+    first, last = recipe.slices[0], recipe.slices[-1]
+    yield from _outside(first, {model: parts[model].embeddings for model in _models(first)}, parts)
+    layer = 0
+    for one in recipe.slices:
+        ranges = {source.model: layers_of(source, number_of_layers) for source in one.sources}
+        start, end = ranges[one.sources[0].model]
+        for i in range(end - start):
+            own = {model: parts[model].layers.get(begin + i, {}) for model, (begin, _) in ranges.items()}
+            x = i / (end - start - 1) if end - start > 1 else 1.0
+            for before, after in dict.fromkeys(around for of_model in own.values() for around in of_model):
+                for model, of_model in own.items():
+                    if (before, after) not in of_model:
+                        raise _lacks(one, model, f"{before}{ranges[model][0] + i}{after}")
+                found = {model: of_model[before, after] for model, of_model in own.items()}
+                yield _Output(f"{before}{layer}{after}", one, x, found)
+            layer += 1
+    yield from _outside(last, {model: parts[model].others for model in _models(last)}, parts)
 
 
-class TensorNumbersOfRecipe:
-    """The parameters of each tensor of a recipe's merged model."""
+def _models(one: Slice) -> list[ModelReference]:
+    return [source.model for source in one.sources]
 
-    def __init__(self, recipe: Recipe, placed: Sequence[PlacedSlice]):
-        self._recipe = recipe
-        self._placed = placed
-        self._of_values = cache(self._make)
 
-    def parameters(self, name: str | None, own_names: Sequence[str | None]) -> MergeParameters:
-        """Those of a tensor, whose names in the inputs are `own_names`; None: of the first rules, whatever they filter,
-        before the layers."""
-        layer = None if name is None else layer_of(name)
-        if layer is None:
-            one, x = self._placed[0 if name is None or is_before_layers(name) else -1], 0.0
-        else:
-            one = next(one for one in self._placed if one.first <= layer < one.first + one.length)
-            x = one.position(layer)
-        method, values = self._recipe.method, {}
-        for key, target in method.parameters.items():
-            option = method.option(target.option)
-            if option.is_per_model:
-                found = [
-                    self._value(key, one, find_rule([source.settings, *one.part.levels], key, own), x, source)
-                    for source, own in zip(one.inputs, own_names, strict=True)
-                ]
-                value = None if None in found else tuple(found)
+@dataclass(frozen=True)
+class _Parts:
+    """A model's names: of embeddings, of each layer (by what is before and after the layer's number), and others."""
+
+    embeddings: list[str]
+    layers: dict[int, dict[tuple[str, str], str]]
+    others: list[str]
+
+    @staticmethod
+    def of(names: Sequence[str]) -> _Parts:
+        parts = _Parts([], {}, [])
+        for name in sorted(names):
+            found = _LAYER.fullmatch(name)
+            if found:
+                around = (found["before"], found["after"])
+                parts.layers.setdefault(int(found["number"]), {})[around] = name
+            elif _EMBEDDINGS.search(name) and not name.endswith(OUTPUT_EMBEDDINGS):
+                parts.embeddings.append(name)
             else:
-                value = self._value(key, one, find_rule(one.part.levels, key, name), x)
-            if value is not None:
-                values[target.option] = value
-        for option, value in method.defaults.items():
-            values.setdefault(option, value)
-        if "task_vectors" in METHODS[method.method].options and method.base == "optional":
-            values.setdefault("task_vectors", one.base is not None)
-        return self._of_values(tuple(values.items()))
-
-    def _value(
-        self, key: str, one: PlacedSlice, rule: Rule | None, x: float, source: Source | None = None
-    ) -> Value | None:
-        """The value of a parameter; None for a default."""
-        if rule is None:
-            if key in self._recipe.method.required:
-                node = source.node if source else self._recipe.node
-                of = f" of {source.model}" if source else ""
-                raise node.error(f"{key}: is missing{of}, and {self._recipe.method_name} has no default; add it")
-            return self._default(key) if source else None
-        value = rule.at(x)
-        convert = self._recipe.method.parameters[key].convert
-        return convert(value) if convert else value
-
-    def _default(self, key: str) -> Value:
-        """The default of an option with a number for each model, of which some may be given."""
-        target = self._recipe.method.parameters[key].option
-        default = self._recipe.method.defaults.get(target, self._recipe.method.option(target).default)
-        return float(default)
-
-    def _make(self, values: Values) -> MergeParameters:
-        recipe, own, mask = self._recipe, dict(values), None
-        if recipe.method.mask:
-            of_mask = {name: own.pop(name) for name in MASKS[recipe.method.mask].options if name in own}
-            mask = mask_of(recipe.method.mask, weight_format=recipe.weight_format, **of_mask)
-        return parameters_of(
-            recipe.method.method,
-            mask=mask,
-            seed=recipe.seed,
-            dtype=recipe.out_dtype,
-            exclude_param_names_regex=recipe.exclude,
-            **own,
-        )
+                parts.others.append(name)
+        return parts
 
 
-def _excludes(recipe: Recipe, name: str) -> bool:
-    return any(re.search(pattern, name) for pattern in recipe.exclude)
+def _outside(
+    one: Slice, own: Mapping[ModelReference, Sequence[str]], parts: Mapping[ModelReference, _Parts]
+) -> Iterator[_Output]:
+    """Tensors outside the layers. A model without an output matrix lends its input embeddings."""
+    for name in sorted({name for of_model in own.values() for name in of_model}):
+        found = {}
+        for model, of_model in own.items():
+            tied = [n for n in parts[model].embeddings if n.endswith(INPUT_EMBEDDINGS)]
+            if name in of_model:
+                found[model] = name
+            elif name.endswith(OUTPUT_EMBEDDINGS) and tied:
+                found[model] = tied[0]
+            else:
+                raise _lacks(one, model, name)
+        yield _Output(name, one, 0.0, found)
 
 
-def _distinct(names: Sequence[str]) -> list[str]:
-    """Names, with a number appended to repeated ones."""
-    return [f"{name}.{names[:i].count(name) + 1}" if name in names[:i] else name for i, name in enumerate(names)]
+def _lacks(one: Slice, model: ModelReference, name: str) -> UserError:
+    source = next(source for source in one.sources if source.model == model)
+    return UserError(f"{source.place}: model: {model} has no tensor {name}, unlike others; give models of one shape")
+
+
+def _tensor_merge(recipe: Recipe, output: _Output) -> TensorMerge:
+    method, one = recipe.method, output.slice
+    sources = one.inputs(method.base)
+    base = None if one.base_source in sources else one.base_source
+    look_up = _LookUp(recipe, output, sources)
+    try:
+        steps = method.steps({name: look_up.value(parameter) for name, parameter in method.parameters.items()})
+    except BadValue as error:
+        raise look_up.error(error) from None
+    options, mask, mask_options = dict(steps.options), steps.mask, steps.mask_options
+    if method.base_option is not None:
+        options[method.base_option] = base is not None
+    if recipe.mask is not None:
+        if mask is not None:
+            raise UserError(f"{recipe.mask.place}: mask: {method.name} with rescale has its own mask; remove one")
+        mask = recipe.mask.name
+        mask_options = {name: look_up.value(parameter) for name, parameter in recipe.mask.parameters.items()}
+    if recipe.mixup is not None and "weight" in options:
+        options["weight"] = recipe.mixup.ratios
+    return TensorMerge(
+        output.name,
+        None if base is None else Input(base.model, output.names[base.model]),
+        tuple(Input(source.model, output.names[source.model]) for source in sources),
+        Steps(steps.method, options, mask, mask_options),
+    )
+
+
+@dataclass(frozen=True)
+class _LookUp:
+    """The values of parameters for one tensor."""
+
+    recipe: Recipe
+    output: _Output
+    sources: tuple[Source, ...]
+
+    def value(self, parameter: Parameter) -> Any:
+        """The value, or for a parameter that has one per model a tuple of the sources' values."""
+        if not parameter.is_per_model:
+            return self._one(parameter, None)
+        return tuple(self._one(parameter, source) for source in self.sources)
+
+    def error(self, bad: BadValue) -> UserError:
+        """The error at the setting of the parameter, or at the model if it has the default."""
+        source = self.sources[bad.model]
+        name = self.output.names[source.model]
+        found = first_value(self._levels(bad.parameter, source), name, self.output.x)
+        return UserError(f"{found[1].place if found else source.place}: {bad.parameter}: {bad} (for {name})")
+
+    def _one(self, parameter: Parameter, source: Source | None) -> Scalar:
+        # Settings of one model see its own name of the tensor, shared ones that of the output.
+        name = self.output.name if source is None else self.output.names[source.model]
+        found = first_value(self._levels(parameter.name, source), name, self.output.x)
+        if found is not None:
+            return found[0]
+        if parameter.name == "weight" and self.recipe.mixup is not None:
+            return 0.0  # replaced by the ratios
+        if parameter.default is None:
+            place = self.recipe.place if source is None else source.place
+            raise UserError(
+                f"{place}: {parameter.name}: has no value for {name}; add one that no filter limits, such as - value: 1"
+            )
+        return parameter.default
+
+    def _levels(self, name: str, source: Source | None) -> list[Setting | None]:
+        levels = [self.output.slice.parameters, *self.recipe.levels]
+        if source is not None:
+            levels = [source.parameters, *levels]
+        return [level.get(name) for level in levels]

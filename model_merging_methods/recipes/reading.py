@@ -1,12 +1,15 @@
-"""Read YAML strictly: plain values only, each with the line where it is written, so that errors can name it.
+"""Strict reading of YAML: plain data, each value with the place where it was written.
 
-Values are those of YAML 1.1 as PyYAML reads them. Tags that build objects, keys given twice and anchors that grow
-without bounds are refused.
+Scalars mean what they mean to PyYAML's safe loader (YAML 1.1). Refused are duplicate keys, keys that are not texts,
+tags that stand for anything but plain data, and aliases that refer to themselves or expand to too much.
 """
 
-from collections.abc import Collection, Mapping
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -14,138 +17,200 @@ import yaml
 
 from utils.errors import UserError
 
-_LARGEST = 10_000_000  # bytes of a file
-_MOST_NODES = 100_000  # after anchors are repeated
-_DEEPEST = 50
-_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map")}
-_MERGE, _TEXT = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:str"
+MOST_BYTES = 1 << 18
+MOST_VALUES = 100_000  # with all aliases expanded
+MOST_LEVELS = 50
+_TAG = "tag:yaml.org,2002:"
+_SCALARS = {_TAG + name for name in ("str", "int", "float", "bool", "null")}
 
 
 @dataclass(frozen=True)
 class Node:
-    """A value of a YAML file: a scalar, a list of nodes, or a mapping of names to nodes; and where it is."""
+    """A value: a scalar, a list of nodes or a mapping from texts to nodes.
+
+    name: the key that it has, or the key of the list that it is in. place: "FILE:LINE" of its key or list item.
+    """
 
     value: Any
-    file: Path
-    line: int
+    name: str
+    place: str
 
-    def error(self, text: str) -> UserError:
-        return UserError(f"{self.file}:{self.line}: {text}")
+    def error(self, what: str) -> UserError:
+        """The error "FILE:LINE: NAME: WHAT"."""
+        return UserError(f"{self.place}: {self.name}: {what}" if self.name else f"{self.place}: {what}")
 
-    def mapping(self, what: str, known: Collection[str]) -> Mapping[str, "Node"]:
-        """The value as a mapping with these keys and no others."""
-        if not isinstance(self.value, dict):
-            raise self.error(f"{what}: write a mapping of names to values, not {self.kind}")
-        for key, node in self.value.items():
+    def mapping(self, *known: str) -> dict[str, Node]:
+        """The entries of a mapping whose keys are all among `known`, without those that are null."""
+        entries = self.entries()
+        for key, node in entries.items():
             if key not in known:
-                raise node.error(f"{what}: unknown key {key}; {near_names(key, known)}")
+                raise node.error(f"unknown key; {choice(key, known)}")
+        return {key: node for key, node in entries.items() if node.value is not None}
+
+    def entries(self) -> dict[str, Node]:
+        """The entries of a mapping; none if a null is given for it."""
+        if self.value is None:
+            return {}
+        if not isinstance(self.value, dict):
+            raise self.error(f"is {self._shown()}; give a mapping of keys and values")
         return self.value
 
-    def list(self, what: str) -> list["Node"]:
-        """The value as a list with an element or more."""
+    def items(self) -> list[Node]:
+        """The items of a list that is not empty."""
         if not isinstance(self.value, list) or not self.value:
-            raise self.error(f"{what}: write a list of one or more, not {self.kind}")
+            raise self.error(f"is {self._shown()}; give a list with at least one item")
         return self.value
 
-    def text(self, what: str) -> str:
-        if not isinstance(self.value, str) or not self.value:
-            raise self.error(f"{what}: write a text, not {self.kind}")
-        return self.value
+    def text(self) -> str:
+        if isinstance(self.value, str) and self.value:
+            return self.value
+        raise self.error(f"is {self._shown()}; give a text, in quotes if it looks like a number")
 
-    def whole_number(self, what: str) -> int:
-        if isinstance(self.value, bool) or not isinstance(self.value, int):
-            raise self.error(f"{what}: write a whole number, not {self.kind}")
-        return self.value
+    def chosen(self, known: Sequence[str]) -> str:
+        """A text that is one of `known`."""
+        if self.value in known:
+            return self.value
+        raise self.error(f"{self._shown()} is unknown; {choice(self.value, known)}")
 
-    @property
-    def kind(self) -> str:
-        if isinstance(self.value, dict):
-            return "a mapping"
-        if isinstance(self.value, list):
-            return "a list" if self.value else "an empty list"
-        return "nothing" if self.value is None else repr(self.value)
+    def typed(self, kind: type) -> float | int | bool | str:
+        """A scalar as a float, int, bool or str. Texts such as "1e-3", which are numbers in other YAML versions, count
+        as numbers; 0 and 1 count as booleans."""
+        value = self.value
+        if kind is str and isinstance(value, str):
+            return value
+        if kind is bool and isinstance(value, bool | int | float) and value in (0, 1):
+            return bool(value)
+        found = finite_number(value) if kind in (float, int) else None
+        if found is not None and (kind is float or found == int(found)):
+            return kind(found)
+        raise self.error(f"is {self._shown()}; give {_IN_WORDS[kind]}")
 
-    @property
-    def plain(self) -> Any:
-        """The value without lines."""
-        if isinstance(self.value, dict):
-            return {key: node.plain for key, node in self.value.items()}
-        return [node.plain for node in self.value] if isinstance(self.value, list) else self.value
+    def _shown(self) -> str:
+        if isinstance(self.value, dict | list):
+            kind = "mapping" if isinstance(self.value, dict) else "list"
+            return f"a {kind}" if self.value else f"an empty {kind}"
+        return "empty" if self.value is None else f"{self.value!r}"[:80]
 
 
-def near_names(name: str, known: Collection[str]) -> str:
-    """What a message says after an unknown name."""
-    near = get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
+_IN_WORDS = {float: "a finite number", int: "a whole number", bool: "true or false", str: "a text"}
+
+
+def finite_number(value: Any) -> float | None:
+    """The number that a scalar stands for; None if it is not a finite one."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        found = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def choice(given: Any, known: Iterable[str]) -> str:
+    """A remedy that names the nearest of `known`, or all of them."""
+    known = list(known)
+    near = difflib.get_close_matches(str(given), known, n=1)
+    return f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
 
 
 def read_documents(file: Path) -> list[Node]:
-    """The documents of a YAML file. Raises UserError, naming file and line, for anything but plain values."""
+    """The documents of a YAML file. Raises UserError for a file that cannot be read, or breaks a rule above."""
     try:
-        if file.stat().st_size > _LARGEST:
-            raise UserError(f"{file}: is larger than {_LARGEST // 1_000_000} MB, which no recipe is; give a recipe")
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "is not a text"
-        raise UserError(f"{file}: {reason}; give a recipe in YAML") from None
-    return parse_documents(text, file)
-
-
-def parse_documents(text: str, file: Path) -> list[Node]:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}; give a recipe, a YAML file") from None
+    if len(content) > MOST_BYTES:
+        raise UserError(f"{file}: has {len(content)} bytes; a recipe has at most {MOST_BYTES}")
     try:
-        roots = [root for root in yaml.compose_all(text, Loader=yaml.SafeLoader) if root is not None]
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{file}{line}: {getattr(error, 'problem', None) or 'cannot be read'}; write YAML") from None
-    documents = [_Converter(file).node(root) for root in roots]
+        composed = list(_compose(content.decode("utf-8-sig")))
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: is not a text in UTF-8; save it in that encoding") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise UserError(f"{file}:{mark.line + 1}: {error.problem or error.context}; correct the YAML") from None
+    except yaml.reader.ReaderError as error:
+        line = content.decode("utf-8-sig")[: error.position].count("\n") + 1
+        raise UserError(f"{file}:{line}: holds a character that YAML does not allow; remove it") from None
+    except RecursionError:
+        raise UserError(f"{file}: is nested too deeply; a recipe has at most {MOST_LEVELS} levels") from None
+    reader = _Reader(str(file))
+    documents = [reader.read(node, "", node.start_mark.line, 0) for node in composed]
+    documents = [document for document in documents if document.value is not None]
     if not documents:
-        raise UserError(f"{file}: is empty; give a recipe in YAML")
+        raise UserError(f"{file}: is empty; give a recipe")
     return documents
 
 
-class _Converter:
-    def __init__(self, file: Path):
+def _compose(text: str) -> Iterator[yaml.Node]:
+    """The documents as PyYAML's nodes, in which an alias is the node that it refers to."""
+    loader = yaml.SafeLoader(text)
+    try:
+        while loader.check_node():
+            yield loader.get_node()
+    finally:
+        loader.dispose()
+
+
+class _Reader:
+    """Turns PyYAML's nodes of one file into ours, and counts them."""
+
+    def __init__(self, file: str):
         self._file = file
-        self._nodes = 0
-        self._scalars = yaml.SafeLoader("")
+        self._number_of_values = 0
+        self._constructor = yaml.constructor.SafeConstructor()
 
-    def node(self, source: yaml.Node, depth: int = 0) -> Node:
-        made = Node(None, self._file, source.start_mark.line + 1)
-        self._nodes += 1
-        if self._nodes > _MOST_NODES or depth > _DEEPEST:
-            raise made.error("too many values, or anchors that contain themselves; write the values out")
-        if source.tag not in _TAGS and not (isinstance(source, yaml.ScalarNode) and source.tag.endswith(":timestamp")):
-            raise made.error(f"the tag {source.tag} is refused; write plain values")
-        if isinstance(source, yaml.MappingNode):
-            return Node(self._mapping(source, depth), self._file, made.line)
-        if isinstance(source, yaml.SequenceNode):
-            return Node([self.node(child, depth + 1) for child in source.value], self._file, made.line)
-        is_plain = source.tag in _TAGS and source.tag != _TEXT
+    def read(self, node: yaml.Node, name: str, line: int, level: int) -> Node:
+        place = f"{self._file}:{line + 1}"
+        self._number_of_values += 1
+        if self._number_of_values > MOST_VALUES or level > MOST_LEVELS:
+            raise UserError(
+                f"{place}: {name}: has more than {MOST_VALUES} values or {MOST_LEVELS} levels with its aliases "
+                "expanded; write a smaller recipe"
+            )
+        if isinstance(node, yaml.ScalarNode):
+            return Node(self._scalar(node, name, place), name, place)
+        kind = "seq" if isinstance(node, yaml.SequenceNode) else "map"
+        if node.tag != _TAG + kind:
+            raise self._refused_tag(node, name, place)
+        if kind == "seq":
+            items = [self.read(item, name, item.start_mark.line, level + 1) for item in node.value]
+            return Node(items, name, place)
+        return Node(self._mapping(node, level), name, place)
+
+    def _scalar(self, node: yaml.ScalarNode, name: str, place: str) -> Any:
+        if node.tag == _TAG + "timestamp":
+            return node.value
+        if node.tag not in _SCALARS:
+            raise self._refused_tag(node, name, place)
         try:
-            value = self._scalars.construct_object(source) if is_plain else source.value
-        except (ValueError, yaml.YAMLError):
-            raise made.error(f"{source.value!r} cannot be read; write a number or a text") from None
-        return Node(value, self._file, made.line)
+            return self._constructor.construct_object(node)
+        except (ValueError, KeyError, yaml.YAMLError):
+            raise UserError(f"{place}: {name}: {node.value[:80]!r} is not a {node.tag[len(_TAG) :]}") from None
 
-    def _mapping(self, source: yaml.MappingNode, depth: int) -> dict[str, Node]:
-        own: dict[str, Node] = {}
+    def _mapping(self, node: yaml.MappingNode, level: int) -> dict[str, Node]:
+        entries: dict[str, Node] = {}
         merged: dict[str, Node] = {}
-        for key, value in source.value:
-            place = Node(None, self._file, key.start_mark.line + 1)
-            if key.tag == _MERGE:
-                parts = value.value if isinstance(value, yaml.SequenceNode) else [value]
-                for part in reversed(parts):
-                    content = self.node(part, depth + 1).value
-                    if not isinstance(content, dict):
-                        raise place.error("<<: write an anchor of a mapping")
-                    merged |= content
+        for key, value in node.value:
+            place = f"{self._file}:{key.start_mark.line + 1}"
+            if key.tag == _TAG + "merge":
+                merged = {**self._merged(value, level), **merged}
                 continue
-            if not isinstance(key, yaml.ScalarNode):
-                raise place.error("a key that is not a text; write a name")
-            if key.value in own:
-                raise place.error(f"the key {key.value} is given twice; remove one")
-            converted = self.node(value, depth + 1)
-            is_block = isinstance(value, yaml.CollectionNode)
-            own[key.value] = Node(converted.value, self._file, place.line if is_block else converted.line)
-        return {**merged, **own}
+            if key.tag != _TAG + "str":
+                raise UserError(f"{place}: {str(key.value)[:80]}: is not a text; put this key in quotes")
+            if key.value in entries:
+                raise UserError(f"{place}: {key.value}: is given twice; remove one")
+            entries[key.value] = self.read(value, key.value, key.start_mark.line, level + 1)
+        return {**merged, **entries}
+
+    def _merged(self, value: yaml.Node, level: int) -> dict[str, Node]:
+        """The entries that the key << takes over from a mapping, or from several, the first one first."""
+        sources = value.value if isinstance(value, yaml.SequenceNode) else [value]
+        entries: dict[str, Node] = {}
+        for source in sources:
+            read = self.read(source, "<<", source.start_mark.line, level + 1)
+            entries = {**(read.value if isinstance(read.value, dict) else read.entries()), **entries}
+        return entries
+
+    def _refused_tag(self, node: yaml.Node, name: str, place: str) -> UserError:
+        tag = node.tag.replace(_TAG, "!!")
+        return UserError(f"{place}: {name}: the tag {tag} is not plain data; remove it")

@@ -1,0 +1,1 @@
+"""Recipes: merges written in mergekit's YAML, read and checked without any weights."""
