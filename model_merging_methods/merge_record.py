@@ -16,7 +16,8 @@ from model_merging_methods.merge_request import (
     run_name,
     tasks_name,
 )
-from model_merging_methods.recipes.recipe import ModelReference, recipe_from_plain
+from model_merging_methods.recipes.read_recipes import recipe_from_plain, with_seed
+from model_merging_methods.recipes.references import ModelReference
 from utils.content_hashes import FileOnRecord, content_hash
 from utils.errors import UserError
 from utils.json_files import check_shape, read_json_object
@@ -179,7 +180,7 @@ def request_from_record(path: Path, moved: Mapping[str, Path]) -> MergeRequest:
         if unknown:
             raise UserError(f"{path}: this merge has no {sorted(unknown)[0]} model; remove that option")
         folders.update(moved)
-        recipe = _recipe(path, record["recipe"], folders) if record.get("recipe") else None
+        recipe = _recipe(path, record["recipe"], parameters.seed, folders) if record.get("recipe") else None
         request = MergeRequest(folders.pop(PRETRAINED), folders, parameters, recipe)
         request.check()
         if parameters.config_from not in (None, PRETRAINED, *folders):
@@ -189,8 +190,8 @@ def request_from_record(path: Path, moved: Mapping[str, Path]) -> MergeRequest:
     return request
 
 
-def _recipe(path: Path, fields: Mapping[str, Any], roles: Iterable[str]) -> NamedRecipe:
-    recipe = recipe_from_plain(fields["document"], path)
+def _recipe(path: Path, fields: Mapping[str, Any], seed: int, roles: Iterable[str]) -> NamedRecipe:
+    recipe = with_seed(recipe_from_plain(fields["document"], path), seed)
     return NamedRecipe(recipe, {ModelReference(role): role for role in roles}, fields["adapters"])
 
 

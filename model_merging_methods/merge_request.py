@@ -7,11 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from model_merging_methods.checkpoints.sliced_folder import layer_of
 from model_merging_methods.merge_parameters import MASK_MERGING, Mask, MergeParameters, per_model
 from model_merging_methods.method import Value
 from model_merging_methods.mixup import Mixup
-from model_merging_methods.recipes.recipe import ModelReference, Recipe, with_models
+from model_merging_methods.recipes.plan import layer_of
+from model_merging_methods.recipes.recipe import Recipe, with_models
+from model_merging_methods.recipes.references import ModelReference
 from utils.content_hashes import FileStates, file_states
 from utils.custom_code import code_files
 from utils.errors import UserError
@@ -39,7 +40,7 @@ class NamedRecipe:
     def fields(self) -> dict[str, Any]:
         """The recipe as records store it: its text's values, with roles for models."""
         names = {str(model): role for model, role in self.roles.items()}
-        return {"document": with_models(self.recipe.node.plain, names), "adapters": dict(self.adapters)}
+        return {"document": with_models(self.recipe.document, names), "adapters": dict(self.adapters)}
 
 
 @dataclass(frozen=True)

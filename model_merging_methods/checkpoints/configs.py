@@ -42,6 +42,7 @@ TOKEN_IDS = re.compile(r"\w*_token_(ids?|index)|suppress_tokens|begin_suppress_t
 _ROPE = ("rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq")
 _SAME_ACTIVATIONS = {"swish": "silu", "gelu_pytorch_tanh": "gelu_new"}  # two names of one function
 _INACTIVE = (None, False, 0, "", [], {})
+_NUMBERS_OF_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _POSITIVE_NUMBERS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_length")
 
 
@@ -135,6 +136,22 @@ def renumbered(value: Any, new_ids: Mapping[int, int]) -> Any:
     if isinstance(value, list):
         return [renumbered(item, new_ids) for item in value]
     return new_ids.get(value, value) if type(value) is int else value
+
+
+def number_of_layers(config: Config) -> int | None:
+    """The number of layers in a config; None if it has no such setting."""
+    place = _inner(config)
+    return next((place[key] for key in _NUMBERS_OF_LAYERS if isinstance(place.get(key), int)), None)
+
+
+def set_layers(config: dict[str, Any], layers: list[int]) -> None:
+    """Change a config to a model of these of its layers: their number, and every list with an entry for each layer."""
+    place, before = _inner(config), number_of_layers(config)
+    for key, value in place.items():
+        if key in _NUMBERS_OF_LAYERS:
+            place[key] = len(layers)
+        elif isinstance(value, list) and len(value) == before:
+            place[key] = [value[layer] for layer in layers]
 
 
 def _settings_of_all(models: Mapping[str, CheckpointFolder]) -> dict[str, dict[str, Any]]:

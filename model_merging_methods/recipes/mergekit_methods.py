@@ -269,11 +269,11 @@ def _mergekit_methods() -> Iterable[RecipeMethod]:
         _shared("alpha", float, 0.2),
         epsilon,
     )
-    yield _method("passthrough", _passthrough, _by_model("scale", 1.0), base=Base.INPUT, models=(1, 1))
+    yield _method("passthrough", _passthrough, _by_model("scale", 1.0), base=Base.INPUT, models=(1, 1), ours="linear")
 
 
 def _passthrough(values: Values) -> Steps:
-    return Steps("passthrough", {"scale": values["scale"][0]})
+    return Steps("linear", {"weight": values["scale"], "normalize": False})
 
 
 def _own_method(declared: Method) -> RecipeMethod:

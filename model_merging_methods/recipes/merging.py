@@ -10,9 +10,10 @@ from pathlib import Path
 
 from model_merging_methods.merge_models import MergeWork, merge_models
 from model_merging_methods.merge_request import PRETRAINED, MergeRequest, NamedRecipe
-from model_merging_methods.recipes.opening import open_recipe
-from model_merging_methods.recipes.plan import headline_parameters
-from model_merging_methods.recipes.recipe import ModelReference, Recipe, read_recipes
+from model_merging_methods.recipes.opening import first_parameters, open_recipe
+from model_merging_methods.recipes.read_recipes import read_recipes, with_seed
+from model_merging_methods.recipes.recipe import Recipe
+from model_merging_methods.recipes.references import ModelReference
 from utils.findings import Findings
 from utils.model_folders import find_model_folder
 
@@ -35,9 +36,9 @@ def merge_recipe(
 
     Raises UserError, naming file, line and key, for a recipe that cannot be merged; else like `merge_models`.
     """
-    *earlier, result = [recipe if seed is None else replace(recipe, seed=seed) for recipe in read_recipes(file)]
+    *earlier, result = [recipe if seed is None else with_seed(recipe, seed) for recipe in read_recipes(file)]
     if values_per_file is not None:
-        size = _ITEM_SIZES.get(result.out_dtype, 2)
+        size = _ITEM_SIZES.get(result.out_dtype or result.dtype, 2)
         work = replace(work, largest_shard=values_per_file * size)
     target.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.documents.", dir=target.absolute().parent) as scratch:
@@ -70,29 +71,25 @@ def recipe_request(recipe: Recipe, made: Mapping[str, Path] = {}) -> MergeReques
     folders: dict[ModelReference, Path] = {}
     adapters: dict[ModelReference, ModelReference] = {}
     for model in recipe.models:
-        if model.adapter is None:
-            folders[model] = made.get(model.path) or _find(model)
-            continue
         whole = ModelReference(model.path, model.revision)
-        folders.setdefault(whole, made.get(model.path) or _find(whole))
-        folders[model] = find_model_folder(model.adapter)
-        adapters[model] = whole
+        if whole not in folders:
+            folders[whole] = made.get(model.path) or find_model_folder(model.path, model.revision)
+        if model.lora is not None:
+            folders[model] = find_model_folder(model.lora.path, model.lora.revision)
+            adapters[model] = whole
     roles = dict(zip(folders, _roles(list(folders)), strict=True))
     by_role = {roles[model]: folder for model, folder in folders.items()}
     of_adapters = {roles[model]: roles[whole] for model, whole in adapters.items()}
     named = NamedRecipe(recipe, roles, of_adapters)
-    return MergeRequest(by_role.pop(PRETRAINED), by_role, headline_parameters(recipe), named)
-
-
-def _find(model: ModelReference) -> Path:
-    return find_model_folder(model.path, model.revision)
+    parameters = first_parameters(named, by_role)
+    return MergeRequest(by_role.pop(PRETRAINED), by_role, parameters, named)
 
 
 def _roles(models: Sequence[ModelReference]) -> list[str]:
     """Names of models for records: the first is the pretrained one, the others are called like their folders."""
     roles = [PRETRAINED]
     for model in models[1:]:
-        name = _word(Path(model.adapter or model.path).name)
+        name = _word(Path(model.lora.path if model.lora else model.path).name)
         taken = sum(role == name or role.startswith(f"{name}.") for role in roles)
         roles.append(f"{name}.{taken + 1}" if taken or name == PRETRAINED else name)
     return roles

@@ -3,24 +3,26 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
 
 from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder
-from model_merging_methods.checkpoints.configs import GENERATION_CONFIG, generation_config, take_token_ids
+from model_merging_methods.checkpoints.configs import GENERATION_CONFIG, generation_config, set_layers, take_token_ids
 from model_merging_methods.checkpoints.lora_adapter import AdaptedFolder
-from model_merging_methods.checkpoints.sliced_folder import set_layers
 from model_merging_methods.checkpoints.tokenizer_reading import load_tokenizer
 from model_merging_methods.checkpoints.vocabulary import new_ids, write_tokenizer
 from model_merging_methods.checkpoints.vocabulary_matrices import Folder
-from model_merging_methods.merge_request import MergeRequest
+from model_merging_methods.merge_parameters import MergeParameters
+from model_merging_methods.merge_request import MergeRequest, NamedRecipe
 from model_merging_methods.opened_models import OpenedModels, Part
 from model_merging_methods.recipes.chat_templates import CHAT_TEMPLATES
-from model_merging_methods.recipes.plan import PlacedSlice, make_parts, place_slices
+from model_merging_methods.recipes.checks import check_vocabulary_sizes
+from model_merging_methods.recipes.parts import Folders, ParametersOfTensors, make_parts, plan_recipe
+from model_merging_methods.recipes.plan import TensorMerge, layer_of
 from model_merging_methods.recipes.recipe import Recipe
-from model_merging_methods.recipes.vocabulary import BuiltVocabulary, Folders, build_vocabulary, check_same_rows
+from model_merging_methods.recipes.vocabulary import BuiltVocabulary, build_vocabulary, number_of_rows
 from utils.custom_code import code_files
 from utils.findings import Findings
 from utils.whole_files import write_json
@@ -34,21 +36,35 @@ def open_recipe(request: MergeRequest, stack: ExitStack) -> tuple[OpenedModels |
     by_role: dict[str, Folder] = {}
     parts: list[Part] = []
     with findings.collect():
-        for role, folder in sorted(request.inputs.items(), key=lambda item: item[0] in named.adapters):
-            if role in named.adapters:
-                by_role[role] = AdaptedFolder(folder, by_role[named.adapters[role]])
-            else:
-                by_role[role] = stack.enter_context(CheckpointFolder(folder))
+        by_role = _open_folders(named, request.inputs, stack)
         folders = {model: by_role[role] for model, role in named.roles.items()}
-        placed = place_slices(named.recipe, folders)
+        check_vocabulary_sizes(named.recipe, {model: number_of_rows(folder) for model, folder in folders.items()})
+        plan = plan_recipe(named.recipe, folders)
         vocabulary = build_vocabulary(named.recipe, folders)
-        if vocabulary is None:
-            check_same_rows(named.recipe, folders)
-        parts = make_parts(named.recipe, placed, folders, named.roles, vocabulary, findings)
+        parts = make_parts(named.recipe, plan, folders, named.roles, vocabulary, findings)
     if findings.errors:
         return None, findings
-    files = RecipeFiles(named.recipe, folders, parts, placed, vocabulary)
+    files = RecipeFiles(named.recipe, folders, parts, plan, vocabulary)
     return OpenedModels(by_role, parts, lambda role, folder: files.write(folder)), findings
+
+
+def first_parameters(named: NamedRecipe, inputs: Mapping[str, Path]) -> MergeParameters:
+    """The parameters of the first tensor of a recipe's merge, for its record. Reads headers alone."""
+    with ExitStack() as stack:
+        by_role = _open_folders(named, inputs, stack)
+        plan = plan_recipe(named.recipe, {model: by_role[role] for model, role in named.roles.items()})
+        return ParametersOfTensors(named.recipe).of(plan[0])
+
+
+def _open_folders(named: NamedRecipe, inputs: Mapping[str, Path], stack: ExitStack) -> dict[str, Folder]:
+    """The folders by role; adapters after the models that they change."""
+    by_role: dict[str, Folder] = {}
+    for role, folder in sorted(inputs.items(), key=lambda item: item[0] in named.adapters):
+        if role in named.adapters:
+            by_role[role] = AdaptedFolder(folder, by_role[named.adapters[role]])
+        else:
+            by_role[role] = stack.enter_context(CheckpointFolder(folder))
+    return by_role
 
 
 class RecipeFiles:
@@ -60,13 +76,13 @@ class RecipeFiles:
         recipe: Recipe,
         folders: Folders,
         parts: Sequence[Part],
-        placed: Sequence[PlacedSlice],
+        plan: Sequence[TensorMerge],
         vocabulary: BuiltVocabulary | None,
     ):
         self._recipe = recipe
         self._folders = folders
         self._parts = parts
-        self._placed = placed
+        self._plan = plan
         self._vocabulary = vocabulary
         self._model = recipe.base or recipe.models[0]
 
@@ -100,7 +116,7 @@ class RecipeFiles:
             for place in (config, config.get("text_config")):
                 if isinstance(place, dict):
                     place["tie_word_embeddings"] = False
-        dtype = self._recipe.out_dtype or _common_dtype(models)
+        dtype = self._recipe.out_dtype or self._recipe.dtype or _common_dtype(models)
         if dtype:
             for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]:
                 config[key] = dtype
@@ -108,13 +124,13 @@ class RecipeFiles:
 
     def _layers(self) -> list[int]:
         """For each merged layer the layer whose settings it gets: of the config's model, else of the first."""
-        layers = []
-        for one in self._placed:
-            sources = [*([one.base] if one.base else []), *one.inputs]
+        layers = {}
+        for tensor in self._plan:
+            sources = [*([tensor.base] if tensor.base else []), *tensor.inputs]
             source = next((source for source in sources if source.model == self._model), sources[0])
-            start = source.layers[0] if source.layers else 0
-            layers += range(start, start + one.length)
-        return layers
+            if layer_of(tensor.name) is not None:
+                layers[layer_of(tensor.name)] = layer_of(source.name)
+        return [layers[layer] for layer in sorted(layers)]
 
     def _new_ids(self, tokenizer: Folder) -> dict[int, int]:
         return new_ids(tokenizer.folder, self._vocabulary.tokens) if self._vocabulary else {}
@@ -126,10 +142,6 @@ class RecipeFiles:
         if wanted in CHAT_TEMPLATES:
             return CHAT_TEMPLATES[wanted]
         if wanted != "auto":
-            if "{" not in wanted:
-                raise self._recipe.node.value["chat_template"].error(
-                    f"chat_template: {wanted}; write auto, {', '.join(CHAT_TEMPLATES)}, or a Jinja text"
-                )
             return wanted
         models = dict.fromkeys([self._model, *self._recipe.models])
         templates = [load_tokenizer(self._folders[model].folder).chat_template for model in models]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -66,6 +66,18 @@ def plan_tensors(
     """
     check_layers(recipe, number_of_layers)
     return [_tensor_merge(recipe, output) for output in _outputs(recipe, number_of_layers, names)]
+
+
+def layer_of(name: str) -> int | None:
+    """The number of the layer that a tensor belongs to; None for embeddings, norms and heads outside the layers."""
+    found = _LAYER.fullmatch(name)
+    return int(found["number"]) if found else None
+
+
+def count_layers(names: Iterable[str]) -> int:
+    """How many layers a model with these tensors has."""
+    layers = (layer_of(name) for name in names)
+    return max((layer for layer in layers if layer is not None), default=-1) + 1
 
 
 def _outputs(

@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from model_merging_methods.masks import MASKS
 from model_merging_methods.merge_parameters import PAPERS_WORDS, WEIGHT_FORMATS
 from model_merging_methods.mixup import Mixup, draw_ratios, given_ratios
 from model_merging_methods.recipes.checks import check_slice
 from model_merging_methods.recipes.mergekit_methods import MASK_PARAMETERS, RECIPE_METHODS, RecipeMethod
-from model_merging_methods.recipes.reading import Node, choice, read_documents
+from model_merging_methods.recipes.reading import Node, choice, parse_documents, read_documents
 from model_merging_methods.recipes.recipe import Recipe, RecipeMask, Slice, Source, parameters_of
 from model_merging_methods.recipes.references import ModelReference, read_layers, read_model
 from model_merging_methods.recipes.settings import SettingReader, Settings
@@ -49,6 +52,20 @@ def read_recipes(file: Path) -> list[Recipe]:
     documents = read_documents(file)
     recipes = [_read(node, str(file)) for node in documents]
     return _ordered(recipes, [node.value for node in documents])
+
+
+def recipe_from_plain(document: Mapping[str, Any], file: Path) -> Recipe:
+    """The recipe of plain values, as a record has them."""
+    (node,) = parse_documents(yaml.safe_dump(dict(document), sort_keys=False).encode(), file)
+    return _read(node, str(file))
+
+
+def with_seed(recipe: Recipe, seed: int) -> Recipe:
+    """A recipe with another seed, and the ratios that are drawn with it."""
+    mixup = recipe.mixup
+    if mixup is not None and mixup.is_drawn:
+        mixup = Mixup(draw_ratios(mixup.alpha, len(mixup.ratios), seed), mixup.alpha)
+    return replace(recipe, seed=seed, mixup=mixup)
 
 
 def _ordered(recipes: list[Recipe], entries: list[Mapping[str, Node]]) -> list[Recipe]:
@@ -99,6 +116,7 @@ def _read(document: Node, file: str) -> Recipe:
     slices, module_parameters = _read_form(document, entries, base, reader)
     recipe = Recipe(
         file=file,
+        document=document.plain,
         name=entries["name"].text() if "name" in entries else None,
         method=method,
         base=base,

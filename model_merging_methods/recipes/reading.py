@@ -85,6 +85,13 @@ class Node:
             return kind(found)
         raise self.error(f"is {self._shown()}; give {_IN_WORDS[kind]}")
 
+    @property
+    def plain(self) -> Any:
+        """The value without names and places."""
+        if isinstance(self.value, dict):
+            return {key: node.plain for key, node in self.value.items()}
+        return [node.plain for node in self.value] if isinstance(self.value, list) else self.value
+
     def _shown(self) -> str:
         if isinstance(self.value, dict | list):
             kind = "mapping" if isinstance(self.value, dict) else "list"
@@ -121,6 +128,11 @@ def read_documents(file: Path) -> list[Node]:
         raise UserError(f"{file}: {error.strerror}; give a recipe, a YAML file") from None
     if len(content) > MOST_BYTES:
         raise UserError(f"{file}: has {len(content)} bytes; a recipe has at most {MOST_BYTES}")
+    return parse_documents(content, file)
+
+
+def parse_documents(content: bytes, file: Path) -> list[Node]:
+    """The documents of a text in UTF-8, which errors call `file`."""
     try:
         composed = list(_compose(content.decode("utf-8-sig")))
     except UnicodeDecodeError:

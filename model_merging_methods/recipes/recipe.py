@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from model_merging_methods.mixup import Mixup
 from model_merging_methods.recipes.mergekit_methods import MASK_PARAMETERS, Base, Parameter, RecipeMethod
@@ -76,9 +77,11 @@ class RecipeMask:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One merge. Parameters of the module and of the whole recipe are `levels`, in the order of a look-up."""
+    """One merge. Parameters of the module and of the whole recipe are `levels`, in the order of a look-up. `document`
+    holds the plain values that it was read from."""
 
     file: str
+    document: Mapping[str, Any]
     name: str | None
     method: RecipeMethod
     base: ModelReference | None
@@ -108,6 +111,19 @@ class Recipe:
     def parameters(self) -> dict[str, Parameter]:
         """The parameters of the method and the mask by name."""
         return parameters_of(self.method, self.mask)
+
+
+def with_models(value: Any, names: Mapping[str, str]) -> Any:
+    """A recipe's plain values with other names of its models."""
+    if isinstance(value, list):
+        return [with_models(one, names) for one in value]
+    if not isinstance(value, dict):
+        return value
+    keys = ("model", "base_model", "tokenizer_source", "source")
+    return {
+        key: names[one] if key in keys and isinstance(one, str) and one in names else with_models(one, names)
+        for key, one in value.items()
+    }
 
 
 def parameters_of(method: RecipeMethod, mask: RecipeMask | None) -> dict[str, Parameter]:

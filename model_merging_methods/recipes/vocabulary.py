@@ -14,7 +14,10 @@ from model_merging_methods.checkpoints.vocabulary_matrices import (
     Origin,
     is_vocabulary_matrix,
 )
-from model_merging_methods.recipes.recipe import ModelReference, Recipe, TokenSource
+from model_merging_methods.recipes.recipe import Recipe
+from model_merging_methods.recipes.references import ModelReference
+from model_merging_methods.recipes.tokenizer import TokenSource
+from utils.errors import UserError
 
 Folders = Mapping[ModelReference, Folder]
 
@@ -60,49 +63,47 @@ def build_vocabulary(recipe: Recipe, folders: Folders) -> BuiltVocabulary | None
     tokens = merged_tokens(by_model[source], others)
     new = [token for token in settings.tokens if token not in tokens]
     tokens |= {token: max(tokens.values(), default=-1) + 1 + number for number, token in enumerate(new)}
-    named = {token: _token_row(own, models, by_model) for token, own in settings.tokens.items() if own is not None}
+    named = {
+        token: _token_row(recipe, token, own, models, by_model)
+        for token, own in settings.tokens.items()
+        if own.kind != "default"
+    }
     base = models.index(recipe.base) if recipe.base is not None else None
     rows = rows_by_model(tokens, vocabularies, len(inputs), base, named)
     return BuiltVocabulary(
         tokens=tokens,
         tokenizer_of=source,
         added=_added(tokens, by_model[source], [folders[model] for model in inputs]),
-        padding=-len(rows[0]) % settings.multiple,
+        padding=-len(rows[0]) % (settings.pad_to_multiple_of or 1),
         models=models,
         rows=rows,
     )
 
 
-def check_same_rows(recipe: Recipe, folders: Folders) -> None:
-    """Raise UserError for models with different numbers of rows, which no `tokenizer` aligns."""
-    inputs = list(dict.fromkeys(source.model for part in recipe.slices for source in part.sources))
-    rows = {model: _number_of_rows(folders[model]) for model in inputs}
-    if len(set(rows.values())) > 1:
-        shown = ", ".join(f"{model} {number}" for model, number in rows.items())
-        raise recipe.node.error(
-            f"models: their vocabularies have different numbers of rows ({shown}); add tokenizer_source: union"
-        )
-
-
 def _vocabulary_of(recipe: Recipe, model: ModelReference, folder: Folder) -> Vocabulary:
     tokens = folder.tokens()
     if tokens is None:
-        raise recipe.node.error(f"tokenizer: {model} has no tokenizer; add its tokenizer files to {folder.folder}")
-    return Vocabulary(tokens, _number_of_rows(folder))
+        raise UserError(f"{recipe.place}: tokenizer: {model} has none; add its tokenizer files to {folder.folder}")
+    return Vocabulary(tokens, number_of_rows(folder))
 
 
-def _number_of_rows(folder: Folder) -> int:
+def number_of_rows(folder: Folder) -> int:
     return next((stored.shape[0] for name, stored in folder.tensors.items() if is_vocabulary_matrix(name)), 0)
 
 
 def _token_row(
-    source: TokenSource, models: Sequence[ModelReference], tokens: Mapping[ModelReference, Mapping[str, int]]
+    recipe: Recipe,
+    token: str,
+    source: TokenSource,
+    models: Sequence[ModelReference],
+    tokens: Mapping[ModelReference, Mapping[str, int]],
 ) -> TokenRow:
     if source.model is None:
         return TokenRow(None, force=source.force)
-    row = source.token if isinstance(source.token, int) else tokens[source.model].get(source.token)
+    wanted = token if source.token is None else source.token
+    row = source.token_id if source.token_id is not None else tokens[source.model].get(wanted)
     if row is None:
-        raise source.node.error(f"tokens: {source.model} has no token {source.token}; name one of its tokens")
+        raise UserError(f"{recipe.place}: tokens: {source.model} has no token {wanted}; name one of its tokens")
     return TokenRow(models.index(source.model), row, source.force)
 
 

@@ -1,0 +1,112 @@
+"""The parts of a recipe's merged model: stored tensors under the merged model's names, and the parameters of each."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from model_merging_methods.checkpoints.aligned_models import align_models
+from model_merging_methods.checkpoints.sliced_folder import SlicedFolder
+from model_merging_methods.checkpoints.vocabulary_matrices import Folder, Origin, is_vocabulary_matrix
+from model_merging_methods.merge_parameters import MergeParameters, mask_of, parameters_of
+from model_merging_methods.methods import METHODS
+from model_merging_methods.opened_models import Part
+from model_merging_methods.recipes.plan import Input, TensorMerge, count_layers, plan_tensors
+from model_merging_methods.recipes.recipe import Recipe
+from model_merging_methods.recipes.references import ModelReference
+from model_merging_methods.recipes.vocabulary import BuiltVocabulary
+from utils.errors import UserError
+from utils.findings import Findings
+
+Folders = Mapping[ModelReference, Folder]
+
+
+def plan_recipe(recipe: Recipe, folders: Folders) -> list[TensorMerge]:
+    """The tensors of the merged model. Raises UserError for layers or tensors that a model lacks."""
+    names = {model: list(folder.tensors) for model, folder in folders.items()}
+    plan = plan_tensors(recipe, {model: count_layers(own) for model, own in names.items()}, names)
+    if METHODS[plan[0].steps.method].sees_model and len({len(one.inputs) for one in plan}) > 1:
+        raise UserError(
+            f"{recipe.place}: slices: {recipe.method.name} looks at whole models, so each slice needs the same number "
+            "of sources"
+        )
+    return plan
+
+
+def make_parts(
+    recipe: Recipe,
+    plan: Sequence[TensorMerge],
+    folders: Folders,
+    roles: Mapping[ModelReference, str],
+    vocabulary: BuiltVocabulary | None,
+    findings: Findings,
+) -> list[Part]:
+    """The parts of the merged model, one for each number of models; with the reasons among the findings, none for
+    models that do not fit together."""
+    parts = []
+    for number in dict.fromkeys(len(one.inputs) for one in plan):
+        own = [one for one in plan if len(one.inputs) == number]
+        inputs = [{one.name: one.inputs[i] for one in own} for i in range(number)]
+        views = [_view(recipe, column, folders, vocabulary) for column in inputs]
+        bases = {one.name: one.base for one in own}
+        base = views[0] if None in bases.values() else _view(recipe, bases, folders, vocabulary)
+        models = align_models([base, *views], lambda name: False, findings)
+        if models is None:
+            return []
+        if recipe.out_dtype is None and recipe.dtype is None:
+            models.take_widest_dtypes()
+        parameters = ParametersOfTensors(recipe)
+        of_tensors = {one.name: parameters.of(one) for one in own if one.name in models.forms}
+        names = ["+".join(dict.fromkeys(roles[one.model] for one in column.values())) for column in inputs]
+        parts.append(Part(models, _distinct(names), of_tensors))
+    return parts
+
+
+class ParametersOfTensors:
+    """The parameters of a recipe's tensors; those of equal tensors are one object."""
+
+    def __init__(self, recipe: Recipe):
+        self._recipe = recipe
+        self._known: dict[str, MergeParameters] = {}
+
+    def of(self, tensor: TensorMerge) -> MergeParameters:
+        key = json.dumps(vars(tensor.steps))
+        if key not in self._known:
+            self._known[key] = self._make(tensor)
+        return self._known[key]
+
+    def _make(self, tensor: TensorMerge) -> MergeParameters:
+        recipe, steps = self._recipe, tensor.steps
+        mask = None
+        if steps.mask is not None:
+            weight_format = recipe.mask.weight_format if recipe.mask else "delta_weight"
+            mask = mask_of(steps.mask, weight_format=weight_format, **steps.mask_options)
+        options = {name: value for name, value in steps.options.items() if name != "weight" or not recipe.mixup}
+        parameters = parameters_of(
+            steps.method,
+            mask=mask,
+            mixup=recipe.mixup,
+            seed=recipe.seed,
+            dtype=recipe.out_dtype or recipe.dtype,
+            **options,
+        )
+        parameters.check(len(tensor.inputs))
+        return parameters
+
+
+def _view(
+    recipe: Recipe, tensors: Mapping[str, Input], folders: Folders, vocabulary: BuiltVocabulary | None
+) -> SlicedFolder:
+    """The tensors of one position of a recipe's sources, as one model."""
+    places = {name: Origin(folders[one.model], one.name) for name, one in tensors.items()}
+    rebuilt = {}
+    for name, place in places.items():
+        matrix = vocabulary.matrix(folders, place) if vocabulary and is_vocabulary_matrix(name) else None
+        if matrix is not None:
+            rebuilt[name] = matrix
+    giver = folders[next(iter(tensors.values())).model]
+    tokens = vocabulary.tokens if vocabulary else folders[recipe.models[0]].tokens()
+    return SlicedFolder(giver.folder, giver.config, places, tokens, rebuilt)
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names, with a number appended to repeated ones."""
+    return [f"{name}.{names[:i].count(name) + 1}" if name in names[:i] else name for i, name in enumerate(names)]
