@@ -76,6 +76,11 @@ class Merge:
         """Bytes that the largest tensor of all models takes in float32, with the result."""
         return self._whole.memory
 
+    @property
+    def warnings(self) -> list[str]:
+        """What the merge so far found that the user should look at."""
+        return self._whole.warnings
+
     def statistics(self) -> Statistics:
         """The numbers that depend on whole models or tensors. They must be known before the first block is merged."""
         return self.passes.find_statistics()

@@ -155,7 +155,7 @@ def _make_folders(
         with whole_folder(target, replace=overwrite, is_locked=True) as folder:
             if finished is None:
                 record, hashes = _merge_into(folder, request, inputs, work)
-                record["found"]["warnings"] = list(warnings)
+                record["found"]["warnings"] = [*warnings, *record["found"]["warnings"]]
             else:
                 empty_folder(folder)
                 _link_weights(folder, finished)
@@ -219,6 +219,8 @@ def _merge_into(
     comparison = merge_comparison(merge, {name: np.array(reports[name].sums) for name in merge.merged_names})
     for line in comparison.screen_lines():
         log.info("%s", line)
+    for warning in merge.warnings:
+        log.warning("warning: %s", warning)
     progress.remove()
     found = {
         "number_of_parameters": merge.number_of_parameters,
@@ -226,6 +228,7 @@ def _merge_into(
         "vocabulary_rows": models.vocabulary.rows,
         "added_tokens": _added_tokens(models),
         "models": comparison.to_record(),
+        "warnings": merge.warnings,
     }
     times = {
         "started": started.isoformat(timespec="seconds"),

@@ -2,15 +2,22 @@
 
 Tensors are merged side by side while their values fit into the memory that the largest one takes. Each uses one thread
 of torch, so that the number of threads changes nothing.
+
+A formula gets the weight of a linear layer as (out, in), also where a family stores (in, out), and a scalar as a vector
+of one value.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Condition
+from dataclasses import replace
+from threading import Condition, Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from model_merging_methods.checkpoints.aligned_models import BASE
+from model_merging_methods.checkpoints.tensor_names import is_stored_transposed
 from model_merging_methods.kernels.arithmetic import CompiledArithmetic, TensorNumbers, masks_in_blocks
 from model_merging_methods.kernels.block_kernels import Sums, decode
 from model_merging_methods.kernels.block_passes import Block
@@ -21,6 +28,8 @@ from model_merging_methods.statistics import Statistics
 if TYPE_CHECKING:
     from torch import Tensor
 
+_FAR = 10.0  # merged distance in units of the largest |δi| of a tensor, from which a merge warns
+
 
 class WholeTensors:
     """The merge's parameters, each as a whole."""
@@ -30,6 +39,7 @@ class WholeTensors:
         self._budget = _Budget(max((blocks.numel(name) for name in blocks.merged_names), default=0))
         # On a GPU as well, the models are compared where they are read.
         self._comparing = CompiledArithmetic(blocks.parameters, len(blocks.roles))
+        self._farthest, self._lock = (_FAR, ""), Lock()
 
     @property
     def memory(self) -> int:
@@ -66,7 +76,35 @@ class WholeTensors:
         with one_thread():
             x = self.tensors(name, values, statistics)
             merge = merged_by_vectors if parameters.declared.sees is Sees.GRAM else merged_values
-            return merge(parameters, x).reshape(-1).cpu().contiguous().numpy()
+            merged = merge(parameters, x)
+            if parameters.declared.sees is Sees.TENSOR:
+                self._note_distance(x, merged)
+            merged = merged.reshape(x.shape)
+            if self._is_transposed(name):
+                merged = merged.T
+            return merged.reshape(-1).cpu().contiguous().numpy()
+
+    @property
+    def warnings(self) -> list[str]:
+        """A line if a merged tensor is far from θ0, on the one that is farthest."""
+        distance, name = self._farthest
+        if not name:
+            return []
+        return [
+            f"tensor {name}: the merge moves it {distance:.3g} times as far from the pretrained model as the fine-tune "
+            "that is farthest; choose another method or a smaller --scaling_coefficient"
+        ]
+
+    def _note_distance(self, x: Tensors, merged: "Tensor") -> None:
+        largest = max(float(delta.norm()) for delta in x.deltas)
+        distance = float((merged - x.base).norm())
+        with self._lock:
+            if distance > 0:
+                self._farthest = max(self._farthest, (distance / largest if largest else math.inf, x.name))
+
+    def _is_transposed(self, name: str) -> bool:
+        """Whether a matrix is stored as (in, out)."""
+        return is_stored_transposed(name, self._blocks.models.models[BASE].config)
 
     def tensors(self, name: str, values: np.ndarray, statistics: Statistics) -> Tensors:
         """A parameter as the method's formula sees it: in its shape, or flat for BLOCK."""
@@ -74,8 +112,13 @@ class WholeTensors:
 
         parameters, numbers = self._blocks.parameters, self._blocks.numbers(name, statistics)
         method, mask = parameters.declared, parameters.mask
+        numbers = replace(numbers, shape=numbers.shape or (1,))
+        loaded = torch.from_numpy(values).to(self._blocks.device).unflatten(1, numbers.shape)
+        if self._is_transposed(name):
+            loaded = loaded.transpose(1, 2)
+            numbers = replace(numbers, shape=numbers.shape[::-1])
         shape = (-1,) if method.sees is Sees.BLOCK else numbers.shape
-        base, *models = torch.from_numpy(values).to(self._blocks.device)
+        base, *models = loaded
         has_deltas = False
         if mask is not None:
             has_deltas = mask.masks_deltas
@@ -101,7 +144,7 @@ class WholeTensors:
         mask = self._blocks.parameters.mask
         options = {name: value[model] if isinstance(value, tuple) else value for name, value in mask.options}
         place = MaskPlace(numbers.shape, 0, self._blocks.mask_keys(numbers.name)[model])
-        return mask.declared.formula(values.reshape(numbers.shape), place, **options).reshape(-1)
+        return mask.declared.formula(values, place, **options)
 
 
 class _Budget:
