@@ -7,6 +7,7 @@ Two fine-tunes are the base plus a small low-rank and a small random change, rou
 """
 
 import argparse
+import ctypes
 import json
 import os
 import statistics
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -218,6 +219,8 @@ def peak_memory(device: str) -> Iterator[list[int]]:
         yield found
         found[0] = torch.cuda.max_memory_allocated() - before
         return
+    with suppress(AttributeError):  # a C library without it
+        ctypes.CDLL(None).malloc_trim(0)  # freed memory that is used again would not count
     before, done = resident(), threading.Event()
 
     def watch() -> None:
