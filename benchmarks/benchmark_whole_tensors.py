@@ -135,6 +135,13 @@ def run(options: argparse.Namespace) -> dict:
         "command": " ".join(sys.argv[1:]),
         "results": [],
     }
+    for name in options.methods:  # libraries load on first use
+        timed_run(
+            WHOLE[name],
+            as_seen(WHOLE[name], used_by(WHOLE[name], synthetic_models((8, 24))), options.device),
+            {"iterations": 1} if name in TIMED_STEPS else {},
+            options.device,
+        )
     for shape in sorted(options.shapes, key=lambda shape: shape[0] * shape[1]):
         models = synthetic_models(shape)
         for name in options.methods:
@@ -164,7 +171,7 @@ def synthetic_models(shape: Shape) -> list[Tensor]:
 
 def measure(method: Method, models: Sequence[Tensor], known: Sequence[Result], options: argparse.Namespace) -> Result:
     shape = tuple(models[0].shape)
-    used = models[: 1 + (method.models[1] or 2)]
+    used = used_by(method, models)
     count = len(used) - 1
     estimate = scaled(method.name, shape, known)
     if options.time_limit is not None and estimate is not None and estimate > options.time_limit:
@@ -174,7 +181,8 @@ def measure(method: Method, models: Sequence[Tensor], known: Sequence[Result], o
     inputs = as_seen(method, used, device)
     seconds, memory, merged = timed_run(method, inputs, more, device)
     if seconds < LONG:  # the first run warmed up
-        seconds = statistics.median(timed_run(method, inputs, more, device)[0] for _ in range(options.repeats))
+        runs = [timed_run(method, inputs, more, device)[:2] for _ in range(options.repeats)]
+        seconds, memory = statistics.median(run[0] for run in runs), max(run[1] for run in runs)
     if steps is not None:
         one, _, _ = timed_run(method, inputs, {"iterations": 1}, device)
         seconds = one + (STEPS - 1) * max(seconds - one, 0) / (steps - 1)
@@ -184,6 +192,11 @@ def measure(method: Method, models: Sequence[Tensor], known: Sequence[Result], o
         change = (reference - used[0]).abs().max()
         difference = float((merged.cpu() - reference).abs().max() / change)
     return Result(method.name, shape, count, seconds, None, steps, memory, difference)
+
+
+def used_by(method: Method, models: Sequence[Tensor]) -> Sequence[Tensor]:
+    """θ0 and one or two fine-tunes, as many as a method takes."""
+    return models[: 1 + (method.models[1] or 2)]
 
 
 def as_seen(method: Method, models: Sequence[Tensor], device: str) -> Tensors:

@@ -73,7 +73,7 @@ class Merge:
 
     @property
     def memory_of_whole_tensors(self) -> int:
-        """Bytes that the largest tensor of all models takes in float32, with the result."""
+        """Bytes that the tensors in work take at most."""
         return self._whole.memory
 
     @property

@@ -260,7 +260,7 @@ def _write_weights(
     write_index(folder, shards, forms)
     if merge.needs_whole_tensors:
         memory = merge.memory_of_whole_tensors / 1e9
-        log.info("this merge needs whole tensors: up to %.1f GB of memory for their values in float32", memory)
+        log.info("this merge needs whole tensors: up to %.1f GB of memory for them", memory)
     if progress.statistics is None:
         progress.keep_statistics(merge.statistics())
     with CheckpointWriter(folder, left, forms) as writer, ThreadPoolExecutor(1) as pool:

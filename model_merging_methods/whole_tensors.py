@@ -1,6 +1,6 @@
 """Merges that need whole tensors: a method or a mask that sees more than a stretch.
 
-Tensors are merged side by side while their values fit into the memory that the largest one takes. Each uses one thread
+Tensors are merged side by side while they fit into the memory that the most demanding one takes. Each uses one thread
 of torch, so that the number of threads changes nothing.
 
 A formula gets the weight of a linear layer as (out, in), also where a family stores (in, out), and a scalar as a vector
@@ -28,6 +28,7 @@ from model_merging_methods.statistics import Statistics
 if TYPE_CHECKING:
     from torch import Tensor
 
+_MASKING = 14  # float32 values for each value of a parameter: ranks and probabilities of one model
 _FAR = 10.0  # merged distance in units of the largest |δi| of a tensor, from which a merge warns
 
 
@@ -36,20 +37,36 @@ class WholeTensors:
 
     def __init__(self, blocks: ModelBlocks):
         self._blocks = blocks
-        self._budget = _Budget(max((blocks.numel(name) for name in blocks.merged_names), default=0))
+        self._budget = _Budget(max(map(self._peak, blocks.merged_names), default=0))
         # On a GPU as well, the models are compared where they are read.
         self._comparing = CompiledArithmetic(blocks.parameters, len(blocks.roles))
         self._farthest, self._lock = (_FAR, ""), Lock()
 
     @property
     def memory(self) -> int:
-        """Bytes of the largest tensor of all models and of the result, in float32."""
-        return 4 * (len(self._blocks.roles) + 2) * self._budget.largest
+        """Bytes that the tensors in work take at most, in all models, in the result and in the formula."""
+        return self._budget.largest
+
+    def _peak(self, name: str) -> int:
+        """Bytes for one tensor: its values in all models and in the result, and what the formula needs besides."""
+        parameters, models = self._blocks.parameters, len(self._blocks.roles)
+        shape, numel = self._shape(name), self._blocks.numel(name)
+        rows, columns = shape if len(shape) == 2 else (numel, 1)
+        method = parameters.declared
+        needed = 5 * models * numel if method.sees is Sees.GRAM else method.memory(rows, columns, models)
+        if parameters.mask is not None:
+            needed = max(needed, _MASKING * numel)
+        return 4 * ((models + 2) * numel + math.ceil(needed))
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """A parameter's shape as formulas see it."""
+        shape = tuple(self._blocks.models.forms[name].shape) or (1,)
+        return shape[::-1] if self._is_transposed(name) else shape
 
     @contextmanager
     def turn(self, name: str) -> Iterator[None]:
         """Wait until a tensor fits beside those that are being merged."""
-        with self._budget.reserved(self._blocks.numel(name)):
+        with self._budget.reserved(self._peak(name)):
             yield
 
     def read(
@@ -112,11 +129,10 @@ class WholeTensors:
 
         parameters, numbers = self._blocks.parameters, self._blocks.numbers(name, statistics)
         method, mask = parameters.declared, parameters.mask
-        numbers = replace(numbers, shape=numbers.shape or (1,))
-        loaded = torch.from_numpy(values).to(self._blocks.device).unflatten(1, numbers.shape)
+        loaded = torch.from_numpy(values).to(self._blocks.device).unflatten(1, numbers.shape or (1,))
         if self._is_transposed(name):
             loaded = loaded.transpose(1, 2)
-            numbers = replace(numbers, shape=numbers.shape[::-1])
+        numbers = replace(numbers, shape=self._shape(name))
         shape = (-1,) if method.sees is Sees.BLOCK else numbers.shape
         base, *models = loaded
         has_deltas = False
@@ -148,7 +164,7 @@ class WholeTensors:
 
 
 class _Budget:
-    """Memory for values of tensors, as many as the largest tensor has. A tensor always fits if it is alone."""
+    """Memory for tensors in work: `largest` bytes. A tensor always fits if it is alone."""
 
     def __init__(self, largest: int):
         self.largest = largest

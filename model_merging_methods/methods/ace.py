@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@merging_method(paper="ACE-Merging 2026, arXiv 2603.02945; as in its repository", sees=Sees.TENSOR)
+@merging_method(
+    paper="ACE-Merging 2026, arXiv 2603.02945; as in its repository",
+    sees=Sees.TENSOR,
+    memory=lambda m, n, k: 11 * m * n + 4 * n * n,
+)
 def ace(
     x: Tensors,
     *,
