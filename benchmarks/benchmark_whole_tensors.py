@@ -36,6 +36,7 @@ NAME = "model.layers.0.mlp.down_proj.weight"
 LONG = 5.0  # seconds from which one run is enough
 TIMED_STEPS = {"wudi": 6}  # methods whose time is that of their steps: so many are run, and one, and scaled
 STEPS = 300
+BUSY = 1.0  # load average of other work from which times are not to be trusted
 
 Shape = tuple[int, int]
 
@@ -126,7 +127,9 @@ def shape_of(text: str) -> Shape:
 
 def run(options: argparse.Namespace) -> dict:
     """Measure; returns the figures as they are saved. They are saved after each case."""
-    card = [torch.cuda.get_device_name()] if options.device == "cuda" else [f"{torch.get_num_threads()} threads"]
+    card = (
+        [torch.cuda.get_device_name()] if options.device == "cuda" else [f"{torch.get_num_threads()} threads of torch"]
+    )
     figures = {
         "device": options.device,
         "machine": [*machine(("torch", "numpy")), *card],
@@ -301,7 +304,9 @@ def report(runs: Sequence[Mapping]) -> str:
     lines = ["# Methods that see a whole tensor", ""]
     for figures in runs:
         lines += [f"`benchmark_whole_tensors.py {figures['command']}`, {figures['date']}:", ""]
-        lines += [f"* {line}" for line in (*figures["machine"], f"load at the start {figures['load']:.1f}")] + [""]
+        busy = "; the machine was busy, so its times are too long" if figures["load"] > BUSY else ""
+        load = f"load average at the start {figures['load']:.1f}{busy}"
+        lines += [f"* {line}" for line in (*figures["machine"], load)] + [""]
     lines += [
         "Two fine-tunes and a base, float32; arcee_fusion merges one. Default options. A method's time is for the",
         "arithmetic alone, without reading and writing. Memory is the peak with the inputs (K + 1) and the result, in",
