@@ -19,7 +19,7 @@ RULES = ("participation_sqrt", "stable_rank", "entropy", "participation", "gavis
     paper="the repository of OptMerge, WalkerWorldPeace/MLLMerging, 2026",
     sees=Sees.TENSOR,
     merges=is_linear_weight,
-    memory=lambda m, n, k: (3 * k + 1) * m * n + 7 * min(k * m, n) ** 2,
+    memory=lambda m, n, k: (3 * k + 2) * m * n + 8 * min(k * m, n) ** 2,
 )
 def aswudi(
     x: Tensors,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     paper="the repository of OptMerge, WalkerWorldPeace/MLLMerging, 2026",
     sees=Sees.TENSOR,
     merges=is_linear_weight,
-    memory=lambda m, n, k: (3 * k + 1) * m * n + 7 * min(k * m, n) ** 2,
+    memory=lambda m, n, k: (3 * k + 2) * m * n + 8 * min(k * m, n) ** 2,
 )
 def swudi(
     x: Tensors,
