@@ -60,10 +60,14 @@ def competition_merge(x: Tensors, agreement: Agreement) -> Tensor:
 
 
 def raw_scores(deltas: Sequence[Tensor], bounds: Sequence[Bounds], agreement: Agreement) -> list[Tensor]:
-    """Bi = exp(K · unit(ai)²) · tanh(δi · T), where ai is |δi| clipped, and T the models' agreement."""
+    """Bi = exp(K (unit(ai)² − 1)) · tanh(δi · T), where ai is |δi| clipped, and T the models' agreement.
+
+    Published without the − 1, which makes all Bi smaller by one factor. `unit` removes it, and exp(K) would overflow
+    from 89 models on.
+    """
     units = [unit(delta.abs().clamp(*own), own) for delta, own in zip(deltas, bounds, strict=True)]
     agreed = agreement(deltas, units)
-    return [(len(deltas) * u * u).exp() * (delta * agreed).tanh() for delta, u in zip(deltas, units, strict=True)]
+    return [(len(deltas) * (u * u - 1)).exp() * (delta * agreed).tanh() for delta, u in zip(deltas, units, strict=True)]
 
 
 def unit(values: Tensor, bounds: Bounds) -> Tensor:

@@ -75,8 +75,13 @@ class Merge:
 
     @property
     def memory_of_whole_tensors(self) -> int:
-        """Bytes that the largest tensor of all models takes in float32, with the result."""
+        """Bytes that the tensors in work take at most."""
         return self._whole.memory
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the merge so far found that the user should look at."""
+        return self._whole.warnings
 
     def statistics(self) -> Statistics:
         """The numbers that depend on whole models or tensors. They must be known before the first block is merged."""

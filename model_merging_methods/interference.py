@@ -33,26 +33,30 @@ def initial(deltas: Sequence[Tensor], mode: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The eigenvalues e of C, largest first and at least 1e-8, its eigenvectors V as columns, and D V. In float64.
+    """The eigenvalues e of C, largest first and at least 1e-8, and its eigenvectors V as columns. In float64.
 
     V may leave out eigenvectors at the end, those on which all δi are 0: no task vector moves along them.
     """
 
+    deltas: Sequence[Tensor]
     e: Tensor
     v: Tensor
-    dv: Tensor
 
     def minimise(self, theta: Tensor, share: Tensor) -> Tensor:
         """Move θ by these shares of the way to the minimum along the first eigenvectors: θ + ((D V)/e − θV) f V'."""
         count = min(len(share), self.v.shape[1])
         v, e, share = self.v[:, :count], self.e[:count], share[:count]
         theta = theta.double()
-        return (theta + ((self.dv[:, :count] / e - theta @ v) * share) @ v.T).float()
+        moved = -(theta @ v)
+        for delta in self.deltas:  # D V
+            delta = delta.double()
+            moved += delta @ (delta.T @ (delta @ v)) / (e * squared_norm(delta))
+        return theta.addmm_(moved.mul_(share), v.T).float()
 
 
 def spectrum(deltas: Sequence[Tensor]) -> Spectrum:
     """The spectrum of C = B'B, with B the δi / |δi| under each other; from B B' where that is smaller."""
-    from torch import cat
+    from torch import cat, float64
     from torch.linalg import eigh
 
     rows, columns = deltas[0].shape
@@ -62,10 +66,9 @@ def spectrum(deltas: Sequence[Tensor]) -> Spectrum:
         _, sigma, v = triplets(b)
         e, v = cat([sigma.square(), sigma.new_zeros(columns - len(sigma))]), v.T
     else:
-        c = sum(delta.double().T @ (delta.double() / norm) for delta, norm in zip(deltas, norms, strict=True))
+        c = deltas[0].new_zeros(columns, columns, dtype=float64)
+        for delta, norm in zip(deltas, norms, strict=True):
+            delta = delta.double()
+            c.addmm_(delta.T, delta, alpha=1 / norm)
         e, v = (each.flip(-1) for each in eigh(c))
-    dv = 0
-    for delta, norm in zip(deltas, norms, strict=True):
-        delta = delta.double()
-        dv = dv + delta @ (delta.T @ (delta @ v)) / norm
-    return Spectrum(e.clamp(min=1e-8), v, dv)
+    return Spectrum(deltas, e.clamp(min=1e-8), v)

@@ -162,7 +162,7 @@ def _make_folders(
         with whole_folder(target, replace=overwrite, is_locked=True) as folder:
             if finished is None:
                 record, hashes = _merge_into(folder, request, inputs, work)
-                record["found"]["warnings"] = list(warnings)
+                record["found"]["warnings"] = [*warnings, *record["found"]["warnings"]]
             else:
                 empty_folder(folder)
                 _link_weights(folder, finished)
@@ -231,6 +231,8 @@ def _merge_into(
         comparisons.append(merge_comparison(merge, sums))
         for line in comparisons[-1].screen_lines():
             log.info("%s", line)
+        for warning in merge.warnings:
+            log.warning("warning: %s", warning)
     progress.remove()
     vocabulary = inputs.opened.aligned.vocabulary
     found = {
@@ -239,6 +241,7 @@ def _merge_into(
         "vocabulary_rows": vocabulary.rows,
         "added_tokens": _added_tokens(vocabulary),
         "models": comparisons[0].to_record(),
+        "warnings": [warning for merge in merges for warning in merge.warnings],
     }
     if len(comparisons) > 1:
         found["models_of_other_slices"] = [comparison.to_record() for comparison in comparisons[1:]]
@@ -273,7 +276,7 @@ def _write_weights(
     write_index(folder, shards, forms)
     memory = max(merge.memory_of_whole_tensors for merge, _ in merges) / 1e9
     if any(merge.needs_whole_tensors for merge, _ in merges):
-        log.info("this merge needs whole tensors: up to %.1f GB of memory for their values in float32", memory)
+        log.info("this merge needs whole tensors: up to %.1f GB of memory for them", memory)
     if progress.statistics is None:
         found = Statistics()
         for merge, _ in merges:

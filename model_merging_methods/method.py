@@ -131,6 +131,8 @@ class Method:
     takes_ratios: whether M3's ratios apply. They replace the option `weight` if the method has one.
     takes_mask: whether the models may be masked before.
     uses_weights: for TENSOR, whether the formula uses θi besides δi, which takes more memory.
+    memory: for TENSOR, how many float32 values the formula holds at its peak besides θ0, the models and the result,
+    for K models of m × n values each: a function of m, n and K.
     merges: whether a parameter of this name and shape is merged; the others keep the values of θ0.
     vectors: for GRAM, from the options: "tensor" (a parameter is one vector), "rows" or "columns" (each is one).
     """
@@ -145,6 +147,7 @@ class Method:
     takes_ratios: bool = False
     takes_mask: bool = True
     uses_weights: bool = False
+    memory: Callable[[int, int, int], float] = lambda m, n, k: 4 * m * n
     statistics: tuple[Any, ...] = ()
     merges: Callable[[str, tuple[int, ...]], bool] = lambda name, shape: True
     vectors: Callable[[Mapping[str, Value]], str] = lambda options: "tensor"

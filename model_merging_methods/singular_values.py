@@ -23,22 +23,30 @@ def triplets(matrix: Tensor, count: int | None = None, largest: float | None = N
 
     largest: what null directions are measured by, the matrix's own largest singular value by default.
     """
-    from torch.linalg import eigh
-
     matrix = matrix.double()
     if matrix.shape[0] > matrix.shape[1]:
         v, sigma, u = triplets(matrix.T, count, largest)
         return u.T, sigma, v.T
+    sigma, u = _left_vectors(matrix, largest)
+    sigma, u = sigma[:count], u[:, :count]
+    return u, sigma, (u / sigma).T @ matrix
+
+
+def _left_vectors(matrix: Tensor, largest: float | None = None) -> tuple[Tensor, Tensor]:
+    """S and U of a matrix with no more rows than columns."""
+    from torch.linalg import eigh
+
     squares, u = eigh(matrix @ matrix.T)
     sigma = squares.flip(0).clamp(min=0).sqrt()
     floor = NULL * (sigma[:1] if largest is None else largest)
     rank = int(((sigma >= floor) & (sigma > 0)).sum())
-    rank = rank if count is None else min(count, rank)
-    sigma, u = sigma[:rank], u.flip(1)[:, :rank]
-    return u, sigma, (u / sigma).T @ matrix
+    return sigma[:rank], u.flip(1)[:, :rank]
 
 
 def polar_factor(matrix: Tensor) -> Tensor:
     """P Q' of the SVD P Σ Q', without null directions."""
-    p, _, q = triplets(matrix)
-    return p @ q
+    matrix = matrix.double()
+    if matrix.shape[0] > matrix.shape[1]:
+        return polar_factor(matrix.T).T
+    sigma, u = _left_vectors(matrix)
+    return ((u / sigma) @ u.T) @ matrix

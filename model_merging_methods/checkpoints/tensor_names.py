@@ -18,6 +18,9 @@ _INNER = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join(map(re.escape, INNER_WRAPPERS))
 _OUTER = re.compile(rf"^(?:{'|'.join(map(re.escape, OUTER_WRAPPERS))})+")
 _LAYER = re.compile(r"(?:model\.|language_model\.model\.|model\.language_model\.)?layers\.(\d+)\.")  # of the text model
 
+_CONV1D_FAMILIES = ("gpt2", "openai-gpt")
+_CONV1D = re.compile(r"\.(?:c_attn|q_attn|c_proj|c_fc)\.weight$")
+
 _ALIKE = "save both models with the same version of transformers and the same options of save_pretrained()"
 _ONE_BACKBONE = "merge fine-tunes of one pretrained model"
 _WHOLE = "save the whole AutoModelForCausalLM"
@@ -110,6 +113,11 @@ def unwrapped_names(model: Folder, findings: Findings) -> dict[str, str]:
 def without_wrappers(name: str) -> str:
     """A tensor's name without the prefixes of wrappers."""
     return _OUTER.sub("", _INNER.sub("", name))
+
+
+def is_stored_transposed(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a matrix is stored as (in, out): the layers Conv1D of GPT-2 and of its predecessor."""
+    return config.get("model_type") in _CONV1D_FAMILIES and _CONV1D.search(name) is not None
 
 
 def is_never_loaded(name: str, config: Mapping[str, Any]) -> bool:

@@ -39,13 +39,14 @@ def keep_probabilities(values: Tensor, density: float, epsilon: float) -> Tensor
     """From density − epsilon for the smallest magnitude of a row to density + epsilon for the largest (float64).
 
     A row runs along axis 1; a one-dimensional tensor is one row. Equal magnitudes rank in the order of their indices.
+    A row of one value has no ranks: the value is kept with the probability density.
     """
     if density - epsilon <= 0 or density + epsilon >= 1:
         raise UserError(f"--epsilon {epsilon}: density ± epsilon must be inside 0 and 1, and density is {density}")
     axis = min(1, values.dim() - 1)
     length = values.shape[axis]
     if length < 2:
-        raise UserError(f"della: a parameter of shape {tuple(values.shape)} has rows of one value, which have no ranks")
+        return values.double() * 0 + density
     ranks = values.abs().argsort(dim=axis, stable=True).argsort(dim=axis)
     return density - epsilon + ranks.double() * (2 * epsilon / (length - 1))
 

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@merging_method(paper="ACE-Merging 2026, arXiv 2603.02945; as in its repository", sees=Sees.TENSOR)
+@merging_method(
+    paper="ACE-Merging 2026, arXiv 2603.02945; as in its repository",
+    sees=Sees.TENSOR,
+    memory=lambda m, n, k: 11 * m * n + 4 * n * n,
+)
 def ace(
     x: Tensors,
     *,
@@ -29,7 +33,12 @@ def ace(
     centring drops the mean row of each δi. Models are heterogeneous in a tensor if var(log |δi|²) is above 0.3 of the
     squared mean, which depends on the scale: then covariances have trace 1, and the first singular vectors of a
     residual are added. Other tensors than matrices: the mean task vector. Models with |δi|² < 1e-12 are left out.
+
+    Nothing bounds the result: deltas whose lengths differ by factors of ten can move a matrix hundreds of times as far
+    as the longest of them. The merge warns then.
     """
+    from torch import float64
+
     if len(x.shape) != 2:
         return x.base + scaling_coefficient * mean(x.deltas)
     deltas = [delta for delta in x.deltas if squared_norm(delta) >= 1e-12]
@@ -37,7 +46,8 @@ def ace(
         return x.base.clone()
     energies = np.array([squared_norm(delta) for delta in deltas])
     heterogeneous = is_heterogeneous(energies)
-    weighted, residual = x.base.double() * 0, x.base.double() * 0  # Σ Ci Ri; Σ δi Si
+    weighted = x.base.new_zeros(x.shape, dtype=float64)  # Σ Ci Ri
+    residual = weighted.clone() if heterogeneous else None  # Σ δi Si
     estimated = weighted.new_zeros(x.shape[1], x.shape[1])  # Σ Ri
     shift, ridge = 0, 0.0
     for delta in deltas:
@@ -46,11 +56,12 @@ def ace(
         covariance = centred.T @ centred
         trace = float(covariance.trace()) + 1e-12 if heterogeneous else 1.0
         covariance /= trace
-        weighted += centred @ covariance + eps / trace * centred
+        weighted.addmm_(centred, covariance).add_(centred, alpha=eps / trace)
         estimated += covariance
         shift, ridge = shift + covariance.mean(0), ridge + eps / trace
         if heterogeneous:
-            residual += delta @ covariance
+            residual.addmm_(delta, covariance)
+        del delta, centred, covariance
     estimated.diagonal().add_(ridge)
     if heterogeneous:
         shift /= energies.mean() + 1e-12

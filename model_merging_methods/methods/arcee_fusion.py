@@ -16,7 +16,13 @@ _EPSILON = 1e-8  # added to probabilities
 _STRETCH = 1 << 16  # values that stay in a CPU's cache in float64
 
 
-@merging_method(paper="Arcee Fusion; as in mergekit", sees=Sees.TENSOR, models=(1, 1), uses_weights=True)
+@merging_method(
+    paper="Arcee Fusion; as in mergekit",
+    sees=Sees.TENSOR,
+    models=(1, 1),
+    uses_weights=True,
+    memory=lambda m, n, k: 6 * m * n,
+)
 def arcee_fusion(x: Tensors) -> Tensor:
     """Add only the values of a task vector that are exceptionally important for their tensor.
 

@@ -19,6 +19,7 @@ RULES = ("participation_sqrt", "stable_rank", "entropy", "participation", "gavis
     paper="the repository of OptMerge, WalkerWorldPeace/MLLMerging, 2026",
     sees=Sees.TENSOR,
     merges=is_linear_weight,
+    memory=lambda m, n, k: (3 * k + 2) * m * n + 8 * min(k * m, n) ** 2,
 )
 def aswudi(
     x: Tensors,
@@ -26,7 +27,7 @@ def aswudi(
     auto_rank_method: Annotated[str, About("how many eigenvectors count", choices=RULES)] = "participation_sqrt",
     init_mode: Annotated[
         str, About("the start; sum needs a scaling_coefficient near 1/K", choices=("sum", "mean", "zero"))
-    ] = "sum",
+    ] = "mean",
     scaling_coefficient: Annotated[float, About("factor on the merged task vector")] = 1.0,
 ) -> Tensor:
     """Move the task vectors to the minimum of their interference along as many eigenvectors as a rule counts.
@@ -34,6 +35,9 @@ def aswudi(
     The interference is that of WUDI. Eigenvalues below 1e-8 count as 1e-8. A model with δi = 0 is left out;
     where all |δi|² are below 1e-12, the mean task vector is added. Eigenvectors are in float64, where the published
     code uses float32.
+
+    By default the start is the mean. The published code starts at the sum, which keeps K times the shared change
+    along all other eigenvectors, and scales the result by about 1/K.
     """
     if all_negligible(x.deltas):
         return x.base + scaling_coefficient * mean(x.deltas)

@@ -12,7 +12,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@merging_method(paper="Marczak et al. 2025, arXiv 2502.04959", sees=Sees.TENSOR)
+@merging_method(
+    paper="Marczak et al. 2025, arXiv 2502.04959",
+    sees=Sees.TENSOR,
+    memory=lambda m, n, k: 10 * m * n + 9 * min(m, n) ** 2,
+)
 def iso_cts(
     x: Tensors,
     *,

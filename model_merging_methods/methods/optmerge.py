@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@merging_method(paper="Wei et al. 2026, arXiv 2505.19892 (wudi2)", sees=Sees.TENSOR, merges=is_linear_weight)
+@merging_method(
+    paper="Wei et al. 2026, arXiv 2505.19892 (wudi2)",
+    sees=Sees.TENSOR,
+    merges=is_linear_weight,
+    memory=lambda m, n, k: 10 * m * n + 9 * min(m, n) ** 2,
+)
 def optmerge(
     x: Tensors,
     *,

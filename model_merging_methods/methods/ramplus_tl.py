@@ -10,7 +10,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@merging_method(paper="Yuan et al. 2026, arXiv 2601.13572; as in mergekit", sees=Sees.TENSOR, models=(1, None))
+@merging_method(
+    paper="Yuan et al. 2026, arXiv 2601.13572; as in mergekit",
+    sees=Sees.TENSOR,
+    models=(1, None),
+    memory=lambda m, n, k: (k + 4) * m * n,
+)
 def ramplus_tl(
     x: Tensors,
     *,

@@ -19,7 +19,10 @@ _LEAST_SUM = 1e-6
 
 
 @merging_method(
-    paper="FuseChat (Wan et al. 2024, arXiv 2408.07990); as in mergekit", sees=Sees.TENSOR, models=(1, None)
+    paper="FuseChat (Wan et al. 2024, arXiv 2408.07990); as in mergekit",
+    sees=Sees.TENSOR,
+    models=(1, None),
+    memory=lambda m, n, k: (k + 3) * m * n,
 )
 def sce(
     x: Tensors,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     paper="the repository of OptMerge, WalkerWorldPeace/MLLMerging, 2026",
     sees=Sees.TENSOR,
     merges=is_linear_weight,
+    memory=lambda m, n, k: (3 * k + 2) * m * n + 8 * min(k * m, n) ** 2,
 )
 def swudi(
     x: Tensors,
@@ -24,7 +25,7 @@ def swudi(
     truncate_rank_ratio: Annotated[float, About("share of the eigenvectors to move along, the largest", 0, 1)] = 0.85,
     init_mode: Annotated[
         str, About("the start; sum needs a scaling_coefficient near 1/K", choices=("sum", "mean", "zero"))
-    ] = "sum",
+    ] = "mean",
     filter_type: Annotated[
         str, About("none: all the way to the minimum", choices=("exponential", "none"))
     ] = "exponential",
@@ -35,6 +36,9 @@ def swudi(
     The interference is that of WUDI. Eigenvalues below 1e-8 count as 1e-8. truncate_rank_ratio 0.65 was published for
     CLIP, 0.85 for language models. A model with δi = 0 is left out; where all |δi|² are below 1e-12, the
     mean task vector is added. Eigenvectors are in float64, where the published code uses float32.
+
+    By default the start is the mean. The published code starts at the sum, which keeps K times the shared change
+    along all other eigenvectors, and scales the result by about 1/K.
     """
     if all_negligible(x.deltas):
         return x.base + scaling_coefficient * mean(x.deltas)

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@merging_method(paper="Gargiulo et al. 2025, arXiv 2412.00081", sees=Sees.TENSOR)
+@merging_method(
+    paper="Gargiulo et al. 2025, arXiv 2412.00081",
+    sees=Sees.TENSOR,
+    memory=lambda m, n, k: 5 * m * n + 9 * min(m, n) ** 2,
+)
 def tsv_m(
     x: Tensors, *, scaling_coefficient: Annotated[float, About("factor on the merged task vector")] = 1.0
 ) -> Tensor:

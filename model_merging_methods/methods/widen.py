@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 _STRETCH = 1 << 18  # values that are in float64 at a time
 
 
-@merging_method(paper="WIDEN (Yu et al. 2024, arXiv 2408.03092), as in MergeLLM", sees=Sees.TENSOR, uses_weights=True)
+@merging_method(
+    paper="WIDEN (Yu et al. 2024, arXiv 2408.03092), as in MergeLLM",
+    sees=Sees.TENSOR,
+    uses_weights=True,
+    memory=lambda m, n, k: (k + 2) * m * n,
+)
 def widen(
     x: Tensors,
     *,

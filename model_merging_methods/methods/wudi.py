@@ -12,7 +12,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@merging_method(paper="Cheng et al. 2025, arXiv 2503.08099", sees=Sees.TENSOR, merges=is_linear_weight)
+@merging_method(
+    paper="Cheng et al. 2025, arXiv 2503.08099",
+    sees=Sees.TENSOR,
+    merges=is_linear_weight,
+    memory=lambda m, n, k: 7 * m * n + 2 * n * n,
+)
 def wudi(
     x: Tensors,
     *,

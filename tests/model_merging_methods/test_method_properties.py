@@ -114,8 +114,11 @@ every_method = pytest.mark.parametrize("method", METHODS)
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
-    """A base and fine-tunes of two dtypes; the second did not change one matrix, nor the third one row."""
+    """A base and fine-tunes; the second did not change one matrix, nor the third one row. A parameter is a scalar."""
     root = save_models(tmp_path_factory.mktemp("models"), ROLES)
+    for number, role in enumerate(("base", *ROLES)):
+        scalar = {"model.layers.0.mlp.scale": torch.tensor(1 + 0.01 * number)}
+        change_tensors(root / role, lambda tensors, scalar=scalar: {**tensors, **scalar})
     base = load_file(root / "base" / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
     change_tensors(root / "second", lambda tensors: {**tensors, name: base[name]})

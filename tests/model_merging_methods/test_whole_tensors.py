@@ -1,0 +1,85 @@
+"""Merges by methods that see a whole tensor, where their published forms fail."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config
+
+from model_merging_methods.merge_parameters import parameters_of
+from tests.model_merging_methods.merges import merge, read_weights
+from tests.model_merging_methods.small_models import change_json, change_tensors, save_family, save_models
+
+ROLES = ("first", "second")
+CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return save_models(tmp_path_factory.mktemp("models"), ROLES)
+
+
+@pytest.mark.parametrize("method", ["swudi", "aswudi"])
+def test_two_copies_of_a_fine_tune_give_that_fine_tune(models, tmp_path, method):
+    copies = {"one": "first", "other": "first"}
+    found = merge(models, tmp_path / "out", parameters_of(method), copies, allow_unrelated=True)
+    expected = read_weights(models / "first")
+    for name in (name for name in found if "proj" in name):
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["pcb_nlp", "pcb_vision"])
+def test_pcb_merges_ninety_models(models, tmp_path, method):
+    roles = {f"model{i}": ROLES[i % 2] for i in range(90)}
+    found = merge(models, tmp_path / "out", parameters_of(method), roles, allow_unrelated=True)
+    base = read_weights(models / "base")
+    assert all(tensor.isfinite().all() for tensor in found.values())
+    assert any((found[name] != base[name]).any() for name in found)
+
+
+def test_a_merge_that_moves_far_from_the_base_says_so(models, tmp_path, caplog):
+    """ACE, with task vectors of which one is a hundred times as long as another."""
+    base = read_weights(models / "base")
+    roles = {}
+    for times in (1.0, 0.1, 0.01):
+        role = f"times{times:g}".replace(".", "_")
+        shutil.copytree(models / "first", tmp_path / role)
+        change_tensors(tmp_path / role, lambda own, times=times: {n: base[n] + times * (own[n] - base[n]) for n in own})
+        roles[role] = str(tmp_path / role)
+    with caplog.at_level(logging.WARNING):
+        merge(models, tmp_path / "out", parameters_of("ace"), roles, allow_unrelated=True)
+    (warning,) = [record.message for record in caplog.records if "times as far" in record.message]
+    assert "warning: tensor model." in warning and "scaling_coefficient" in warning
+    assert "times as far" in (tmp_path / "out" / "README.md").read_text()
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        merge(models, tmp_path / "mean", parameters_of("iso_c"), roles, allow_unrelated=True)
+    assert "times as far" not in caplog.text
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory) -> tuple[Path, Path]:
+    """GPT-2 as transformers writes it, and the same weights stored as those of linear layers are."""
+    config = GPT2Config(vocab_size=12, n_positions=16, n_embd=8, n_layer=1, n_head=2)
+    stored = save_family(tmp_path_factory.mktemp("gpt2"), config, ROLES)
+    linear = shutil.copytree(stored, tmp_path_factory.mktemp("linear") / "models")
+    for role in ("base", *ROLES):
+        change_tensors(linear / role, transposed)
+        change_json(linear / role / "config.json", model_type="gpt_bigcode")
+    return stored, linear
+
+
+def transposed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.T if name.endswith(CONV1D) else tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("method", ["ace", "arcee_fusion", "aswudi", "optmerge", "swudi", "widen", "wudi"])
+def test_gpt2_merges_as_if_its_layers_were_stored_as_linear_ones(gpt2, tmp_path, method):
+    stored, linear = gpt2
+    roles = ROLES[:1] if method == "arcee_fusion" else ROLES
+    found = transposed(merge(stored, tmp_path / "out", parameters_of(method), roles, allow_unrelated=True))
+    expected = merge(linear, tmp_path / "expected", parameters_of(method), roles, allow_unrelated=True)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-7)
