@@ -44,8 +44,12 @@ def _tasks(scores: Sequence[MethodScore]) -> list[str]:
 
 
 def _sorted(scores: Sequence[MethodScore]) -> list[MethodScore]:
-    """By models, the largest group first, then by mean."""
-    return sorted(scores, key=lambda one: (-one.models.count("&"), one.models, -(one.mean or -1), one.method))
+    """By models, the largest group first, then by mean; methods without a score last."""
+
+    def order(score: MethodScore) -> tuple:
+        return -score.models.count("&"), score.models, 1 if score.mean is None else -score.mean, score.method
+
+    return sorted(scores, key=order)
 
 
 def _task_cell(table: Table, score: MethodScore, task: str) -> CellLines:
@@ -87,8 +91,12 @@ def _remarks(scores: Sequence[MethodScore], tasks: Sequence[str], comparisons: M
         f"Test questions: {test}.",
         "Methods that merge exactly two models merge LM & Math, and are compared on the tasks of these two.",
     ]
-    if out := left_out():
-        remarks.append(f"Not in the table: {'; '.join(f'{name}, which {reason}' for name, reason in out.items())}.")
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in left_out().items():
+        by_reason.setdefault(reason, []).append(name)
+    if by_reason:
+        listed = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in by_reason.items())
+        remarks.append(f"Not in the table: {listed}.")
     if "alpaca_eval" in tasks:
         remarks.append(AGREEMENT)
     unscored = [dataset_name(name) for name, task in TASKS.items() if task.program and name not in tasks and task.role]
@@ -157,4 +165,4 @@ def methods_csv(scores: Sequence[MethodScore]) -> str:
 
 
 def _rounded(row: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(value, 6) for name, value in row.items()}
+    return {name: round(float(value), 6) for name, value in row.items()}
