@@ -8,13 +8,14 @@ from statistics import mean
 
 import numpy as np
 
+from model_merging_methods.methods import METHODS
 from scripts.mixup_search.choice import Difference, RightByExample, latest_scores, paired_difference
 from scripts.mixup_search.report import save_command
 from scripts.mixup_search.search_space import PLAIN_CHOICE
 from scripts.mixup_search.store import TEST, SearchStore, health_of_answers
 from scripts.paper_tables.cells import DONE, CellState, merge_of_options, search_results
 from scripts.paper_tables.names import models_name
-from scripts.paper_tables.results import ResultsFolder, about_parameters, why_missing
+from scripts.paper_tables.results import SYMBOLS, ResultsFolder, why_missing
 from scripts.paper_tables.tuning import BASELINE
 from utils.errors import UserError
 
@@ -29,7 +30,7 @@ RightByTask = Mapping[str, RightByExample]
 class MethodScore:
     """A method's tuned merge on the test questions. `note` says why there is no score.
 
-    `options`: those of the merge that are not at their default. `right` and `right_at_default`: by task and question,
+    `tuned`: by option, the chosen value and all values. `right` and `right_at_default`: by task and question,
     whether the answer is right, of the tuned merge and of the one with the first listed value. `validation`: of each
     task, how many questions tuned it. `health`: by task, a warning about faulty answers. `save_command` makes the
     merge.
@@ -37,7 +38,7 @@ class MethodScore:
 
     models: str
     method: str
-    options: str = ""
+    tuned: Mapping[str, tuple[float, Sequence[float]]] = field(default_factory=dict)
     right: RightByTask = field(default_factory=dict)
     right_at_default: RightByTask = field(default_factory=dict)
     validation: Mapping[str, int] = field(default_factory=dict)
@@ -50,6 +51,20 @@ class MethodScore:
     @property
     def key(self) -> tuple[str, str]:
         return self.models, self.method
+
+    @property
+    def options(self) -> str:
+        """The chosen values in words; empty if nothing was tuned."""
+        return ", ".join(f"{SYMBOLS.get(name, name)} = {value:g}" for name, (value, _) in self.tuned.items())
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the smallest or the largest of an option's values was chosen, though its range goes on."""
+        declared = METHODS[self.method].options
+        return any(
+            declared[name].about.low < value == min(values) or declared[name].about.high > value == max(values)
+            for name, (value, values) in self.tuned.items()
+        )
 
     @property
     def mean(self) -> float | None:
@@ -118,10 +133,15 @@ def _score(results_dir: Path, path: Path, state: CellState) -> MethodScore:
         identity, names = store.identity, _compared(store)
         answers, at_default = ({task: store.answers(name, task, TEST) for task in identity["tasks"]} for name in names)
         parameters = next(one.parameters for one in store.candidates() if one.name == names[0])
+    tuned = {
+        name: (parameters.all_values[name], values["numbers"])
+        for name, values in identity["space"]["values"].items()
+        if len(values["numbers"]) > 1
+    }
     warnings = {task: health_of_answers([*of_task.values()]).warning() for task, of_task in answers.items()}
     return MethodScore(
         **about,
-        options=about_parameters(parameters)["variant"],
+        tuned=tuned,
         right=_right(answers),
         right_at_default=_right(at_default),
         validation=identity["validation"],

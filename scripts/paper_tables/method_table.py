@@ -10,7 +10,7 @@ from scripts.paper_tables.method_scores import Comparison, MethodScore, compare_
 from scripts.paper_tables.names import dataset_name
 from scripts.paper_tables.scores import share_interval
 from scripts.paper_tables.tables import AGREEMENT, NOTHING, CellLines, Table, signed, with_interval
-from scripts.paper_tables.tuning import BASELINE, OTHER_OPTIONS, SCALES, left_out
+from scripts.paper_tables.tuning import BASELINE, SCALE, left_out
 
 _VERDICTS = ("better", "worse")
 COLUMNS = (
@@ -23,13 +23,13 @@ COLUMNS = (
 def methods_table(scores: Sequence[MethodScore]) -> Table:
     """Rows: methods by models and mean; columns: options, tasks, means, and the difference from task arithmetic."""
     tasks = _tasks(scores)
-    head = ["models", "method", "sees", "chosen options", *map(dataset_name, tasks), "mean", "mean at default"]
+    head = ["models", "method", "sees", "tuned", *map(dataset_name, tasks), "mean", "mean at default"]
     table = Table("methods", "Methods", [*head, f"minus {_words(BASELINE)}", "p, Holm"], 2)
     comparisons = compare_methods(scores)
     for score in _sorted(scores):
         labels, sees = [score.models, score.method], (METHODS[score.method].sees.value,)
         if score.right:
-            cells = [sees, (score.options or "default",), *(_task_cell(table, score, task) for task in tasks)]
+            cells = [sees, (score.options or NOTHING,), *(_task_cell(table, score, task) for task in tasks)]
             means = [(f"{100 * mean_share(right):.1f}",) for right in (score.right, score.right_at_default)]
             table.add(labels, [*cells, *means, *_comparison_cells(score, comparisons.get(score.key))])
         else:
@@ -78,17 +78,21 @@ def _comparison_cells(score: MethodScore, comparison: Comparison | None) -> list
 def _remarks(scores: Sequence[MethodScore], tasks: Sequence[str], comparisons: Mapping[tuple, Comparison]) -> list[str]:
     validation = " or ".join(map(str, sorted({size for score in scores for size in score.validation.values()})))
     test = ", ".join(f"{dataset_name(task)} {_sizes(scores, task)}" for task in tasks)
-    others = "; ".join(f"{name}: {option}, {_listed(values)}" for name, (option, values) in OTHER_OPTIONS.items())
+    tuned = [(score.method, name, _listed(values)) for score in scores for name, (_, values) in score.tuned.items()]
+    scales = " or ".join(dict.fromkeys(values for _, name, values in tuned if name == SCALE))
+    others = "; ".join(f"{method}: {name}, {values}" for method, name, values in tuned if name != SCALE)
+    edge = sum(score.at_edge for score in scores)
     remarks = [
         "Per cent of the test questions, with Wilson's 95% interval. Every method with a scaling coefficient s chose "
-        f"it from {_listed(SCALES)}, by the mean score on other questions, {validation} of each task; the first in a "
-        f"tie. Other methods chose another option from five values ({others}). Those without such an option, and all "
-        "other options, are at their defaults. Mean at default: with the first of the five values.",
+        f"it from {scales}, by the mean score on other questions, {validation} of each task; the first in a "
+        f"tie. Other methods chose another option ({others or NOTHING}). Those without such an option, and all "
+        "other options, are at their defaults. Mean at default: with the first of the values.",
         f"Minus {_words(BASELINE)}: the paired difference of the means, over the same questions, from task arithmetic "
         "of the same models, tuned in the same way; its interval is the paired bootstrap's. p: by a paired "
         "randomisation test, with Holm's correction over all comparisons of the table; better and worse: at most 0.05. "
         "Intervals are not corrected.",
         f"Test questions: {test}.",
+        f"{edge} of the methods chose the smallest or the largest value of their option; a better one may lie outside.",
         "Methods that merge exactly two models merge LM & Math, and are compared on the tasks of these two.",
     ]
     by_reason: dict[str, list[str]] = {}
@@ -126,7 +130,7 @@ def finding(comparisons: Mapping[tuple, Comparison]) -> str:
         for verdict in _VERDICTS
     }
     counts = [
-        f"{len(methods)} {'is' if len(methods) == 1 else 'are'} significantly {verdict}"
+        f"{len(methods) or 'none'} {'are' if len(methods) > 1 else 'is'} significantly {verdict}"
         + (f" ({', '.join(methods)})" if methods else "")
         for verdict, methods in named.items()
     ]
@@ -135,7 +139,7 @@ def finding(comparisons: Mapping[tuple, Comparison]) -> str:
     text += f"{len(open_ones)} cannot be distinguished from it"
     if open_ones:
         largest = max(max(-one.low, one.high) for one in open_ones)
-        text += f"; their differences could be as large as {100 * largest:.1f} points"
+        text += f"; the intervals of these differences reach {100 * largest:.1f} points"
     return f"{text}."
 
 

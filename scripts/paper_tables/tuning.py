@@ -7,9 +7,9 @@ five values, on questions that the test does not contain.
 from model_merging_methods.method import Method
 from model_merging_methods.methods import METHODS
 
-BASELINE = "task_arithmetic"
+BASELINE, SCALE = "task_arithmetic", "scaling_coefficient"
 # The first value is the default or the usual one.
-SCALES = (1, 0.3, 0.5, 0.7, 1.5)
+SCALES = (1, 0.2, 0.3, 0.5, 1.5)
 # For methods without a scaling coefficient: five values of the option that decides most.
 OTHER_OPTIONS = {
     "localize_and_stitch": ("sparsity", (0.1, 0.05, 0.2, 0.4, 0.8)),
@@ -22,8 +22,8 @@ OTHER_OPTIONS = {
 
 def tuned_option(method: Method) -> tuple[str, tuple[float, ...]] | None:
     """The option that is tuned, with its values; None if the method has none."""
-    if "scaling_coefficient" in method.options:
-        return "scaling_coefficient", SCALES
+    if SCALE in method.options:
+        return SCALE, SCALES
     return OTHER_OPTIONS.get(method.name)
 
 
@@ -41,9 +41,9 @@ def left_out() -> dict[str, str]:
 
 def _why_left_out(method: Method) -> str | None:
     if number_of_models(method) is None:
-        return "merges neither two fine-tunes nor three"
+        return "for other numbers of models"
     tuned = tuned_option(method)
     missing = [name for name, option in method.options.items() if option.default is None]
     if set(missing) - {tuned and tuned[0]}:
-        return f"needs --{missing[0]}, for which the table has no value"
+        return f"--{missing[0]} is required and has no value here"
     return None

@@ -21,7 +21,8 @@ BASELINE = [*[True] * 30, *[False] * 10]
 def score(method: str, right: list[bool], models: str = ALL, tasks: tuple[str, ...] = ("gsm8k", "MATH")) -> MethodScore:
     """The same answers to each task."""
     by_task = {task: dict(enumerate(right)) for task in tasks}
-    return MethodScore(models, method, "s = 0.5", by_task, by_task, dict.fromkeys(tasks, 20))
+    tuned = {"scaling_coefficient": (0.5, (1, 0.5, 2))} if method == "tsv_m" else {}
+    return MethodScore(models, method, tuned, by_task, by_task, dict.fromkeys(tasks, 20))
 
 
 SCORES = [
@@ -89,6 +90,9 @@ def test_rows_are_sorted_by_mean_within_the_models():
     assert rows["tsv_m"]["minus task arithmetic"][0].startswith("+25.0 [")
     assert rows["tsv_m"]["p, Holm"] == ("< 0.001, better",)
     assert rows["task_arithmetic"]["minus task arithmetic"] == ("baseline",)
+    assert rows["tsv_m"]["tuned"] == ("s = 0.5",) and rows["karcher"]["tuned"] == ("–",)
+    assert "chose it from 1 0.5 2, by" in table.remarks[0]
+    assert any(remark.startswith("1 of the methods chose the smallest or the largest") for remark in table.remarks)
     for text in (markdown([table]), latex(table), html_page([table], {})):
         assert "+25.0" in text and "nearswap" in text
 
@@ -148,7 +152,7 @@ def run_cells(folder: Path, *options: str):
 def test_methods_are_tuned_and_compared_from_the_shell(run):
     text = (run / "results" / "tables" / "methods.csv").read_text()
     means = {row["method"]: row for row in csv.DictReader(text.splitlines()) if row["dataset"] == "mean"}
-    assert means["task_arithmetic"]["options"] in ("", "s = 0.5")
+    assert means["task_arithmetic"]["options"] in ("s = 1", "s = 0.5") and means["karcher"]["options"] == ""
     assert float(means["karcher"]["p_holm"]) <= 1 and means["karcher"]["models"] == "LM & Code"
     assert means["karcher"]["value"] == means["karcher"]["default_value"], "it has nothing to tune"
     assert means["karcher"]["save_command"].startswith("python merge_llms_instruct_math_code.py --merge_instruct")
