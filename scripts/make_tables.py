@@ -14,6 +14,9 @@ from pathlib import Path
 
 from scripts.paper_tables.collect import collect_scores
 from scripts.paper_tables.figures import FIGURES
+from scripts.paper_tables.method_scores import collect_methods
+from scripts.paper_tables.method_table import methods_csv, methods_table
+from scripts.paper_tables.results import ResultsFolder
 from scripts.paper_tables.scores import OK, Score, scores_csv
 from scripts.paper_tables.tables import html_page, latex, markdown, paper_tables
 from utils.command_line import OneLineParser
@@ -42,9 +45,13 @@ def with_scores(
 
 
 def make_tables(results_dir: Path, scores: Sequence[Score]) -> None:
-    """Write tables/scores.csv, tables.md, tables.html and a .tex for each table; log missing and doubtful scores."""
+    """Write tables/scores.csv, tables.md, tables.html and a .tex for each table, and methods.csv if methods were
+    compared; log missing and doubtful scores."""
     folder = results_dir / "tables"
-    tables = paper_tables(scores)
+    tables, methods = paper_tables(scores), collect_methods(ResultsFolder(results_dir))
+    if methods:
+        tables.append(methods_table(methods))
+        write_whole(folder / "methods.csv", methods_csv(methods))
     drawn = [name for name in FIGURES if (results_dir / "figures" / f"{name}.svg").is_file()]
     pictures = {f"../figures/{name}.svg": FIGURES[name][1] for name in drawn}
     write_whole(folder / "scores.csv", scores_csv(scores))
@@ -54,6 +61,9 @@ def make_tables(results_dir: Path, scores: Sequence[Score]) -> None:
         write_whole(folder / f"{table.name}.tex", latex(table))
     for line in doubts(scores):
         log.info(line)
+    for method in methods:
+        if method.note:
+            log.info("missing, %s %s: %s", method.models, method.method, method.note)
     log.info("tables: %s", folder)
 
 

@@ -78,6 +78,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     group = parser.add_argument_group("searching")
     add(group, "draw_by", "how to propose ratios (default: mixup, as M3 draws)", choices=DRAW_BY, default="mixup")
+    text = "search the options alone, without M3's ratios; with nothing to vary, score that one merge"
+    group.add_argument("--without_mixup", action="store_true", help=text)
     add(group, "num_draws", "number of draws (default: 20)", type=positive_number, default=20)
     add_tasks_option(group)
     add(group, "data_dir", "folder with the sets' files (default: download with `datasets`)", type=Path)
@@ -128,7 +130,8 @@ def requested_draws(options: argparse.Namespace) -> tuple[list[str], Proposals, 
     space = search_space(options, roles)
     proposals = Proposals(space, options.draw_by, options.num_draws, options.seed or 0)
     proposals.check()
-    name = f"{run_name(space.base, len(roles))}_{proposals.draw_by}_seed_{proposals.seed}"
+    how = f"without_mixup_{proposals.draw_by}" if space.without_mixup else proposals.draw_by
+    name = f"{run_name(space.base, len(roles))}_{how}_seed_{proposals.seed}"
     default = OutputPlaces(options.output_dir, tasks_name(roles), name).mixup_search()
     return roles, proposals, options.results or default
 
@@ -136,7 +139,9 @@ def requested_draws(options: argparse.Namespace) -> tuple[list[str], Proposals, 
 def search_space(options: argparse.Namespace, roles: Sequence[str]) -> SearchSpace:
     """The search space of the options. Raises UserError for options that do not fit together."""
     method, mask_name = chosen_method(options)
-    has_ratios = METHODS[method].takes_ratios and len(roles) > 1
+    has_ratios = METHODS[method].takes_ratios and len(roles) > 1 and not options.without_mixup
+    if options.alpha is not None and options.without_mixup:
+        raise UserError("--alpha has no effect with --without_mixup, which draws no ratios; remove one of them")
     if options.alpha is not None and not has_ratios:
         raise UserError(f"--alpha has no effect on {method} of {len(roles)} models, which takes no ratios; remove it")
     if options.alpha is not None and options.draw_by != "mixup":
@@ -161,7 +166,7 @@ def search_space(options: argparse.Namespace, roles: Sequence[str]) -> SearchSpa
         elif name in varied:
             setattr(plain, name, None)  # `check` refuses it
     base = replace(merge_parameters(plain, roles), mixup=None, seed=options.seed or DEFAULTS["seed"])
-    space = SearchSpace(len(roles), base, alpha, varied)
+    space = SearchSpace(len(roles), base, alpha, varied, options.without_mixup)
     space.check()
     return space
 

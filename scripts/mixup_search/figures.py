@@ -56,7 +56,8 @@ def draw_figures(summary: SearchSummary) -> dict[str, Figure]:
     """The figures, by name, for which there are enough draws and tasks."""
     if not summary.compared_draws:
         return {}
-    figures = {"scores": _scores(summary)}
+    # Nothing varies in a search of one merge.
+    figures = {"scores": _scores(summary)} if any(_across(summary)) else {}
     if len(summary.tasks) > 1:
         figures["pareto_front"] = _pareto_fronts(summary)
     if len(summary.compared_draws) >= _FEWEST_DRAWS:

@@ -112,16 +112,18 @@ def drawing_order(parameters: MergeParameters, names: Iterable[str]) -> list[str
 class SearchSpace:
     """The merges that a search may propose: `base`, a merge of `number_of_models` models, at any ratios if its method
     takes them, and at any values of `varied`: options of the method and the mask, and `alpha`. `base` has the plain
-    choice of each varied option, and no ratios."""
+    choice of each varied option, and no ratios. `without_mixup`: no merge has ratios, and a single one may be the whole
+    space."""
 
     number_of_models: int
     base: MergeParameters
     alpha: Values
     options: Mapping[str, Values]
+    without_mixup: bool = False
 
     @property
     def has_ratios(self) -> bool:
-        return self.base.declared.takes_ratios and self.number_of_models > 1
+        return not self.without_mixup and self.base.declared.takes_ratios and self.number_of_models > 1
 
     @property
     def number_of_shares(self) -> int:
@@ -144,7 +146,7 @@ class SearchSpace:
             if name == "weight" and self.has_ratios:
                 raise UserError("--weight has no effect with M3's ratios, which replace it; remove it")
         self.base.check(self.number_of_models)
-        if not self.has_ratios and not self.varied:
+        if not self.has_ratios and not self.varied and not self.without_mixup:
             raise UserError(
                 f"{self.base.method}: takes no ratios to search; give several values or a range of an option, such as "
                 f"--{next(iter(_numeric_options(self.base)), 'scaling_coefficient')} LOW:HIGH"
@@ -167,6 +169,7 @@ class SearchSpace:
                 name: {"numbers": list(values[name].numbers), "is_range": values[name].is_range}
                 for name in drawing_order(self.base, values)
             },
+            **({"without_mixup": True} if self.without_mixup else {}),  # earlier versions never wrote it
         }
 
 
@@ -184,14 +187,15 @@ def space_from_fields(fields: Mapping[str, Any]) -> SearchSpace:
         # It has the single values of other options too.
         values = {name: value for name, value in values.items() if name == "alpha" or len(value["numbers"]) > 1}
     parsed = {name: Values(tuple(value["numbers"]), value["is_range"]) for name, value in values.items()}
-    return SearchSpace(fields["number_of_models"], base, parsed.pop("alpha"), parsed)
+    without_mixup = fields.get("without_mixup", False)
+    return SearchSpace(fields["number_of_models"], base, parsed.pop("alpha"), parsed, without_mixup)
 
 
 def references(space: SearchSpace, roles: Sequence[str]) -> list[Candidate]:
     """The candidates that draws are compared with; the first is the one that the choice is tested against.
 
-    Equal ratios, and for task arithmetic the method without M3, which adds whole task vectors. A method that takes no
-    ratios: its plain choice, and the average of the models. Then each fine-tune alone. A varied option has its plain
+    Equal ratios, and for task arithmetic the method without M3, which adds whole task vectors. Without ratios: the
+    plain choice, and the average of the models. Then each fine-tune alone. A varied option has its plain
     choice in these merges.
     """
     number = len(roles)
@@ -238,7 +242,10 @@ class Proposals:
     seed: int
 
     def check(self) -> None:
-        """Raise UserError for a space that has no grid, and for Optuna if it is needed and not installed."""
+        """Raise UserError for a space that has no grid, for a single merge that is to be drawn from a space, and for
+        Optuna if it is needed and not installed."""
+        if self.draw_by in ("sobol", "optimise") and not self.space.has_ratios and not self.space.varied:
+            raise UserError(f"--draw_by {self.draw_by}: there is one merge, and nothing to draw; remove it")
         if self.draw_by == "optimise" and find_spec("optuna") is None:
             raise UserError("--draw_by optimise: optuna is not installed; run `pip install -e .[search]`")
         if self.draw_by != "grid":

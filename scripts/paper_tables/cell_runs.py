@@ -3,7 +3,7 @@
 import argparse
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from model_merging_methods.command_line import chosen_roles, merge_parameters, r
 from model_merging_methods.merge_record import PRETRAINED, is_same_merge, list_input_files, read_record, tasks_name
 from model_merging_methods.merge_request import run_name
 from scripts.paper_tables import cells
-from scripts.paper_tables.cells import MAIN_JOB, Cell, CellState
+from scripts.paper_tables.cells import MAIN_JOB, SEARCH, Cell, CellState
+from scripts.paper_tables.method_scores import tested_examples
 from utils.content_hashes import files_hash
 from utils.errors import UserError
 from utils.json_files import read_json_object
@@ -26,6 +27,8 @@ TINY_ZOO = Path("scripts/tiny_zoo")
 TINY_EXAMPLES = 30
 TINY_ATTACK = {"num_samples": 20, "query_budget": 40}
 TINY_BERT = str(TINY_ZOO / "masked")
+# Of each task, how many questions tune a method and how many test it.
+PARTS, TINY_PARTS = {"num_validation": 50, "num_test": 200}, {"num_validation": 30}
 ATTACK_MODELS = ("mask_lm", "sentence_encoder", "word_vectors")
 NO_EFFECT = ("tensor_parallel_size", "overwrite")  # options that change no result
 
@@ -40,6 +43,7 @@ class Setting:
     data_dir: Path | None
     backend: str
     tensor_parallel_size: int | None
+    allow_code_execution: bool = False
 
     @property
     def is_tiny(self) -> bool:
@@ -97,6 +101,16 @@ class CellRun:
         return OutputPlaces(root, tasks_name(self.roles), name)
 
     @property
+    def tasks(self) -> list[str]:
+        """The tasks that the cell runs here. A search scores answers itself: without permission it leaves out tasks
+        whose answers are programs, and it has no judge for the answers of real models to AlpacaEval."""
+        if not self.cell.is_search:
+            return self.cell.tasks
+        setting = self.setting
+        known = [task for task in self.cell.tasks if setting.allow_code_execution or TASKS[task].program is None]
+        return [task for task in known if setting.is_tiny or task != "alpaca_eval"]
+
+    @property
     def merged_model(self) -> Path:
         """The merged folder that the cell runs on: the one with the first model's tokenizer."""
         return self.places.merged_model(self.roles[0])
@@ -110,6 +124,12 @@ class CellRun:
         running["backend"] = setting.backend
         if setting.tensor_parallel_size is not None:
             running["tensor_parallel_size"] = setting.tensor_parallel_size
+        if cell.is_search:
+            parts = TINY_PARTS if setting.is_tiny else PARTS
+            if setting.allow_code_execution:
+                running["allow_code_execution"] = True
+            places = {"tasks": self.tasks, "results": str(self.result_files[0])}
+            return [Command(SEARCH, {**merge, **parts, **options, **running, **places})]
         if cell.script == MAIN_JOB:
             if setting.is_tiny and "end_index" not in options:
                 running["end_index"] = TINY_EXAMPLES
@@ -150,12 +170,16 @@ class CellRun:
 
     @property
     def result_files(self) -> list[Path]:
-        """The cell's result files: scores, or the results of attacks."""
+        """The cell's result files: scores, the results of attacks, or those of a search."""
+        if self.cell.is_search:
+            return [cells.search_results(self.places, self.cell, self.setting.allow_code_execution)]
         attacks = [self.places.adversarial_result(self.cell.tasks[0], attack) for attack in self.cell.attacks]
         return attacks or [self.places.scores()]
 
     def results(self) -> dict[str, dict[str, Any]]:
-        """The options of each readable result, by attack or else by task."""
+        """The options of each readable result, by attack or else by task; of a search, how many questions tested it."""
+        if self.cell.is_search:
+            return {task: {"examples": number} for task, number in tested_examples(self.result_files[0]).items()}
         files = [_read_result(path) for path in self.result_files]
         contents = dict(zip(self.cell.attacks, files, strict=True)) if self.cell.attacks else files[0]
         names = self.cell.attacks or self.cell.tasks
@@ -191,12 +215,17 @@ class CellRun:
         """Whether the cell was run with these options, on the models and sets as they are now, and all its results
         still exist. The number of GPUs does not matter. Models and sets that are no longer on this machine count as
         unchanged."""
+        setting = self.setting
+        if self.cell.is_search and not setting.allow_code_execution:
+            with_programs = replace(self, setting=replace(setting, allow_code_execution=True))
+            if with_programs.is_done():
+                return True
         state, results = self.state, self.results()
         return (
             state is not None
             and state.status == cells.DONE
             and self.has_same_commands(state)
-            and results.keys() == set(self.cell.attacks or self.cell.tasks)
+            and results.keys() == set(self.cell.attacks or self.tasks)
             and state.result_options in (None, results)
             and not self.changed_inputs(state)
         )

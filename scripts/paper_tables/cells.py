@@ -14,6 +14,8 @@ from inference_llms.tasks import TASKS_OF_ROLE
 from model_merging_methods.command_line import add_merge_options, chosen_roles, merge_parameters
 from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merge_record import RECORD_FILE
+from model_merging_methods.methods import METHODS as ALL_METHODS
+from scripts.paper_tables.tuning import BASELINE, left_out, number_of_models, tuned_option
 from utils.command_line import OneLineParser, options_on_record
 from utils.errors import UserError
 from utils.json_files import check_shape, read_json_object
@@ -22,6 +24,7 @@ from utils.whole_files import write_json
 
 MAIN_JOB = "merge_llms_instruct_math_code.py"
 LIVEBENCH = "ood_robust_inference.py"
+SEARCH = "scripts/search_mixup.py"
 ATTACK_SCRIPTS = ("promptbench/sst2.py", "promptbench/cola.py")
 MERGED = "MERGED"  # in a cell's options: the folder of its merge
 
@@ -38,7 +41,7 @@ class Cell:
     """One call of an entry script, whose results are in `tables`.
 
     `merge`: the main job's options that make the model. `script` and `options`: the call itself; the main job merges
-    and runs the tasks in one call.
+    and runs the tasks in one call, and so does a search, whose options replace those of `merge`.
     """
 
     tables: tuple[str, ...]
@@ -57,6 +60,10 @@ class Cell:
     @property
     def is_attack(self) -> bool:
         return self.script.startswith("promptbench/")
+
+    @property
+    def is_search(self) -> bool:
+        return self.script == SEARCH
 
     @property
     def tasks(self) -> list[str]:
@@ -145,6 +152,22 @@ def alpha_cells(seeds: Sequence[int]) -> Iterator[Cell]:
             yield Cell(("alpha",), {**plain, "mixup": True, "alpha": alpha, "seed": seed})
 
 
+def methods_cells(seeds: Sequence[int]) -> Iterator[Cell]:
+    """Every method, with one option tuned on a validation part: all three models, or LM & Math if it merges only pairs.
+
+    Both groups have the baseline. Nothing is drawn, so there is one cell for all seeds."""
+    for name, method in ALL_METHODS.items():
+        if name in left_out():
+            continue
+        numbers = (3, 2) if name == BASELINE else (number_of_models(method),)
+        option, values = tuned_option(method) or (None, ())
+        tuned = {option: list(values)} if option else {}
+        required = {option: values[0]} if option and method.options[option].default is None else {}
+        for number in numbers:
+            merge = merge_options(THREE[:number], merging_method_name=name, **required)
+            yield Cell(("methods",), merge, SEARCH, {"without_mixup": True, **tuned})
+
+
 # Add an entry for a custom table: `bash scripts/paper/run.sh NAME` runs it.
 TABLES: dict[str, Callable[[Sequence[int]], Iterator[Cell]]] = {
     "performance": performance_cells,
@@ -152,6 +175,7 @@ TABLES: dict[str, Callable[[Sequence[int]], Iterator[Cell]]] = {
     "ood": ood_cells,
     "adversarial": adversarial_cells,
     "alpha": alpha_cells,
+    "methods": methods_cells,
 }
 
 
@@ -186,6 +210,12 @@ def merge_record_path(places: OutputPlaces) -> Path | None:
     """The record of a merge: beside its weights, else the copy that outlives them."""
     beside = sorted((places.root / "save_merge_models" / places.tasks).glob(f"*/{places.name}/{RECORD_FILE}"))
     return next((path for path in (*beside, places.kept_record()) if path.is_file()), None)
+
+
+def search_results(places: OutputPlaces, cell: Cell, with_programs: bool) -> Path:
+    """The results file of a search, with tasks whose answers are programs or without."""
+    ending = ".sqlite" if with_programs else "_without_programs.sqlite"
+    return places.mixup_search().with_name(f"{cell.name}{ending}")
 
 
 def option_words(options: Mapping[str, Any]) -> list[str]:

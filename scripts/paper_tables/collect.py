@@ -11,7 +11,7 @@ from inference_llms.evaluators.results import Verdicts
 from inference_llms.raw_generations import stored_rows
 from inference_llms.tasks import LIVEBENCH_TASKS, TASKS
 from scripts.paper_tables.cell_runs import ROOT
-from scripts.paper_tables.cells import DONE, FAILED, LIVEBENCH, MAIN_JOB, RUNNING, CellState
+from scripts.paper_tables.cells import LIVEBENCH, MAIN_JOB
 from scripts.paper_tables.names import DATA_SETS, METHODS, dataset_name
 from scripts.paper_tables.results import (
     RERUN,
@@ -21,6 +21,7 @@ from scripts.paper_tables.results import (
     read_health,
     remake_command,
     task_records,
+    why_missing,
 )
 from scripts.paper_tables.scores import (
     CONFLICT,
@@ -41,6 +42,7 @@ from utils.output_places import SINGLE_MODEL, OutputPlaces
 
 def collect_scores(results_dir: Path) -> list[Score]:
     """All scores, including missing, broken and conflicting ones, in the order of models, methods and data sets.
+    Searches are not among them (`method_scores.collect_methods`).
 
     Raises UserError if there is neither a result nor a cell."""
     if not results_dir.is_dir():
@@ -50,7 +52,7 @@ def collect_scores(results_dir: Path) -> list[Score]:
     scores += missing_scores(results, scores)
     for path, reason in results.broken_cells.items():
         scores.append(Score(variant=path.stem, result_file=str(path), status=UNREADABLE, note=reason))
-    if not scores:
+    if not scores and not any(state.cell.is_search for state in results.cells.values()):
         raise UserError(f"{results_dir} holds no results; run a script of scripts/paper first")
     return sorted(mark_conflicts(scores), key=_order)
 
@@ -258,8 +260,10 @@ def missing_scores(results: ResultsFolder, scores: Iterable[Score]) -> Iterator[
     existing = {(score.line, score.draw) for score in scores}
     broken_files = {score.result_file: score.note for score in scores if not score.dataset}
     for path, state in results.cells.items():
+        if state.cell.is_search:  # in the table of methods
+            continue
         places, attacks = state.places(results.folder), state.cell.attacks
-        about_merge, reason = results.about(places), _why_missing(path, state)
+        about_merge, reason = results.about(places), why_missing(path, state)
         if not attacks:
             reason = broken_files.get(str(places.scores()), reason)
         for task, attack in [(task, attack) for task in state.cell.tasks for attack in attacks or [""]]:
@@ -267,14 +271,6 @@ def missing_scores(results: ResultsFolder, scores: Iterable[Score]) -> Iterator[
             score = Score(**about, dataset=dataset_name(task), attack=attack, status=MISSING, note=reason)
             if (score.line, score.draw) not in existing:
                 yield score
-
-
-def _why_missing(path: Path, state: CellState) -> str:
-    if state.status == DONE:
-        return f"the cell ran, but its result no longer exists; remove {path} and rerun its script"
-    if state.status == FAILED:
-        return f"failed: {state.reason or ''}"
-    return "interrupted, or running now" if state.status == RUNNING else "not run yet"
 
 
 def mark_conflicts(scores: Iterable[Score]) -> list[Score]:

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 NEEDS_PERMISSION = "needs --allow_code_execution: it runs generated programs"
 
 
-def evaluate(setting: Setting, allow_code_execution: bool) -> None:
+def evaluate(setting: Setting) -> None:
     """Score all files that have no result yet. Failures and missing evaluators are printed and recorded; no failure
     stops another evaluator."""
     unscored = [
@@ -25,7 +25,7 @@ def evaluate(setting: Setting, allow_code_execution: bool) -> None:
     notes: dict[Path, str] = {}
     for files in unscored:
         evaluator = files.task.evaluator
-        if evaluator.runs_programs and not allow_code_execution:
+        if evaluator.runs_programs and not setting.allow_code_execution:
             notes[files.files[0]] = NEEDS_PERMISSION
             continue
         try:

@@ -19,7 +19,9 @@ from model_merging_methods.method import Option, Value
 from model_merging_methods.model_card import model_name
 from scripts.paper_tables.cells import (
     DONE,
+    FAILED,
     MAIN_JOB,
+    RUNNING,
     STATES,
     CellState,
     merge_of_options,
@@ -262,6 +264,15 @@ def _changed_options(values: Mapping[str, Value], declared: Mapping[str, Option]
 
 def _text(value: Value) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def why_missing(path: Path, state: CellState) -> str:
+    """Why a cell lacks a result."""
+    if state.status == DONE:
+        return f"the cell ran, but its result no longer exists; remove {path} and rerun its script"
+    if state.status == FAILED:
+        return f"failed: {state.reason or ''}"
+    return "interrupted, or running now" if state.status == RUNNING else "not run yet"
 
 
 def remake_command(about: Mapping[str, Any]) -> str:

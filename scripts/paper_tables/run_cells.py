@@ -120,7 +120,7 @@ def run(options: argparse.Namespace) -> None:
     outcomes = run_jobs(jobs, slots, options.delete_merged_models)
     if options.job is None:
         with locked(setting.results_dir / "tables", blocking=True):
-            evaluate(setting, options.allow_code_execution)
+            evaluate(setting)
             scores = collect_scores(setting.results_dir)
             plot_figures(setting.results_dir, scores)
             make_tables(setting.results_dir, scores)
@@ -150,7 +150,8 @@ def setting_of_options(options: argparse.Namespace) -> Setting:
     if data_dir is not None:
         data_dir = from_root(data_dir, options.working_folder)
     backend = options.backend or ("transformers" if models == TINY else "auto")
-    return Setting(results_dir, models, data_dir, backend, options.tensor_parallel_size)
+    size, allowed = options.tensor_parallel_size, options.allow_code_execution
+    return Setting(results_dir, models, data_dir, backend, size, allowed)
 
 
 def from_root(path: Path, working_folder: Path) -> Path:

@@ -198,14 +198,14 @@ def _commands_to_replace(run: CellRun, ran: set[str]) -> list[Command]:
     Raises UserError if the results folder has a merge of other models, which these commands did not make."""
     state, merge = run.state, run.commands[0]
     is_rerun = state is not None and state.hashes is not None and run.has_same_commands(state)
-    replaces_merge = merge.text not in ran and run.holds_other_merge()
+    replaces_merge = not run.cell.is_search and merge.text not in ran and run.holds_other_merge()
     if replaces_merge and not is_rerun:
         raise UserError(f"{run.setting.results_dir} holds this merge of other models; choose another --results_dir")
     changed = run.changed_inputs(state) if is_rerun else []
     if not changed:
         return []
     log.info("%s: runs again and replaces its results; changed: %s", run.cell.name, ", ".join(changed))
-    if not run.cell.attacks:
+    if not run.cell.attacks and not run.cell.is_search:
         return [run.commands[-1], *([merge] if replaces_merge else [])]
     for path in run.result_files:
         path.unlink(missing_ok=True)
@@ -269,6 +269,8 @@ def write_job_array(cells: Sequence[Cell], jobs: int, setting: Setting, delete_m
             options += [f"--{name}", str(value)]
     if delete_merged_models:
         options.append("--delete_merged_models")
+    if setting.allow_code_execution:
+        options.append("--allow_code_execution")
     tables = dict.fromkeys(table for cell in cells for table in cell.tables)
     digest = hashlib.sha256(json.dumps([options, content]).encode()).hexdigest()[:8]
     folder, name = (ROOT / setting.results_dir / ARRAYS).resolve(), f"{'_'.join(tables)}_{digest}"

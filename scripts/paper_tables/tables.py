@@ -206,7 +206,7 @@ def _cell(table: Table, summary: Summary | None) -> CellLines:
     published = _published_line(summary, known)
     if summary.value is None:
         return (f"{NOTHING} {marks}", *published)
-    lines = [_with_interval(summary.value, summary.low, summary.high)]
+    lines = [with_interval(summary.value, summary.low, summary.high)]
     if summary.spread is not None:
         lines.append(f"sd {summary.spread:.1f}, best {summary.best:.1f}")
     if summary.draws < summary.expected_draws:
@@ -247,7 +247,7 @@ def _add_published(table: Table, dataset: str, shown: str) -> None:
             table.add(labels, [*cells, *[(NOTHING,)] * (len(table.head) - len(labels) - len(cells))])
 
 
-def _with_interval(value: float, low: float | None, high: float | None) -> str:
+def with_interval(value: float, low: float | None, high: float | None) -> str:
     return f"{value:.1f}" if low is None or high is None else f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 

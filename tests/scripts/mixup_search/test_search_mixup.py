@@ -244,10 +244,29 @@ def test_another_method_with_ratios_is_searched(tmp_path):
     assert found["equal ratios"] == ["nuslerp", 0.5, 0] and found["draw 0"][1] != 0.5
 
 
+def test_without_mixup_a_coefficient_is_searched_alone(tmp_path):
+    options = ("--merging_method_name", "task_arithmetic", "--scaling_coefficient", 1, 0.5, "--tasks", "gsm8k")
+    search_models(tmp_path, *options, "--without_mixup")
+    found = values(tmp_path, "scaling_coefficient, ratio_chat")
+    assert {name: found[name] for name in found if name.startswith(("draw", "plain"))} == {
+        "plain choice": [1.0, None],
+        "draw 0": [1.0, None],
+        "draw 1": [0.5, None],
+    }
+
+
+def test_without_mixup_one_merge_is_scored(tmp_path):
+    done = search_models(tmp_path, "--merging_method_name", "model_stock", "--tasks", "gsm8k", "--without_mixup")
+    assert "draw 0 scores the same as plain choice" in done.stdout
+    assert [name for name in values(tmp_path, "method") if name.startswith("draw")] == ["draw 0"]
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
         ("--merging_method_name magmax --tasks gsm8k", "magmax: takes no ratios to search"),
+        ("--merging_method_name linear --alpha 0.5 --without_mixup", "--alpha has no effect with --without_mixup"),
+        ("--merging_method_name linear --without_mixup --draw_by sobol", "there is one merge, and nothing to draw"),
         ("--merging_method_name magmax --alpha 0.5 --tasks gsm8k", "--alpha has no effect on magmax"),
         ("--merging_method_name slerp --t 0.2:1.5 --tasks gsm8k", "--t 0.2:1.5: give a number between 0 and 1"),
         ("--merging_method_name slerp --tasks gsm8k", "slerp: give --t"),

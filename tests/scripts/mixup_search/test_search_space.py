@@ -2,6 +2,7 @@
 
 import math
 from argparse import ArgumentParser
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,12 +18,14 @@ from scripts.mixup_search.search_space import (
     ALPHA,
     DRAW_BY,
     Proposals,
+    SearchSpace,
     Values,
     even_ratios,
     parse_values,
     ratios_at,
     references,
     shares_of,
+    space_from_fields,
 )
 from tests.scripts.mixup_search.small_search import space_of
 from utils.errors import UserError
@@ -150,6 +153,13 @@ def test_listed_options_without_ratios_are_drawn_once():
 def test_a_space_of_one_merge_is_refused():
     with pytest.raises(UserError, match=r"^magmax: takes no ratios to search; .*--scaling_coefficient LOW:HIGH$"):
         space_of(MAGMAX).check()
+
+
+def test_a_space_without_mixup_is_stored_as_one():
+    plain = SearchSpace(2, parameters_of("task_arithmetic"), Values((0.5,)), {}, without_mixup=True)
+    plain.check()
+    assert space_from_fields(plain.to_fields()) == plain and not plain.has_ratios
+    assert "without_mixup" not in replace(plain, without_mixup=False).to_fields()
 
 
 def test_weights_are_one_value_for_all_models_and_not_beside_ratios():

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from model_merging_methods.methods import METHODS as ALL_METHODS
 from scripts.paper_tables.cells import (
     METHODS,
     PAIRS,
@@ -18,6 +19,7 @@ from scripts.paper_tables.cells import (
     read_state,
 )
 from scripts.paper_tables.names import METHODS as METHOD_NAMES
+from scripts.paper_tables.tuning import BASELINE, left_out, tuned_option
 from tests.scripts.paper_tables.support import MERGE
 from utils.errors import UserError
 
@@ -45,7 +47,7 @@ def test_performance_merges_each_group_by_each_method_without_m3_and_with_draws(
 
 
 def test_tables_share_cells():
-    cells = cells_of_tables([*TABLES], SEEDS)
+    cells = cells_of_tables([name for name in TABLES if name != "methods"], SEEDS)
     assert len({cell.name for cell in cells}) == len(cells) == 138
     plain = [cell for cell in cells if "dare" in cell.tables and "use_weight_rescale" not in cell.merge]
     assert len(plain) == 12 and all("performance" in cell.tables for cell in plain)
@@ -63,6 +65,27 @@ def test_pairs_meet_the_sets_that_the_paper_gives_them():
     attacks = Counter((*cell.tasks, attack) for cell in cells for attack in cell.attacks)
     names = ("deepwordbug", "bertattack", "stresstest")
     assert attacks == {(task, name): 12 for task in ("sst2", "cola") for name in names}
+
+
+def test_every_method_is_compared_once_or_left_out_with_a_reason():
+    found = Counter()
+    for cell in cells_of_tables(["methods"], SEEDS):
+        roles, parameters = merge_of_options(cell.merge)
+        found[parameters.method, len(roles)] += 1
+        assert cell.is_search and cell.options["without_mixup"]
+    methods = [method for method, number in found if (method, number) != (BASELINE, 2)]
+    assert sorted([*methods, *left_out()]) == sorted(ALL_METHODS)
+    assert set(found.values()) == {1} and {(BASELINE, 2), (BASELINE, 3), ("slerp", 2), ("linear", 3)} <= set(found)
+    assert left_out()["arcee_fusion"] == "for other numbers of models"
+
+
+def test_every_tuned_method_has_five_values_with_its_default_first():
+    for name, method in ALL_METHODS.items():
+        if tuned := tuned_option(method):
+            option, values = tuned
+            assert len(set(values)) == 5 and method.options[option].default in (None, values[0]), name
+            for value in values:
+                method.options[option].check(value)
 
 
 def test_methods_of_the_tables_have_names():

@@ -21,7 +21,7 @@ AGREEMENT = f"{ANSWERS}_agreement.json"
 
 def call(results: Path, data_dir: Path | None = None, allow: bool = False) -> dict[str, dict[str, str]]:
     """Call the evaluators and make the tables; the scores by data set."""
-    evaluate(Setting(results, "tiny", data_dir, "transformers", None), allow_code_execution=allow)
+    evaluate(Setting(results, "tiny", data_dir, "transformers", None, allow_code_execution=allow))
     make_tables([str(results)])
     return {row["dataset"]: row for row in read_scores(results)}
 

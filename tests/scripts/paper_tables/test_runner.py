@@ -23,7 +23,17 @@ from promptbench.run_attacks import build_parser as attack_parser
 from promptbench.sst2 import TASK as SST2
 from scripts.make_tables import main as make_tables
 from scripts.paper_tables.cell_runs import CellRun, Command, Setting
-from scripts.paper_tables.cells import DONE, FAILED, LIVEBENCH, MAIN_JOB, TABLES, Cell, cells_of_tables, state_path
+from scripts.paper_tables.cells import (
+    DONE,
+    FAILED,
+    LIVEBENCH,
+    MAIN_JOB,
+    SEARCH,
+    TABLES,
+    Cell,
+    cells_of_tables,
+    state_path,
+)
 from scripts.paper_tables.run_cells import measured_seconds
 from scripts.paper_tables.runner import (
     job_slots,
@@ -34,6 +44,7 @@ from scripts.paper_tables.runner import (
     tensor_parallel_size,
     visible_gpus,
 )
+from scripts.search_mixup import build_parser as search_parser
 from tests.inference_llms.support import ROOT
 from tests.scripts.paper_tables.support import MERGE, TINY_MODELS, TYPOS, ZOO, read_scores
 from utils.errors import UserError
@@ -92,12 +103,21 @@ def commands_of_scores(results_dir: Path) -> list[str]:
 
 @pytest.mark.parametrize("models", [None, "tiny"])
 def test_every_command_is_one_that_its_script_accepts(models, tmp_path):
-    parsers = {MAIN_JOB: main_job_parser(), LIVEBENCH: livebench_parser()}
-    jobs = jobs_of_cells(cells_of_tables([*TABLES], [0, 1]), Setting(tmp_path, models, None, "auto", None))
+    parsers = {MAIN_JOB: main_job_parser(), LIVEBENCH: livebench_parser(), SEARCH: search_parser()}
+    setting = Setting(tmp_path, models, None, "auto", None, allow_code_execution=models is None)
+    jobs = jobs_of_cells(cells_of_tables([*TABLES], [0, 1]), setting)
     assert len({job[0].places for job in jobs}) == len(jobs)  # no two jobs write to one place
     for command in (command for job in jobs for run in job for command in run.commands):
         parsers.get(command.script, attack_parser(SST2)).parse_args(command.words[1:])
         assert shlex.split(command.text) == ["python", *command.words]
+
+
+def test_a_search_runs_the_tasks_that_it_can_score():
+    cell = next(cell for cell in cells_of_tables(["methods"], [0]) if len(cell.tasks) == 5)
+    allowed = replace(PAPER, allow_code_execution=True)
+    assert CellRun(cell, PAPER).tasks == ["gsm8k", "MATH"]
+    assert CellRun(cell, allowed).tasks == ["gsm8k", "MATH", "human_eval", "mbpp"]
+    assert CellRun(cell, replace(allowed, models="tiny")).tasks == cell.tasks
 
 
 def test_a_wrong_cell_is_named_before_anything_runs():
