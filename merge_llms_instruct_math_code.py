@@ -32,6 +32,7 @@ from inference_llms.run_tasks import (
 from inference_llms.tasks import role_of_task, tasks_of_models
 from model_merging_methods.command_line import (
     add_merge_options,
+    check_nothing_else,
     chosen_roles,
     merge_parameters,
     requested_merge,
@@ -40,6 +41,7 @@ from model_merging_methods.merge_request import PRETRAINED, MergeRequest, run_na
 from utils.command_line import OneLineParser, options_on_record
 from utils.custom_code import check_runs_without_code
 from utils.errors import UserError, run_command_line
+from utils.model_folders import FINETUNED_MODELS
 from utils.output_places import OutputPlaces
 from utils.run_log import log_time, logged_run
 from utils.whole_files import remove_folder
@@ -47,6 +49,7 @@ from utils.whole_files import remove_folder
 log = logging.getLogger(__name__)
 
 SCRIPT = "merge_llms_instruct_math_code.py"
+RECIPE = "recipe"  # in place of the models' roles
 EXAMPLES = f"""examples:
   python {SCRIPT} --merge_instruct --merge_math --merging_method_name average_merging --mixup --alpha 0.5
   python {SCRIPT} --merge_math --merge_code --merging_method_name ties_merging --merge_only
@@ -62,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add_merge_options(parser)
+    parser.add_argument("--recipe", type=Path, metavar="FILE", help="merge this recipe in mergekit's YAML instead")
     running = parser.add_argument_group("running")
     running.add_argument("--check", action="store_true", help="check the inputs, print the findings, and stop")
     running.add_argument("--merge_only", action="store_true", help="stop after saving the merged model")
@@ -82,6 +86,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError(
             "--check, --device, --allow_unrelated: have no effect with --backend replay, which merges nothing"
         )
+    if options.recipe is not None:
+        models = (PRETRAINED, *FINETUNED_MODELS)
+        others = ("from_record", "models", "allow_unrelated", *(f"{role}_model" for role in models))
+        check_nothing_else(options, "--recipe", others)
+    if options.check and options.recipe is not None:
+        from model_merging_methods.recipes.merging import check_recipe
+
+        sys.exit(check_recipe(options.recipe))
     if options.check:
         from model_merging_methods.preflight import print_findings
 
@@ -89,7 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with logged_run() as keep_log:
         command = shlex.join(["python", SCRIPT, *(sys.argv[1:] if arguments is None else arguments)])
         log.info("command: %s", command)
-        merge_infer_score(options, command, keep_log)
+        if options.recipe is None:
+            merge_infer_score(options, command, keep_log)
+        else:
+            merge_recipe_infer_score(options, command, keep_log)
 
 
 def merge_infer_score(options: argparse.Namespace, command: str, keep_log: Callable[[Path], None]) -> None:
@@ -112,6 +127,20 @@ def merge_infer_score(options: argparse.Namespace, command: str, keep_log: Calla
     replays = options.backend == "replay"
     if not replays:
         merge(options, request, targets, examples)
+    run_and_score(options, places, targets, examples, command, keep_log)
+
+
+def run_and_score(
+    options: argparse.Namespace,
+    places: OutputPlaces,
+    targets: Mapping[str, Path],
+    examples: Mapping[str, dict[str, TaskExamples]],
+    command: str,
+    keep_log: Callable[[Path], None],
+) -> None:
+    """Run each merged model on its examples, or replay them, and score the answers."""
+    replays = options.backend == "replay"
+    if not replays:
         keep_log(places.log(log_time()))
     sources = {
         role: ReplaySource(str(targets[role]), options.replay_from) if replays else model_source(options, targets[role])
@@ -128,6 +157,23 @@ def merge_infer_score(options: argparse.Namespace, command: str, keep_log: Calla
         for folder in targets.values():
             remove_folder(folder)
             log.info("deleted %s", folder)
+
+
+def merge_recipe_infer_score(options: argparse.Namespace, command: str, keep_log: Callable[[Path], None]) -> None:
+    """The same for a recipe, whose merged model runs all tasks."""
+    from model_merging_methods.merge_models import MergeWork
+    from model_merging_methods.recipes.merging import merge_recipe, recipe_run_name
+
+    places = OutputPlaces(options.output_dir, RECIPE, recipe_run_name(options.recipe))
+    target = places.merged_model(RECIPE)
+    examples = {} if options.merge_only else load_examples_by_role(options, [RECIPE])
+    if options.backend != "replay":
+        if examples:
+            check_engine(options)
+        merge_recipe(
+            options.recipe, target, overwrite=options.overwrite, work=MergeWork(device=options.device or "cpu")
+        )
+    run_and_score(options, places, {RECIPE: target}, examples, command, keep_log)
 
 
 def load_examples_by_role(options: argparse.Namespace, roles: Sequence[str]) -> dict[str, dict[str, TaskExamples]]:

@@ -336,12 +336,17 @@ def _model_places(options: argparse.Namespace, roles: Sequence[str]) -> Iterator
         yield role, named.get(role) or getattr(options, f"{role}_model", None), FINETUNED_MODELS.get(role)
 
 
+def check_nothing_else(options: argparse.Namespace, alone: str, more: Sequence[str] = ()) -> None:
+    """Raise UserError for options that define a merge beside one that holds the whole merge, such as --from_record."""
+    roles = [f"merge_{role}" for role in FINETUNED_MODELS]
+    for name in (*DEFAULTS, *declared_options(), *_OTHER_OPTIONS, "models_dir", *roles, *more):
+        if getattr(options, name) not in (None, False):
+            raise UserError(f"--{name} has no effect with {alone}, which holds the whole merge; remove it")
+
+
 def recorded_request(options: argparse.Namespace) -> MergeRequest:
     """The merge of `--from_record`, whose models may have moved since. Nothing else about it can change."""
-    roles = [f"merge_{role}" for role in FINETUNED_MODELS]
-    for name in (*DEFAULTS, *declared_options(), *_OTHER_OPTIONS, "models_dir", *roles):
-        if getattr(options, name) not in (None, False):
-            raise UserError(f"--{name} has no effect with --from_record, which holds the whole merge; remove it")
+    check_nothing_else(options, "--from_record")
     given = {role: getattr(options, f"{role}_model") for role in (PRETRAINED, *FINETUNED_MODELS)}
     given |= _named_models(options.models or ())
     moved = {role: find_model_folder(path) for role, path in given.items() if path is not None}

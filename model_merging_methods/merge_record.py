@@ -191,6 +191,8 @@ def request_from_record(path: Path, moved: Mapping[str, Path]) -> MergeRequest:
 
 
 def _recipe(path: Path, fields: Mapping[str, Any], seed: int, roles: Iterable[str]) -> NamedRecipe:
+    if fields.get("earlier_documents"):
+        raise UserError(f"{path}: the recipe of this merge has several documents; run the recipe again")
     recipe = with_seed(recipe_from_plain(fields["document"], path), seed)
     return NamedRecipe(recipe, {ModelReference(role): role for role in roles}, fields["adapters"])
 

@@ -24,11 +24,13 @@ PRETRAINED = "pretrained"
 
 @dataclass(frozen=True)
 class NamedRecipe:
-    """A recipe, and the roles of its models. `adapters` maps the role of an adapter to its base's."""
+    """A recipe, and the roles of its models. `adapters` maps the role of an adapter to its base's. `earlier` are the
+    documents of the same file that made some of the models."""
 
     recipe: Recipe
     roles: Mapping[ModelReference, str]
     adapters: Mapping[str, str]
+    earlier: tuple[Mapping[str, Any], ...] = ()
 
     def leaves_out(self, role: str, name: str) -> bool:
         """Whether no slice has a tensor of this model, because of its layer."""
@@ -40,7 +42,8 @@ class NamedRecipe:
     def fields(self) -> dict[str, Any]:
         """The recipe as records store it: its text's values, with roles for models."""
         names = {str(model): role for model, role in self.roles.items()}
-        return {"document": with_models(self.recipe.document, names), "adapters": dict(self.adapters)}
+        fields = {"document": with_models(self.recipe.document, names), "adapters": dict(self.adapters)}
+        return {**fields, "earlier_documents": list(self.earlier)} if self.earlier else fields
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,16 @@
 """Merge what a recipe file says: its documents in order, each in a folder, of which only the result's is kept."""
 
+import hashlib
+import json
 import logging
 import re
-import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from model_merging_methods.merge_models import MergeWork, merge_models
 from model_merging_methods.merge_request import PRETRAINED, MergeRequest, NamedRecipe
@@ -14,6 +18,7 @@ from model_merging_methods.recipes.opening import first_parameters, open_recipe
 from model_merging_methods.recipes.read_recipes import read_recipes, with_seed
 from model_merging_methods.recipes.recipe import Recipe
 from model_merging_methods.recipes.references import ModelReference
+from utils.errors import UserError
 from utils.findings import Findings
 from utils.model_folders import find_model_folder
 
@@ -40,15 +45,39 @@ def merge_recipe(
     if values_per_file is not None:
         size = _ITEM_SIZES.get(result.out_dtype or result.dtype, 2)
         work = replace(work, largest_shard=values_per_file * size)
-    target.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.documents.", dir=target.absolute().parent) as scratch:
+    with _scratch_folder(target, earlier) as scratch:
         made: dict[str, Path] = {}
         for recipe in earlier:
-            made[recipe.name] = Path(scratch) / f"{len(made)}_{_word(recipe.name)}"
+            made[recipe.name] = scratch / f"{len(made)}_{_word(recipe.name)}"
             log.info("merging document %s of the recipe", recipe.name)
             request = recipe_request(recipe, made)
             merge_models(request, {PRETRAINED: made[recipe.name]}, work=work)
-        merge_models(recipe_request(result, made), {PRETRAINED: target}, overwrite=overwrite, work=work)
+        request = recipe_request(result, made, [recipe.document for recipe in earlier])
+        merge_models(request, {PRETRAINED: target}, overwrite=overwrite, work=work)
+
+
+def recipe_run_name(file: Path) -> str:
+    """The name of a recipe's results: the file's, and a hash of its content. Different recipes never share a name."""
+    documents = [recipe.document for recipe in read_recipes(file)]
+    digest = hashlib.blake2b(json.dumps(documents).encode(), digest_size=4).hexdigest()
+    return f"{_word(file.stem)}_{digest}"
+
+
+@contextmanager
+def _scratch_folder(target: Path, documents: Sequence[Recipe]) -> Iterator[Path]:
+    """A hidden folder beside `target` for the models of documents, removed at the end. After a kill or Ctrl-C it stays,
+    and the next run of the same documents goes on from it."""
+    text = json.dumps([[recipe.document, recipe.seed] for recipe in documents], sort_keys=True)
+    digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    scratch = target.absolute().parent / f".{target.name}.documents.{digest}"
+    if documents:
+        scratch.mkdir(parents=True, exist_ok=True)
+    try:
+        yield scratch
+    except UserError:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def check_recipe(file: Path) -> int:
@@ -66,8 +95,11 @@ def check_recipe(file: Path) -> int:
     return 2 if findings.errors else 0
 
 
-def recipe_request(recipe: Recipe, made: Mapping[str, Path] = {}) -> MergeRequest:
-    """The merge of a recipe; `made` are the folders of documents by name. Models of the hub are downloaded."""
+def recipe_request(
+    recipe: Recipe, made: Mapping[str, Path] = MappingProxyType({}), earlier: Sequence[Mapping[str, Any]] = ()
+) -> MergeRequest:
+    """The merge of a recipe; `made` are the folders of documents by name, `earlier` these documents. Models of the hub
+    are downloaded."""
     folders: dict[ModelReference, Path] = {}
     adapters: dict[ModelReference, ModelReference] = {}
     for model in recipe.models:
@@ -77,19 +109,20 @@ def recipe_request(recipe: Recipe, made: Mapping[str, Path] = {}) -> MergeReques
         if model.lora is not None:
             folders[model] = find_model_folder(model.lora.path, model.lora.revision)
             adapters[model] = whole
-    roles = dict(zip(folders, _roles(list(folders)), strict=True))
+    names = {source.model: source.name for one in recipe.slices for source in one.sources if source.name}
+    roles = dict(zip(folders, _roles(list(folders), names), strict=True))
     by_role = {roles[model]: folder for model, folder in folders.items()}
     of_adapters = {roles[model]: roles[whole] for model, whole in adapters.items()}
-    named = NamedRecipe(recipe, roles, of_adapters)
+    named = NamedRecipe(recipe, roles, of_adapters, tuple(earlier))
     parameters = first_parameters(named, by_role)
     return MergeRequest(by_role.pop(PRETRAINED), by_role, parameters, named)
 
 
-def _roles(models: Sequence[ModelReference]) -> list[str]:
-    """Names of models for records: the first is the pretrained one, the others are called like their folders."""
+def _roles(models: Sequence[ModelReference], names: Mapping[ModelReference, str]) -> list[str]:
+    """The roles of models: the first is the pretrained one, the others have their given names or their folders'."""
     roles = [PRETRAINED]
     for model in models[1:]:
-        name = _word(Path(model.lora.path if model.lora else model.path).name)
+        name = names.get(model) or _word(Path(model.lora.path if model.lora else model.path).name)
         taken = sum(role == name or role.startswith(f"{name}.") for role in roles)
         roles.append(f"{name}.{taken + 1}" if taken or name == PRETRAINED else name)
     return roles

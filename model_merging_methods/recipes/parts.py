@@ -86,6 +86,7 @@ class ParametersOfTensors:
             mixup=recipe.mixup,
             seed=recipe.seed,
             dtype=recipe.out_dtype or recipe.dtype,
+            exclude_param_names_regex=recipe.exclude_param_names_regex,
             **options,
         )
         parameters.check(len(tensor.inputs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
@@ -39,6 +40,7 @@ _KEYS = (
     "mask",
     "mixup",
     "seed",
+    "exclude_param_names_regex",
 )
 _MOE_KEYS = ("experts", "gate_mode", "experts_per_token", "shared_experts")
 
@@ -133,6 +135,9 @@ def _read(document: Node, file: str) -> Recipe:
     )
     if "mixup" in entries:
         recipe = replace(recipe, mixup=_read_mixup(entries["mixup"], recipe))
+    if "exclude_param_names_regex" in entries:
+        patterns = _read_patterns(entries["exclude_param_names_regex"], recipe)
+        recipe = replace(recipe, exclude_param_names_regex=patterns)
     for one in slices:
         check_slice(one, recipe)
     if "seed" in entries:
@@ -194,7 +199,7 @@ def _read_form(
 def _read_models(node: Node, base: ModelReference | None, reader: SettingReader) -> Slice:
     sources = []
     for item in node.items():
-        entries = item.mapping("model", "parameters")
+        entries = item.mapping("model", "name", "parameters")
         sources.append(_read_source(item, entries, reader))
     if base is not None and base not in [source.model for source in sources]:
         sources.append(Source(base, None, {}, node.place))
@@ -206,7 +211,7 @@ def _read_slice(node: Node, base: ModelReference | None, reader: SettingReader) 
     if "sources" not in entries:
         raise node.error("a slice has no sources; add sources: with a model")
     sources = [
-        _read_source(item, item.mapping("model", "layer_range", "parameters"), reader)
+        _read_source(item, item.mapping("model", "name", "layer_range", "parameters"), reader)
         for item in entries["sources"].items()
     ]
     own = read_model(entries["base_model"]) if "base_model" in entries else base
@@ -227,8 +232,31 @@ def _read_source(item: Node, entries: Mapping[str, Node], reader: SettingReader)
         raise item.error("an item has no model; add model: with a folder")
     layers = read_layers(entries["layer_range"]) if "layer_range" in entries else None
     return Source(
-        read_model(entries["model"]), layers, reader.read(entries.get("parameters"), True), entries["model"].place
+        read_model(entries["model"]),
+        layers,
+        reader.read(entries.get("parameters"), True),
+        entries["model"].place,
+        _read_name(entries["name"]) if "name" in entries else None,
     )
+
+
+def _read_name(node: Node) -> str:
+    name = node.text()
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name == "pretrained":
+        raise node.error(f"{name!r} cannot name a model; use letters, digits, '.', '_' and '-'")
+    return name
+
+
+def _read_patterns(node: Node, recipe: Recipe) -> tuple[str, ...]:
+    if recipe.base is None:
+        raise node.error("keeps the base's values, and there is no base_model; add one, or remove this key")
+    patterns = tuple(Node(one.value, node.name, one.place).text() for one in _as_items(node))
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise node.error(f"{pattern} is not a regular expression ({error}); correct it") from None
+    return patterns
 
 
 def _read_dtype(entries: Mapping[str, Node], key: str) -> str | None:

@@ -4,12 +4,14 @@
     base_model: org/base
     models:
       - model: org/math@v1.0             # path, path@revision, path+lora
+        name: math                       # ours: for records and random masks (default: the folder's name)
         parameters: {weight_mask_rate: 0.3}
       - model: org/code
     parameters: {lambda: 0.5, weight_mask_rate: 0.2}
     mask: dare                           # ours: mask the models first; its options are parameters like others
     mixup: {alpha: 0.5}                  # ours: M3's ratios, drawn with α, or given as {ratios: [0.3, 0.7]}
     seed: 0                              # ours: of ratios and random masks
+    exclude_param_names_regex: [norm]    # ours: parameters that keep the base's values
 
 `mask: {name: dare, weight_format: finetuned_weight}` masks weights, not task vectors. Ratios follow the order of the
 models, the base left out. They replace the parameter `weight`.
@@ -32,12 +34,14 @@ from model_merging_methods.recipes.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Source:
-    """An input of a slice: the layers [a, b) of a model (None: all), and its own parameters."""
+    """An input of a slice: the layers [a, b) of a model (None: all), its own parameters, and the name that records and
+    random masks use for it (None: its folder's)."""
 
     model: ModelReference
     layers: tuple[int, int] | None
     parameters: Settings
     place: str
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ class Recipe:
     mixup: Mixup | None
     seed: int
     place: str
+    exclude_param_names_regex: tuple[str, ...] = ()
 
     @property
     def models(self) -> tuple[ModelReference, ...]:
