@@ -60,6 +60,7 @@ def merge(arguments: Sequence[str]) -> None:
     )
     add_merge_options(parser)
     running = parser.add_argument_group("running")
+    running.add_argument("--print_recipe", action="store_true", help="print the merge as a recipe, and stop")
     running.add_argument("--check", action="store_true", help="check the inputs, print the findings, and stop")
     running.add_argument(
         "--output_dir", type=Path, default=Path(), help="root of every save_* folder (default: this folder)"
@@ -70,6 +71,11 @@ def merge(arguments: Sequence[str]) -> None:
         from model_merging_methods.preflight import print_findings
 
         sys.exit(print_findings(requested_merge(options), options.allow_unrelated, options.from_record))
+    if options.print_recipe:
+        from model_merging_methods.recipes.writing import recipe_text
+
+        print(recipe_text(requested_merge(options)), end="")
+        return
     with logged_run() as keep_log:
         log.info("command: %s", shlex.join([*PROGRAM.split(), "merge", *arguments]))
         request = requested_merge(options)

@@ -1,0 +1,51 @@
+"""A recipe that the command line prints makes the same weights as the command line."""
+
+import pytest
+
+from model_merging_methods.__main__ import main
+from tests.model_merging_methods.recipes.test_golden_recipes import GOLDEN, tensors_of
+from utils.errors import UserError
+
+MODELS = GOLDEN.parent / "methods" / "models" / "float32"
+
+
+def options_of(*options):
+    models = [f"{name}={MODELS / name}" for name in ("instruct", "math")]
+    return ["merge", "--pretrained_model", f"{MODELS / 'base'}", "--models", *models, *options]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--merging_method_name average_merging",
+        "--merging_method_name average_merging --mixup_lambda 0.3",
+        "--merging_method_name ties_merging --mixup --alpha 0.7 --seed 4 --dtype bfloat16",
+        "--merging_method_name task_arithmetic --scaling_coefficient 0.7",
+        "--merging_method_name task_arithmetic --weight math=0.25 --exclude_param_names_regex mlp",
+        "--merging_method_name ties_per_tensor --density instruct=0.3 math=0.6",
+        "--merging_method_name linear --weight instruct=1 math=3",
+        "--merging_method_name slerp --t 0.3",
+        "--merging_method_name nuslerp --weight math=0.2",
+        "--merging_method_name magmax",
+        "--use_weight_rescale --weight_mask_rate 0.4 --mask_apply_method ties_merging --seed 2",
+        "--weight_mask_rate 0.4 --mask_apply_method average_merging --weight_format finetuned_weight",
+        "--mask_strategy breadcrumbs --density 0.5 --mask_apply_method task_arithmetic",
+    ],
+)
+def test_a_printed_recipe_makes_the_same_weights(options, tmp_path, capsys):
+    main([*options_of(*options.split()), "--print_recipe"])
+    file = tmp_path / "recipe.yml"
+    file.write_text(capsys.readouterr().out)
+    main(["merge", str(file), str(tmp_path / "of_recipe")])
+    main([*options_of(*options.split()), "--output_dir", str(tmp_path / "of_options")])
+    made = next((tmp_path / "of_options").rglob("model.safetensors")).parent
+    wanted, found = tensors_of(made), tensors_of(tmp_path / "of_recipe")
+    assert wanted.keys() == found.keys()
+    for name, values in wanted.items():
+        assert values.dtype == found[name].dtype and values.equal(found[name]), name
+
+
+def test_a_merge_that_recipes_cannot_describe_is_refused():
+    options = options_of("--weight_mask_rate", "0.4", "--mask_apply_method", "karcher")
+    with pytest.raises(UserError, match="--print_recipe: recipes cannot describe this merge"):
+        main([*options, "--print_recipe"])
