@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class Largest(NamedTuple):
+    """The `number` largest magnitudes of a model's n values, 1 to n. `splits_ties`: of the values equal to the smallest
+    of them only the first count."""
+
+    model: int
+    number: int
+    splits_ties: bool = True
 
 
 def kth_smallest(magnitudes: Tensor, rank: int) -> float:
@@ -35,3 +44,11 @@ def largest(magnitudes: Tensor, count: int) -> Tensor:
         equal = (flat == threshold).nonzero().squeeze(1)
         selected[equal[: count - int(selected.sum())]] = True
     return selected.view_as(magnitudes)
+
+
+def smallest_of_largest(magnitudes: Tensor, count: int) -> tuple[float, int]:
+    """The smallest of the `count` largest values, 1 to n, and the flat index of the last of them that equals it."""
+    threshold = kth_smallest(magnitudes, magnitudes.numel() - count + 1)
+    flat = magnitudes.flatten()
+    equal = (flat == threshold).nonzero().squeeze(1)
+    return threshold, int(equal[count - int((flat > threshold).sum()) - 1])

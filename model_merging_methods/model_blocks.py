@@ -9,15 +9,17 @@ from model_merging_methods.checkpoints.checkpoint_folder import not_finite_error
 from model_merging_methods.kernels.arithmetic import TensorNumbers, open_arithmetic
 from model_merging_methods.kernels.block_kernels import StoredBlock
 from model_merging_methods.kernels.block_passes import Block, for_every_block
-from model_merging_methods.kernels.stored_dtypes import LONG_NAMES, is_floating
+from model_merging_methods.kernels.stored_dtypes import FLOATING_CODES, LONG_NAMES, is_floating
 from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merge_request import mask_key
 from model_merging_methods.statistics import Statistics
 from utils.content_hashes import STRETCH
 from utils.errors import UserError
 from utils.machine import available_cores
+from utils.safetensors_files import ITEM_SIZES
 
 BLOCK_SIZE = STRETCH
+_ITEM_SIZES = {code: ITEM_SIZES[dtype] for dtype, code in FLOATING_CODES.items()}
 
 # Called with a model's number, a block and the stored bytes, as they are read.
 KeepInput = Callable[[int, Block, np.ndarray], None]
@@ -94,6 +96,21 @@ class ModelBlocks:
             dtypes[model] = self.models.read_into(room[model], model, block.name, block.start, block.stop)
             if keep_input is not None:
                 keep_input(model, block, room[model])
+        return self._stored_block(block, room, dtypes)
+
+    def read_pieces(self, name: str, number: int, size: int, room: np.ndarray) -> StoredBlock:
+        """`number` evenly spaced pieces of `size` values of a parameter, joined to one block. It serves as a sample: a
+        random mask is that of other positions."""
+        last, dtypes = self.numel(name) - size, np.zeros(len(room), np.int64)
+        for model in self.models_read():
+            filled = 0
+            for piece in range(number):
+                start = last * piece // max(number - 1, 1)
+                dtypes[model] = self.models.read_into(room[model, filled:], model, name, start, start + size)
+                filled += size * _ITEM_SIZES[dtypes[model]]
+        return self._stored_block(Block(name, 0, number * size), room, dtypes)
+
+    def _stored_block(self, block: Block, room: np.ndarray, dtypes: np.ndarray) -> StoredBlock:
         thresholds = self.mask_thresholds.get(self.models.matrix(block.name), [None] * len(self.roles))
         return StoredBlock(
             block.start,

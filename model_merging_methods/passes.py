@@ -4,7 +4,7 @@ The order in which threads take blocks does not affect the results: counts are i
 kept by block and added in block order.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,10 @@ import numpy as np
 from model_merging_methods.kernels.arithmetic import mask_rates, masks_in_blocks, sees_blocks
 from model_merging_methods.kernels.block_kernels import Sums, Undecided
 from model_merging_methods.kernels.block_passes import Block
-from model_merging_methods.kernels.magnitude_thresholds import MagnitudeSample, ThresholdSearch
+from model_merging_methods.kernels.magnitude_thresholds import Bracket, MagnitudeSample, ThresholdSearch
 from model_merging_methods.kernels.radix_search import RadixSearch, magnitudes_of, sum_of_elected_signs
+from model_merging_methods.kernels.tensor_search import UNSAMPLED, Table, TensorSearch
+from model_merging_methods.largest_magnitudes import Largest, smallest_of_largest
 from model_merging_methods.method import Sees
 from model_merging_methods.model_blocks import BLOCK_SIZE, ModelBlocks
 from model_merging_methods.statistics import Statistics
@@ -26,8 +28,9 @@ if TYPE_CHECKING:
     from model_merging_methods.method import Tensors
 
 _GUARD_PIECES, _GUARD_PIECE = 256, 4096  # the sample that shows whether models are related
-_TRIM_PIECES, _TRIM_PIECE = 2048, 1024  # the sample that brackets thresholds
-_FEWEST_PIECES, _VALUES_PER_PIECE = 64, 1 << 15  # fewer for a single tensor
+_TRIM_PIECES, _FEWEST_TRIM_PIECES, _TRIM_PIECE = 2048, 64, 1024  # the sample that brackets thresholds
+# The sample for a single tensor: a piece for this many values, but not fewer or more than so.
+_PIECE, _VALUES_PER_PIECE, _FEWEST_PIECES, _MOST_PIECES = 512, 1 << 16, 32, 512
 _MOST_SHARED = 1 << 15  # positions of a block where several models may be undecided
 
 
@@ -145,64 +148,120 @@ class ModelPasses:
         blocks = [Block(name, 0, self.numel(name)) for name in names] if whole else self._blocks.blocks(names)
         self._blocks.for_every(blocks, new_worker)
 
-    def last_of_largest(self, name: str, thresholds: Sequence[float], numbers: Sequence[int]) -> list[int]:
-        if not sees_blocks(self._blocks.parameters):
-            return self._last_in_whole(name, thresholds, numbers)
-        blocks = self._blocks.blocks([name])
-        counts = self._count_equal(blocks, thresholds)
-        lasts = []
-        for model, number in enumerate(numbers):
-            wanted = number - int(counts[:, model, 0].sum())
-            if wanted <= 0:
-                lasts.append(-1)
-                continue
-            equal = np.cumsum(counts[:, model, 1])
-            index = int(np.searchsorted(equal, wanted))
-            before = int(equal[index - 1]) if index else 0
-            lasts.append(self._place_in_block(blocks[index], model, thresholds[model], wanted - before))
-        return lasts
+    def largest_of_tensors(self, wanted: Mapping[str, Sequence[Largest]]) -> dict[str, list[tuple[float, int]]]:
+        if sees_blocks(self._blocks.parameters):
+            return self._largest_of_tensors(wanted, True)
+        return {name: self._largest_in_whole(name, of_tensor) for name, of_tensor in wanted.items()}
 
-    def _last_in_whole(self, name: str, thresholds: Sequence[float], numbers: Sequence[int]) -> list[int]:
-        """`last_of_largest`, of a whole tensor."""
-        magnitudes: list[np.ndarray] = []
-        self._view([name], magnitudes_of, Statistics(), magnitudes.extend)
-        lasts = []
-        for of_model, threshold, number in zip(magnitudes, thresholds, numbers, strict=True):
-            wanted = number - np.count_nonzero(of_model > np.float32(threshold))
-            lasts.append(int(np.flatnonzero(of_model == np.float32(threshold))[wanted - 1]) if wanted > 0 else -1)
-        return lasts
+    def _largest_in_whole(self, name: str, wanted: Sequence[Largest]) -> list[tuple[float, int]]:
+        """The same of a tensor that the merge needs as a whole."""
+        found: list[np.ndarray] = []
 
-    def _place_in_block(self, block: Block, model: int, threshold: float, number: int) -> int:
-        stored = self._blocks.read(block, self._blocks.new_room())
-        return block.start + self._blocks.arithmetic.place_of_equal(stored, model, threshold, number)
+        def find(x: "Tensors") -> "Tensor":
+            import torch
 
-    def _count_equal(self, blocks: Sequence[Block], thresholds: Sequence[float]) -> np.ndarray:
-        """How many masked |δ| of each block are above and equal to the thresholds: int64 [blocks, K, 2]."""
-        counts = np.zeros((len(blocks), self.number_of_models, 2), np.int64)
-        place = {block: row for block, row in zip(blocks, counts, strict=True)}
+            magnitudes = magnitudes_of(x)
+            pairs = [smallest_of_largest(magnitudes[one.model], one.number) for one in wanted]
+            return torch.tensor(pairs, dtype=torch.float64)
 
-        def new_worker() -> Callable[[Block], None]:
-            room = self._blocks.new_room()
-
-            def count(block: Block) -> None:
-                place[block][:] = self._blocks.arithmetic.count_equal(self._blocks.read(block, room), thresholds)
-
-            return count
-
-        self._blocks.for_every(blocks, new_worker)
-        return counts
+        self._view([name], find, Statistics(), found.append)
+        return [(threshold, int(last)) for threshold, last in found[0].tolist()]
 
     def _mask_thresholds(self) -> dict[str, dict[str, list[float | None]]]:
         """For the mask by magnitude: for each parameter and model the int(numel · p)-th smallest |x|."""
         mask = self._blocks.parameters.mask
         if mask is None or mask.name != "magnitude" or not masks_in_blocks(mask):
             return {}
-        rates = mask_rates(mask, self.number_of_models)
-        thresholds = {
-            name: self._search([name], [int(self.numel(name) * rate) for rate in rates], False, False, name).thresholds
-            for name in self.merged_names
+        rates = list(enumerate(mask_rates(mask, self.number_of_models)))
+        numels = {name: self.numel(name) for name in self.merged_names}
+        wanted = {
+            name: [Largest(model, n - int(n * rate) + 1, False) for model, rate in rates if int(n * rate)]
+            for name, n in numels.items()
         }
-        return {name: {"mask_thresholds": of_models} for name, of_models in thresholds.items()}
+        found = self._largest_of_tensors(wanted, False)
+        thresholds = {}
+        for name, n in numels.items():
+            own = iter(found[name])
+            thresholds[name] = {"mask_thresholds": [next(own)[0] if int(n * rate) else None for _, rate in rates]}
+        return thresholds
+
+    def _largest_of_tensors(
+        self, wanted: Mapping[str, Sequence[Largest]], masked: bool
+    ) -> dict[str, list[tuple[float, int]]]:
+        """`largest_of_tensors`, of the masked models' task vectors if `masked`, else of the values that the mask is
+        applied to. One pass, and more for tensors of which a sample tells too little."""
+        searches = {
+            name: TensorSearch(of_tensor, self.numel(name), len(self._blocks.blocks([name])))
+            for name, of_tensor in wanted.items()
+        }
+        lasts: dict[str, list[int]] = {}
+        left = [name for name, search in searches.items() if not search.done]
+        while left:
+            self._search_pass({name: searches[name] for name in left}, masked, lasts)
+            left = [name for name in left if not searches[name].done]
+        return {
+            name: [(one.threshold, last) for one, last in zip(search.found, lasts.get(name, ()), strict=True)]
+            for name, search in searches.items()
+        }
+
+    def _search_pass(self, searches: Mapping[str, TensorSearch], masked: bool, lasts: dict[str, list[int]]) -> None:
+        """A pass over all blocks of these tensors. Whoever counts a tensor's last block concludes its search."""
+        most = max(len(search.wanted) for search in searches.values())
+
+        def new_worker() -> Callable[[Block], None]:
+            room = self._blocks.new_room()
+            candidates = np.empty((most, self._blocks.block_size), np.int32)
+
+            def count(block: Block) -> None:
+                search = searches[block.name]
+                with search.lock:
+                    if not search.is_sampled:
+                        search.start(self._brackets(block.name, search, masked, room))
+                stored = self._blocks.read(block, room)
+                code, counts, bins = self._blocks.arithmetic.note_candidates(
+                    stored, search.models, search.brackets, masked, candidates
+                )
+                self._blocks.check_finite(code, block.name)
+                if search.add(block.start // self._blocks.block_size, counts, [Table.of(own) for own in bins]):
+                    search.conclude()
+                    if search.done:
+                        lasts[block.name] = self._lasts(block.name, search, masked, room)
+
+            return count
+
+        self._blocks.for_every(self._blocks.blocks(searches), new_worker, "largest values")
+
+    def _brackets(self, name: str, search: TensorSearch, masked: bool, room: np.ndarray) -> list[Bracket]:
+        """The brackets of a tensor's search, from evenly spaced pieces."""
+        number = min(_MOST_PIECES, max(_FEWEST_PIECES, self.numel(name) // _VALUES_PER_PIECE))
+        if self.numel(name) <= 4 * number * _PIECE or self._blocks.block_size < number * _PIECE:
+            return [UNSAMPLED] * len(search.wanted)
+        block = self._blocks.read_pieces(name, number, _PIECE, room)
+        code, magnitudes = self._blocks.arithmetic.magnitudes(block, masked)
+        self._blocks.check_finite(code, name)
+        samples = [MagnitudeSample(list(of_model.reshape(number, _PIECE))) for of_model in magnitudes]
+        return [
+            samples[one.model].bracket(share) for one, share in zip(search.wanted, search.shares_below, strict=True)
+        ]
+
+    def _lasts(self, name: str, search: TensorSearch, masked: bool, room: np.ndarray) -> list[int]:
+        """The positions of the last values that count among the largest and equal the smallest of them; −1 where ties
+        are not split."""
+        lasts = []
+        for one, found in zip(search.wanted, search.found, strict=True):
+            up_to = np.cumsum(found.equal)
+            if not one.splits_ties:
+                lasts.append(-1)
+            elif found.counting == up_to[-1]:
+                lasts.append(self.numel(name) - 1)
+            else:
+                place = int(np.searchsorted(up_to, found.counting))
+                block = self._blocks.blocks([name])[place]
+                number = found.counting - int(up_to[place] - found.equal[place])
+                stored = self._blocks.read(block, room)
+                within = self._blocks.arithmetic.place_of_equal(stored, masked, one.model, found.threshold, number)
+                lasts.append(block.start + within)
+        return lasts
 
     def _search(
         self, names: Sequence[str], ranks: Sequence[int], masked: bool, with_signs: bool, title: str | None
@@ -264,7 +323,7 @@ class ModelPasses:
         """A sample of each model's magnitudes from all over these parameters: of the masked models' task vectors if
         `masked`, else of the values that the mask is applied to."""
         samples = [MagnitudeSample() for _ in range(self.number_of_models)]
-        number = min(_TRIM_PIECES, max(_FEWEST_PIECES, sum(map(self.numel, names)) // _VALUES_PER_PIECE))
+        number = min(_TRIM_PIECES, max(_FEWEST_TRIM_PIECES, sum(map(self.numel, names)) >> 15))
         pieces: dict[Block, np.ndarray] = {}
 
         def new_worker() -> Callable[[Block], None]:

@@ -22,10 +22,11 @@ CHUNK = 1024  # values
 _GROUP = 64  # positions that are examined one by one if any of them is undecided
 
 # Methods and masks as codes.
-AVERAGE_MERGING, TASK_ARITHMETIC, TIES_MERGING = range(3)
+AVERAGE_MERGING, TASK_ARITHMETIC, TIES_MERGING, TIES_PER_TENSOR, LINEAR = range(5)
 NO_MASK, RANDOM_MASK, MAGNITUDE_MASK = range(3)
 
 ZERO, ONE = np.float32(0), np.float32(1)
+_ALMOST_ZERO = np.float32(1e-8)
 _INFINITY = np.int32(0x7F800000)  # as a bit pattern; those of NaNs are larger
 
 # SplitMix64.
@@ -55,6 +56,16 @@ def _float_to_half(_context, value):
         return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), ir.IntType(16))
 
     return types.uint16(types.float32), generate
+
+
+@intrinsic
+def _fused_multiply_add(_context, x, y, z):
+    """x y + z of float32 numbers, rounded once."""
+
+    def generate(_context, builder, _signature, arguments):
+        return builder.fma(*arguments)
+
+    return types.float32(types.float32, types.float32, types.float32), generate
 
 
 @exact
@@ -184,6 +195,26 @@ def weighted_sum(terms, weights, total):
 
 
 @exact
+def fused_sum(terms, weights, total):
+    """The sum of `methods.linear` into `total`: one rounding for each term."""
+    weight = weights[0]
+    for j in range(total.size):
+        total[j] = terms[0, j] * weight
+    for i in range(1, terms.shape[0]):
+        weight = weights[i]
+        for j in range(total.size):
+            total[j] = _fused_multiply_add(terms[i, j], weight, total[j])
+
+
+@exact
+def divide(total, divisor):
+    """In place; a divisor of 1 changes nothing."""
+    if divisor != ONE:
+        for j in range(total.size):
+            total[j] = total[j] / divisor
+
+
+@exact
 def task_vectors(pretrained, finetuned, deltas):
     """δi = θi − θ0."""
     for i in range(finetuned.shape[0]):
@@ -266,18 +297,63 @@ def disjoint_mixup(elected, ratios, ones, merged, taking_part, interpolated):
             merged[j] = interpolated[j] if taking_part[j] == models else merged[j]
 
 
+@exact
+def keep_largest(deltas, thresholds, lasts, start):
+    """`methods.ties_per_tensor`: 0 except above the thresholds, and at them up to position `lasts[i]` of the tensor; in
+    place. The deltas begin at position `start`."""
+    for i in range(deltas.shape[0]):
+        threshold = thresholds[i]
+        ends = min(max(lasts[i] + 1 - start, 0), deltas.shape[1])
+        for j in range(ends):
+            deltas[i, j] = deltas[i, j] if abs(deltas[i, j]) >= threshold else ZERO
+        for j in range(ends, deltas.shape[1]):
+            deltas[i, j] = deltas[i, j] if abs(deltas[i, j]) > threshold else ZERO
+
+
+@exact
+def merge_elected(trimmed, weights, by_count, normalizes, merged, votes, divisor):
+    """`methods.ties_per_tensor` after trimming: the weighted sum, or mean, of the values with the elected sign."""
+    votes[:] = ZERO
+    for i in range(trimmed.shape[0]):
+        weight = weights[i]
+        for j in range(votes.size):
+            trimmed[i, j] = trimmed[i, j] * weight
+        if by_count:
+            for j in range(votes.size):
+                votes[j] += _sign(trimmed[i, j])
+        else:
+            for j in range(votes.size):
+                votes[j] += trimmed[i, j]
+    merged[:] = ZERO
+    divisor[:] = ZERO
+    for i in range(trimmed.shape[0]):
+        weight = weights[i]
+        for j in range(votes.size):
+            tau = trimmed[i, j]
+            takes_part = tau > ZERO if votes[j] >= ZERO else tau < ZERO
+            merged[j] += tau if takes_part else ZERO
+            divisor[j] += weight if takes_part else ZERO
+    if normalizes:
+        for j in range(merged.size):
+            merged[j] = merged[j] / (divisor[j] if abs(divisor[j]) >= _ALMOST_ZERO else ONE)
+
+
 class KernelPlan(NamedTuple):
-    """A merge's parameters for the kernels. Arrays (float32; `mask_rates` float64) have one entry per fine-tuned model;
-    without M3, `ratios` are ones."""
+    """A merge's parameters for the kernels. Arrays (float32; `mask_rates` float64, `lasts` int64) have one entry per
+    fine-tuned model; without M3 or weights, `ratios` are ones. The sum is divided by `divisor`."""
 
     method: int
     reads_pretrained: bool
     has_ratios: bool
     ratios: np.ndarray
     ones: np.ndarray
+    divisor: np.float32
     scaling_coefficient: np.float32
     trim_thresholds: np.ndarray
     majority_sign: np.float32
+    lasts: np.ndarray
+    normalizes: bool
+    elects_by_count: bool
     mask: int
     masks_deltas: bool
     mask_rates: np.ndarray
@@ -444,13 +520,21 @@ def _load(plan, block, first, pretrained, finetuned, deltas):
 
 
 @exact
-def _merge(plan, pretrained, finetuned, deltas, merged, signs, taking_part, interpolated, sums):
-    """The method's formula; `deltas` are overwritten."""
+def _merge(plan, start, pretrained, finetuned, deltas, merged, signs, taking_part, interpolated, sums):
+    """The method's formula for values from position `start` of the tensor on; `deltas` are overwritten."""
     if plan.method == AVERAGE_MERGING:
         average_merging(finetuned, plan.ratios, plan.has_ratios, merged)
         return
+    if plan.method == LINEAR:
+        fused_sum(finetuned, plan.ratios, merged)
+        divide(merged, plan.divisor)
+        return
     if plan.method == TASK_ARITHMETIC:
         weighted_sum(deltas, plan.ratios, merged)
+        divide(merged, plan.divisor)
+    elif plan.method == TIES_PER_TENSOR:
+        keep_largest(deltas, plan.trim_thresholds, plan.lasts, start)
+        merge_elected(deltas, plan.ratios, plan.elects_by_count, plan.normalizes, merged, signs, taking_part)
     else:
         for i in range(deltas.shape[0]):
             sums.models[i, 3] += _count_at_least(deltas[i], plan.trim_thresholds[i])
@@ -490,7 +574,8 @@ def merge_block(plan, block, output_dtype, output, sums):
             continue
         if plan.mask != NO_MASK:
             _mask(plan, block, first, pretrained, finetuned, deltas, keep, sums.models)
-        _merge(plan, pretrained, finetuned, deltas, merged, rows[3, :size], rows[4, :size], rows[5, :size], sums)
+        spare = rows[3, :size], rows[4, :size], rows[5, :size]
+        _merge(plan, block.start + first, pretrained, finetuned, deltas, merged, *spare, sums)
         fits &= encode(merged, output_dtype, first, output)
     return not_finite if not_finite or fits else -1
 
@@ -784,15 +869,16 @@ def count_histogram(plan, block, brackets, masked, counts, histograms):
 
 
 @exact
-def place_of_equal(plan, block, model, threshold, number):
-    """The position in a block of the number-th |δ| of a masked model, counted from 1, that equals a threshold; −1 if
-    there are fewer."""
+def place_of_equal(plan, block, masked, model, threshold, number):
+    """The position in a block of the number-th, counted from 1, of a model's magnitudes that equals a threshold; −1 if
+    there are fewer. Which magnitudes: as for `count_block`."""
     models = block.stored.shape[0] - 1
     room = np.empty((2 * models + 2) * CHUNK, np.float32)
     for first in range(0, block.size, CHUNK):
-        _, _, deltas = _load_chunk(plan, block, first, room, True)
-        for j in range(deltas.shape[1]):
-            if abs(deltas[model, j]) == threshold:
+        _, finetuned, deltas = _load_chunk(plan, block, first, room, masked)
+        values = deltas[model] if plan.reads_pretrained and (masked or plan.masks_deltas) else finetuned[model]
+        for j in range(values.size):
+            if abs(values[j]) == threshold:
                 number -= 1
                 if number == 0:
                     return first + j
@@ -800,26 +886,39 @@ def place_of_equal(plan, block, model, threshold, number):
 
 
 @exact
-def count_equal(plan, block, thresholds, counts):
-    """Add to each model's row of `counts` (int64 [K, 2]) how many |δ| of the masked models are above its threshold, and
-    how many equal to it."""
-    models = block.stored.shape[0] - 1
-    room = np.empty((2 * models + 2) * CHUNK, np.float32)
+def note_candidates(plan, block, models, brackets, masked, counts, candidates):
+    """Compare a block's magnitudes with brackets, several for one model if need be: bracket s is for model `models[s]`.
+
+    Fills `counts`, int64 [S, 3], with how many are below each bracket, inside it, and up to its end; and `candidates`,
+    int32 [S, size or more], with the bins of those inside. Returns a bit for each model with NaNs.
+    """
+    room = np.empty((2 * block.stored.shape[0]) * CHUNK, np.float32)
+    lows, highs, shifts = brackets
+    not_finite = 0
+    counts[:] = 0
     for first in range(0, block.size, CHUNK):
-        _, _, deltas = _load_chunk(plan, block, first, room, True)
-        for i in range(models):
-            above, equal = _count_against_threshold(deltas[i], thresholds[i])
-            counts[i, 0] += above
-            counts[i, 1] += equal
-
-
-@exact
-def _count_against_threshold(values, threshold):
-    above, equal = np.int32(0), np.int32(0)
-    for j in range(values.size):
-        above += np.int32(abs(values[j]) > threshold)
-        equal += np.int32(abs(values[j]) == threshold)
-    return above, equal
+        pretrained, finetuned, deltas = _load_chunk(plan, block, first, room, masked)
+        values = deltas if plan.reads_pretrained and (masked or plan.masks_deltas) else finetuned
+        for s in range(models.size):
+            low, high, shift = lows[s], highs[s], shifts[s]
+            patterns = values[models[s]].view(np.int32)
+            below, up_to, largest = np.int32(0), np.int32(0), np.int32(0)
+            for j in range(patterns.size):
+                pattern = patterns[j] & np.int32(0x7FFFFFFF)
+                below += np.int32(pattern < low)
+                up_to += np.int32(pattern <= high)
+                largest = max(largest, pattern)
+            counts[s, 0] += below
+            counts[s, 2] += up_to
+            if largest > _INFINITY:
+                not_finite |= 1 if plan.reads_pretrained and not all_finite(pretrained) else 2 << models[s]
+            found, noted = counts[s, 1], candidates[s]
+            for j in range(patterns.size):
+                pattern = patterns[j] & np.int32(0x7FFFFFFF)
+                noted[found] = (pattern - low) >> shift
+                found += np.int64((pattern >= low) & (pattern < high))
+            counts[s, 1] = found
+    return not_finite
 
 
 @exact

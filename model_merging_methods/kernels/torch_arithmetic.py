@@ -5,7 +5,7 @@ Each call uses its own lane: a stream, so that nothing waits for copies and comp
 page-locked memory, which lets copies run in parallel with the arithmetic.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import combinations
 
@@ -135,18 +135,27 @@ class TorchArithmetic:
             histograms += added.reshape(histograms.shape)
             return _bits(not_finite)
 
-    def place_of_equal(self, block: StoredBlock, model: int, threshold: float, number: int) -> int:
-        _, magnitudes = self.magnitudes(block, True)
+    def note_candidates(
+        self, block: StoredBlock, models: np.ndarray, brackets: Brackets, masked: bool, room: np.ndarray
+    ) -> tuple[int, np.ndarray, list[np.ndarray]]:
+        with self._lane() as lane:
+            weights = self._load(block)
+            values = self._values_to_count(block, weights, masked)
+            lows, highs, shifts = torch.from_numpy(np.stack(brackets)[:, :, None]).to(self._device, non_blocking=True)
+            patterns = values.view(torch.int32)[torch.from_numpy(models).to(self._device)] & 0x7FFFFFFF
+            inside = (patterns >= lows) & (patterns < highs)
+            counts, bins, not_finite = lane.fetch(
+                torch.stack([(patterns < lows).sum(1), inside.sum(1), (patterns <= highs).sum(1)], 1),
+                ((patterns - lows) >> shifts)[inside],
+                _not_numbers(weights, values),
+            )
+            ends = np.cumsum(counts[:, 1])[:-1]
+            return _bits(not_finite), counts.copy(), np.split(bins.copy(), ends)
+
+    def place_of_equal(self, block: StoredBlock, masked: bool, model: int, threshold: float, number: int) -> int:
+        _, magnitudes = self.magnitudes(block, masked)
         places = np.flatnonzero(magnitudes[model] == np.float32(threshold))
         return int(places[number - 1]) if number <= len(places) else -1
-
-    def count_equal(self, block: StoredBlock, thresholds: Sequence[float]) -> np.ndarray:
-        with self._lane() as lane:
-            weights, _ = self._masked(block, self._load(block))
-            magnitudes = (weights[1:] - weights[0]).abs()
-            bounds = magnitudes.new_tensor(thresholds).unsqueeze(1)
-            (counts,) = lane.fetch(torch.stack([(magnitudes > bounds).sum(1), (magnitudes == bounds).sum(1)], 1))
-            return counts.copy()
 
     def gram(self, block: StoredBlock, gram: np.ndarray) -> int:
         with self._lane() as lane:
