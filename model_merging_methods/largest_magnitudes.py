@@ -8,13 +8,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Largest(NamedTuple):
-    """The `number` largest magnitudes of a model's n values, 1 to n. `splits_ties`: of the values equal to the smallest
-    of them only the first count."""
+class LargestOf(NamedTuple):
+    """The `number` largest magnitudes of a model's n values, 1 to n. `ties` as in `method.Largest`."""
 
     model: int
     number: int
-    splits_ties: bool = True
+    ties: str = "first"
 
 
 def kth_smallest(magnitudes: Tensor, rank: int) -> float:

@@ -1,6 +1,7 @@
 """The blocks of a merge's models: which parameters are merged, and how a stretch of all models is read."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import inf
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from utils.machine import available_cores
 from utils.safetensors_files import ITEM_SIZES
 
 BLOCK_SIZE = STRETCH
+EVERY_VALUE, NO_VALUE = (-1.0, -1), (inf, -1)  # sets of largest magnitudes: a threshold, and the last equal to it
+KEEP_ALL = (*EVERY_VALUE, *NO_VALUE, 1.0)  # the numbers of a mask
 _ITEM_SIZES = {code: ITEM_SIZES[dtype] for dtype, code in FLOATING_CODES.items()}
 
 # Called with a model's number, a block and the stored bytes, as they are read.
@@ -29,7 +32,7 @@ class ModelBlocks:
     """The aligned models of a merge, in blocks.
 
     `roles` name the fine-tuned models in their order (such as `math`); random masks depend on them. `device` is cpu or
-    cuda. `mask_thresholds` are set by the first pass of a mask by magnitude.
+    cuda. `mask_numbers` (`block_kernels.StoredBlock`) are set by the first passes of a mask that needs them.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class ModelBlocks:
         self.arithmetic = open_arithmetic(device, parameters, len(roles))
         self.threads = threads or len(available_cores())
         self.block_size = block_size
-        self.mask_thresholds: Mapping[str, Sequence[float | None]] = {}
+        self.mask_numbers: Mapping[str, Sequence[Sequence[float]]] = {}
 
     def _is_kept(self, name: str) -> bool:
         """Whether a parameter stays as in the pretrained model."""
@@ -111,14 +114,14 @@ class ModelBlocks:
         return self._stored_block(Block(name, 0, number * size), room, dtypes)
 
     def _stored_block(self, block: Block, room: np.ndarray, dtypes: np.ndarray) -> StoredBlock:
-        thresholds = self.mask_thresholds.get(self.models.matrix(block.name), [None] * len(self.roles))
+        mask_numbers = self.mask_numbers.get(self.models.matrix(block.name), [KEEP_ALL] * len(self.roles))
         return StoredBlock(
             block.start,
             block.stop - block.start,
             room,
             dtypes,
             np.array(self.mask_keys(block.name), np.int64).view(np.uint64),
-            np.array([-1 if threshold is None else threshold for threshold in thresholds], np.float32),
+            np.array(mask_numbers, np.float64),
         )
 
     def models_read(self) -> Iterable[int]:

@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model_merging_methods.kernels.arithmetic import mask_rates, masks_in_blocks, sees_blocks
-from model_merging_methods.kernels.block_kernels import Sums, Undecided
+from model_merging_methods.kernels.arithmetic import masks_in_blocks, sees_blocks
+from model_merging_methods.kernels.block_kernels import StoredBlock, Sums, Undecided
 from model_merging_methods.kernels.block_passes import Block
 from model_merging_methods.kernels.magnitude_thresholds import Bracket, MagnitudeSample, ThresholdSearch
 from model_merging_methods.kernels.radix_search import RadixSearch, magnitudes_of, sum_of_elected_signs
 from model_merging_methods.kernels.tensor_search import UNSAMPLED, Table, TensorSearch
-from model_merging_methods.largest_magnitudes import Largest, smallest_of_largest
+from model_merging_methods.largest_magnitudes import LargestOf, smallest_of_largest
+from model_merging_methods.merge_parameters import Mask
 from model_merging_methods.method import Sees
-from model_merging_methods.model_blocks import BLOCK_SIZE, ModelBlocks
+from model_merging_methods.model_blocks import BLOCK_SIZE, EVERY_VALUE, KEEP_ALL, NO_VALUE, ModelBlocks
 from model_merging_methods.statistics import Statistics
+from model_merging_methods.survivors import restoring_factor
 from model_merging_methods.whole_tensors import WholeTensors
 
 if TYPE_CHECKING:
@@ -48,8 +50,8 @@ class ModelPasses:
     def find_statistics(self) -> Statistics:
         """Everything that the merge's mask and method declared."""
         parameters = self._blocks.parameters
-        method, found = parameters.declared, Statistics(of_tensor=self._mask_thresholds())
-        self._blocks.mask_thresholds = mask_thresholds(found)
+        method, found = parameters.declared, Statistics(of_tensor=self._mask_numbers())
+        self._blocks.mask_numbers = mask_numbers(found)
         if method.sees is Sees.GRAM and sees_blocks(parameters):
             found = found.plus(Statistics(of_tensor=self._grams()))
         for statistic in method.statistics:
@@ -66,23 +68,8 @@ class ModelPasses:
 
     def _grams(self) -> dict[str, dict[str, list]]:
         """The inner products of each parameter's masked task vectors, or of its weights if θ0 is not read: float64
-        [K, K]. Its blocks have one size, so that the sums are the same whatever the merge's block size."""
-        blocks = self._blocks.blocks(self.merged_names, BLOCK_SIZE)
-        gram_of = {block: np.zeros((self.number_of_models, self.number_of_models)) for block in blocks}
-
-        def new_worker() -> Callable[[Block], None]:
-            room = self._blocks.new_room(BLOCK_SIZE)
-
-            def add(block: Block) -> None:
-                code = self._blocks.arithmetic.gram(self._blocks.read(block, room), gram_of[block])
-                self._blocks.check_finite(code, block.name)
-
-            return add
-
-        self._blocks.for_every(blocks, new_worker, "inner products")
-        totals: dict[str, np.ndarray] = {}
-        for block, gram in gram_of.items():
-            totals[block.name] = totals.get(block.name, 0) + gram
+        [K, K]."""
+        totals = self._totals(self._blocks.arithmetic.gram, self.number_of_models, "inner products")
         return {name: {"gram": total.tolist()} for name, total in totals.items()}
 
     def magnitude_thresholds(
@@ -148,12 +135,12 @@ class ModelPasses:
         blocks = [Block(name, 0, self.numel(name)) for name in names] if whole else self._blocks.blocks(names)
         self._blocks.for_every(blocks, new_worker)
 
-    def largest_of_tensors(self, wanted: Mapping[str, Sequence[Largest]]) -> dict[str, list[tuple[float, int]]]:
+    def largest_of_tensors(self, wanted: Mapping[str, Sequence[LargestOf]]) -> dict[str, list[tuple[float, int]]]:
         if sees_blocks(self._blocks.parameters):
             return self._largest_of_tensors(wanted, True)
         return {name: self._largest_in_whole(name, of_tensor) for name, of_tensor in wanted.items()}
 
-    def _largest_in_whole(self, name: str, wanted: Sequence[Largest]) -> list[tuple[float, int]]:
+    def _largest_in_whole(self, name: str, wanted: Sequence[LargestOf]) -> list[tuple[float, int]]:
         """The same of a tensor that the merge needs as a whole."""
         found: list[np.ndarray] = []
 
@@ -167,26 +154,68 @@ class ModelPasses:
         self._view([name], find, Statistics(), found.append)
         return [(threshold, int(last)) for threshold, last in found[0].tolist()]
 
-    def _mask_thresholds(self) -> dict[str, dict[str, list[float | None]]]:
-        """For the mask by magnitude: for each parameter and model the int(numel · p)-th smallest |x|."""
+    def _mask_numbers(self) -> dict[str, dict[str, list[list[float]]]]:
+        """The numbers of the masks of each parameter, by model, if any differ from tensor to tensor."""
         mask = self._blocks.parameters.mask
-        if mask is None or mask.name != "magnitude" or not masks_in_blocks(mask):
+        if mask is None or not masks_in_blocks(mask):
             return {}
-        rates = list(enumerate(mask_rates(mask, self.number_of_models)))
-        numels = {name: self.numel(name) for name in self.merged_names}
-        wanted = {
-            name: [Largest(model, n - int(n * rate) + 1, False) for model, rate in rates if int(n * rate)]
-            for name, n in numels.items()
-        }
-        found = self._largest_of_tensors(wanted, False)
-        thresholds = {}
-        for name, n in numels.items():
-            own = iter(found[name])
-            thresholds[name] = {"mask_thresholds": [next(own)[0] if int(n * rate) else None for _, rate in rates]}
-        return thresholds
+        numbers = {name: [list(KEEP_ALL) for _ in self._blocks.roles] for name in self.merged_names}
+        if mask.declared.keeps is not None:
+            self._find_kept(mask, numbers)
+        if mask.declared.restores_sum(mask.values):
+            self._blocks.mask_numbers = numbers
+            for name, sums in self._mask_sums().items():
+                for own, (before, after) in zip(numbers[name], sums.tolist(), strict=True):
+                    own[-1] = restoring_factor(before, after)
+        return {name: {"mask_numbers": own} for name, own in numbers.items()}
+
+    def _find_kept(self, mask: Mask, numbers: Mapping[str, list[list[float]]]) -> None:
+        """Put what a mask by magnitude keeps into its numbers."""
+        wanted: dict[str, list[LargestOf]] = {name: [] for name in self.merged_names}
+        places: dict[str, list[tuple[list[float], int]]] = {name: [] for name in self.merged_names}
+        for name, of_models in numbers.items():
+            n = self.numel(name)
+            for model, own in enumerate(of_models):
+                sets = mask.declared.keeps(n, **mask.options_of_model(model))
+                for place, (number, ties) in zip((0, 2), sets, strict=True):
+                    if number < 1:
+                        own[place : place + 2] = NO_VALUE
+                    elif number > n or (number == n and ties != "none"):
+                        own[place : place + 2] = EVERY_VALUE
+                    else:
+                        wanted[name].append(LargestOf(model, number, ties))
+                        places[name].append((own, place))
+        for name, found in self._largest_of_tensors(wanted, False).items():
+            for (own, place), threshold_and_last in zip(places[name], found, strict=True):
+                own[place : place + 2] = threshold_and_last
+
+    def _mask_sums(self) -> dict[str, np.ndarray]:
+        """The sums of each parameter's magnitudes before the mask and after it: float64 [K, 2]. Its blocks have one
+        size, as those of inner products."""
+        return self._totals(self._blocks.arithmetic.mask_sums, 2, "sums of magnitudes")
+
+    def _totals(self, add: Callable[[StoredBlock, np.ndarray], int], columns: int, title: str) -> dict[str, np.ndarray]:
+        """By parameter, the sum of what `add` adds to an array, float64 [K, columns], for each block. The blocks have
+        one size, so that sums are the same whatever the merge's block size."""
+        blocks = self._blocks.blocks(self.merged_names, BLOCK_SIZE)
+        part_of = {block: np.zeros((self.number_of_models, columns)) for block in blocks}
+
+        def new_worker() -> Callable[[Block], None]:
+            room = self._blocks.new_room(BLOCK_SIZE)
+
+            def work(block: Block) -> None:
+                self._blocks.check_finite(add(self._blocks.read(block, room), part_of[block]), block.name)
+
+            return work
+
+        self._blocks.for_every(blocks, new_worker, title)
+        totals: dict[str, np.ndarray] = {}
+        for block, part in part_of.items():
+            totals[block.name] = totals.get(block.name, 0) + part
+        return totals
 
     def _largest_of_tensors(
-        self, wanted: Mapping[str, Sequence[Largest]], masked: bool
+        self, wanted: Mapping[str, Sequence[LargestOf]], masked: bool
     ) -> dict[str, list[tuple[float, int]]]:
         """`largest_of_tensors`, of the masked models' task vectors if `masked`, else of the values that the mask is
         applied to. One pass, and more for tensors of which a sample tells too little."""
@@ -245,14 +274,13 @@ class ModelPasses:
         ]
 
     def _lasts(self, name: str, search: TensorSearch, masked: bool, room: np.ndarray) -> list[int]:
-        """The positions of the last values that count among the largest and equal the smallest of them; −1 where ties
-        are not split."""
+        """The positions of the last values that count among the largest and equal the smallest of them; or −1."""
         lasts = []
         for one, found in zip(search.wanted, search.found, strict=True):
             up_to = np.cumsum(found.equal)
-            if not one.splits_ties:
+            if one.ties == "none":
                 lasts.append(-1)
-            elif found.counting == up_to[-1]:
+            elif one.ties == "all" or found.counting == up_to[-1]:
                 lasts.append(self.numel(name) - 1)
             else:
                 place = int(np.searchsorted(up_to, found.counting))
@@ -368,6 +396,6 @@ class ModelPasses:
         return Undecided(*columns, np.empty((shared, self.number_of_models), np.float32))
 
 
-def mask_thresholds(found: Statistics) -> dict[str, Sequence[float | None]]:
-    """The thresholds of the mask by magnitude, by parameter."""
-    return {name: own["mask_thresholds"] for name, own in found.of_tensor.items() if "mask_thresholds" in own}
+def mask_numbers(found: Statistics) -> dict[str, Sequence[Sequence[float]]]:
+    """The numbers of the masks, by parameter."""
+    return {name: own["mask_numbers"] for name, own in found.of_tensor.items() if "mask_numbers" in own}

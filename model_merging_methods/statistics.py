@@ -8,7 +8,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
 from model_merging_methods.checkpoints.vocabulary_matrices import INPUT_EMBEDDINGS, is_vocabulary_matrix
-from model_merging_methods.largest_magnitudes import Largest
+from model_merging_methods.largest_magnitudes import LargestOf
 from model_merging_methods.method import Tensors, Value
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Passes(Protocol):
         """For each model the rank-th smallest |δ| over some tensors together (0 for rank 0), after the mask. And,
         `with_signs`, the sum over all positions of the sign of Σi τi, where τi is δi where |δi| is at least that."""
 
-    def largest_of_tensors(self, wanted: Mapping[str, Sequence[Largest]]) -> dict[str, list[tuple[float, int]]]:
+    def largest_of_tensors(self, wanted: Mapping[str, Sequence[LargestOf]]) -> dict[str, list[tuple[float, int]]]:
         """For each tensor the smallest of a model's `number` largest |δ|, after the mask; and, of the values equal to
         it, the flat index of the last that counts, because of equal ones the first count."""
 
@@ -98,7 +98,7 @@ class LargestOfTensor:
             n = passes.numel(name)
             numbers = [n if d >= 1 else 0 if d <= 0 else max(1, int(d * n)) for d in options["density"]]
             kept[name] = {"kept": [[-1.0 if number == n else inf, -1] for number in numbers]}
-            wanted[name] = [Largest(model, number) for model, number in enumerate(numbers) if 0 < number < n]
+            wanted[name] = [LargestOf(model, number) for model, number in enumerate(numbers) if 0 < number < n]
         for name, largest in passes.largest_of_tensors(wanted).items():
             for one, threshold_and_last in zip(wanted[name], largest, strict=True):
                 kept[name]["kept"][one.model] = list(threshold_and_last)

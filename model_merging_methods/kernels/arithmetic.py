@@ -15,6 +15,7 @@ from model_merging_methods.kernels.block_kernels import (
     AVERAGE_MERGING,
     LINEAR,
     MAGNITUDE_MASK,
+    MASK_NUMBERS,
     NO_MASK,
     RANDOM_MASK,
     TASK_ARITHMETIC,
@@ -31,6 +32,7 @@ from model_merging_methods.kernels.block_kernels import (
     gram_block,
     load_magnitudes,
     load_masked,
+    mask_sums,
     merge_block,
     note_candidates,
     place_of_equal,
@@ -58,7 +60,6 @@ COMPILED_METHODS = {
 }
 _DIVISORS = {"linear": linear.divisor, "task_arithmetic": task_arithmetic.divisor}
 _PIECE = 1 << 15  # values of each model that a formula in torch gets at once
-_MASKS = {"dare": RANDOM_MASK, "magnitude": MAGNITUDE_MASK}
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +79,8 @@ NO_NUMBERS = TensorNumbers()
 
 
 def masks_in_blocks(mask: Mask | None) -> bool:
-    """Whether a mask works on any stretch of a tensor: DARE's and the one by magnitude, without the L1 rescaling."""
-    return mask is None or (mask.name in _MASKS and not mask.values.get("use_l1_rescale"))
+    """Whether a mask works on any stretch of a tensor: DARE's and those by magnitude."""
+    return mask is None or mask.declared.sees is Sees.BLOCK or mask.declared.keeps is not None
 
 
 def sees_blocks(parameters: MergeParameters) -> bool:
@@ -90,8 +91,8 @@ def sees_blocks(parameters: MergeParameters) -> bool:
 
 
 def mask_rates(mask: Mask | None, models: int) -> tuple[float, ...]:
-    """The drop rate of each model's mask."""
-    return per_model(mask.values["weight_mask_rate"], models) if mask else (0.0,) * models
+    """The drop rate of each model's mask, 0 for a mask without one."""
+    return per_model(mask.values.get("weight_mask_rate", 0.0) if mask else 0.0, models)
 
 
 def _has_kernel(parameters: MergeParameters) -> bool:
@@ -232,6 +233,10 @@ class CompiledArithmetic:
         code = note_candidates(self._plan(NO_NUMBERS), block, models, brackets, masked, counts, room)
         return code, counts, [row[:found] for row, found in zip(room, counts[:, 1].tolist(), strict=False)]
 
+    def mask_sums(self, block: StoredBlock, sums: np.ndarray) -> int:
+        """Add to `sums`, float64 [K, 2], the magnitudes that the mask is applied to, and those that it keeps."""
+        return mask_sums(self._plan(NO_NUMBERS), block, sums)
+
     def gram(self, block: StoredBlock, gram: np.ndarray) -> int:
         """Add the inner products of a block's masked task vectors, or weights, to `gram`: float64 [K, K]."""
         return gram_block(self._plan(NO_NUMBERS), self._adds_task_vectors, block, gram)
@@ -240,7 +245,7 @@ class CompiledArithmetic:
         parameters, values = self._parameters, self._parameters.values
         mask = parameters.mask if masks_in_blocks(parameters.mask) else None  # others are applied to whole tensors
         rates = mask_rates(mask, self._models)
-        rescales = mask is not None and mask.values["use_weight_rescale"]
+        rescales = mask is not None and mask.values.get("use_weight_rescale", False)
         default = TASK_ARITHMETIC if self._adds_task_vectors else AVERAGE_MERGING
         ratios = numbers.ratios
         if ratios is None and "weight" in values:
@@ -265,8 +270,9 @@ class CompiledArithmetic:
             lasts=np.array(lasts, np.int64),
             normalizes=bool(values.get("normalize")),
             elects_by_count=values.get("elect_by") == "count",
-            mask=_MASKS[mask.name] if mask else NO_MASK,
+            mask=NO_MASK if mask is None else RANDOM_MASK if mask.declared.keeps is None else MAGNITUDE_MASK,
             masks_deltas=mask is not None and mask.masks_deltas,
+            rounds_masked=mask is not None and mask.declared.rounds(mask.values),
             mask_rates=np.array(rates, np.float64),
             divisors=self._per_model([1 - rate if rescales and rate != 1 else 1 for rate in rates]),
         )
@@ -282,13 +288,14 @@ def compile_kernels() -> None:
     """Compile every kernel that a merge may need. They are kept on the disk, so this happens once per machine."""
     plan = CompiledArithmetic(parameters_of("ties_merging", mask=mask_of()), 2)
     block = StoredBlock(
-        0, 1, plan.room(3, 2), np.full(3, F16, np.int64), np.zeros(2, np.uint64), np.zeros(2, np.float32)
+        0, 1, plan.room(3, 2), np.full(3, F16, np.int64), np.zeros(2, np.uint64), np.zeros((2, MASK_NUMBERS))
     )
     block.stored[:] = 0
     sums = Sums.of(np.zeros(Sums.width(2)), 2)
     plan.merge(NO_NUMBERS, block, F16, np.empty(2, np.uint8), sums)
     plan.compare(block, sums)
     plan.gram(block, np.zeros((2, 2)))
+    plan.mask_sums(block, np.zeros((2, 2)))
     plan.place_of_equal(block, True, 0, 0.0, 1)
     plan.magnitudes(block, True)
     search = ThresholdSearch([1, 1], [EVERYWHERE, EVERYWHERE], with_signs=True)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from model_merging_methods.kernels.stored_dtypes import BF16, F16, F32, F64
@@ -24,6 +25,7 @@ _GROUP = 64  # positions that are examined one by one if any of them is undecide
 # Methods and masks as codes.
 AVERAGE_MERGING, TASK_ARITHMETIC, TIES_MERGING, TIES_PER_TENSOR, LINEAR = range(5)
 NO_MASK, RANDOM_MASK, MAGNITUDE_MASK = range(3)
+MASK_NUMBERS = 5  # of a parameter and model, see `StoredBlock`
 
 ZERO, ONE = np.float32(0), np.float32(1)
 _ALMOST_ZERO = np.float32(1e-8)
@@ -165,21 +167,38 @@ def random_keep_mask(key, start, mask_rate, keep):
 
 
 @exact
-def magnitude_keep_mask(values, threshold, keep):
-    """Fill `keep` with 0 where |x| <= `threshold`, else 1."""
-    for j in range(values.size):
-        keep[j] = ZERO if abs(values[j]) <= threshold else ONE
+def magnitude_keep_mask(values, start, numbers, keep):
+    """Fill `keep` with 1 for the values that `mask_weights.magnitude_keep_mask` keeps, else 0."""
+    _mark_largest(values, start, np.float32(numbers[0]), np.int64(numbers[1]), keep)
+    if numbers[2] < np.inf:
+        too_large = np.empty_like(keep)
+        _mark_largest(values, start, np.float32(numbers[2]), np.int64(numbers[3]), too_large)
+        for j in range(keep.size):
+            keep[j] = keep[j] if too_large[j] == ZERO else ZERO
 
 
 @exact
-def apply_mask(values, keep, divisor):
-    """`mask_weights.apply_mask`, in place; divisor 1 leaves the survivors as they are."""
+def _mark_largest(values, start, threshold, last, marked):
+    """1 where |x| is above a threshold, or equal to it up to position `last` of the tensor, else 0."""
+    ends = min(max(last + 1 - start, 0), values.size)
+    for j in range(ends):
+        marked[j] = ONE if abs(values[j]) >= threshold else ZERO
+    for j in range(ends, values.size):
+        marked[j] = ONE if abs(values[j]) > threshold else ZERO
+
+
+@exact
+def apply_mask(values, keep, divisor, factor):
+    """`mask_weights.apply_mask`, in place; survivors are divided and multiplied, by 1 as a rule."""
     if divisor == ONE:
         for j in range(values.size):
             values[j] = values[j] * keep[j]
     else:
         for j in range(values.size):
             values[j] = values[j] * keep[j] / divisor
+    if factor != ONE:
+        for j in range(values.size):
+            values[j] = values[j] * factor
 
 
 @exact
@@ -356,6 +375,7 @@ class KernelPlan(NamedTuple):
     elects_by_count: bool
     mask: int
     masks_deltas: bool
+    rounds_masked: bool
     mask_rates: np.ndarray
     divisors: np.ndarray
 
@@ -363,8 +383,10 @@ class KernelPlan(NamedTuple):
 class StoredBlock(NamedTuple):
     """The same stretch of a parameter in all models: `size` values from position `start` on.
 
-    stored: their bytes, one row per model, the pretrained one's first; dtypes: their codes. mask_keys (uint64) and
-    mask_thresholds (float32; −1: drop nothing) define the masks of this parameter, one per fine-tuned model.
+    stored: their bytes, one row per model, the pretrained one's first; dtypes: their codes. For the masks of this
+    parameter, one per fine-tuned model: mask_keys (uint64), and mask_numbers, float64 [K, 5]. Kept are magnitudes above
+    the first number, and at it up to the position in the second; of these dropped are those above the third, and at it
+    up to the fourth. The fifth multiplies the survivors.
     """
 
     start: int
@@ -372,7 +394,7 @@ class StoredBlock(NamedTuple):
     stored: np.ndarray
     dtypes: np.ndarray
     mask_keys: np.ndarray
-    mask_thresholds: np.ndarray
+    mask_numbers: np.ndarray
 
 
 class Sums(NamedTuple):
@@ -495,17 +517,23 @@ def _mask(plan, block, first, pretrained, finetuned, deltas, keep, sums_of_model
     """Mask the models in place."""
     for i in range(finetuned.shape[0]):
         values = deltas[i] if plan.masks_deltas else finetuned[i]
-        if plan.mask == RANDOM_MASK:
-            random_keep_mask(block.mask_keys[i], block.start + first, plan.mask_rates[i], keep)
-        else:
-            magnitude_keep_mask(values, block.mask_thresholds[i], keep)
+        _keep_mask(plan, block, first, i, values, keep)
         sums_of_models[i, 2] += _sum(keep)
-        apply_mask(values, keep, plan.divisors[i])
+        apply_mask(values, keep, plan.divisors[i], np.float32(block.mask_numbers[i, 4]))
         if plan.masks_deltas:
             for j in range(values.size):
                 finetuned[i, j] = pretrained[j] + values[j]
-    if plan.reads_pretrained:
+    if plan.reads_pretrained and (plan.rounds_masked or not plan.masks_deltas):
         task_vectors(pretrained, finetuned, deltas)
+
+
+@exact
+def _keep_mask(plan, block, first, model, values, keep):
+    """Fill `keep` with 1 where the mask keeps a model's values from position `first` of the block on, else 0."""
+    if plan.mask == RANDOM_MASK:
+        random_keep_mask(block.mask_keys[model], block.start + first, plan.mask_rates[model], keep)
+    else:
+        magnitude_keep_mask(values, block.start + first, block.mask_numbers[model], keep)
 
 
 @exact
@@ -580,22 +608,37 @@ def merge_block(plan, block, output_dtype, output, sums):
     return not_finite if not_finite or fits else -1
 
 
+@intrinsic
+def _add_in_lanes(_context, x, y, lanes):
+    """Σ x y of float32 arrays in float64: lane l of `lanes` (float64 [8]) gets positions l, l + 8, l + 16 … in order.
+
+    Written for vectors of eight, because the compiler adds scalars one by one. Positions after the last eight are left
+    out.
+    """
+
+    def generate(context, builder, signature, arguments):
+        pairs = zip(signature.args, arguments, strict=True)
+        arrays = [context.make_array(kind)(context, builder, array) for kind, array in pairs]
+        floats, doubles = ir.VectorType(ir.FloatType(), 8), ir.VectorType(ir.DoubleType(), 8)
+        eight = ir.Constant(ir.IntType(64), 8)
+        total = cgutils.alloca_once_value(builder, ir.Constant(doubles, [0.0] * 8))
+        with cgutils.for_range(builder, builder.udiv(builder.extract_value(arrays[0].shape, 0), eight)) as loop:
+            first = builder.mul(loop.index, eight)
+            places = [builder.bitcast(builder.gep(of.data, [first]), floats.as_pointer()) for of in arrays[:2]]
+            factors = [builder.fpext(builder.load(place, align=4), doubles) for place in places]
+            builder.store(builder.fadd(builder.load(total), builder.fmul(*factors)), total)
+        builder.store(builder.load(total), builder.bitcast(arrays[2].data, doubles.as_pointer()), align=8)
+        return context.get_dummy_value()
+
+    return types.void(x, y, lanes), generate
+
+
 @exact
-def _product(x, y):
-    """Σ x y in float64, in eight interleaved sums that are added in a fixed order."""
-    a = b = c = d = e = f = g = h = 0.0
-    whole = x.size // 8 * 8
-    for j in range(0, whole, 8):
-        a += np.float64(x[j]) * np.float64(y[j])
-        b += np.float64(x[j + 1]) * np.float64(y[j + 1])
-        c += np.float64(x[j + 2]) * np.float64(y[j + 2])
-        d += np.float64(x[j + 3]) * np.float64(y[j + 3])
-        e += np.float64(x[j + 4]) * np.float64(y[j + 4])
-        f += np.float64(x[j + 5]) * np.float64(y[j + 5])
-        g += np.float64(x[j + 6]) * np.float64(y[j + 6])
-        h += np.float64(x[j + 7]) * np.float64(y[j + 7])
-    total = ((a + b) + (c + d)) + ((e + f) + (g + h))
-    for j in range(whole, x.size):
+def _product(x, y, lanes):
+    """Σ x y in float64, in eight interleaved sums that are added in a fixed order. `lanes` is room for them."""
+    _add_in_lanes(x, y, lanes)
+    total = ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]))
+    for j in range(x.size // 8 * 8, x.size):
         total += np.float64(x[j]) * np.float64(y[j])
     return total
 
@@ -607,7 +650,7 @@ def gram_block(plan, of_task_vectors, block, gram):
     models = block.stored.shape[0] - 1
     chunks = np.empty(2 * models * CHUNK, np.float32)
     rows = np.empty((2, CHUNK), np.float32)
-    no_sums = np.zeros((models, 4))
+    no_sums, lanes = np.zeros((models, 4)), np.empty(8)
     not_finite = 0
     for first in range(0, block.size, CHUNK):
         size = min(CHUNK, block.size - first)
@@ -625,10 +668,36 @@ def gram_block(plan, of_task_vectors, block, gram):
         x = deltas if of_task_vectors else finetuned
         for i in range(models):
             for k in range(i, models):
-                gram[i, k] += _product(x[i], x[k])
+                gram[i, k] += _product(x[i], x[k], lanes)
     for i in range(models):
         for k in range(i):
             gram[i, k] = gram[k, i]
+    return not_finite
+
+
+@exact
+def mask_sums(plan, block, sums):
+    """Add to `sums`, float64 [K, 2], the sum of the magnitudes that the mask is applied to, and that of those it keeps.
+    Returns a bit for each model with values that are not finite."""
+    models = block.stored.shape[0] - 1
+    room = np.empty((2 * models + 2) * CHUNK, np.float32)
+    lanes = np.empty(8)
+    not_finite = 0
+    for first in range(0, block.size, CHUNK):
+        pretrained, finetuned, deltas = _load_chunk(plan, block, first, room, False)
+        keep = room[(2 * models + 1) * CHUNK : (2 * models + 1) * CHUNK + pretrained.size]
+        if plan.reads_pretrained and not all_finite(pretrained):
+            not_finite |= 1
+        for i in range(models):
+            if not all_finite(finetuned[i]):
+                not_finite |= 2 << i
+            values = deltas[i] if plan.masks_deltas else finetuned[i]
+            _keep_mask(plan, block, first, i, values, keep)
+            for j in range(values.size):
+                values[j] = abs(values[j])
+            sums[i, 1] += _product(values, keep, lanes)
+            keep[:] = ONE
+            sums[i, 0] += _product(values, keep, lanes)
     return not_finite
 
 
@@ -893,6 +962,7 @@ def note_candidates(plan, block, models, brackets, masked, counts, candidates):
     int32 [S, size or more], with the bins of those inside. Returns a bit for each model with NaNs.
     """
     room = np.empty((2 * block.stored.shape[0]) * CHUNK, np.float32)
+    undecided = np.empty(_GROUP, np.uint32)
     lows, highs, shifts = brackets
     not_finite = 0
     counts[:] = 0
@@ -912,13 +982,31 @@ def note_candidates(plan, block, models, brackets, masked, counts, candidates):
             counts[s, 2] += up_to
             if largest > _INFINITY:
                 not_finite |= 1 if plan.reads_pretrained and not all_finite(pretrained) else 2 << models[s]
-            found, noted = counts[s, 1], candidates[s]
-            for j in range(patterns.size):
+            counts[s, 1] = _note_inside(patterns, low, high, shift, candidates[s], counts[s, 1], undecided)
+    return not_finite
+
+
+@exact
+def _note_inside(patterns, low, high, shift, noted, found, undecided):
+    """Append the bins of magnitudes inside a bracket to the `found` entries of `noted`. Returns how many it has now."""
+    found, width = np.uint64(found), np.uint32(high - low)
+    undecided[:] = np.uint32(0)
+    whole = patterns.size // _GROUP * _GROUP
+    for first in range(0, whole, _GROUP):  # lane l of `undecided` is for positions l, l + 64, l + 128 …
+        for lane in range(_GROUP):
+            pattern = patterns[first + lane] & np.int32(0x7FFFFFFF)
+            undecided[lane] |= np.uint32(np.uint32(pattern - low) < width)
+    for lane in range(_GROUP):
+        if undecided[lane]:
+            for j in range(lane, whole, _GROUP):
                 pattern = patterns[j] & np.int32(0x7FFFFFFF)
                 noted[found] = (pattern - low) >> shift
-                found += np.int64((pattern >= low) & (pattern < high))
-            counts[s, 1] = found
-    return not_finite
+                found += np.uint64(np.uint32(pattern - low) < width)
+    for j in range(whole, patterns.size):
+        pattern = patterns[j] & np.int32(0x7FFFFFFF)
+        noted[found] = (pattern - low) >> shift
+        found += np.uint64(np.uint32(pattern - low) < width)
+    return found
 
 
 @exact

@@ -15,7 +15,7 @@ import numpy as np
 from model_merging_methods.kernels import selection
 from model_merging_methods.kernels.block_kernels import Brackets
 from model_merging_methods.kernels.magnitude_thresholds import LARGEST_PATTERN, Bracket
-from model_merging_methods.largest_magnitudes import Largest
+from model_merging_methods.largest_magnitudes import LargestOf
 
 UNSAMPLED = Bracket(0, LARGEST_PATTERN)  # for small tensors: every magnitude is kept
 
@@ -46,13 +46,13 @@ class Table(NamedTuple):
 
 
 class TensorSearch:
-    """The search for some `Largest` in a tensor of n values in a number of blocks.
+    """The search for some `LargestOf` in a tensor of n values in a number of blocks.
 
     In each pass, `add` the counts and tables of every block; then `conclude`. `found` then has what was found, None
     where another pass is needed. `lock` is for the owner.
     """
 
-    def __init__(self, wanted: Sequence[Largest], n: int, blocks: int):
+    def __init__(self, wanted: Sequence[LargestOf], n: int, blocks: int):
         self.wanted = wanted
         self.found: list[Found | None] = [None] * len(wanted)
         self.lock = Lock()

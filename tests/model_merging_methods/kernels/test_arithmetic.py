@@ -32,6 +32,7 @@ from model_merging_methods.merge_parameters import MergeParameters, mask_of, par
 from model_merging_methods.merge_request import mask_key
 from model_merging_methods.methods import METHODS
 from model_merging_methods.mixup import Mixup
+from model_merging_methods.model_blocks import KEEP_ALL
 from tests.model_merging_methods.merges import DARE, MERGES, PAIR, file_bytes, merge
 from tests.model_merging_methods.small_models import save_model
 from utils.errors import UserError
@@ -56,7 +57,7 @@ class Case:
     output_dtype: int
     start: int
     keys: np.ndarray
-    mask_thresholds: np.ndarray
+    mask_numbers: np.ndarray
 
     @property
     def models(self) -> int:
@@ -71,7 +72,7 @@ class Case:
         for row, values, dtype in zip(room, self.values, self.dtypes, strict=True):
             raw = torch.from_numpy(values).to(DTYPES[dtype]).view(torch.uint8).numpy()
             row[: len(raw)] = raw
-        return StoredBlock(self.start, self.size, room, np.array(self.dtypes), self.keys, self.mask_thresholds)
+        return StoredBlock(self.start, self.size, room, np.array(self.dtypes), self.keys, self.mask_numbers)
 
     def sums(self) -> Sums:
         return Sums.of(np.zeros(Sums.width(self.models)), self.models)
@@ -96,6 +97,8 @@ def cases(draw) -> Case:
     values[1:] += np.where(rng.random((models, size)) < 0.7, values[0], -0.0)
     mask = None
     if draw(st.booleans()):
+        mask = mask_of("breadcrumbs", weight_format=draw(st.sampled_from(["delta_weight", "finetuned_weight"])))
+    elif draw(st.booleans()):
         mask = mask_of(
             draw(st.sampled_from(["random", "magnitude"])),
             weight_mask_rate=draw(st.sampled_from(RATES) | st.tuples(*[st.sampled_from(RATES)] * models)),
@@ -132,7 +135,16 @@ def cases(draw) -> Case:
         output_dtype=draw(st.sampled_from(list(DTYPES))),
         start=start,
         keys=rng.integers(0, 2**64, models, np.uint64),
-        mask_thresholds=np.where(rng.random(models) < 0.8, thresholds, np.float32(-1)),
+        mask_numbers=np.stack(
+            [
+                np.where(rng.random(models) < 0.8, thresholds, np.float32(-1)),
+                start + rng.integers(-1, size, models),
+                np.where(rng.random(models) < 0.5, thresholds * 2, np.inf),
+                start + rng.integers(-1, size, models),
+                rng.choice([1.0, 0.7], models),
+            ],
+            axis=1,
+        ),
     )
 
 
@@ -261,7 +273,7 @@ def plain_case(method: str, values: np.ndarray, **options: float) -> Case:
         output_dtype=F32,
         start=0,
         keys=np.zeros(models, np.uint64),
-        mask_thresholds=np.full(models, -1, np.float32),
+        mask_numbers=np.array([KEEP_ALL] * models),
     )
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from model_merging_methods.kernels.magnitude_thresholds import LARGEST_PATTERN, Bracket
 from model_merging_methods.kernels.tensor_search import UNSAMPLED, Table, TensorSearch
-from model_merging_methods.largest_magnitudes import Largest
+from model_merging_methods.largest_magnitudes import LargestOf
 
 magnitudes = st.sampled_from([0.0, 0.5, 1.0, 1.5, 2.0]) | st.floats(0, 2.0**100, width=32)
 patterns = st.integers(0, LARGEST_PATTERN) | st.sampled_from(np.float32([0, 0.5, 1, 2]).view(np.int32).tolist())
@@ -42,7 +42,7 @@ def test_thresholds_and_ties_are_those_that_sorting_gives(data, models, n, block
     drawn = data.draw(st.lists(st.lists(magnitudes, min_size=n, max_size=n), min_size=models, max_size=models))
     values = np.array(drawn, np.float32)
     wanted = data.draw(
-        st.lists(st.builds(Largest, st.integers(0, models - 1), st.integers(1, n)), min_size=1, max_size=4)
+        st.lists(st.builds(LargestOf, st.integers(0, models - 1), st.integers(1, n)), min_size=1, max_size=4)
     )
     search = TensorSearch(wanted, n, -(-n // block_size))
     search.start([data.draw(brackets()) for _ in wanted])
@@ -58,7 +58,7 @@ def test_thresholds_and_ties_are_those_that_sorting_gives(data, models, n, block
 def test_a_bracket_around_the_threshold_leaves_one_pass():
     values = np.abs(np.random.default_rng(0).standard_normal((1, 10_000))).astype(np.float32)
     middle = int(np.sort(values[0])[5000].view(np.int32))
-    search = TensorSearch([Largest(0, 5000)], 10_000, 10)
+    search = TensorSearch([LargestOf(0, 5000)], 10_000, 10)
     search.start([Bracket(middle - 1000, middle + 1000)])
     assert run(search, values, 1000) == 1
     assert search.found[0].threshold == np.sort(values[0])[5000]
