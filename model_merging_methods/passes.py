@@ -13,7 +13,12 @@ import numpy as np
 from model_merging_methods.kernels.arithmetic import masks_in_blocks, sees_blocks
 from model_merging_methods.kernels.block_kernels import StoredBlock, Sums, Undecided
 from model_merging_methods.kernels.block_passes import Block
-from model_merging_methods.kernels.magnitude_thresholds import LARGEST_PATTERN, Bracket, MagnitudeSample, ThresholdSearch
+from model_merging_methods.kernels.magnitude_thresholds import (
+    LARGEST_PATTERN,
+    Bracket,
+    MagnitudeSample,
+    ThresholdSearch,
+)
 from model_merging_methods.kernels.radix_search import RadixSearch, magnitudes_of, sum_of_elected_signs
 from model_merging_methods.kernels.tensor_search import UNSAMPLED, Table, TensorSearch
 from model_merging_methods.largest_magnitudes import LargestOf, smallest_of_largest
@@ -270,7 +275,8 @@ class ModelPasses:
         self._blocks.check_finite(code, name)
         samples = [MagnitudeSample(list(of_model.reshape(number, _PIECE))) for of_model in magnitudes]
         return [
-            samples[one.model].bracket(share, LARGEST_PATTERN) for one, share in zip(search.wanted, search.shares_below, strict=True)
+            samples[one.model].bracket(share, LARGEST_PATTERN)
+            for one, share in zip(search.wanted, search.shares_below, strict=True)
         ]
 
     def _lasts(self, name: str, search: TensorSearch, masked: bool, room: np.ndarray) -> list[int]:

@@ -21,7 +21,7 @@ def keep(values: Tensor, kept: Tensor, rescale: str, keep_probability: Tensor | 
 
     masked = values * kept
     if rescale == "inverse":
-        return masked / keep_probability.float()
+        return masked / keep_probability
     if rescale == "l1":
         before = float(values.abs().sum(dtype=torch.float64))
         after = float(masked.abs().sum(dtype=torch.float64))

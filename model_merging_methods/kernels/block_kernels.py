@@ -132,7 +132,7 @@ def encode(values, dtype, first, raw):
 
 
 @exact
-def _random_word(key, counter):
+def random_word(key, counter):
     """SplitMix64's output function at `counter` of the stream that starts at `key`; unsigned 64-bit integers."""
     z = counter * _INCREMENT + key
     z = (z ^ (z >> np.uint64(30))) * _MULTIPLIER_1
@@ -149,7 +149,7 @@ def random_keep_mask(key, start, mask_rate, keep):
     first, last = start // 4, (start + keep.size + 3) // 4
     words = np.empty(last - first, np.uint64)
     for j in range(words.size):
-        words[j] = _random_word(key, np.uint64(first) + np.uint64(j))
+        words[j] = random_word(key, np.uint64(first) + np.uint64(j))
     level = int(mask_rate * 65536)
     bound = np.int32(level - 32768)
     lanes = words.view(np.int16)[start - first * 4 :]
@@ -162,7 +162,7 @@ def random_keep_mask(key, start, mask_rate, keep):
         finer_bound = (mask_rate * 65536 - level) * 2.0**62
         for j in range(keep.size):
             if lanes[j] == bound:
-                finer = _random_word(~key, np.uint64(start + j)) >> np.uint64(1) & np.uint64(2**62 - 1)
+                finer = random_word(~key, np.uint64(start + j)) >> np.uint64(1) & np.uint64(2**62 - 1)
                 keep[j] = ZERO if float(finer) < finer_bound else ONE
 
 

@@ -30,9 +30,38 @@ def della(
         return values
     if density <= 0:
         return values * 0
-    probabilities = keep_probabilities(values, density, epsilon)
-    kept = uniform_numbers(place, values) < probabilities
+    _check(values, density, epsilon)
+    in_rows = values.dim() <= 2 and values.device.type == "cpu"
+    kept, probabilities = (_draw_in_rows if in_rows else draw)(values, place, density, epsilon)
     return keep(values, kept, rescale, probabilities)
+
+
+def draw(values: Tensor, place: MaskPlace, density: float, epsilon: float) -> tuple[Tensor, Tensor]:
+    """Which values are kept, and their probabilities."""
+    probabilities = keep_probabilities(values, density, epsilon)
+    return uniform_numbers(place, values) < probabilities, probabilities.float()
+
+
+def _draw_in_rows(values: Tensor, place: MaskPlace, density: float, epsilon: float) -> tuple[Tensor, Tensor]:
+    """The same, compiled."""
+    import numpy as np
+    import torch
+
+    from model_merging_methods.kernels.ranked_mask import draw_by_rank
+
+    length = values.shape[-1]
+    kept, probabilities = torch.empty_like(values, dtype=torch.bool), torch.empty_like(values)
+    rows = (array.view(-1, length).numpy() for array in (values.contiguous(), kept, probabilities))
+    key = np.uint64(place.key & (2**64 - 1))
+    draw_by_rank(*rows, key, place.start, density - epsilon, 2 * epsilon / (length - 1))
+    return kept, probabilities
+
+
+def _check(values: Tensor, density: float, epsilon: float) -> None:
+    if density - epsilon <= 0 or density + epsilon >= 1:
+        raise UserError(f"--epsilon {epsilon}: density ± epsilon must be inside 0 and 1, and density is {density}")
+    if values.shape[min(1, values.dim() - 1)] < 2:
+        raise UserError(f"della: a parameter of shape {tuple(values.shape)} has rows of one value, which have no ranks")
 
 
 def keep_probabilities(values: Tensor, density: float, epsilon: float) -> Tensor:
@@ -40,14 +69,9 @@ def keep_probabilities(values: Tensor, density: float, epsilon: float) -> Tensor
 
     A row runs along axis 1; a one-dimensional tensor is one row. Equal magnitudes rank in the order of their indices.
     """
-    if density - epsilon <= 0 or density + epsilon >= 1:
-        raise UserError(f"--epsilon {epsilon}: density ± epsilon must be inside 0 and 1, and density is {density}")
     axis = min(1, values.dim() - 1)
-    length = values.shape[axis]
-    if length < 2:
-        raise UserError(f"della: a parameter of shape {tuple(values.shape)} has rows of one value, which have no ranks")
     ranks = values.abs().argsort(dim=axis, stable=True).argsort(dim=axis)
-    return density - epsilon + ranks.double() * (2 * epsilon / (length - 1))
+    return density - epsilon + ranks.double() * (2 * epsilon / (values.shape[axis] - 1))
 
 
 def uniform_numbers(place: MaskPlace, values: Tensor) -> Tensor:
