@@ -19,7 +19,7 @@ from model_merging_methods.kernels.block_passes import Block
 from model_merging_methods.kernels.stored_dtypes import FLOATING_CODES, is_floating
 from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.model_blocks import BLOCK_SIZE, ModelBlocks
-from model_merging_methods.passes import ModelPasses, mask_thresholds
+from model_merging_methods.passes import ModelPasses, mask_numbers
 from model_merging_methods.statistics import Statistics
 from model_merging_methods.whole_tensors import WholeTensors
 from utils.content_hashes import DIGEST_SIZE, STRETCH, stretch_digest, tensor_digest
@@ -132,7 +132,7 @@ class Merge:
     ) -> None:
         """Merge or copy parameters, block by block or, where the merge needs it, whole."""
         blocks, work_on = self.blocks, []
-        blocks.mask_thresholds = mask_thresholds(statistics)
+        blocks.mask_numbers = mask_numbers(statistics)
         numbers = {name: blocks.numbers(name, statistics) for name in names if name in blocks.merged}
         for name in names:
             whole = self.needs_whole_tensors and name in blocks.merged and blocks.numel(name)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class LargestOf(NamedTuple):
+    """The `number` largest magnitudes of a model's n values, 1 to n. `ties` as in `method.Largest`."""
+
+    model: int
+    number: int
+    ties: str = "first"
 
 
 def kth_smallest(magnitudes: Tensor, rank: int) -> float:
@@ -35,3 +43,11 @@ def largest(magnitudes: Tensor, count: int) -> Tensor:
         equal = (flat == threshold).nonzero().squeeze(1)
         selected[equal[: count - int(selected.sum())]] = True
     return selected.view_as(magnitudes)
+
+
+def smallest_of_largest(magnitudes: Tensor, count: int) -> tuple[float, int]:
+    """The smallest of the `count` largest values, 1 to n, and the flat index of the last of them that equals it."""
+    threshold = kth_smallest(magnitudes, magnitudes.numel() - count + 1)
+    flat = magnitudes.flatten()
+    equal = (flat == threshold).nonzero().squeeze(1)
+    return threshold, int(equal[count - int((flat > threshold).sum()) - 1])

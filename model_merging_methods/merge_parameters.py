@@ -43,6 +43,10 @@ class Mask:
         """The options by name."""
         return dict(self.options)
 
+    def options_of_model(self, model: int) -> dict[str, Value]:
+        """The options by name, for one of the models."""
+        return {name: value[model] if isinstance(value, tuple) else value for name, value in self.options}
+
     @property
     def masks_deltas(self) -> bool:
         return self.weight_format == "delta_weight"

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias, get_args, get_origin, get_type_hints
 
 from model_merging_methods.checkpoints.vocabulary_matrices import is_vocabulary_matrix
 from utils.errors import UserError
@@ -187,6 +187,14 @@ class MaskPlace:
     key: int
 
 
+class Largest(NamedTuple):
+    """The `number` largest of a parameter's magnitudes. `ties`: of those equal to the smallest of them "all" count, or
+    "none", or the "first", so that the number is exact."""
+
+    number: int
+    ties: str = "first"
+
+
 @dataclass(frozen=True)
 class MaskMethod:
     """A mask, applied to each model before they are merged.
@@ -194,6 +202,10 @@ class MaskMethod:
     formula: a function of one model's values (float32, of the shape that `sees` says), their `MaskPlace` and the
     options, one number each, that returns the masked values.
     is_random: whether the result depends on the seed.
+    keeps: for a mask by magnitude, from the number of a parameter's values and the options: the largest magnitudes that
+    are kept, and those among them that are dropped. Such a mask works on any stretch of a parameter.
+    restores_sum: whether survivors are multiplied to the sum of magnitudes from before, from the options.
+    rounds: whether a masked task vector is added to θ0 and subtracted again, as DARE's code does, from the options.
     """
 
     name: str
@@ -202,17 +214,20 @@ class MaskMethod:
     sees: Sees
     options: Mapping[str, Option]
     is_random: bool = False
+    keeps: Callable[..., tuple[Largest, Largest]] | None = None
+    restores_sum: Callable[[Mapping[str, Value]], bool] = lambda options: False
+    rounds: Callable[[Mapping[str, Value]], bool] = lambda options: False
 
     @property
     def summary(self) -> str:
         return summary(self.formula)
 
 
-def mask_method(*, paper: str, sees: Sees, is_random: bool = False) -> Callable[[Callable], MaskMethod]:
-    """Declare a function to be a mask."""
+def mask_method(*, paper: str, sees: Sees, **declared: Any) -> Callable[[Callable], MaskMethod]:
+    """Declare a function to be a mask. `declared` are further fields of `MaskMethod`."""
 
     def declare(formula: Callable) -> MaskMethod:
-        return MaskMethod(formula.__name__, formula, paper, sees, options_of(formula, by_model=True), is_random)
+        return MaskMethod(formula.__name__, formula, paper, sees, options_of(formula, by_model=True), **declared)
 
     return declare
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
+from math import inf
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -14,18 +15,22 @@ from model_merging_methods.checkpoints.checkpoint_folder import not_finite_error
 from model_merging_methods.kernels.arithmetic import CompiledArithmetic, TensorNumbers, open_arithmetic
 from model_merging_methods.kernels.block_kernels import StoredBlock
 from model_merging_methods.kernels.block_passes import Block, for_every_block
-from model_merging_methods.kernels.stored_dtypes import LONG_NAMES, is_floating
+from model_merging_methods.kernels.stored_dtypes import FLOATING_CODES, LONG_NAMES, is_floating
 from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merge_request import mask_key
 from model_merging_methods.statistics import Statistics
 from utils.content_hashes import STRETCH
 from utils.errors import UserError
 from utils.machine import available_cores
+from utils.safetensors_files import ITEM_SIZES
 
 if TYPE_CHECKING:
     from model_merging_methods.kernels.torch_arithmetic import TorchArithmetic
 
 BLOCK_SIZE = STRETCH
+EVERY_VALUE, NO_VALUE = (-1.0, -1), (inf, -1)  # sets of largest magnitudes: a threshold, and the last equal to it
+KEEP_ALL = (*EVERY_VALUE, *NO_VALUE, 1.0)  # the numbers of a mask
+_ITEM_SIZES = {code: ITEM_SIZES[dtype] for dtype, code in FLOATING_CODES.items()}
 
 # Called with a model's number, a block and the stored bytes, as they are read.
 KeepInput = Callable[[int, Block, np.ndarray], None]
@@ -35,8 +40,8 @@ class ModelBlocks:
     """The aligned models of a merge, in blocks.
 
     `roles` name the fine-tuned models in their order (such as `math`); random masks depend on them. `device` is cpu or
-    cuda. `own_parameters` are those of tensors whose options differ from the merge's. `mask_thresholds` are set by the
-    first pass of a mask by magnitude.
+    cuda. `own_parameters` are those of tensors whose options differ from the merge's. `mask_numbers`
+    (`block_kernels.StoredBlock`) are set by the first passes of a mask that needs them.
     """
 
     def __init__(
@@ -65,7 +70,7 @@ class ModelBlocks:
         self._arithmetic_of = cache(lambda own: open_arithmetic(device, own, len(roles)))
         self.threads = threads or len(available_cores())
         self.block_size = block_size
-        self.mask_thresholds: Mapping[str, Sequence[float | None]] = {}
+        self.mask_numbers: Mapping[str, Sequence[Sequence[float]]] = {}
 
     def _is_kept(self, name: str) -> bool:
         """Whether a parameter stays as in the pretrained model."""
@@ -115,14 +120,29 @@ class ModelBlocks:
             dtypes[model] = self.models.read_into(room[model], model, block.name, block.start, block.stop)
             if keep_input is not None:
                 keep_input(model, block, room[model])
-        thresholds = self.mask_thresholds.get(self.models.matrix(block.name), [None] * len(self.roles))
+        return self._stored_block(block, room, dtypes)
+
+    def read_pieces(self, name: str, number: int, size: int, room: np.ndarray) -> StoredBlock:
+        """`number` evenly spaced pieces of `size` values of a parameter, joined to one block. It serves as a sample: a
+        random mask is that of other positions."""
+        last, dtypes = self.numel(name) - size, np.zeros(len(room), np.int64)
+        for model in self.models_read():
+            filled = 0
+            for piece in range(number):
+                start = last * piece // max(number - 1, 1)
+                dtypes[model] = self.models.read_into(room[model, filled:], model, name, start, start + size)
+                filled += size * _ITEM_SIZES[dtypes[model]]
+        return self._stored_block(Block(name, 0, number * size), room, dtypes)
+
+    def _stored_block(self, block: Block, room: np.ndarray, dtypes: np.ndarray) -> StoredBlock:
+        mask_numbers = self.mask_numbers.get(self.models.matrix(block.name), [KEEP_ALL] * len(self.roles))
         return StoredBlock(
             block.start,
             block.stop - block.start,
             room,
             dtypes,
             np.array(self.mask_keys(block.name), np.int64).view(np.uint64),
-            np.array([-1 if threshold is None else threshold for threshold in thresholds], np.float32),
+            np.array(mask_numbers, np.float64),
         )
 
     def models_read(self) -> Iterable[int]:

@@ -4,21 +4,31 @@ The order in which threads take blocks does not affect the results: counts are i
 kept by block and added in block order.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from operator import attrgetter
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from model_merging_methods.kernels.arithmetic import mask_rates, masks_in_blocks, sees_blocks
-from model_merging_methods.kernels.block_kernels import Sums, Undecided
+from model_merging_methods.kernels.arithmetic import masks_in_blocks, sees_blocks
+from model_merging_methods.kernels.block_kernels import StoredBlock, Sums, Undecided
 from model_merging_methods.kernels.block_passes import Block
-from model_merging_methods.kernels.magnitude_thresholds import MagnitudeSample, ThresholdSearch
+from model_merging_methods.kernels.magnitude_thresholds import (
+    LARGEST_PATTERN,
+    Bracket,
+    MagnitudeSample,
+    ThresholdSearch,
+)
 from model_merging_methods.kernels.radix_search import RadixSearch, magnitudes_of, sum_of_elected_signs
+from model_merging_methods.kernels.tensor_search import UNSAMPLED, Table, TensorSearch
+from model_merging_methods.largest_magnitudes import LargestOf, smallest_of_largest
+from model_merging_methods.merge_parameters import Mask
 from model_merging_methods.method import Sees, Value
-from model_merging_methods.model_blocks import BLOCK_SIZE, ModelBlocks
+from model_merging_methods.model_blocks import BLOCK_SIZE, EVERY_VALUE, KEEP_ALL, NO_VALUE, ModelBlocks
 from model_merging_methods.statistics import Statistics
+from model_merging_methods.survivors import restoring_factor
 from model_merging_methods.whole_tensors import WholeTensors
 
 if TYPE_CHECKING:
@@ -27,8 +37,9 @@ if TYPE_CHECKING:
     from model_merging_methods.method import Tensors
 
 _GUARD_PIECES, _GUARD_PIECE = 256, 4096  # the sample that shows whether models are related
-_TRIM_PIECES, _TRIM_PIECE = 2048, 1024  # the sample that brackets thresholds
-_FEWEST_PIECES, _VALUES_PER_PIECE = 64, 1 << 15  # fewer for a single tensor
+_TRIM_PIECES, _FEWEST_TRIM_PIECES, _TRIM_PIECE = 2048, 64, 1024  # the sample that brackets thresholds
+# The sample for a single tensor: a piece for this many values, but not fewer or more than so.
+_PIECE, _VALUES_PER_PIECE, _FEWEST_PIECES, _MOST_PIECES = 512, 1 << 16, 32, 512
 _MOST_SHARED = 1 << 15  # positions of a block where several models may be undecided
 
 
@@ -49,8 +60,8 @@ class ModelPasses:
     def find_statistics(self) -> Statistics:
         """Everything that the merge's mask and method declared."""
         parameters = self._blocks.parameters
-        method, found = parameters.declared, Statistics(of_tensor=self._mask_thresholds())
-        self._blocks.mask_thresholds = mask_thresholds(found)
+        method, found = parameters.declared, Statistics(of_tensor=self._mask_numbers())
+        self._blocks.mask_numbers = mask_numbers(found)
         if method.sees is Sees.GRAM and sees_blocks(parameters):
             found = found.plus(Statistics(of_tensor=self._grams()))
         for statistic in method.statistics:
@@ -67,23 +78,8 @@ class ModelPasses:
 
     def _grams(self) -> dict[str, dict[str, list]]:
         """The inner products of each parameter's masked task vectors, or of its weights if θ0 is not read: float64
-        [K, K]. Its blocks have one size, so that the sums are the same whatever the merge's block size."""
-        blocks = self._blocks.blocks(self.merged_names, BLOCK_SIZE)
-        gram_of = {block: np.zeros((self.number_of_models, self.number_of_models)) for block in blocks}
-
-        def new_worker() -> Callable[[Block], None]:
-            room = self._blocks.new_room(BLOCK_SIZE)
-
-            def add(block: Block) -> None:
-                code = self._blocks.arithmetic(block.name).gram(self._blocks.read(block, room), gram_of[block])
-                self._blocks.check_finite(code, block.name)
-
-            return add
-
-        self._blocks.for_every(blocks, new_worker, "inner products")
-        totals: dict[str, np.ndarray] = {}
-        for block, gram in gram_of.items():
-            totals[block.name] = totals.get(block.name, 0) + gram
+        [K, K]."""
+        totals = self._totals(attrgetter("gram"), self.number_of_models, "inner products")
         return {name: {"gram": total.tolist()} for name, total in totals.items()}
 
     def magnitude_thresholds(
@@ -150,66 +146,170 @@ class ModelPasses:
         blocks = [Block(name, 0, self.numel(name)) for name in names] if whole else self._blocks.blocks(names)
         self._blocks.for_every(blocks, new_worker)
 
-    def last_of_largest(self, name: str, thresholds: Sequence[float], numbers: Sequence[int]) -> list[int]:
-        if not sees_blocks(self._blocks.parameters):
-            return self._last_in_whole(name, thresholds, numbers)
-        blocks = self._blocks.blocks([name])
-        counts = self._count_equal(blocks, thresholds)
-        lasts = []
-        for model, number in enumerate(numbers):
-            wanted = number - int(counts[:, model, 0].sum())
-            if wanted <= 0:
-                lasts.append(-1)
-                continue
-            equal = np.cumsum(counts[:, model, 1])
-            index = int(np.searchsorted(equal, wanted))
-            before = int(equal[index - 1]) if index else 0
-            lasts.append(self._place_in_block(blocks[index], model, thresholds[model], wanted - before))
-        return lasts
+    def largest_of_tensors(self, wanted: Mapping[str, Sequence[LargestOf]]) -> dict[str, list[tuple[float, int]]]:
+        if sees_blocks(self._blocks.parameters):
+            return self._largest_of_tensors(wanted, True)
+        return {name: self._largest_in_whole(name, of_tensor) for name, of_tensor in wanted.items()}
 
-    def _last_in_whole(self, name: str, thresholds: Sequence[float], numbers: Sequence[int]) -> list[int]:
-        """`last_of_largest`, of a whole tensor."""
-        magnitudes: list[np.ndarray] = []
-        self._view([name], magnitudes_of, Statistics(), magnitudes.extend)
-        lasts = []
-        for of_model, threshold, number in zip(magnitudes, thresholds, numbers, strict=True):
-            wanted = number - np.count_nonzero(of_model > np.float32(threshold))
-            lasts.append(int(np.flatnonzero(of_model == np.float32(threshold))[wanted - 1]) if wanted > 0 else -1)
-        return lasts
+    def _largest_in_whole(self, name: str, wanted: Sequence[LargestOf]) -> list[tuple[float, int]]:
+        """The same of a tensor that the merge needs as a whole."""
+        found: list[np.ndarray] = []
 
-    def _place_in_block(self, block: Block, model: int, threshold: float, number: int) -> int:
-        stored = self._blocks.read(block, self._blocks.new_room())
-        return block.start + self._blocks.arithmetic(block.name).place_of_equal(stored, model, threshold, number)
+        def find(x: "Tensors") -> "Tensor":
+            import torch
 
-    def _count_equal(self, blocks: Sequence[Block], thresholds: Sequence[float]) -> np.ndarray:
-        """How many masked |δ| of each block are above and equal to the thresholds: int64 [blocks, K, 2]."""
-        counts = np.zeros((len(blocks), self.number_of_models, 2), np.int64)
-        place = {block: row for block, row in zip(blocks, counts, strict=True)}
+            magnitudes = magnitudes_of(x)
+            pairs = [smallest_of_largest(magnitudes[one.model], one.number) for one in wanted]
+            return torch.tensor(pairs, dtype=torch.float64)
+
+        self._view([name], find, Statistics(), found.append)
+        return [(threshold, int(last)) for threshold, last in found[0].tolist()]
+
+    def _mask_numbers(self) -> dict[str, dict[str, list[list[float]]]]:
+        """The numbers of the masks of each parameter, by model, if any differ from tensor to tensor."""
+        mask = self._blocks.parameters.mask
+        if mask is None or not masks_in_blocks(mask):
+            return {}
+        numbers = {name: [list(KEEP_ALL) for _ in self._blocks.roles] for name in self.merged_names}
+        masks = {name: self._blocks.parameters_at(name).mask for name in self.merged_names}
+        if mask.declared.keeps is not None:
+            self._find_kept(masks, numbers)
+        restoring = [name for name, own in masks.items() if own.declared.restores_sum(own.values)]
+        if restoring:
+            self._blocks.mask_numbers = numbers
+            sums = self._mask_sums()
+            for name in restoring:
+                for own, (before, after) in zip(numbers[name], sums[name].tolist(), strict=True):
+                    own[-1] = restoring_factor(before, after)
+        return {name: {"mask_numbers": own} for name, own in numbers.items()}
+
+    def _find_kept(self, masks: Mapping[str, Mask], numbers: Mapping[str, list[list[float]]]) -> None:
+        """Put what masks by magnitude keep into their numbers."""
+        wanted: dict[str, list[LargestOf]] = {name: [] for name in self.merged_names}
+        places: dict[str, list[tuple[list[float], int]]] = {name: [] for name in self.merged_names}
+        for name, of_models in numbers.items():
+            n = self.numel(name)
+            for model, own in enumerate(of_models):
+                sets = masks[name].declared.keeps(n, **masks[name].options_of_model(model))
+                for place, (number, ties) in zip((0, 2), sets, strict=True):
+                    if number < 1:
+                        own[place : place + 2] = NO_VALUE
+                    elif number > n or (number == n and ties != "none"):
+                        own[place : place + 2] = EVERY_VALUE
+                    else:
+                        wanted[name].append(LargestOf(model, number, ties))
+                        places[name].append((own, place))
+        for name, found in self._largest_of_tensors(wanted, False).items():
+            for (own, place), threshold_and_last in zip(places[name], found, strict=True):
+                own[place : place + 2] = threshold_and_last
+
+    def _mask_sums(self) -> dict[str, np.ndarray]:
+        """The sums of each parameter's magnitudes before the mask and after it: float64 [K, 2]. Its blocks have one
+        size, as those of inner products."""
+        return self._totals(attrgetter("mask_sums"), 2, "sums of magnitudes")
+
+    def _totals(
+        self, adds: Callable[[Any], Callable[[StoredBlock, np.ndarray], int]], columns: int, title: str
+    ) -> dict[str, np.ndarray]:
+        """By parameter, the sum of what a method of its arithmetic adds to an array, float64 [K, columns], for each
+        block. The blocks have one size, so that sums are the same whatever the merge's block size."""
+        blocks = self._blocks.blocks(self.merged_names, BLOCK_SIZE)
+        part_of = {block: np.zeros((self.number_of_models, columns)) for block in blocks}
+
+        def new_worker() -> Callable[[Block], None]:
+            room = self._blocks.new_room(BLOCK_SIZE)
+
+            def work(block: Block) -> None:
+                add = adds(self._blocks.arithmetic(block.name))
+                self._blocks.check_finite(add(self._blocks.read(block, room), part_of[block]), block.name)
+
+            return work
+
+        self._blocks.for_every(blocks, new_worker, title)
+        totals: dict[str, np.ndarray] = {}
+        for block, part in part_of.items():
+            totals[block.name] = totals.get(block.name, 0) + part
+        return totals
+
+    def _largest_of_tensors(
+        self, wanted: Mapping[str, Sequence[LargestOf]], masked: bool
+    ) -> dict[str, list[tuple[float, int]]]:
+        """`largest_of_tensors`, of the masked models' task vectors if `masked`, else of the values that the mask is
+        applied to. One pass, and more for tensors of which a sample tells too little."""
+        searches = {
+            name: TensorSearch(of_tensor, self.numel(name), len(self._blocks.blocks([name])))
+            for name, of_tensor in wanted.items()
+        }
+        lasts: dict[str, list[int]] = {}
+        left = [name for name, search in searches.items() if not search.done]
+        while left:
+            self._search_pass({name: searches[name] for name in left}, masked, lasts)
+            left = [name for name in left if not searches[name].done]
+        return {
+            name: [(one.threshold, last) for one, last in zip(search.found, lasts.get(name, ()), strict=True)]
+            for name, search in searches.items()
+        }
+
+    def _search_pass(self, searches: Mapping[str, TensorSearch], masked: bool, lasts: dict[str, list[int]]) -> None:
+        """A pass over all blocks of these tensors. Whoever counts a tensor's last block concludes its search."""
+        most = max(len(search.wanted) for search in searches.values())
 
         def new_worker() -> Callable[[Block], None]:
             room = self._blocks.new_room()
+            candidates = np.empty((most, self._blocks.block_size), np.int32)
 
             def count(block: Block) -> None:
-                place[block][:] = self._blocks.arithmetic(block.name).count_equal(
-                    self._blocks.read(block, room), thresholds
+                search = searches[block.name]
+                with search.lock:
+                    if not search.is_sampled:
+                        search.start(self._brackets(block.name, search, masked, room))
+                stored = self._blocks.read(block, room)
+                code, counts, bins = self._blocks.arithmetic(block.name).note_candidates(
+                    stored, search.models, search.brackets, masked, candidates
                 )
+                self._blocks.check_finite(code, block.name)
+                if search.add(block.start // self._blocks.block_size, counts, [Table.of(own) for own in bins]):
+                    search.conclude()
+                    if search.done:
+                        lasts[block.name] = self._lasts(block.name, search, masked, room)
 
             return count
 
-        self._blocks.for_every(blocks, new_worker)
-        return counts
+        self._blocks.for_every(self._blocks.blocks(searches), new_worker, "largest values")
 
-    def _mask_thresholds(self) -> dict[str, dict[str, list[float | None]]]:
-        """For the mask by magnitude: for each parameter and model the int(numel · p)-th smallest |x|."""
-        mask = self._blocks.parameters.mask
-        if mask is None or mask.name != "magnitude" or not masks_in_blocks(mask):
-            return {}
-        thresholds = {}
-        for name in self.merged_names:
-            rates = mask_rates(self._blocks.parameters_at(name).mask, self.number_of_models)
-            ranks = [int(self.numel(name) * rate) for rate in rates]
-            thresholds[name] = {"mask_thresholds": self._search([name], ranks, False, False, name).thresholds}
-        return thresholds
+    def _brackets(self, name: str, search: TensorSearch, masked: bool, room: np.ndarray) -> list[Bracket]:
+        """The brackets of a tensor's search, from evenly spaced pieces."""
+        number = min(_MOST_PIECES, max(_FEWEST_PIECES, self.numel(name) // _VALUES_PER_PIECE))
+        if self.numel(name) <= 4 * number * _PIECE or self._blocks.block_size < number * _PIECE:
+            return [UNSAMPLED] * len(search.wanted)
+        block = self._blocks.read_pieces(name, number, _PIECE, room)
+        code, magnitudes = self._blocks.arithmetic(name).magnitudes(block, masked)
+        self._blocks.check_finite(code, name)
+        samples = [MagnitudeSample(list(of_model.reshape(number, _PIECE))) for of_model in magnitudes]
+        return [
+            samples[one.model].bracket(share, LARGEST_PATTERN)
+            for one, share in zip(search.wanted, search.shares_below, strict=True)
+        ]
+
+    def _lasts(self, name: str, search: TensorSearch, masked: bool, room: np.ndarray) -> list[int]:
+        """The positions of the last values that count among the largest and equal the smallest of them; or −1."""
+        lasts = []
+        for one, found in zip(search.wanted, search.found, strict=True):
+            up_to = np.cumsum(found.equal)
+            if one.ties == "none":
+                lasts.append(-1)
+            elif one.ties == "all" or found.counting == up_to[-1]:
+                lasts.append(self.numel(name) - 1)
+            else:
+                place = int(np.searchsorted(up_to, found.counting))
+                block = self._blocks.blocks([name])[place]
+                number = found.counting - int(up_to[place] - found.equal[place])
+                stored = self._blocks.read(block, room)
+                within = self._blocks.arithmetic(name).place_of_equal(
+                    stored, masked, one.model, found.threshold, number
+                )
+                lasts.append(block.start + within)
+        return lasts
 
     def _search(
         self, names: Sequence[str], ranks: Sequence[int], masked: bool, with_signs: bool, title: str | None
@@ -271,7 +371,7 @@ class ModelPasses:
         """A sample of each model's magnitudes from all over these parameters: of the masked models' task vectors if
         `masked`, else of the values that the mask is applied to."""
         samples = [MagnitudeSample() for _ in range(self.number_of_models)]
-        number = min(_TRIM_PIECES, max(_FEWEST_PIECES, sum(map(self.numel, names)) // _VALUES_PER_PIECE))
+        number = min(_TRIM_PIECES, max(_FEWEST_TRIM_PIECES, sum(map(self.numel, names)) >> 15))
         pieces: dict[Block, np.ndarray] = {}
 
         def new_worker() -> Callable[[Block], None]:
@@ -318,6 +418,6 @@ class ModelPasses:
         return Undecided(*columns, np.empty((shared, self.number_of_models), np.float32))
 
 
-def mask_thresholds(found: Statistics) -> dict[str, Sequence[float | None]]:
-    """The thresholds of the mask by magnitude, by parameter."""
-    return {name: own["mask_thresholds"] for name, own in found.of_tensor.items() if "mask_thresholds" in own}
+def mask_numbers(found: Statistics) -> dict[str, Sequence[Sequence[float]]]:
+    """The numbers of the masks, by parameter."""
+    return {name: own["mask_numbers"] for name, own in found.of_tensor.items() if "mask_numbers" in own}

@@ -8,6 +8,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from model_merging_methods.checkpoints.vocabulary_matrices import INPUT_EMBEDDINGS, is_vocabulary_matrix
+from model_merging_methods.largest_magnitudes import LargestOf
 from model_merging_methods.method import Tensors, Value
 
 if TYPE_CHECKING:
@@ -51,9 +52,9 @@ class Passes(Protocol):
         """For each model the rank-th smallest |δ| over some tensors together (0 for rank 0), after the mask. And,
         `with_signs`, the sum over all positions of the sign of Σi τi, where τi is δi where |δi| is at least that."""
 
-    def last_of_largest(self, name: str, thresholds: Sequence[float], numbers: Sequence[int]) -> list[int]:
-        """For each model the flat index of the last of a tensor's `number` largest |δ|, of which a threshold is the
-        smallest; of equal ones the first count."""
+    def largest_of_tensors(self, wanted: Mapping[str, Sequence[LargestOf]]) -> dict[str, list[tuple[float, int]]]:
+        """For each tensor the smallest of a model's `number` largest |δ|, after the mask; and, of the values equal to
+        it, the flat index of the last that counts, because of equal ones the first count."""
 
     def order_statistics(
         self,
@@ -99,23 +100,16 @@ class LargestOfTensor:
     by_tensor: ClassVar[bool] = True
 
     def find(self, passes: Passes, options: Mapping[str, Value], found: Statistics) -> Statistics:
-        names = passes.merged_names
-        return Statistics(of_tensor={name: self._of(passes, name, passes.options(name)["density"]) for name in names})
-
-    def _of(self, passes: Passes, name: str, densities: Sequence[float]) -> dict[str, Any]:
-        n = passes.numel(name)
-        numbers = [n if d >= 1 else 0 if d <= 0 else max(1, int(d * n)) for d in densities]
-        kept = [[-1.0, -1] if number == n else [inf, -1] for number in numbers]
-        searched = [number if 0 < number < n else 0 for number in numbers]
-        if any(searched):
-            thresholds, _ = passes.magnitude_thresholds(
-                [name], [n - number + 1 if number else 0 for number in searched]
-            )
-            lasts = passes.last_of_largest(name, thresholds, searched)
-            for model, number in enumerate(searched):
-                if number:
-                    kept[model] = [thresholds[model], lasts[model]]
-        return {"kept": kept}
+        kept, wanted = {}, {}
+        for name in passes.merged_names:
+            n = passes.numel(name)
+            numbers = [n if d >= 1 else 0 if d <= 0 else max(1, int(d * n)) for d in passes.options(name)["density"]]
+            kept[name] = {"kept": [[-1.0 if number == n else inf, -1] for number in numbers]}
+            wanted[name] = [LargestOf(model, number) for model, number in enumerate(numbers) if 0 < number < n]
+        for name, largest in passes.largest_of_tensors(wanted).items():
+            for one, threshold_and_last in zip(wanted[name], largest, strict=True):
+                kept[name]["kept"][one.model] = list(threshold_and_last)
+        return Statistics(of_tensor=kept)
 
 
 @dataclass(frozen=True)

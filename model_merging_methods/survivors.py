@@ -21,10 +21,14 @@ def keep(values: Tensor, kept: Tensor, rescale: str, keep_probability: Tensor | 
 
     masked = values * kept
     if rescale == "inverse":
-        return masked / keep_probability.float()
+        return masked / keep_probability
     if rescale == "l1":
         before = float(values.abs().sum(dtype=torch.float64))
         after = float(masked.abs().sum(dtype=torch.float64))
-        if before >= _LEAST_SUM and after >= _LEAST_SUM:
-            return masked * (before / after)
+        return masked * restoring_factor(before, after)
     return masked
+
+
+def restoring_factor(before: float, after: float) -> float:
+    """What the survivors are multiplied by so that their magnitudes sum to `before` again."""
+    return before / after if before >= _LEAST_SUM and after >= _LEAST_SUM else 1.0

@@ -18,7 +18,7 @@ import numpy as np
 
 from model_merging_methods.checkpoints.aligned_models import BASE
 from model_merging_methods.checkpoints.tensor_names import is_stored_transposed
-from model_merging_methods.kernels.arithmetic import CompiledArithmetic, TensorNumbers, masks_in_blocks
+from model_merging_methods.kernels.arithmetic import CompiledArithmetic, TensorNumbers
 from model_merging_methods.kernels.block_kernels import Sums, decode
 from model_merging_methods.kernels.block_passes import Block
 from model_merging_methods.method import MaskPlace, Sees, Tensors
@@ -142,7 +142,7 @@ class WholeTensors:
                 if has_deltas:
                     model -= base
                 model.copy_(self._masked(model, number, numbers))
-            if has_deltas and masks_in_blocks(mask):  # the paper's masks, which it follows by this rounding
+            if has_deltas and mask.declared.rounds(mask.values):
                 has_deltas = False
                 for model in models:
                     model += base
@@ -158,9 +158,8 @@ class WholeTensors:
 
     def _masked(self, values: "Tensor", model: int, numbers: TensorNumbers) -> "Tensor":
         mask = self._blocks.parameters_at(numbers.name).mask
-        options = {name: value[model] if isinstance(value, tuple) else value for name, value in mask.options}
         place = MaskPlace(numbers.shape, 0, self._blocks.mask_keys(numbers.name)[model])
-        return mask.declared.formula(values, place, **options)
+        return mask.declared.formula(values, place, **mask.options_of_model(model))
 
 
 class _Budget:

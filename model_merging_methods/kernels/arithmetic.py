@@ -13,31 +13,38 @@ import numpy as np
 
 from model_merging_methods.kernels.block_kernels import (
     AVERAGE_MERGING,
+    LINEAR,
     MAGNITUDE_MASK,
+    MASK_NUMBERS,
     NO_MASK,
     RANDOM_MASK,
     TASK_ARITHMETIC,
     TIES_MERGING,
+    TIES_PER_TENSOR,
     Brackets,
     KernelPlan,
     StoredBlock,
     Sums,
     Undecided,
     count_block,
-    count_equal,
     count_histogram,
     encode,
     gram_block,
     load_magnitudes,
     load_masked,
+    mask_sums,
     merge_block,
+    note_candidates,
     place_of_equal,
 )
 from model_merging_methods.kernels.loops import LOOPS
 from model_merging_methods.kernels.magnitude_thresholds import EVERYWHERE, BlockCounts, ThresholdSearch
+from model_merging_methods.kernels.selection import kth_of_counted
 from model_merging_methods.kernels.stored_dtypes import F16, F32
+from model_merging_methods.kernels.tensor_search import Table
 from model_merging_methods.merge_parameters import Mask, MergeParameters, mask_of, parameters_of, per_model
 from model_merging_methods.method import Sees, Tensors
+from model_merging_methods.methods import linear, task_arithmetic
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,11 +52,14 @@ if TYPE_CHECKING:
 
 COMPILED_METHODS = {
     "average_merging": AVERAGE_MERGING,
+    "linear": LINEAR,
     "task_arithmetic": TASK_ARITHMETIC,
     "ties_merging": TIES_MERGING,
+    "ties_per_tensor": TIES_PER_TENSOR,
+    "ties_per_tensor_mergellm": TIES_MERGING,
 }
+_DIVISORS = {"linear": linear.divisor, "task_arithmetic": task_arithmetic.divisor}
 _PIECE = 1 << 15  # values of each model that a formula in torch gets at once
-_MASKS = {"dare": RANDOM_MASK, "magnitude": MAGNITUDE_MASK}
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +79,8 @@ NO_NUMBERS = TensorNumbers()
 
 
 def masks_in_blocks(mask: Mask | None) -> bool:
-    """Whether a mask works on any stretch of a tensor: DARE's and the one by magnitude, without the L1 rescaling."""
-    return mask is None or (mask.name in _MASKS and not mask.values.get("use_l1_rescale"))
+    """Whether a mask works on any stretch of a tensor: DARE's and those by magnitude."""
+    return mask is None or mask.declared.sees is Sees.BLOCK or mask.declared.keeps is not None
 
 
 def sees_blocks(parameters: MergeParameters) -> bool:
@@ -81,14 +91,12 @@ def sees_blocks(parameters: MergeParameters) -> bool:
 
 
 def mask_rates(mask: Mask | None, models: int) -> tuple[float, ...]:
-    """The drop rate of each model's mask."""
-    return per_model(mask.values["weight_mask_rate"], models) if mask else (0.0,) * models
+    """The drop rate of each model's mask, 0 for a mask without one."""
+    return per_model(mask.values.get("weight_mask_rate", 0.0) if mask else 0.0, models)
 
 
 def _has_kernel(parameters: MergeParameters) -> bool:
-    if parameters.declared.sees is Sees.GRAM:
-        return True
-    return parameters.method in COMPILED_METHODS and not parameters.values.get("normalize")
+    return parameters.declared.sees is Sees.GRAM or parameters.method in COMPILED_METHODS
 
 
 def choose_device(device: str) -> str:
@@ -212,15 +220,22 @@ class CompiledArithmetic:
         below its bracket and up to its end, and to `histograms` (int64 [K, bins]) those inside."""
         return count_histogram(self._plan(NO_NUMBERS), block, brackets, masked, counts, histograms)
 
-    def place_of_equal(self, block: StoredBlock, model: int, threshold: float, number: int) -> int:
-        """The position in a block of a masked model's number-th |δ| that equals a threshold."""
-        return place_of_equal(self._plan(NO_NUMBERS), block, model, np.float32(threshold), number)
+    def place_of_equal(self, block: StoredBlock, masked: bool, model: int, threshold: float, number: int) -> int:
+        """The position in a block of the number-th of the same magnitudes of a model that equals a threshold."""
+        return place_of_equal(self._plan(NO_NUMBERS), block, masked, model, np.float32(threshold), number)
 
-    def count_equal(self, block: StoredBlock, thresholds: Sequence[float]) -> np.ndarray:
-        """How many |δ| of each masked model are above its threshold, and how many equal to it: int64 [K, 2]."""
-        counts = np.zeros((self._models, 2), np.int64)
-        count_equal(self._plan(NO_NUMBERS), block, self._per_model(thresholds), counts)
-        return counts
+    def note_candidates(
+        self, block: StoredBlock, models: np.ndarray, brackets: Brackets, masked: bool, room: np.ndarray
+    ) -> tuple[int, np.ndarray, list[np.ndarray]]:
+        """Compare the same magnitudes with brackets, bracket s for model `models[s]`: int64 [S, 3], how many are below,
+        inside, and up to the end; and the bins of those inside, in any order, in `room` (int32 [S, size or more])."""
+        counts = np.empty((len(models), 3), np.int64)
+        code = note_candidates(self._plan(NO_NUMBERS), block, models, brackets, masked, counts, room)
+        return code, counts, [row[:found] for row, found in zip(room, counts[:, 1].tolist(), strict=False)]
+
+    def mask_sums(self, block: StoredBlock, sums: np.ndarray) -> int:
+        """Add to `sums`, float64 [K, 2], the magnitudes that the mask is applied to, and those that it keeps."""
+        return mask_sums(self._plan(NO_NUMBERS), block, sums)
 
     def gram(self, block: StoredBlock, gram: np.ndarray) -> int:
         """Add the inner products of a block's masked task vectors, or weights, to `gram`: float64 [K, K]."""
@@ -230,27 +245,40 @@ class CompiledArithmetic:
         parameters, values = self._parameters, self._parameters.values
         mask = parameters.mask if masks_in_blocks(parameters.mask) else None  # others are applied to whole tensors
         rates = mask_rates(mask, self._models)
-        rescales = mask is not None and mask.values["use_weight_rescale"]
+        rescales = mask is not None and mask.values.get("use_weight_rescale", False)
         default = TASK_ARITHMETIC if self._adds_task_vectors else AVERAGE_MERGING
         ratios = numbers.ratios
         if ratios is None and "weight" in values:
             ratios = per_model(values["weight"], self._models)
+        weights = ratios or (1.0,) * self._models
+        divides = values.get("normalize") and parameters.method in _DIVISORS
+        # TIES in each tensor by itself: a threshold, and the position of the last value at it that is kept.
+        kept = numbers.statistics.get("kept", [[threshold, -1] for threshold in self._trim_thresholds(numbers)])
+        thresholds, lasts = zip(*kept, strict=True)
         with np.errstate(over="ignore"):  # infinity: the merged values will not fit
             scaling_coefficient = np.float32(values.get("scaling_coefficient", 1.0))
         return KernelPlan(
             method=COMPILED_METHODS.get(parameters.method, default),
             reads_pretrained=parameters.reads_base,
             has_ratios=ratios is not None,
-            ratios=self._per_model(ratios or [1] * self._models),
+            ratios=self._per_model(weights),
             ones=np.ones(self._models, np.float32),
+            divisor=np.float32(_DIVISORS[parameters.method](weights) if divides else 1),
             scaling_coefficient=scaling_coefficient,
-            trim_thresholds=self._per_model(numbers.statistics.get("trim_thresholds", [0] * self._models)),
+            trim_thresholds=self._per_model(thresholds),
             majority_sign=np.float32(numbers.statistics.get("majority_sign", 0)),
-            mask=_MASKS[mask.name] if mask else NO_MASK,
+            lasts=np.array(lasts, np.int64),
+            normalizes=bool(values.get("normalize")),
+            elects_by_count=values.get("elect_by") == "count",
+            mask=NO_MASK if mask is None else RANDOM_MASK if mask.declared.keeps is None else MAGNITUDE_MASK,
             masks_deltas=mask is not None and mask.masks_deltas,
+            rounds_masked=mask is not None and mask.declared.rounds(mask.values),
             mask_rates=np.array(rates, np.float64),
             divisors=self._per_model([1 - rate if rescales and rate != 1 else 1 for rate in rates]),
         )
+
+    def _trim_thresholds(self, numbers: TensorNumbers) -> Sequence[float]:
+        return numbers.statistics.get("trim_thresholds", (0.0,) * self._models)
 
     def _per_model(self, values: Sequence[float]) -> np.ndarray:
         return np.array(values, np.float32)
@@ -260,15 +288,15 @@ def compile_kernels() -> None:
     """Compile every kernel that a merge may need. They are kept on the disk, so this happens once per machine."""
     plan = CompiledArithmetic(parameters_of("ties_merging", mask=mask_of()), 2)
     block = StoredBlock(
-        0, 1, plan.room(3, 2), np.full(3, F16, np.int64), np.zeros(2, np.uint64), np.zeros(2, np.float32)
+        0, 1, plan.room(3, 2), np.full(3, F16, np.int64), np.zeros(2, np.uint64), np.zeros((2, MASK_NUMBERS))
     )
     block.stored[:] = 0
     sums = Sums.of(np.zeros(Sums.width(2)), 2)
     plan.merge(NO_NUMBERS, block, F16, np.empty(2, np.uint8), sums)
     plan.compare(block, sums)
     plan.gram(block, np.zeros((2, 2)))
-    plan.count_equal(block, [0, 0])
-    plan.place_of_equal(block, 0, 0.0, 1)
+    plan.mask_sums(block, np.zeros((2, 2)))
+    plan.place_of_equal(block, True, 0, 0.0, 1)
     plan.magnitudes(block, True)
     search = ThresholdSearch([1, 1], [EVERYWHERE, EVERYWHERE], with_signs=True)
     plan.count_histogram(block, search.brackets, True, np.zeros((2, 2), np.int64), search.new_histograms())
@@ -276,3 +304,6 @@ def compile_kernels() -> None:
         *(np.empty(2, dtype) for dtype in (np.int16, np.int32, np.int8, np.int8)), np.empty((1, 2), np.float32)
     )
     search.add(plan.count(block, search.brackets, True, undecided)[1])
+    plan.note_candidates(block, np.zeros(1, np.int64), search.brackets, True, np.empty((1, 1), np.int32))
+    Table.of(np.zeros(1, np.int32))
+    kth_of_counted(*np.ones((2, 1), np.int32), 1)

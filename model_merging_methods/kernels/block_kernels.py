@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from model_merging_methods.kernels.stored_dtypes import BF16, F16, F32, F64
@@ -22,10 +23,12 @@ CHUNK = 1024  # values
 _GROUP = 64  # positions that are examined one by one if any of them is undecided
 
 # Methods and masks as codes.
-AVERAGE_MERGING, TASK_ARITHMETIC, TIES_MERGING = range(3)
+AVERAGE_MERGING, TASK_ARITHMETIC, TIES_MERGING, TIES_PER_TENSOR, LINEAR = range(5)
 NO_MASK, RANDOM_MASK, MAGNITUDE_MASK = range(3)
+MASK_NUMBERS = 5  # of a parameter and model, see `StoredBlock`
 
 ZERO, ONE = np.float32(0), np.float32(1)
+_ALMOST_ZERO = np.float32(1e-8)
 _INFINITY = np.int32(0x7F800000)  # as a bit pattern; those of NaNs are larger
 
 # SplitMix64.
@@ -55,6 +58,16 @@ def _float_to_half(_context, value):
         return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), ir.IntType(16))
 
     return types.uint16(types.float32), generate
+
+
+@intrinsic
+def _fused_multiply_add(_context, x, y, z):
+    """x y + z of float32 numbers, rounded once."""
+
+    def generate(_context, builder, _signature, arguments):
+        return builder.fma(*arguments)
+
+    return types.float32(types.float32, types.float32, types.float32), generate
 
 
 @exact
@@ -119,7 +132,7 @@ def encode(values, dtype, first, raw):
 
 
 @exact
-def _random_word(key, counter):
+def random_word(key, counter):
     """SplitMix64's output function at `counter` of the stream that starts at `key`; unsigned 64-bit integers."""
     z = counter * _INCREMENT + key
     z = (z ^ (z >> np.uint64(30))) * _MULTIPLIER_1
@@ -136,7 +149,7 @@ def random_keep_mask(key, start, mask_rate, keep):
     first, last = start // 4, (start + keep.size + 3) // 4
     words = np.empty(last - first, np.uint64)
     for j in range(words.size):
-        words[j] = _random_word(key, np.uint64(first) + np.uint64(j))
+        words[j] = random_word(key, np.uint64(first) + np.uint64(j))
     level = int(mask_rate * 65536)
     bound = np.int32(level - 32768)
     lanes = words.view(np.int16)[start - first * 4 :]
@@ -149,26 +162,43 @@ def random_keep_mask(key, start, mask_rate, keep):
         finer_bound = (mask_rate * 65536 - level) * 2.0**62
         for j in range(keep.size):
             if lanes[j] == bound:
-                finer = _random_word(~key, np.uint64(start + j)) >> np.uint64(1) & np.uint64(2**62 - 1)
+                finer = random_word(~key, np.uint64(start + j)) >> np.uint64(1) & np.uint64(2**62 - 1)
                 keep[j] = ZERO if float(finer) < finer_bound else ONE
 
 
 @exact
-def magnitude_keep_mask(values, threshold, keep):
-    """Fill `keep` with 0 where |x| <= `threshold`, else 1."""
-    for j in range(values.size):
-        keep[j] = ZERO if abs(values[j]) <= threshold else ONE
+def magnitude_keep_mask(values, start, numbers, keep):
+    """Fill `keep` with 1 for the values that `mask_weights.magnitude_keep_mask` keeps, else 0."""
+    _mark_largest(values, start, np.float32(numbers[0]), np.int64(numbers[1]), keep)
+    if numbers[2] < np.inf:
+        too_large = np.empty_like(keep)
+        _mark_largest(values, start, np.float32(numbers[2]), np.int64(numbers[3]), too_large)
+        for j in range(keep.size):
+            keep[j] = keep[j] if too_large[j] == ZERO else ZERO
 
 
 @exact
-def apply_mask(values, keep, divisor):
-    """`mask_weights.apply_mask`, in place; divisor 1 leaves the survivors as they are."""
+def _mark_largest(values, start, threshold, last, marked):
+    """1 where |x| is above a threshold, or equal to it up to position `last` of the tensor, else 0."""
+    ends = min(max(last + 1 - start, 0), values.size)
+    for j in range(ends):
+        marked[j] = ONE if abs(values[j]) >= threshold else ZERO
+    for j in range(ends, values.size):
+        marked[j] = ONE if abs(values[j]) > threshold else ZERO
+
+
+@exact
+def apply_mask(values, keep, divisor, factor):
+    """`mask_weights.apply_mask`, in place; survivors are divided and multiplied, by 1 as a rule."""
     if divisor == ONE:
         for j in range(values.size):
             values[j] = values[j] * keep[j]
     else:
         for j in range(values.size):
             values[j] = values[j] * keep[j] / divisor
+    if factor != ONE:
+        for j in range(values.size):
+            values[j] = values[j] * factor
 
 
 @exact
@@ -181,6 +211,26 @@ def weighted_sum(terms, weights, total):
         weight = weights[i]
         for j in range(total.size):
             total[j] += terms[i, j] * weight
+
+
+@exact
+def fused_sum(terms, weights, total):
+    """The sum of `methods.linear` into `total`: one rounding for each term."""
+    weight = weights[0]
+    for j in range(total.size):
+        total[j] = terms[0, j] * weight
+    for i in range(1, terms.shape[0]):
+        weight = weights[i]
+        for j in range(total.size):
+            total[j] = _fused_multiply_add(terms[i, j], weight, total[j])
+
+
+@exact
+def divide(total, divisor):
+    """In place; a divisor of 1 changes nothing."""
+    if divisor != ONE:
+        for j in range(total.size):
+            total[j] = total[j] / divisor
 
 
 @exact
@@ -266,20 +316,66 @@ def disjoint_mixup(elected, ratios, ones, merged, taking_part, interpolated):
             merged[j] = interpolated[j] if taking_part[j] == models else merged[j]
 
 
+@exact
+def keep_largest(deltas, thresholds, lasts, start):
+    """`methods.ties_per_tensor`: 0 except above the thresholds, and at them up to position `lasts[i]` of the tensor; in
+    place. The deltas begin at position `start`."""
+    for i in range(deltas.shape[0]):
+        threshold = thresholds[i]
+        ends = min(max(lasts[i] + 1 - start, 0), deltas.shape[1])
+        for j in range(ends):
+            deltas[i, j] = deltas[i, j] if abs(deltas[i, j]) >= threshold else ZERO
+        for j in range(ends, deltas.shape[1]):
+            deltas[i, j] = deltas[i, j] if abs(deltas[i, j]) > threshold else ZERO
+
+
+@exact
+def merge_elected(trimmed, weights, by_count, normalizes, merged, votes, divisor):
+    """`methods.ties_per_tensor` after trimming: the weighted sum, or mean, of the values with the elected sign."""
+    votes[:] = ZERO
+    for i in range(trimmed.shape[0]):
+        weight = weights[i]
+        for j in range(votes.size):
+            trimmed[i, j] = trimmed[i, j] * weight
+        if by_count:
+            for j in range(votes.size):
+                votes[j] += _sign(trimmed[i, j])
+        else:
+            for j in range(votes.size):
+                votes[j] += trimmed[i, j]
+    merged[:] = ZERO
+    divisor[:] = ZERO
+    for i in range(trimmed.shape[0]):
+        weight = weights[i]
+        for j in range(votes.size):
+            tau = trimmed[i, j]
+            takes_part = tau > ZERO if votes[j] >= ZERO else tau < ZERO
+            merged[j] += tau if takes_part else ZERO
+            divisor[j] += weight if takes_part else ZERO
+    if normalizes:
+        for j in range(merged.size):
+            merged[j] = merged[j] / (divisor[j] if abs(divisor[j]) >= _ALMOST_ZERO else ONE)
+
+
 class KernelPlan(NamedTuple):
-    """A merge's parameters for the kernels. Arrays (float32; `mask_rates` float64) have one entry per fine-tuned model;
-    without M3, `ratios` are ones."""
+    """A merge's parameters for the kernels. Arrays (float32; `mask_rates` float64, `lasts` int64) have one entry per
+    fine-tuned model; without M3 or weights, `ratios` are ones. The sum is divided by `divisor`."""
 
     method: int
     reads_pretrained: bool
     has_ratios: bool
     ratios: np.ndarray
     ones: np.ndarray
+    divisor: np.float32
     scaling_coefficient: np.float32
     trim_thresholds: np.ndarray
     majority_sign: np.float32
+    lasts: np.ndarray
+    normalizes: bool
+    elects_by_count: bool
     mask: int
     masks_deltas: bool
+    rounds_masked: bool
     mask_rates: np.ndarray
     divisors: np.ndarray
 
@@ -287,8 +383,10 @@ class KernelPlan(NamedTuple):
 class StoredBlock(NamedTuple):
     """The same stretch of a parameter in all models: `size` values from position `start` on.
 
-    stored: their bytes, one row per model, the pretrained one's first; dtypes: their codes. mask_keys (uint64) and
-    mask_thresholds (float32; −1: drop nothing) define the masks of this parameter, one per fine-tuned model.
+    stored: their bytes, one row per model, the pretrained one's first; dtypes: their codes. For the masks of this
+    parameter, one per fine-tuned model: mask_keys (uint64), and mask_numbers, float64 [K, 5]. Kept are magnitudes above
+    the first number, and at it up to the position in the second; of these dropped are those above the third, and at it
+    up to the fourth. The fifth multiplies the survivors.
     """
 
     start: int
@@ -296,7 +394,7 @@ class StoredBlock(NamedTuple):
     stored: np.ndarray
     dtypes: np.ndarray
     mask_keys: np.ndarray
-    mask_thresholds: np.ndarray
+    mask_numbers: np.ndarray
 
 
 class Sums(NamedTuple):
@@ -419,17 +517,23 @@ def _mask(plan, block, first, pretrained, finetuned, deltas, keep, sums_of_model
     """Mask the models in place."""
     for i in range(finetuned.shape[0]):
         values = deltas[i] if plan.masks_deltas else finetuned[i]
-        if plan.mask == RANDOM_MASK:
-            random_keep_mask(block.mask_keys[i], block.start + first, plan.mask_rates[i], keep)
-        else:
-            magnitude_keep_mask(values, block.mask_thresholds[i], keep)
+        _keep_mask(plan, block, first, i, values, keep)
         sums_of_models[i, 2] += _sum(keep)
-        apply_mask(values, keep, plan.divisors[i])
+        apply_mask(values, keep, plan.divisors[i], np.float32(block.mask_numbers[i, 4]))
         if plan.masks_deltas:
             for j in range(values.size):
                 finetuned[i, j] = pretrained[j] + values[j]
-    if plan.reads_pretrained:
+    if plan.reads_pretrained and (plan.rounds_masked or not plan.masks_deltas):
         task_vectors(pretrained, finetuned, deltas)
+
+
+@exact
+def _keep_mask(plan, block, first, model, values, keep):
+    """Fill `keep` with 1 where the mask keeps a model's values from position `first` of the block on, else 0."""
+    if plan.mask == RANDOM_MASK:
+        random_keep_mask(block.mask_keys[model], block.start + first, plan.mask_rates[model], keep)
+    else:
+        magnitude_keep_mask(values, block.start + first, block.mask_numbers[model], keep)
 
 
 @exact
@@ -444,13 +548,21 @@ def _load(plan, block, first, pretrained, finetuned, deltas):
 
 
 @exact
-def _merge(plan, pretrained, finetuned, deltas, merged, signs, taking_part, interpolated, sums):
-    """The method's formula; `deltas` are overwritten."""
+def _merge(plan, start, pretrained, finetuned, deltas, merged, signs, taking_part, interpolated, sums):
+    """The method's formula for values from position `start` of the tensor on; `deltas` are overwritten."""
     if plan.method == AVERAGE_MERGING:
         average_merging(finetuned, plan.ratios, plan.has_ratios, merged)
         return
+    if plan.method == LINEAR:
+        fused_sum(finetuned, plan.ratios, merged)
+        divide(merged, plan.divisor)
+        return
     if plan.method == TASK_ARITHMETIC:
         weighted_sum(deltas, plan.ratios, merged)
+        divide(merged, plan.divisor)
+    elif plan.method == TIES_PER_TENSOR:
+        keep_largest(deltas, plan.trim_thresholds, plan.lasts, start)
+        merge_elected(deltas, plan.ratios, plan.elects_by_count, plan.normalizes, merged, signs, taking_part)
     else:
         for i in range(deltas.shape[0]):
             sums.models[i, 3] += _count_at_least(deltas[i], plan.trim_thresholds[i])
@@ -490,27 +602,43 @@ def merge_block(plan, block, output_dtype, output, sums):
             continue
         if plan.mask != NO_MASK:
             _mask(plan, block, first, pretrained, finetuned, deltas, keep, sums.models)
-        _merge(plan, pretrained, finetuned, deltas, merged, rows[3, :size], rows[4, :size], rows[5, :size], sums)
+        spare = rows[3, :size], rows[4, :size], rows[5, :size]
+        _merge(plan, block.start + first, pretrained, finetuned, deltas, merged, *spare, sums)
         fits &= encode(merged, output_dtype, first, output)
     return not_finite if not_finite or fits else -1
 
 
+@intrinsic
+def _add_in_lanes(_context, x, y, lanes):
+    """Σ x y of float32 arrays in float64: lane l of `lanes` (float64 [8]) gets positions l, l + 8, l + 16 … in order.
+
+    Written for vectors of eight, because the compiler adds scalars one by one. Positions after the last eight are left
+    out.
+    """
+
+    def generate(context, builder, signature, arguments):
+        pairs = zip(signature.args, arguments, strict=True)
+        arrays = [context.make_array(kind)(context, builder, array) for kind, array in pairs]
+        floats, doubles = ir.VectorType(ir.FloatType(), 8), ir.VectorType(ir.DoubleType(), 8)
+        eight = ir.Constant(ir.IntType(64), 8)
+        total = cgutils.alloca_once_value(builder, ir.Constant(doubles, [0.0] * 8))
+        with cgutils.for_range(builder, builder.udiv(builder.extract_value(arrays[0].shape, 0), eight)) as loop:
+            first = builder.mul(loop.index, eight)
+            places = [builder.bitcast(builder.gep(of.data, [first]), floats.as_pointer()) for of in arrays[:2]]
+            factors = [builder.fpext(builder.load(place, align=4), doubles) for place in places]
+            builder.store(builder.fadd(builder.load(total), builder.fmul(*factors)), total)
+        builder.store(builder.load(total), builder.bitcast(arrays[2].data, doubles.as_pointer()), align=8)
+        return context.get_dummy_value()
+
+    return types.void(x, y, lanes), generate
+
+
 @exact
-def _product(x, y):
-    """Σ x y in float64, in eight interleaved sums that are added in a fixed order."""
-    a = b = c = d = e = f = g = h = 0.0
-    whole = x.size // 8 * 8
-    for j in range(0, whole, 8):
-        a += np.float64(x[j]) * np.float64(y[j])
-        b += np.float64(x[j + 1]) * np.float64(y[j + 1])
-        c += np.float64(x[j + 2]) * np.float64(y[j + 2])
-        d += np.float64(x[j + 3]) * np.float64(y[j + 3])
-        e += np.float64(x[j + 4]) * np.float64(y[j + 4])
-        f += np.float64(x[j + 5]) * np.float64(y[j + 5])
-        g += np.float64(x[j + 6]) * np.float64(y[j + 6])
-        h += np.float64(x[j + 7]) * np.float64(y[j + 7])
-    total = ((a + b) + (c + d)) + ((e + f) + (g + h))
-    for j in range(whole, x.size):
+def _product(x, y, lanes):
+    """Σ x y in float64, in eight interleaved sums that are added in a fixed order. `lanes` is room for them."""
+    _add_in_lanes(x, y, lanes)
+    total = ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]))
+    for j in range(x.size // 8 * 8, x.size):
         total += np.float64(x[j]) * np.float64(y[j])
     return total
 
@@ -522,7 +650,7 @@ def gram_block(plan, of_task_vectors, block, gram):
     models = block.stored.shape[0] - 1
     chunks = np.empty(2 * models * CHUNK, np.float32)
     rows = np.empty((2, CHUNK), np.float32)
-    no_sums = np.zeros((models, 4))
+    no_sums, lanes = np.zeros((models, 4)), np.empty(8)
     not_finite = 0
     for first in range(0, block.size, CHUNK):
         size = min(CHUNK, block.size - first)
@@ -540,10 +668,36 @@ def gram_block(plan, of_task_vectors, block, gram):
         x = deltas if of_task_vectors else finetuned
         for i in range(models):
             for k in range(i, models):
-                gram[i, k] += _product(x[i], x[k])
+                gram[i, k] += _product(x[i], x[k], lanes)
     for i in range(models):
         for k in range(i):
             gram[i, k] = gram[k, i]
+    return not_finite
+
+
+@exact
+def mask_sums(plan, block, sums):
+    """Add to `sums`, float64 [K, 2], the sum of the magnitudes that the mask is applied to, and that of those it keeps.
+    Returns a bit for each model with values that are not finite."""
+    models = block.stored.shape[0] - 1
+    room = np.empty((2 * models + 2) * CHUNK, np.float32)
+    lanes = np.empty(8)
+    not_finite = 0
+    for first in range(0, block.size, CHUNK):
+        pretrained, finetuned, deltas = _load_chunk(plan, block, first, room, False)
+        keep = room[(2 * models + 1) * CHUNK : (2 * models + 1) * CHUNK + pretrained.size]
+        if plan.reads_pretrained and not all_finite(pretrained):
+            not_finite |= 1
+        for i in range(models):
+            if not all_finite(finetuned[i]):
+                not_finite |= 2 << i
+            values = deltas[i] if plan.masks_deltas else finetuned[i]
+            _keep_mask(plan, block, first, i, values, keep)
+            for j in range(values.size):
+                values[j] = abs(values[j])
+            sums[i, 1] += _product(values, keep, lanes)
+            keep[:] = ONE
+            sums[i, 0] += _product(values, keep, lanes)
     return not_finite
 
 
@@ -784,15 +938,16 @@ def count_histogram(plan, block, brackets, masked, counts, histograms):
 
 
 @exact
-def place_of_equal(plan, block, model, threshold, number):
-    """The position in a block of the number-th |δ| of a masked model, counted from 1, that equals a threshold; −1 if
-    there are fewer."""
+def place_of_equal(plan, block, masked, model, threshold, number):
+    """The position in a block of the number-th, counted from 1, of a model's magnitudes that equals a threshold; −1 if
+    there are fewer. Which magnitudes: as for `count_block`."""
     models = block.stored.shape[0] - 1
     room = np.empty((2 * models + 2) * CHUNK, np.float32)
     for first in range(0, block.size, CHUNK):
-        _, _, deltas = _load_chunk(plan, block, first, room, True)
-        for j in range(deltas.shape[1]):
-            if abs(deltas[model, j]) == threshold:
+        _, finetuned, deltas = _load_chunk(plan, block, first, room, masked)
+        values = deltas[model] if plan.reads_pretrained and (masked or plan.masks_deltas) else finetuned[model]
+        for j in range(values.size):
+            if abs(values[j]) == threshold:
                 number -= 1
                 if number == 0:
                     return first + j
@@ -800,26 +955,58 @@ def place_of_equal(plan, block, model, threshold, number):
 
 
 @exact
-def count_equal(plan, block, thresholds, counts):
-    """Add to each model's row of `counts` (int64 [K, 2]) how many |δ| of the masked models are above its threshold, and
-    how many equal to it."""
-    models = block.stored.shape[0] - 1
-    room = np.empty((2 * models + 2) * CHUNK, np.float32)
+def note_candidates(plan, block, models, brackets, masked, counts, candidates):
+    """Compare a block's magnitudes with brackets, several for one model if need be: bracket s is for model `models[s]`.
+
+    Fills `counts`, int64 [S, 3], with how many are below each bracket, inside it, and up to its end; and `candidates`,
+    int32 [S, size or more], with the bins of those inside. Returns a bit for each model with NaNs.
+    """
+    room = np.empty((2 * block.stored.shape[0]) * CHUNK, np.float32)
+    undecided = np.empty(_GROUP, np.uint32)
+    lows, highs, shifts = brackets
+    not_finite = 0
+    counts[:] = 0
     for first in range(0, block.size, CHUNK):
-        _, _, deltas = _load_chunk(plan, block, first, room, True)
-        for i in range(models):
-            above, equal = _count_against_threshold(deltas[i], thresholds[i])
-            counts[i, 0] += above
-            counts[i, 1] += equal
+        pretrained, finetuned, deltas = _load_chunk(plan, block, first, room, masked)
+        values = deltas if plan.reads_pretrained and (masked or plan.masks_deltas) else finetuned
+        for s in range(models.size):
+            low, high, shift = lows[s], highs[s], shifts[s]
+            patterns = values[models[s]].view(np.int32)
+            below, up_to, largest = np.int32(0), np.int32(0), np.int32(0)
+            for j in range(patterns.size):
+                pattern = patterns[j] & np.int32(0x7FFFFFFF)
+                below += np.int32(pattern < low)
+                up_to += np.int32(pattern <= high)
+                largest = max(largest, pattern)
+            counts[s, 0] += below
+            counts[s, 2] += up_to
+            if largest > _INFINITY:
+                not_finite |= 1 if plan.reads_pretrained and not all_finite(pretrained) else 2 << models[s]
+            counts[s, 1] = _note_inside(patterns, low, high, shift, candidates[s], counts[s, 1], undecided)
+    return not_finite
 
 
 @exact
-def _count_against_threshold(values, threshold):
-    above, equal = np.int32(0), np.int32(0)
-    for j in range(values.size):
-        above += np.int32(abs(values[j]) > threshold)
-        equal += np.int32(abs(values[j]) == threshold)
-    return above, equal
+def _note_inside(patterns, low, high, shift, noted, found, undecided):
+    """Append the bins of magnitudes inside a bracket to the `found` entries of `noted`. Returns how many it has now."""
+    found, width = np.uint64(found), np.uint32(high - low)
+    undecided[:] = np.uint32(0)
+    whole = patterns.size // _GROUP * _GROUP
+    for first in range(0, whole, _GROUP):  # lane l of `undecided` is for positions l, l + 64, l + 128 …
+        for lane in range(_GROUP):
+            pattern = patterns[first + lane] & np.int32(0x7FFFFFFF)
+            undecided[lane] |= np.uint32(np.uint32(pattern - low) < width)
+    for lane in range(_GROUP):
+        if undecided[lane]:
+            for j in range(lane, whole, _GROUP):
+                pattern = patterns[j] & np.int32(0x7FFFFFFF)
+                noted[found] = (pattern - low) >> shift
+                found += np.uint64(np.uint32(pattern - low) < width)
+    for j in range(whole, patterns.size):
+        pattern = patterns[j] & np.int32(0x7FFFFFFF)
+        noted[found] = (pattern - low) >> shift
+        found += np.uint64(np.uint32(pattern - low) < width)
+    return found
 
 
 @exact

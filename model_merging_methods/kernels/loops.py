@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from model_merging_methods.kernels.arithmetic import TensorNumbers
 
 Arguments = tuple[Any, ...]
-_ALMOST_ZERO = np.float32(1e-8)
 
 
 @exact
@@ -84,46 +83,6 @@ def localize_and_stitch(base, weights, deltas, start, merged, thresholds):
         merged[j] = base[j] + merged[j]
 
 
-@exact
-def ties_per_tensor(
-    base, weights, deltas, start, merged, weight, thresholds, lasts, scaling_coefficient, normalize, by_count
-):
-    models = deltas.shape[0]
-    own = np.empty((models, merged.size), np.float32)
-    votes = np.zeros(merged.size, np.float32)
-    divisor = np.zeros(merged.size, np.float32)
-    for i in range(models):
-        threshold, w = thresholds[i], weight[i]
-        ends = min(max(lasts[i] + 1 - start, 0), merged.size)  # up to here, values at the threshold are kept
-        for j in range(ends):
-            own[i, j] = deltas[i, j] * w if abs(deltas[i, j]) >= threshold else ZERO
-        for j in range(ends, merged.size):
-            own[i, j] = deltas[i, j] * w if abs(deltas[i, j]) > threshold else ZERO
-        if by_count:
-            for j in range(merged.size):
-                votes[j] += ONE if own[i, j] > ZERO else (-ONE if own[i, j] < ZERO else ZERO)
-        else:
-            for j in range(merged.size):
-                votes[j] += own[i, j]
-    merged[:] = ZERO
-    for i in range(models):
-        for j in range(merged.size):
-            takes_part = own[i, j] > ZERO if votes[j] >= ZERO else own[i, j] < ZERO
-            merged[j] += own[i, j] if takes_part else ZERO
-            divisor[j] += weight[i] if takes_part else ZERO
-    for j in range(merged.size):
-        if normalize:
-            merged[j] = merged[j] / (divisor[j] if abs(divisor[j]) >= _ALMOST_ZERO else ONE)
-        merged[j] = base[j] + scaling_coefficient * merged[j]
-
-
-def _ties_per_tensor(options: Mapping[str, Any], found: "TensorNumbers") -> Arguments:
-    thresholds, lasts = zip(*found.statistics["kept"], strict=True)
-    by_count = options["elect_by"] == "count"
-    numbers = (_array(options["weight"]), _array(thresholds), np.array(lasts, np.int64))
-    return (*numbers, np.float32(options["scaling_coefficient"]), options["normalize"], by_count)
-
-
 def _consensus_ta(options: Mapping[str, Any], found: "TensorNumbers") -> Arguments:
     numbers = np.float32(options["k"]), _array(options["mask_lambda"])
     return (*numbers, np.float32(options["scaling_coefficient"]))
@@ -144,5 +103,4 @@ LOOPS: dict[str, tuple[Callable[..., None], Callable[[Mapping[str, Any], "Tensor
     "magmax": (magmax, lambda options, found: (np.float32(options["scaling_coefficient"]),)),
     "nearswap": (nearswap, lambda options, found: (np.float32(options["t"]),)),
     "ram": (ram, lambda options, found: (np.float32(options["epsilon"]),)),
-    "ties_per_tensor": (ties_per_tensor, _ties_per_tensor),
 }

@@ -172,10 +172,10 @@ class MagnitudeSample:
 
     pieces: list[np.ndarray] = field(default_factory=list)
 
-    def bracket(self, share: float) -> Bracket:
+    def bracket(self, share: float, widest: int = BINS) -> Bracket:
         """The bracket in which to search the threshold that this `share` of all values does not exceed.
 
-        The differences between the sample's pieces give its error. A bracket too wide for single patterns is narrowed
+        The differences between the sample's pieces give its error. A bracket of more than `widest` patterns is narrowed
         about its middle: if that fails, one more pass is needed, as without narrowing.
         """
         if not self.pieces:
@@ -189,7 +189,7 @@ class MagnitudeSample:
         shares = [np.count_nonzero(piece <= _number(middle)) / piece.size for piece in self.pieces]
         margin = _STANDARD_ERRORS * float(np.std(shares)) / len(shares) ** 0.5 + 1 / values.size
         low, high = pattern_at(share - margin), pattern_at(share + margin)
-        return Bracket(max(low, middle - BINS // 2), min(high, middle + BINS // 2 - 1))
+        return Bracket(max(low, middle - widest // 2), min(high, middle + widest // 2 - 1))
 
 
 def _pattern(magnitude: np.float32) -> int:

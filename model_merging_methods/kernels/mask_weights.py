@@ -3,6 +3,8 @@
 All functions take float32 blocks of a tensor, as in `merging_methods`. Source: DARE (Yu et al. 2024).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -47,11 +49,14 @@ def _shift_right(z: Tensor, bits: int) -> Tensor:
     return (z >> bits) & (2 ** (64 - bits) - 1)
 
 
-def magnitude_drop_mask(block: Tensor, threshold: float | None) -> Tensor:
-    """Which values are dropped by magnitude: those with |x| <= `threshold`, or none if it is None."""
-    if threshold is None:
-        return torch.zeros_like(block, dtype=torch.bool)
-    return block.abs() <= threshold
+def magnitude_keep_mask(block: Tensor, start: int, numbers: Sequence[float]) -> Tensor:
+    """Which values of a tensor, from position `start` on, are kept by magnitude: those above numbers[0], or equal to it
+    up to position numbers[1]; except those above numbers[2], or equal to it up to position numbers[3]."""
+    magnitudes = block.abs()
+    positions = torch.arange(start, start + block.numel(), device=block.device)
+    threshold, last, too_large, last_too_large = numbers[:4]
+    are_kept = (magnitudes > threshold) | ((magnitudes == threshold) & (positions <= int(last)))
+    return are_kept & ~((magnitudes > too_large) | ((magnitudes == too_large) & (positions <= int(last_too_large))))
 
 
 def apply_mask(block: Tensor, dropped: Tensor, mask_rate: float, use_weight_rescale: bool) -> Tensor:

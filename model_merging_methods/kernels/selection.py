@@ -48,3 +48,35 @@ def mark_largest(magnitudes, threshold, count, selected):
         is_equal = magnitudes[j] == threshold
         selected[j] = magnitudes[j] > threshold or (is_equal and equal > 0)
         equal -= np.int64(is_equal)
+
+
+@exact
+def count_runs(ordered, distinct, counts):
+    """The different numbers of an ordered array and how often each occurs. Returns how many there are."""
+    runs = 0
+    for j in range(ordered.size):
+        if j > 0 and ordered[j] == ordered[j - 1]:
+            counts[runs - 1] += 1
+        else:
+            distinct[runs] = ordered[j]
+            counts[runs] = 1
+            runs += 1
+    return runs
+
+
+@exact
+def kth_of_counted(numbers, counts, rank):
+    """The rank-th smallest, from 1, of non-negative integers below 2³¹ that occur `counts` times each."""
+    low, left = np.int64(0), np.int64(rank)
+    for shift in (20, 10, 0):
+        of_bins = np.zeros(1 << 11, np.int64)
+        for j in range(numbers.size):
+            bin = (numbers[j] - low) >> shift
+            if 0 <= bin < of_bins.size:
+                of_bins[bin] += counts[j]
+        bin = 0
+        while left > of_bins[bin]:
+            left -= of_bins[bin]
+            bin += 1
+        low += np.int64(bin) << shift
+    return low

@@ -5,7 +5,7 @@ Each call uses its own lane: a stream, so that nothing waits for copies and comp
 page-locked memory, which lets copies run in parallel with the arithmetic.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import combinations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from model_merging_methods.kernels.arithmetic import TensorNumbers, mask_rates
 from model_merging_methods.kernels.block_kernels import Brackets, StoredBlock, Sums, Undecided
 from model_merging_methods.kernels.magnitude_thresholds import BlockCounts
-from model_merging_methods.kernels.mask_weights import apply_mask, magnitude_drop_mask, random_drop_mask
+from model_merging_methods.kernels.mask_weights import apply_mask, magnitude_keep_mask, random_drop_mask
 from model_merging_methods.kernels.stored_dtypes import BF16, F16, F32, F64
 from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.method import Sees, Tensors
@@ -50,8 +50,8 @@ class TorchArithmetic:
             weights = self._load(block)
             sums_found, found = self._new_sums()
             self._compare(weights, found)
-            masked, found.models[:, 2] = self._masked(block, weights)
-            x = self._tensors(numbers, block.start, masked)
+            masked, deltas, found.models[:, 2] = self._masked(block, weights)
+            x = self._tensors(numbers, block.start, masked, deltas)
             for deltas, threshold, of_model in zip(
                 x.deltas, numbers.statistics.get("trim_thresholds", ()), found.models, strict=False
             ):
@@ -135,25 +135,36 @@ class TorchArithmetic:
             histograms += added.reshape(histograms.shape)
             return _bits(not_finite)
 
-    def place_of_equal(self, block: StoredBlock, model: int, threshold: float, number: int) -> int:
-        _, magnitudes = self.magnitudes(block, True)
+    def note_candidates(
+        self, block: StoredBlock, models: np.ndarray, brackets: Brackets, masked: bool, room: np.ndarray
+    ) -> tuple[int, np.ndarray, list[np.ndarray]]:
+        with self._lane() as lane:
+            weights = self._load(block)
+            values = self._values_to_count(block, weights, masked)
+            lows, highs, shifts = torch.from_numpy(np.stack(brackets)[:, :, None]).to(self._device, non_blocking=True)
+            patterns = values.view(torch.int32)[torch.from_numpy(models).to(self._device)] & 0x7FFFFFFF
+            inside = (patterns >= lows) & (patterns < highs)
+            counts, bins, not_finite = lane.fetch(
+                torch.stack([(patterns < lows).sum(1), inside.sum(1), (patterns <= highs).sum(1)], 1),
+                ((patterns - lows) >> shifts)[inside],
+                _not_numbers(weights, values),
+            )
+            ends = np.cumsum(counts[:, 1])[:-1]
+            return _bits(not_finite), counts.copy(), np.split(bins.copy(), ends)
+
+    def place_of_equal(self, block: StoredBlock, masked: bool, model: int, threshold: float, number: int) -> int:
+        _, magnitudes = self.magnitudes(block, masked)
         places = np.flatnonzero(magnitudes[model] == np.float32(threshold))
         return int(places[number - 1]) if number <= len(places) else -1
-
-    def count_equal(self, block: StoredBlock, thresholds: Sequence[float]) -> np.ndarray:
-        with self._lane() as lane:
-            weights, _ = self._masked(block, self._load(block))
-            magnitudes = (weights[1:] - weights[0]).abs()
-            bounds = magnitudes.new_tensor(thresholds).unsqueeze(1)
-            (counts,) = lane.fetch(torch.stack([(magnitudes > bounds).sum(1), (magnitudes == bounds).sum(1)], 1))
-            return counts.copy()
 
     def gram(self, block: StoredBlock, gram: np.ndarray) -> int:
         with self._lane() as lane:
             weights = self._load(block)
-            masked, _ = self._masked(block, weights)
-            of_task_vectors = self._parameters.declared.reads_base_with(self._parameters.values)
-            x = (masked[1:] - masked[0] if of_task_vectors else masked[1:]).double()
+            masked, deltas, _ = self._masked(block, weights)
+            x = masked[1:]
+            if self._parameters.declared.reads_base_with(self._parameters.values):
+                x = x - masked[0] if deltas is None else deltas
+            x = x.double()
             products, finite = lane.fetch(x @ x.T, weights.isfinite().all(1))
             gram += products
             return _bits(~finite)
@@ -164,18 +175,28 @@ class TorchArithmetic:
         """A function of a block's masked models, after the code of their finiteness."""
         with self._lane() as lane:
             weights = self._load(block)
-            masked, _ = self._masked(block, weights)
-            x = self._tensors(numbers, block.start, masked)
+            masked, deltas, _ = self._masked(block, weights)
+            x = self._tensors(numbers, block.start, masked, deltas)
             result, finite = lane.fetch(function(x), weights.isfinite().all(1))
             return _bits(~finite), result.copy()
 
-    def _tensors(self, numbers: TensorNumbers, start: int, weights: Tensor) -> Tensors:
+    def mask_sums(self, block: StoredBlock, sums: np.ndarray) -> int:
+        with self._lane() as lane:
+            weights = self._load(block)
+            magnitudes = (weights[1:] - weights[0] if self._masks_deltas else weights[1:]).abs().double()
+            kept = magnitudes * self._kept(block, weights)
+            found, finite = lane.fetch(torch.stack([magnitudes.sum(1), kept.sum(1)], 1), weights.isfinite().all(1))
+            sums += found
+            return _bits(~finite)
+
+    def _tensors(self, numbers: TensorNumbers, start: int, weights: Tensor, deltas: Tensor | None) -> Tensors:
         return Tensors(
             numbers.name,
             numbers.shape,
             start,
             weights[0],
             list(weights[1:]),
+            None if deltas is None else list(deltas),
             ratios=numbers.ratios,
             statistics=numbers.statistics,
         )
@@ -236,33 +257,42 @@ class TorchArithmetic:
                 found.pairs[i, k, 2] = (differences * differences).sum(dtype=torch.float64)
                 found.pairs[i, k, 3] = (differences == 0).sum()
 
-    def _masked(self, block: StoredBlock, weights: Tensor) -> tuple[Tensor, Tensor | int]:
-        """The weights after the mask, if there is one, and how many values it keeps of each model (int64 [K]; 0 without
-        a mask)."""
-        if self._mask is None:
-            return weights, 0
+    def _kept(self, block: StoredBlock, weights: Tensor) -> Tensor:
+        """Which values the mask keeps: bool [K, size]."""
         values = weights[1:] - weights[0] if self._masks_deltas else weights[1:]
-        rates, rescales = mask_rates(self._mask, self._models), self._mask.values["use_weight_rescale"]
-        if self._mask.declared.is_random:
-            stop = block.start + block.size
-            keys = block.mask_keys.view(np.int64).tolist()
-            masks = [
+        if self._mask.declared.keeps is not None:
+            numbers = block.mask_numbers.tolist()
+            return torch.stack(
+                [magnitude_keep_mask(x, block.start, own) for x, own in zip(values, numbers, strict=True)]
+            )
+        keys, stop = block.mask_keys.view(np.int64).tolist(), block.start + block.size
+        rates = mask_rates(self._mask, self._models)
+        return ~torch.stack(
+            [
                 random_drop_mask(key, block.start, stop, rate, self._device)
                 for key, rate in zip(keys, rates, strict=True)
             ]
-        else:
-            masks = [magnitude_drop_mask(x, t) for x, t in zip(values, block.mask_thresholds.tolist(), strict=True)]
-        dropped = torch.stack(masks)
-        masked = torch.stack([apply_mask(*of_model, rescales) for of_model in zip(values, dropped, rates, strict=True)])
-        finetuned = weights[0] + masked if self._masks_deltas else masked
-        return torch.cat([weights[:1], finetuned]), (~dropped).sum(1)
+        )
+
+    def _masked(self, block: StoredBlock, weights: Tensor) -> tuple[Tensor, Tensor | None, Tensor | int]:
+        """The weights after the mask, if there is one; the masked task vectors, unless they follow from these by
+        subtraction; and how many values the mask keeps of each model (int64 [K]; 0 without a mask)."""
+        if self._mask is None:
+            return weights, None, 0
+        values = weights[1:] - weights[0] if self._masks_deltas else weights[1:]
+        kept, rescales = self._kept(block, weights), self._mask.values.get("use_weight_rescale", False)
+        rates = mask_rates(self._mask, self._models)
+        masked = torch.stack([apply_mask(*of_model, rescales) for of_model in zip(values, ~kept, rates, strict=True)])
+        masked *= masked.new_tensor(block.mask_numbers[:, 4]).unsqueeze(1)
+        finetuned = torch.cat([weights[:1], weights[0] + masked if self._masks_deltas else masked])
+        rounds = not self._masks_deltas or self._mask.declared.rounds(self._mask.values)
+        return finetuned, None if rounds else masked, kept.sum(1)
 
     def _values_to_count(self, block: StoredBlock, weights: Tensor, masked: bool) -> Tensor:
-        if masked:
-            weights, _ = self._masked(block, weights)
-        if self._parameters.reads_base and (masked or self._masks_deltas):
-            return weights[1:] - weights[0]
-        return weights[1:]
+        weights, deltas, _ = self._masked(block, weights) if masked else (weights, None, 0)
+        if not (self._parameters.reads_base and (masked or self._masks_deltas)):
+            return weights[1:]
+        return weights[1:] - weights[0] if deltas is None else deltas
 
     def _signs(self, trimmed: Tensor) -> Tensor:
         return weighted_sum(trimmed, [1.0] * self._models).sign()

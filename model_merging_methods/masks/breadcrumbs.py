@@ -5,14 +5,28 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 from model_merging_methods.largest_magnitudes import largest
-from model_merging_methods.method import About, MaskPlace, Sees, mask_method
+from model_merging_methods.method import About, Largest, MaskPlace, Sees, mask_method
 from model_merging_methods.survivors import keep
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@mask_method(paper="Davari and Belilovsky 2023, arXiv 2312.06795; as in mergekit", sees=Sees.TENSOR)
+def kept(count: int, *, density: float, gamma: float, **_: object) -> tuple[Largest, Largest]:
+    """All except the smallest magnitudes, and among these the largest, which are dropped."""
+    if density >= 1:
+        return Largest(count), Largest(0)
+    keeping = int(density * count)
+    above = count - max(0, count - keeping - int(gamma * count))
+    return Largest(above), Largest(above - keeping)
+
+
+@mask_method(
+    paper="Davari and Belilovsky 2023, arXiv 2312.06795; as in mergekit",
+    sees=Sees.TENSOR,
+    keeps=kept,
+    restores_sum=lambda options: options["rescale"] == "l1",
+)
 def breadcrumbs(
     values: Tensor,
     place: MaskPlace,
@@ -28,9 +42,7 @@ def breadcrumbs(
     """
     if density >= 1:
         return values
-    count = values.numel()
-    keeping = int(density * count)
-    dropped_below = max(0, count - keeping - int(gamma * count))
+    all_larger, too_large = kept(values.numel(), density=density, gamma=gamma)
     magnitudes = values.abs()
-    kept = largest(magnitudes, count - dropped_below) & ~largest(magnitudes, count - dropped_below - keeping)
-    return keep(values, kept, rescale)
+    within = largest(magnitudes, all_larger.number) & ~largest(magnitudes, too_large.number)
+    return keep(values, within, rescale)

@@ -5,13 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 from model_merging_methods.largest_magnitudes import kth_smallest
-from model_merging_methods.method import About, MaskPlace, Sees, mask_method
+from model_merging_methods.method import About, Largest, MaskPlace, Sees, mask_method
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@mask_method(paper="Davari and Belilovsky 2023, arXiv 2312.06795; as in MergeLLM", sees=Sees.TENSOR)
+def kept(count: int, *, density: float, low: float) -> tuple[Largest, Largest]:
+    """All from one order statistic on, and among these those above another, which are dropped."""
+    dropped_below = int(count * low)
+    dropped_above = int(count * (1 - density)) - dropped_below
+    if dropped_above >= count:
+        return Largest(0), Largest(0)
+    return Largest(count - max(dropped_below, 1) + 1, "all"), Largest(max(dropped_above, 0) + 1, "none")
+
+
+@mask_method(paper="Davari and Belilovsky 2023, arXiv 2312.06795; as in MergeLLM", sees=Sees.TENSOR, keeps=kept)
 def breadcrumbs_mergellm(
     values: Tensor,
     place: MaskPlace,

@@ -11,7 +11,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@mask_method(paper="DARE (Yu et al. 2024, arXiv 2311.03099)", sees=Sees.BLOCK, is_random=True)
+@mask_method(
+    paper="DARE (Yu et al. 2024, arXiv 2311.03099)",
+    sees=Sees.BLOCK,
+    is_random=True,
+    restores_sum=lambda options: options["use_l1_rescale"],
+    rounds=lambda options: not options["use_l1_rescale"],
+)
 def dare(
     values: Tensor,
     place: MaskPlace,

@@ -30,9 +30,36 @@ def della(
         return values
     if density <= 0:
         return values * 0
-    probabilities = keep_probabilities(values, density, epsilon)
-    kept = uniform_numbers(place, values) < probabilities
+    if density - epsilon <= 0 or density + epsilon >= 1:
+        raise UserError(f"--epsilon {epsilon}: density ± epsilon must be inside 0 and 1, and density is {density}")
+    in_rows = values.dim() <= 2 and values.device.type == "cpu" and _length_of_rows(values) > 1
+    kept, probabilities = (_draw_in_rows if in_rows else draw)(values, place, density, epsilon)
     return keep(values, kept, rescale, probabilities)
+
+
+def draw(values: Tensor, place: MaskPlace, density: float, epsilon: float) -> tuple[Tensor, Tensor]:
+    """Which values are kept, and their probabilities."""
+    probabilities = keep_probabilities(values, density, epsilon)
+    return uniform_numbers(place, values) < probabilities, probabilities.float()
+
+
+def _draw_in_rows(values: Tensor, place: MaskPlace, density: float, epsilon: float) -> tuple[Tensor, Tensor]:
+    """The same, compiled."""
+    import numpy as np
+    import torch
+
+    from model_merging_methods.kernels.ranked_mask import draw_by_rank
+
+    length = values.shape[-1]
+    kept, probabilities = torch.empty_like(values, dtype=torch.bool), torch.empty_like(values)
+    rows = (array.view(-1, length).numpy() for array in (values.contiguous(), kept, probabilities))
+    key = np.uint64(place.key & (2**64 - 1))
+    draw_by_rank(*rows, key, place.start, density - epsilon, 2 * epsilon / (length - 1))
+    return kept, probabilities
+
+
+def _length_of_rows(values: Tensor) -> int:
+    return values.shape[min(1, values.dim() - 1)]
 
 
 def keep_probabilities(values: Tensor, density: float, epsilon: float) -> Tensor:
@@ -41,14 +68,11 @@ def keep_probabilities(values: Tensor, density: float, epsilon: float) -> Tensor
     A row runs along axis 1; a one-dimensional tensor is one row. Equal magnitudes rank in the order of their indices.
     A row of one value has no ranks: the value is kept with the probability density.
     """
-    if density - epsilon <= 0 or density + epsilon >= 1:
-        raise UserError(f"--epsilon {epsilon}: density ± epsilon must be inside 0 and 1, and density is {density}")
     axis = min(1, values.dim() - 1)
-    length = values.shape[axis]
-    if length < 2:
+    if _length_of_rows(values) < 2:
         return values.double() * 0 + density
     ranks = values.abs().argsort(dim=axis, stable=True).argsort(dim=axis)
-    return density - epsilon + ranks.double() * (2 * epsilon / (length - 1))
+    return density - epsilon + ranks.double() * (2 * epsilon / (_length_of_rows(values) - 1))
 
 
 def uniform_numbers(place: MaskPlace, values: Tensor) -> Tensor:

@@ -5,13 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 from model_merging_methods.largest_magnitudes import kth_smallest
-from model_merging_methods.method import About, MaskPlace, Sees, mask_method
+from model_merging_methods.method import About, Largest, MaskPlace, Sees, mask_method
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@mask_method(paper="as in DARE's code (Yu et al. 2024, arXiv 2311.03099)", sees=Sees.TENSOR)
+def kept(count: int, *, weight_mask_rate: float, **_: object) -> tuple[Largest, Largest]:
+    """All above the int(n · p)-th smallest magnitude; none of these is dropped."""
+    return Largest(count - int(count * weight_mask_rate) + 1, "none"), Largest(0)
+
+
+@mask_method(
+    paper="as in DARE's code (Yu et al. 2024, arXiv 2311.03099)",
+    sees=Sees.TENSOR,
+    keeps=kept,
+    rounds=lambda options: True,
+)
 def magnitude(
     values: Tensor,
     place: MaskPlace,
@@ -20,8 +30,9 @@ def magnitude(
     use_weight_rescale: Annotated[bool, About("divide survivors by 1 − the drop rate")] = False,
 ) -> Tensor:
     """Drop the values of a tensor up to its int(n · p)-th smallest magnitude; equal ones are all dropped."""
-    from model_merging_methods.kernels.mask_weights import apply_mask, magnitude_drop_mask
+    from model_merging_methods.kernels.mask_weights import apply_mask
 
+    magnitudes = values.abs()
     rank = int(values.numel() * weight_mask_rate)
-    threshold = kth_smallest(values.abs(), rank) if rank else None
-    return apply_mask(values, magnitude_drop_mask(values, threshold), weight_mask_rate, use_weight_rescale)
+    dropped = magnitudes <= (kth_smallest(magnitudes, rank) if rank else -1.0)
+    return apply_mask(values, dropped, weight_mask_rate, use_weight_rescale)

@@ -33,8 +33,13 @@ def linear(
     for theta, w in zip(x.finetuned[1:], weight[1:], strict=True):
         total.add_(theta, alpha=w)
     if normalize:
-        divisor = sum_of_weights(weight)
-        if divisor == 0:
-            raise UserError("linear: the weights sum to 0; change --weight or switch normalize off")
-        total /= total.new_full((), divisor)  # GPUs multiply by the inverse of a plain number
+        total /= total.new_full((), divisor(weight))  # GPUs multiply by the inverse of a plain number
+    return total
+
+
+def divisor(weight: PerModel) -> float:
+    """The sum of the weights. Raises UserError if it is 0."""
+    total = sum_of_weights(weight)
+    if total == 0:
+        raise UserError("linear: the weights sum to 0; change --weight or switch normalize off")
     return total

@@ -27,6 +27,11 @@ def task_arithmetic(
     """Add the scaled, weighted sum of the task vectors to the base: θ0 + s · Σ wi δi."""
     merged = weighted_sum(x.deltas, weight)
     if normalize:
-        divisor = sum_of_weights(weight)
-        merged = merged / merged.new_full((), divisor if abs(divisor) >= 1e-8 else 1.0)
+        merged = merged / merged.new_full((), divisor(weight))
     return x.base + scaling_coefficient * merged
+
+
+def divisor(weight: PerModel) -> float:
+    """The sum of the weights, or 1 if it is almost 0."""
+    total = sum_of_weights(weight)
+    return total if abs(total) >= 1e-8 else 1.0

@@ -39,7 +39,7 @@ def ties_per_tensor(
     kept = x.statistics["kept"]
     d = [_trimmed(delta, *of_model, x.start) * w for delta, of_model, w in zip(x.deltas, kept, weight, strict=True)]
     present = taking_part(d, elect(d, elect_by))
-    merged = total([tau * here for tau, here in zip(d, present, strict=True)])
+    merged = total([tau.where(here, 0) for tau, here in zip(d, present, strict=True)])
     if normalize:
         divisor = weighted_sum([here.float() for here in present], weight)
         merged = merged / divisor.where(divisor.abs() >= 1e-8, 1.0)

@@ -28,6 +28,8 @@ def plan_recipe(recipe: Recipe, folders: Folders) -> list[TensorMerge]:
             f"{recipe.place}: slices: {recipe.method.name} looks at whole models, so each slice needs the same number "
             "of sources"
         )
+    if len({one.steps.mask for one in plan}) > 1:
+        raise UserError(f"{recipe.place}: rescale: must be on or off for all tensors; give it without filters")
     return plan
 
 

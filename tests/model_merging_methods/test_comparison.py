@@ -146,6 +146,6 @@ def test_parameters_belong_to_their_layer(name, group):
 
 
 def test_a_mask_of_whole_tensors_shows_no_share_that_was_not_counted(models, tmp_path):
-    parameters = parameters_of("task_arithmetic", mask=mask_of("breadcrumbs", density=0.5))
+    parameters = parameters_of("task_arithmetic", mask=mask_of("della", density=0.5))
     figures = found(models, tmp_path / "out", parameters)["overall"]["models"]
     assert all("kept_by_mask" not in of and of["change"] > 0 for of in figures.values())

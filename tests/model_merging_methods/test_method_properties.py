@@ -75,7 +75,7 @@ VARIANTS = {
     "ties by count": ("ties_per_tensor", {"density": 0.5, "elect_by": "count"}),
 }
 MASK_ROWS = {
-    "breadcrumbs": {"density": 0.7, "gamma": 0.1},
+    "breadcrumbs": {"density": 0.7, "gamma": 0.1, "rescale": "l1"},
     "breadcrumbs_mergellm": {"density": 0.9, "low": 0.1},
     "dare": {"weight_mask_rate": 0.3, "use_l1_rescale": True},
     "della": {"density": 0.6, "epsilon": 0.2},
@@ -220,11 +220,29 @@ IN_BLOCKS = {name: parameters for name, parameters in CASES.items() if arithmeti
 def test_the_compiled_kernel_gives_the_formulas_values(models, tmp_path, monkeypatch, parameters):
     merged(models, tmp_path / "kernel", parameters)
     monkeypatch.setattr(arithmetic, "_has_kernel", lambda parameters: False)
+    monkeypatch.setattr(arithmetic, "LOOPS", {})
     merged(models, tmp_path / "formula", parameters)
     formula = values(tmp_path / "formula")
     is_gram = METHODS[parameters.method].sees is Sees.GRAM  # its products are summed in another order
     for name, tensor in values(tmp_path / "kernel").items():
         torch.testing.assert_close(tensor, formula[name], rtol=1e-6 if is_gram else 0, atol=1e-7 if is_gram else 0)
+
+
+MASKED = {
+    name: parameters
+    for name, parameters in IN_BLOCKS.items()
+    if parameters.mask is not None and METHODS[parameters.method].sees is not Sees.GRAM
+}
+
+
+@pytest.mark.parametrize("parameters", MASKED.values(), ids=MASKED)
+def test_the_compiled_mask_gives_the_formulas_values(models, tmp_path, monkeypatch, parameters):
+    merged(models, tmp_path / "compiled", parameters, block_size=333)
+    monkeypatch.setattr(arithmetic, "masks_in_blocks", lambda mask: False)
+    merged(models, tmp_path / "formula", parameters)
+    formula = values(tmp_path / "formula")
+    for name, tensor in values(tmp_path / "compiled").items():
+        assert torch.equal(tensor, formula[name]), name
 
 
 @every_case

@@ -16,14 +16,23 @@ from model_merging_methods.kernels.arithmetic import (
     choose_device,
     open_arithmetic,
 )
-from model_merging_methods.kernels.block_kernels import Brackets, StoredBlock, Sums, Undecided, random_keep_mask
+from model_merging_methods.kernels.block_kernels import (
+    TIES_MERGING,
+    Brackets,
+    StoredBlock,
+    Sums,
+    Undecided,
+    random_keep_mask,
+)
 from model_merging_methods.kernels.magnitude_thresholds import BINS, EVERYWHERE, LARGEST_PATTERN, Bracket
 from model_merging_methods.kernels.mask_weights import random_drop_mask
 from model_merging_methods.kernels.stored_dtypes import BF16, F16, F32, F64
 from model_merging_methods.kernels.torch_arithmetic import TorchArithmetic
 from model_merging_methods.merge_parameters import MergeParameters, mask_of, parameters_of
 from model_merging_methods.merge_request import mask_key
+from model_merging_methods.methods import METHODS
 from model_merging_methods.mixup import Mixup
+from model_merging_methods.model_blocks import KEEP_ALL
 from tests.model_merging_methods.merges import DARE, MERGES, PAIR, file_bytes, merge
 from tests.model_merging_methods.small_models import save_model
 from utils.errors import UserError
@@ -48,7 +57,7 @@ class Case:
     output_dtype: int
     start: int
     keys: np.ndarray
-    mask_thresholds: np.ndarray
+    mask_numbers: np.ndarray
 
     @property
     def models(self) -> int:
@@ -63,7 +72,7 @@ class Case:
         for row, values, dtype in zip(room, self.values, self.dtypes, strict=True):
             raw = torch.from_numpy(values).to(DTYPES[dtype]).view(torch.uint8).numpy()
             row[: len(raw)] = raw
-        return StoredBlock(self.start, self.size, room, np.array(self.dtypes), self.keys, self.mask_thresholds)
+        return StoredBlock(self.start, self.size, room, np.array(self.dtypes), self.keys, self.mask_numbers)
 
     def sums(self) -> Sums:
         return Sums.of(np.zeros(Sums.width(self.models)), self.models)
@@ -88,6 +97,8 @@ def cases(draw) -> Case:
     values[1:] += np.where(rng.random((models, size)) < 0.7, values[0], -0.0)
     mask = None
     if draw(st.booleans()):
+        mask = mask_of("breadcrumbs", weight_format=draw(st.sampled_from(["delta_weight", "finetuned_weight"])))
+    elif draw(st.booleans()):
         mask = mask_of(
             draw(st.sampled_from(["random", "magnitude"])),
             weight_mask_rate=draw(st.sampled_from(RATES) | st.tuples(*[st.sampled_from(RATES)] * models)),
@@ -100,20 +111,40 @@ def cases(draw) -> Case:
     own = np.abs(values[1:] - values[0])[range(models), places].astype(np.float32)
     thresholds = draw(st.sampled_from([own, np.zeros(models, np.float32), np.full(models, 0.25, np.float32)]))
     method = draw(st.sampled_from(list(COMPILED_METHODS)))
-    scaling_coefficient = draw(st.sampled_from([1.0, 0.3, 0.0, -1.5]))
-    options = {} if method == "average_merging" else {"scaling_coefficient": scaling_coefficient}
-    statistics = {}
-    if method == "ties_merging":
+    start = draw(st.integers(0, 9) | st.integers(0, 2**40))
+    options, statistics = {}, {}
+    ratios = ratios if METHODS[method].takes_ratios else None
+    if "scaling_coefficient" in METHODS[method].options:
+        options["scaling_coefficient"] = draw(st.sampled_from([1.0, 0.3, 0.0, -1.5]))
+    if "weight" in METHODS[method].options and ratios is None:
+        options["weight"] = draw(st.tuples(*[st.sampled_from([0.25, 1.0, 0.3])] * models))
+        options["normalize"] = draw(st.booleans())
+    elif method == "linear":
+        options["normalize"] = False
+    if COMPILED_METHODS[method] == TIES_MERGING:
         statistics = {"trim_thresholds": thresholds.tolist(), "majority_sign": draw(st.sampled_from([-1, 0, 1]))}
+    if method == "ties_per_tensor":
+        lasts = [start + draw(st.integers(-1, size)) for _ in range(models)]
+        statistics = {"kept": list(zip(thresholds.tolist(), lasts, strict=True))}
+        options["elect_by"] = draw(st.sampled_from(["sum", "count"]))
     return Case(
         parameters=parameters_of(method, mask=mask, mixup=Mixup(ratios) if ratios else None, **options),
         numbers=TensorNumbers(ratios=ratios, statistics=statistics),
         values=values,
         dtypes=[draw(st.sampled_from(list(DTYPES))) for _ in range(models + 1)],
         output_dtype=draw(st.sampled_from(list(DTYPES))),
-        start=draw(st.integers(0, 9) | st.integers(0, 2**40)),
+        start=start,
         keys=rng.integers(0, 2**64, models, np.uint64),
-        mask_thresholds=np.where(rng.random(models) < 0.8, thresholds, np.float32(-1)),
+        mask_numbers=np.stack(
+            [
+                np.where(rng.random(models) < 0.8, thresholds, np.float32(-1)),
+                start + rng.integers(-1, size, models),
+                np.where(rng.random(models) < 0.5, thresholds * 2, np.inf),
+                start + rng.integers(-1, size, models),
+                rng.choice([1.0, 0.7], models),
+            ],
+            axis=1,
+        ),
     )
 
 
@@ -213,18 +244,36 @@ def entries(counts) -> list[tuple]:
     return sorted(zip(*(column[: counts.found].tolist() for column in counts.undecided[:4]), strict=True))
 
 
+@on_both_devices
+@settings(deadline=None, max_examples=200)
+@given(case=cases(), data=st.data(), masked=st.booleans())
+def test_candidates_inside_brackets_are_equal(device, case, data, masked):
+    models = np.array(data.draw(st.lists(st.integers(0, case.models - 1), min_size=1, max_size=5)))
+    wanted = arrays_of([data.draw(brackets()) for _ in models])
+    results = []
+    for arithmetic, block in case.both(device):
+        room = np.empty((len(models), case.size), np.int32)
+        code, counts, bins = arithmetic.note_candidates(block, models, wanted, masked, room)
+        assert code == 0
+        results.append((counts.tolist(), [np.sort(own).tolist() for own in bins]))
+    assert results[0] == results[1]
+
+
 def plain_case(method: str, values: np.ndarray, **options: float) -> Case:
     """All in float32, nothing masked or trimmed."""
     models = len(values) - 1
+    statistics = {"trim_thresholds": [0.0] * models, "majority_sign": 0}
+    if method == "ties_per_tensor":
+        statistics = {"kept": [[-1.0, -1]] * models}
     return Case(
         parameters=parameters_of(method, **options),
-        numbers=TensorNumbers(statistics={"trim_thresholds": [0.0] * models, "majority_sign": 0}),
+        numbers=TensorNumbers(statistics=statistics),
         values=values,
         dtypes=[F32] * (models + 1),
         output_dtype=F32,
         start=0,
         keys=np.zeros(models, np.uint64),
-        mask_thresholds=np.full(models, -1, np.float32),
+        mask_numbers=np.array([KEEP_ALL] * models),
     )
 
 
@@ -246,7 +295,7 @@ def test_the_model_with_a_value_that_is_not_finite_is_reported(device, method, v
         counted, _ = arithmetic.count(block, arrays_of([EVERYWHERE] * 2), True, room)
         results.append((merged, compared, magnitude, counted))
     assert results[0] == results[1]
-    takes_part = model > 0 or method != "average_merging"
+    takes_part = model > 0 or METHODS[method].reads_base
     assert results[0][:3] == (1 << model if takes_part else 0,) * 3
 
 

@@ -40,7 +40,7 @@ def run(search: ThresholdSearch, values: np.ndarray, block_size: int) -> int:
             stored = np.vstack([np.zeros(piece.shape[1], np.float32), piece])
             block = StoredBlock(
                 start, piece.shape[1], stored.view(np.uint8), np.full(models + 1, F32), np.zeros(models, np.uint64),
-                np.zeros(models, np.float32),
+                np.zeros((models, 5)),
             )  # fmt: skip
             most = models * block_size
             room = Undecided(

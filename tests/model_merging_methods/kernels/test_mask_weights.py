@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_merging_methods.kernels.mask_weights import apply_mask, magnitude_drop_mask, random_drop_mask
+from model_merging_methods.kernels.mask_weights import apply_mask, magnitude_keep_mask, random_drop_mask
 from model_merging_methods.merge_request import mask_key
 
 KEY = mask_key(0, "math", "model.layers.0.mlp.up_proj.weight")
@@ -61,7 +61,9 @@ def test_survivors_are_rescaled_and_the_expectation_kept():
     assert apply_mask(block, random_drop_mask(KEY, 0, len(block), 0.2), 0.2, False).max() == 1
 
 
-def test_magnitude_masks_drop_values_up_to_the_threshold():
+def test_magnitude_masks_keep_what_is_between_two_sets_of_largest_values():
     block = torch.tensor([-3.0, -1.0, 0.0, 1.0, 2.0])
-    assert magnitude_drop_mask(block, 1.0).tolist() == [False, True, True, True, False]
-    assert not magnitude_drop_mask(block, None).any()
+    above_1_and_the_first_at_1 = magnitude_keep_mask(block, 10, (1.0, 11, math.inf, -1))
+    assert above_1_and_the_first_at_1.tolist() == [True, True, False, False, True]
+    assert magnitude_keep_mask(block, 10, (1.0, 14, 2.0, -1)).tolist() == [False, True, False, True, True]
+    assert magnitude_keep_mask(block, 10, (-1.0, -1, math.inf, -1)).all()
