@@ -1,0 +1,196 @@
+"""Recipes as users run them: options, records, interrupted runs, adapters, several documents, stacked layers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from merge_llms_instruct_math_code import main as main_job
+from model_merging_methods.__main__ import main
+from tests.model_merging_methods.checkpoints.test_lora_adapter import save_adapter
+from tests.model_merging_methods.recipes.test_golden_recipes import GOLDEN, tensors_of
+from tests.model_merging_methods.small_models import save_model, save_models
+from utils.errors import UserError
+
+ROOT = Path(__file__).parents[3]
+MODELS = GOLDEN.parent / "methods" / "models" / "float32"
+TIES = f"""
+merge_method: ties
+base_model: {MODELS}/base
+models:
+- model: {MODELS}/instruct
+  parameters: {{weight: [0.2, 0.8], density: 0.5}}
+- model: {MODELS}/math
+  parameters: {{weight: 0.5, density: 0.7}}
+"""
+DARE = TIES.replace("ties", "dare_ties")
+TWO_DOCUMENTS = f"""
+name: first
+{TIES}
+---
+merge_method: linear
+models:
+- model: first
+  parameters: {{weight: 1}}
+- model: {MODELS}/code
+  parameters: {{weight: 1}}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(text: str) -> str:
+        (tmp_path / "recipe.yml").write_text(text)
+        return str(tmp_path / "recipe.yml")
+
+    return write
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """All files but the record, which has times."""
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "merge_record.json"}
+
+
+def test_a_finished_recipe_is_recognised_and_another_one_refused(recipe, tmp_path, caplog):
+    merged = str(tmp_path / "merged")
+    main(["merge", recipe(TIES), merged])
+    before = files_of(tmp_path / "merged")
+    main(["merge", recipe(TIES), merged])
+    assert "already merged" in caplog.text
+    other = recipe(TIES.replace("0.7", "0.6"))
+    with pytest.raises(UserError, match=r"holds the results of another run.*--overwrite"):
+        main(["merge", other, merged])
+    assert files_of(tmp_path / "merged") == before
+    main(["merge", other, merged, "--overwrite"])
+    assert files_of(tmp_path / "merged") != before
+
+
+def test_the_record_of_a_recipe_repeats_the_merge(recipe, tmp_path):
+    main(["merge", recipe(DARE), str(tmp_path / "merged"), "--seed", "5"])
+    record = tmp_path / "merged" / "merge_record.json"
+    main(["merge", "--from_record", str(record), "--output_dir", str(tmp_path / "again")])
+    again = next((tmp_path / "again").rglob("merge_record.json"))
+    for name, values in tensors_of(tmp_path / "merged").items():
+        assert values.equal(tensors_of(again.parent)[name])
+    fingerprints = [json.loads(file.read_text())["fingerprint"] for file in (record, again)]
+    assert fingerprints[0] == fingerprints[1]
+
+
+def test_the_seed_of_mergekit_s_option_draws_other_masks(recipe, tmp_path):
+    for seed in ("0", "1"):
+        main(["merge", recipe(DARE), str(tmp_path / seed), "--random-seed", seed])
+    zero, one = tensors_of(tmp_path / "0"), tensors_of(tmp_path / "1")
+    assert not zero["lm_head.weight"].equal(one["lm_head.weight"])
+
+
+def test_options_of_mergekit_without_effect_are_named_once(recipe, tmp_path, caplog):
+    options = ["--copy-tokenizer", "--lazy-unpickle", "--out-shard-size", "1000", "--no-cuda", "--allow-crimes"]
+    main(["merge", recipe(TIES), str(tmp_path / "merged"), *options])
+    assert "without effect here: --copy-tokenizer, --lazy-unpickle, --allow-crimes" in caplog.text
+    assert len(list((tmp_path / "merged").glob("*.safetensors"))) > 10
+    AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    with pytest.raises(UserError, match="--trust-remote-code: code of models is never run"):
+        main(["merge", recipe(TIES), str(tmp_path / "other"), "--trust-remote-code"])
+
+
+def test_check_reads_headers_and_writes_nothing(recipe, tmp_path, capsys):
+    with pytest.raises(SystemExit) as status:
+        main(["merge", recipe(TIES), str(tmp_path / "merged"), "--check"])
+    assert status.value.code == 0
+    assert "no errors" in capsys.readouterr().out
+    with pytest.raises(UserError, match="goes beyond the 3 layers"):
+        main(["merge", recipe(STACK.replace("[1, 3]", "[1, 4]")), str(tmp_path / "merged"), "--check"])
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yml"]
+
+
+def test_intermediate_models_are_removed(recipe, tmp_path):
+    main(["merge", recipe(TWO_DOCUMENTS), str(tmp_path / "merged")])
+    assert {path.name for path in tmp_path.iterdir()} == {"merged", "recipe.yml", "logs"}
+    record = json.loads((tmp_path / "merged" / "merge_record.json").read_text())
+    assert record["recipe"]["earlier_documents"][0]["merge_method"] == "ties"
+    with pytest.raises(UserError, match="several documents; run the recipe again"):
+        main(["merge", "--from_record", str(tmp_path / "merged" / "merge_record.json")])
+
+
+def test_an_adapter_is_applied_to_its_own_model(tmp_path, recipe):
+    base, adapter = save_model(tmp_path / "base", seed=0), tmp_path / "adapter"
+    save_adapter(tmp_path / "base", adapter)
+    save_model(tmp_path / "other", seed=1)
+    text = f"merge_method: linear\nmodels:\n- {{model: {tmp_path}/base+{adapter}, parameters: {{weight: 1}}}}\n"
+    text += f"- {{model: {tmp_path}/other, parameters: {{weight: 1}}}}\ndtype: float32\n"
+    main(["merge", recipe(text), str(tmp_path / "merged")])
+    del base
+    whole = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), adapter)
+    expected = whole.merge_and_unload().state_dict()
+    other = AutoModelForCausalLM.from_pretrained(tmp_path / "other").state_dict()
+    for name, values in tensors_of(tmp_path / "merged").items():
+        assert torch.allclose(values, (expected[name].float() + other[name].float()) / 2, atol=1e-6), name
+
+
+STACK = f"""
+merge_method: passthrough
+slices:
+- sources: [{{model: {MODELS}/instruct, layer_range: [0, 3]}}]
+- sources: [{{model: {MODELS}/math, layer_range: [1, 3]}}]
+- sources: [{{model: {MODELS}/instruct, layer_range: [2, 3]}}]
+"""
+
+
+def test_stacked_layers_compute_what_the_layers_compute_one_after_the_other(recipe, tmp_path):
+    main(["merge", recipe(STACK), str(tmp_path / "merged")])
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    instruct, math = (
+        AutoModelForCausalLM.from_pretrained(MODELS / name, dtype=torch.float32) for name in ("instruct", "math")
+    )
+    assert merged.config.num_hidden_layers == 6
+    layers = [*instruct.model.layers, *math.model.layers[1:], instruct.model.layers[2]]
+    instruct.model.layers = torch.nn.ModuleList(layers)
+    instruct.config.num_hidden_layers = 6
+    tokens = torch.tensor([[1, 5, 9, 14, 3]])
+    with torch.no_grad():
+        wanted = instruct(tokens, use_cache=False).logits
+        assert torch.allclose(merged(tokens, use_cache=False).logits, wanted, atol=1e-5)
+
+
+def test_a_killed_recipe_goes_on(recipe, tmp_path):
+    save_models(tmp_path, ("base", "instruct", "math"), hidden_size=256)
+    text = TWO_DOCUMENTS.replace(f"{MODELS}/code", f"{tmp_path}/math").replace(str(MODELS), str(tmp_path))
+    command = [
+        "-m",
+        "model_merging_methods",
+        "merge",
+        recipe(text),
+        str(tmp_path / "merged"),
+        "--out-shard-size",
+        "10K",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    whole = [*command[:4], str(tmp_path / "whole"), *command[5:]]
+    subprocess.run([sys.executable, *whole], check=True, env=environment, cwd=tmp_path)
+    running = subprocess.Popen([sys.executable, *command], env=environment, cwd=tmp_path)
+    while running.poll() is None and not list(tmp_path.rglob(".*/**/merge_progress.json")):
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL
+    subprocess.run([sys.executable, *command], check=True, env=environment, cwd=tmp_path)
+    assert files_of(tmp_path / "merged") == files_of(tmp_path / "whole")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_main_job_merges_a_recipe_and_takes_no_other_merge(recipe, tmp_path):
+    output = ["--output_dir", str(tmp_path / "out")]
+    main_job(["--recipe", recipe(TIES), "--merge_only", *output])
+    merged = next((tmp_path / "out" / "save_merge_models").rglob("config.json")).parent
+    assert merged.name.startswith("recipe_")
+    with pytest.raises(UserError, match="--merge_math has no effect with --recipe"):
+        main_job(["--recipe", recipe(TIES), "--merge_math", *output])
+    with pytest.raises(UserError, match="--tasks: give the tasks to run"):
+        main_job(["--recipe", recipe(TIES), *output])
