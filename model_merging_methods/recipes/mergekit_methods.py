@@ -98,6 +98,11 @@ def _shared(name: str, kind: type, default: Value | None = None) -> Parameter:
     return Parameter(name, kind, default)
 
 
+def _constant(name: str, default: bool) -> Parameter:
+    """A switch that decides which values a formula sees together, for all tensors."""
+    return Parameter(name, bool, default, is_constant=True)
+
+
 def _by_model(name: str, default: float | None = None) -> Parameter:
     return Parameter(name, float, default, is_per_model=True)
 
@@ -227,8 +232,8 @@ def _mergekit_methods() -> Iterable[RecipeMethod]:
         "nuslerp",
         _same("nuslerp"),
         _by_model("weight"),
-        _shared("nuslerp_row_wise", bool, False),
-        _shared("nuslerp_flatten", bool, True),
+        _constant("nuslerp_row_wise", False),
+        _constant("nuslerp_flatten", True),
         base=Base.OPTIONAL,
         models=(2, 2),
         base_option="task_vectors",
@@ -258,7 +263,7 @@ def _mergekit_methods() -> Iterable[RecipeMethod]:
     yield _method("della", _della(True), *della, ours=ties, mask="della")
     yield _method("della_linear", _della(False), *della_linear, ours=sums, mask="della")
     yield _method("sce", _same("sce"), _shared("select_topk", float, 1.0))
-    yield _method("model_stock", _same("model_stock"), _shared("filter_wise", bool, False), models=(2, None))
+    yield _method("model_stock", _same("model_stock"), _constant("filter_wise", False), models=(2, None))
     yield _method("nearswap", _same("nearswap"), _shared("t", float), models=(1, 1))
     yield _method("arcee_fusion", _same("arcee_fusion"), models=(1, 1))
     yield _method("ram", _same("ram"), epsilon)
@@ -277,8 +282,8 @@ def _passthrough(values: Values) -> Steps:
 
 
 def _own_method(declared: Method) -> RecipeMethod:
-    """A method of this toolkit. One with statistics has the same options for all tensors: they are found before."""
-    parameters = [parameter_of(option, bool(declared.statistics)) for option in declared.options.values()]
+    """A method of this toolkit. One with statistics of whole models has the same options for all tensors."""
+    parameters = [parameter_of(option, declared.sees_model) for option in declared.options.values()]
     base = Base.OPTIONAL if declared.reads_base is False else Base.REQUIRED
     return _method(declared.name, _same(declared.name), *parameters, base=base, models=declared.models)
 

@@ -46,8 +46,8 @@ def test_every_option_in_the_readme_exists():
     builders = (build_parser, ood_robust_inference.build_parser, search_mixup.build_parser)
     parsers = [*(build() for build in builders), run_attacks.build_parser(sst2.TASK)]
     known = {word for parser in parsers for action in parser._actions for word in action.option_strings}
-    # Options of `python -m inference_llms`, scripts/setup_env.sh, the list of methods, and pip.
-    known |= {"--load_model_path", "--vllm", "--markdown", "--no"}
+    # Options of `python -m inference_llms` and `model_merging_methods`, scripts/setup_env.sh, and pip.
+    known |= {"--load_model_path", "--vllm", "--markdown", "--print_recipe", "--no"}
     evaluators = re.compile(r"`(alpaca_eval|evaluate_functional_correctness|accelerate launch)[^`]*`")
     named = set(re.findall(r"--[a-z_]+", evaluators.sub("", README + "".join(PAGES))))
     assert named <= known, named - known
