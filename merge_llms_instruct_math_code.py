@@ -115,12 +115,13 @@ def merge_infer_score(options: argparse.Namespace, command: str, keep_log: Calla
         parameters = merge_parameters(options, roles)
     else:
         request = requested_merge(options)
-        roles, parameters = list(request.finetuned), request.parameters
-    places = OutputPlaces(options.output_dir, tasks_name(roles), run_name(parameters, len(roles)))
+        roles, parameters = request.roles, request.parameters
+    name = run_name(parameters, len(roles)) if request is None else request.run_name
+    places = OutputPlaces(options.output_dir, tasks_name(roles), name)
     targets = {role: places.merged_model(role) for role in roles}
     examples = {} if options.merge_only else load_examples_by_role(options, roles)
-    log.info("%s: %s", " + ".join(roles), run_name(parameters, len(roles)))
-    if parameters.mixup is not None:
+    log.info("%s: %s", " + ".join(roles), name)
+    if parameters.mixup is not None and RECIPE not in roles:
         ratios = ", ".join(f"{role} {ratio}" for role, ratio in zip(roles, parameters.mixup.ratios, strict=True))
         log.info("M3 interpolation ratios: %s", ratios)
 
@@ -193,7 +194,7 @@ def merge(
         check_engine(options)
         check_runs_without_code(request.inputs[request.parameters.config_from or PRETRAINED])
     for role in examples:
-        check_tokenizer([request.finetuned[role], request.pretrained])
+        check_tokenizer([request.finetuned.get(role, request.pretrained), request.pretrained])
     # The processes that vLLM starts import this script; its CPU build stumbles over numba there.
     from model_merging_methods.merge_models import MergeWork, merge_models
 

@@ -49,7 +49,7 @@ def merge(arguments: Sequence[str]) -> None:
         merge_recipe_file(arguments)
         return
     from model_merging_methods.command_line import add_merge_options, requested_merge
-    from model_merging_methods.merge_request import run_name, tasks_name
+    from model_merging_methods.merge_request import tasks_name
     from utils.output_places import OutputPlaces
     from utils.run_log import log_time, logged_run
 
@@ -81,9 +81,8 @@ def merge(arguments: Sequence[str]) -> None:
         request = requested_merge(options)
         from model_merging_methods.merge_models import MergeWork, merge_models
 
-        roles = list(request.finetuned)
-        places = OutputPlaces(options.output_dir, tasks_name(roles), run_name(request.parameters, len(roles)))
-        targets = {role: places.merged_model(role) for role in roles}
+        places = OutputPlaces(options.output_dir, tasks_name(request.roles), request.run_name)
+        targets = {role: places.merged_model(role) for role in request.roles}
         work = MergeWork(device=options.device or "cpu", allow_unrelated=options.allow_unrelated)
         merge_models(request, targets, overwrite=options.overwrite, made_from=options.from_record, work=work)
         keep_log(places.log(log_time()))

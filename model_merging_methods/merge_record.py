@@ -13,7 +13,6 @@ from model_merging_methods.merge_request import (
     MergeRequest,
     NamedRecipe,
     list_input_files,
-    run_name,
     tasks_name,
 )
 from model_merging_methods.recipes.read_recipes import recipe_from_plain, with_seed
@@ -129,8 +128,8 @@ def make_record(
     parameters, recipe = request.parameters, request.recipe and request.recipe.fields
     return {
         "format": RECORD_FORMAT,
-        "tasks_name": tasks_name(request.finetuned),
-        "name": run_name(parameters, len(request.finetuned)),
+        "tasks_name": tasks_name(request.roles),
+        "name": request.run_name,
         "fingerprint": merge_fingerprint(parameters, inputs, recipe),
         "merging_method_name": parameters.merging_method_name,
         "parameters": parameters.to_fields(),

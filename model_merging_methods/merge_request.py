@@ -1,6 +1,7 @@
 """The definition of a merge: models, method and numbers, their checks, and the name of the results."""
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from utils.tokenizer_files import tokenizer_files
 from utils.weight_files import adapter_files, index_file, is_adapter_folder, weight_files
 
 PRETRAINED = "pretrained"
+RECIPE = "recipe"  # in outputs' places, instead of the models' roles
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,12 @@ class NamedRecipe:
     roles: Mapping[ModelReference, str]
     adapters: Mapping[str, str]
     earlier: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The `<name>` of the results: `merge_method`, and a hash of the recipe and its seed."""
+        text = json.dumps([self.fields, self.recipe.seed], sort_keys=True)
+        return f"{self.recipe.method.name}_{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
 
     def leaves_out(self, role: str, name: str) -> bool:
         """Whether no slice has a tensor of this model, because of its layer."""
@@ -55,6 +63,16 @@ class MergeRequest:
     finetuned: Mapping[str, Path]
     parameters: MergeParameters
     recipe: NamedRecipe | None = None
+
+    @property
+    def roles(self) -> list[str]:
+        """The roles whose folders are made: the fine-tunes', for their tokenizers, or one for a recipe."""
+        return [RECIPE] if self.recipe else list(self.finetuned)
+
+    @property
+    def run_name(self) -> str:
+        """The `<name>` of outputs."""
+        return self.recipe.name if self.recipe else run_name(self.parameters, len(self.finetuned))
 
     def check(self) -> None:
         """Raise UserError for parameters that make no sense. Those of recipes are checked by tensor."""

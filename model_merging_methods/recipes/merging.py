@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from model_merging_methods.merge_models import MergeWork, merge_models
-from model_merging_methods.merge_request import PRETRAINED, MergeRequest, NamedRecipe
+from model_merging_methods.merge_request import PRETRAINED, RECIPE, MergeRequest, NamedRecipe
 from model_merging_methods.recipes.opening import first_parameters, open_recipe
 from model_merging_methods.recipes.read_recipes import read_recipes, with_seed
 from model_merging_methods.recipes.recipe import Recipe
@@ -51,9 +51,9 @@ def merge_recipe(
             made[recipe.name] = scratch / f"{len(made)}_{_word(recipe.name)}"
             log.info("merging document %s of the recipe", recipe.name)
             request = recipe_request(recipe, made)
-            merge_models(request, {PRETRAINED: made[recipe.name]}, work=work)
+            merge_models(request, {RECIPE: made[recipe.name]}, work=work)
         request = recipe_request(result, made, [recipe.document for recipe in earlier])
-        merge_models(request, {PRETRAINED: target}, overwrite=overwrite, work=work)
+        merge_models(request, {RECIPE: target}, overwrite=overwrite, work=work)
 
 
 def recipe_run_name(file: Path) -> str:

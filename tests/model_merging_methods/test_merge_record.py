@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from inference_llms.model_folder import file_hashes, model_fingerprint, weights_fingerprint
-from model_merging_methods import merge_models as module
+from model_merging_methods import preflight
 from model_merging_methods.engine import Merge
 from model_merging_methods.merge_models import MergeWork, merge_models
 from model_merging_methods.merge_record import RECORD_FILE, read_record, request_from_record
@@ -205,14 +205,14 @@ def test_an_input_that_changes_meanwhile_is_named(models, monkeypatch, role, fil
 
 
 def test_a_tokenizer_that_changes_after_the_weights_is_noticed(models, monkeypatch):
-    write = module.write_model_files
+    write = preflight.write_model_files
 
     def write_then_change(request, aligned, role, folder) -> None:
         write(request, aligned, role, folder)
         if "unfinished" in folder.name:
             replace_text(models / "code" / "tokenizer.json")
 
-    monkeypatch.setattr(module, "write_model_files", write_then_change)
+    monkeypatch.setattr(preflight, "write_model_files", write_then_change)
     with pytest.raises(UserError, match=r"code/tokenizer\.json: was changed"):
         merge(models, "again")
     assert not (models / "again").exists()
