@@ -59,10 +59,9 @@ class CandidateWeights:
 class CandidateMerges:
     """Merges of a pretrained model's fine-tunes, by role, that differ in their parameters.
 
-    Statistics that do not depend on ratios, weights and the scaling coefficient are computed once: thresholds of
-    trimming and of masks by magnitude, majority signs, inner products.
-    Trimmed, elected and masked values are computed again in every merge,
-    which takes less time than reading them from memory.
+    Statistics are computed once for merges that differ only in ratios and in numbers that no statistic depends on, such
+    as SLERP's t: thresholds of trimming and of masks by magnitude, majority signs, inner products. Trimmed, elected and
+    masked values are computed again in every merge, which takes less time than reading them from memory.
     """
 
     def __init__(self, pretrained: Path, finetuned: Mapping[str, Path]):
@@ -86,7 +85,7 @@ class CandidateMerges:
     def weights(self, parameters: MergeParameters) -> CandidateWeights:
         """The weights of one merge. Raises UserError for parameters that make no sense."""
         parameters.check(len(self._finetuned))
-        independent = {name: 1.0 for name in ("weight", "scaling_coefficient") if name in parameters.values}
+        independent = dict.fromkeys(parameters.declared.numbers_after_statistics, 1.0)
         without_ratio = replace(parameters, mixup=None).with_options(**independent)
         if without_ratio not in self._statistics:
             self._statistics[without_ratio] = self._merge(without_ratio).statistics()

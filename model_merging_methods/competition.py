@@ -29,6 +29,7 @@ class CompetitionBounds:
     """magnitude_bounds and score_bounds: for each model the bounds that |δ| and the scores B are clipped to."""
 
     by_tensor: ClassVar[bool] = False
+    depends_on: ClassVar[tuple[str, ...]] = ("att_ratio",)
     agreement: Agreement
 
     def find(self, passes: Passes, options: Mapping[str, Value], found: Statistics) -> Statistics:

@@ -156,6 +156,12 @@ class Method:
         return self.reads_base(options) if callable(self.reads_base) else self.reads_base
 
     @property
+    def numbers_after_statistics(self) -> list[str]:
+        """The options whose values no statistic depends on: those that the formula alone uses, if they are numbers."""
+        used = {name for statistic in self.statistics for name in statistic.depends_on}
+        return [name for name, option in self.options.items() if option.type is float and name not in used]
+
+    @property
     def sees_model(self) -> bool:
         """Whether the formula needs a statistic of the whole model."""
         return any(not statistic.by_tensor for statistic in self.statistics)

@@ -76,6 +76,7 @@ class TrimThresholds:
     """
 
     by_tensor: bool = False
+    depends_on: ClassVar[tuple[str, ...]] = ("param_value_mask_rate",)
 
     def find(self, passes: Passes, options: Mapping[str, Value], found: Statistics) -> Statistics:
         if not self.by_tensor:
@@ -98,6 +99,7 @@ class LargestOfTensor:
     """
 
     by_tensor: ClassVar[bool] = True
+    depends_on: ClassVar[tuple[str, ...]] = ("density",)
 
     def find(self, passes: Passes, options: Mapping[str, Value], found: Statistics) -> Statistics:
         kept, wanted = {}, {}
@@ -118,6 +120,7 @@ class LargestOfModel:
     k = int(sparsity · n); infinity for k = 0, and for input and output embeddings, of which nothing is kept."""
 
     by_tensor: ClassVar[bool] = False
+    depends_on: ClassVar[tuple[str, ...]] = ("sparsity",)
 
     def find(self, passes: Passes, options: Mapping[str, Value], found: Statistics) -> Statistics:
         names = [name for name in passes.merged_names if not name.endswith(INPUT_EMBEDDINGS)]

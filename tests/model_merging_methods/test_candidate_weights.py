@@ -59,6 +59,9 @@ def test_candidates_of_other_ratios_take_no_further_pass_for_thresholds(monkeypa
     assert first.statistics.of_model == second.statistics.of_model
     merges.weights(parameters_of("ties_merging", param_value_mask_rate=0.8, mixup=Mixup((0.5, 0.5))))
     assert len(passes) == 2
+    for t in (0.2, 0.7):
+        merges.weights(parameters_of("slerp", t=t))
+    assert len(passes) == 3
 
 
 def test_the_files_beside_the_weights_are_those_that_a_merge_saves(tmp_path):
