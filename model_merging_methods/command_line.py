@@ -23,7 +23,7 @@ from model_merging_methods.merge_record import request_from_record
 from model_merging_methods.merge_request import PRETRAINED, MergeRequest
 from model_merging_methods.method import Method, Option, Value
 from model_merging_methods.methods import METHODS
-from model_merging_methods.mixup import Mixup, draw_ratios, given_ratios
+from model_merging_methods.mixup import Mixup, draw_ratios, given_ratios, ratios_by_layer
 from utils.command_line import whole_number
 from utils.errors import UserError
 from utils.findings import Findings
@@ -42,7 +42,7 @@ DEFAULTS = {
     "seed": 0,
 }
 _MASK_OPTIONS = ("mask_apply_method", "weight_format", "mask_strategy")
-_OTHER_OPTIONS = ("mixup", "mixup_lambda", "dtype", "exclude_param_names_regex", "config_from")
+_OTHER_OPTIONS = ("mixup", "mixup_lambda", "ratio_by_layer", "dtype", "exclude_param_names_regex", "config_from")
 
 
 def declared_options() -> dict[str, dict[str, Option]]:
@@ -67,6 +67,14 @@ def add_merge_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="X",
         help="M3 with a given ratio for the first model, or one ratio per model, summing to 1",
+    )
+    merging.add_argument(
+        "--ratio_by_layer",
+        type=float,
+        nargs="+",
+        metavar="X",
+        help="M3 with ratios of the first of two models that change linearly from the first layer to the last: two "
+        "points or more",
     )
     merging.add_argument("--device", choices=DEVICES, help="device of the arithmetic (default: cpu)")
     add_declared_options(parser, declared_options())
@@ -201,7 +209,11 @@ def merge_parameters(options: argparse.Namespace, roles: Sequence[str]) -> Merge
     (method, mask), mixup = chosen_method(options), None
     given = _given_options(options)
     own, of_mask = _split_options(given, METHODS[method], mask, roles)
-    if options.mixup_lambda is not None:
+    if options.ratio_by_layer is not None:
+        if options.mixup or options.mixup_lambda is not None:
+            raise UserError("--ratio_by_layer: gives M3's ratios, and so do --mixup and --mixup_lambda; keep one")
+        mixup = ratios_by_layer(options.ratio_by_layer, len(roles))
+    elif options.mixup_lambda is not None:
         mixup = Mixup(given_ratios(options.mixup_lambda, len(roles)))
     elif options.mixup:
         mixup = Mixup(draw_ratios(value("alpha"), len(roles), value("seed")), value("alpha"))
@@ -369,7 +381,8 @@ def _check_effects(options: argparse.Namespace, parameters: MergeParameters) -> 
     if parameters.mixup is None:
         without_effect["alpha"] = " without --mixup"
     elif parameters.mixup.alpha is None:
-        without_effect["alpha"] = " with --mixup_lambda"
+        given = "ratio_by_layer" if parameters.mixup.by_layer else "mixup_lambda"
+        without_effect["alpha"] = f" with --{given}"
     for name, reason in without_effect.items():
         given = getattr(options, name)
         if given is not None and given != DEFAULTS.get(name):

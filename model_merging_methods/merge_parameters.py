@@ -155,7 +155,7 @@ class MergeParameters:
     def _other_fields(self) -> dict[str, Any]:
         fields = {
             "mask": None if self.mask is None else self.mask.to_fields(),
-            "mixup": None if self.mixup is None else {"weights": self.mixup.ratios, "alpha": self.mixup.alpha},
+            "mixup": None if self.mixup is None else _mixup_fields(self.mixup),
             "seed": self.seed,
             "dtype": self.dtype,
             "exclude_param_names_regex": self.exclude_param_names_regex,
@@ -258,7 +258,7 @@ def parameters_from_fields(fields: Mapping[str, Any]) -> MergeParameters:
     return parameters_of(
         method,
         mask=mask,
-        mixup=None if mixup is None else Mixup(tuple(mixup["weights"]), mixup["alpha"]),
+        mixup=mixup and Mixup(tuple(mixup["weights"]), mixup["alpha"], tuple(mixup.get("by_layer") or ())),
         **{"exclude_param_names_regex": (), **fields},
         **options,
     )
@@ -275,6 +275,11 @@ def _typed(value: Any, option: Option) -> Value:
     if option.type is not str and isinstance(value, str):
         raise TypeError(f"{option.name}: {value!r} is not a number")
     return option.type(value)
+
+
+def _mixup_fields(mixup: Mixup) -> dict[str, Any]:
+    fields = {"weights": mixup.ratios, "alpha": mixup.alpha}
+    return {**fields, "by_layer": mixup.by_layer} if mixup.by_layer else fields
 
 
 def _without_defaults(values: Mapping[str, Value], declared: Mapping[str, Option]) -> dict[str, Value]:

@@ -46,6 +46,7 @@ class MixupOnRecord:
 
     weights: list[float]
     alpha: float | None
+    by_layer: list[float] | None = None
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from model_merging_methods.checkpoints.tensor_names import layer_of
 from model_merging_methods.merge_parameters import MASK_MERGING, Mask, MergeParameters, per_model
 from model_merging_methods.method import Value
 from model_merging_methods.mixup import Mixup
-from model_merging_methods.recipes.plan import layer_of
 from model_merging_methods.recipes.recipe import Recipe, with_models
 from model_merging_methods.recipes.references import ModelReference
 from utils.content_hashes import FileStates, file_states
@@ -164,6 +164,8 @@ def _written(value: Value) -> str:
 def _mixup_name(mixup: Mixup) -> str:
     """A given λ in full. A drawn λ is rounded, because α and the seed define it."""
     shown = mixup.ratios[:1] if len(mixup.ratios) == 2 else mixup.ratios
+    if mixup.by_layer:
+        return "lambda_by_layer_" + "_".join(map(str, mixup.by_layer))
     if mixup.alpha is None:
         return "lambda_" + "_".join(map(str, shown))
     return f"alpha_{mixup.alpha}_lambda_" + "_".join(f"{ratio:.4f}" for ratio in shown)

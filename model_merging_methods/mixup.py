@@ -11,10 +11,21 @@ from utils.errors import UserError
 
 @dataclass(frozen=True)
 class Mixup:
-    """M3's ratios, and the α that they were drawn with (None if they were given)."""
+    """M3's ratios, and the α that they were drawn with (None if they were given).
+
+    by_layer: for two models, points of λ from the first layer to the last; `ratios` then hold before the layers.
+    """
 
     ratios: tuple[float, ...]
     alpha: float | None = None
+    by_layer: tuple[float, ...] = ()
+
+    def at(self, x: float) -> "Mixup":
+        """The ratios at position x of the layers, from 0 to 1: linear between the points."""
+        place = x * (len(self.by_layer) - 1)
+        j = min(int(place), len(self.by_layer) - 2)
+        f = place - j
+        return Mixup(two_model_ratios((1 - f) * self.by_layer[j] + f * self.by_layer[j + 1]))
 
     @property
     def is_drawn(self) -> bool:
@@ -55,6 +66,16 @@ def given_ratios(mixup_lambda: Sequence[float], number_of_models: int) -> tuple[
     if not sum_to_one(mixup_lambda):
         raise UserError(f"{option}: the ratios sum to {sum(mixup_lambda):g}, make them sum to 1")
     return two_model_ratios(mixup_lambda[0]) if number_of_models == 2 else tuple(mixup_lambda)
+
+
+def ratios_by_layer(points: Sequence[float], number_of_models: int) -> Mixup:
+    """The ratios of `--ratio_by_layer`: λ at two points or more, from the first layer to the last."""
+    option = "--ratio_by_layer " + " ".join(map(str, points))
+    if number_of_models != 2:
+        raise UserError(f"{option}: is for two models, not {number_of_models}; use --mixup_lambda")
+    if len(points) < 2 or not all(0 <= ratio <= 1 for ratio in points):
+        raise UserError(f"{option}: give two ratios or more between 0 and 1")
+    return Mixup(two_model_ratios(points[0]), by_layer=tuple(points))
 
 
 def two_model_ratios(mixup_lambda: float) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from math import inf
 from types import MappingProxyType
@@ -12,6 +13,7 @@ import numpy as np
 
 from model_merging_methods.checkpoints.aligned_models import BASE, AlignedModels
 from model_merging_methods.checkpoints.checkpoint_folder import not_finite_error
+from model_merging_methods.checkpoints.tensor_names import count_layers, layer_of
 from model_merging_methods.kernels.arithmetic import CompiledArithmetic, TensorNumbers, open_arithmetic
 from model_merging_methods.kernels.block_kernels import StoredBlock
 from model_merging_methods.kernels.block_passes import Block, for_every_block
@@ -68,6 +70,7 @@ class ModelBlocks:
         # Each value once: a matrix that is written under two names counts under one of them.
         self.merged_names = [name for name in models.forms if name in self.merged and name not in models.same_as]
         self._arithmetic_of = cache(lambda own: open_arithmetic(device, own, len(roles)))
+        self._in_layer = cache(self._with_ratios_in_layer)
         self.threads = threads or len(available_cores())
         self.block_size = block_size
         self.mask_numbers: Mapping[str, Sequence[Sequence[float]]] = {}
@@ -81,8 +84,16 @@ class ModelBlocks:
         return self.models.forms[name].numel
 
     def parameters_at(self, name: str) -> MergeParameters:
-        """The merge's parameters, with a tensor's own options."""
-        return self._own_parameters.get(self.models.matrix(name), self.parameters)
+        """The merge's parameters, with a tensor's own options and, if they differ by layer, ratios."""
+        own = self._own_parameters.get(self.models.matrix(name), self.parameters)
+        if own.mixup is None or not own.mixup.by_layer:
+            return own
+        return self._in_layer(own, layer_of(name))
+
+    def _with_ratios_in_layer(self, parameters: MergeParameters, layer: int | None) -> MergeParameters:
+        last = count_layers(self.models.forms) - 1
+        x = layer / last if layer and last else 0.0
+        return replace(parameters, mixup=parameters.mixup.at(x))
 
     def arithmetic(self, name: str) -> CompiledArithmetic | TorchArithmetic:
         """The arithmetic of a tensor."""

@@ -90,6 +90,8 @@ def _facts(parameters: MergeParameters, roles: Sequence[str]) -> list[tuple[str,
     if parameters.mixup is not None:
         mixup = parameters.mixup
         ratios = ", ".join(f"{role} {ratio}" for role, ratio in zip(roles, mixup.ratios, strict=True))
+        if mixup.by_layer:
+            ratios = f"{roles[0]} {', '.join(map(str, mixup.by_layer))} from the first layer to the last"
         source = "given" if mixup.alpha is None else f"drawn with α = {mixup.alpha}"
         facts.append(("M3 interpolation ratios", f"{ratios} ({source})"))
     if parameters.uses_seed:

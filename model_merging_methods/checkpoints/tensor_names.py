@@ -5,7 +5,7 @@ names are mapped if all of them agree afterwards.
 """
 
 import re
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ _LAYER = re.compile(r"(?:model\.|language_model\.model\.|model\.language_model\.
 
 _CONV1D_FAMILIES = ("gpt2", "openai-gpt")
 _CONV1D = re.compile(r"\.(?:c_attn|q_attn|c_proj|c_fc)\.weight$")
+LAYER = re.compile(r"(?P<before>(?:^|.*?\.)(?:layers|layer|h|blocks|block)\.)(?P<number>\d+)(?P<after>\..+)")
 
 _ALIKE = "save both models with the same version of transformers and the same options of save_pretrained()"
 _ONE_BACKBONE = "merge fine-tunes of one pretrained model"
@@ -118,6 +119,18 @@ def without_wrappers(name: str) -> str:
 def is_stored_transposed(name: str, config: Mapping[str, Any]) -> bool:
     """Whether a matrix is stored as (in, out): the layers Conv1D of GPT-2 and of its predecessor."""
     return config.get("model_type") in _CONV1D_FAMILIES and _CONV1D.search(name) is not None
+
+
+def layer_of(name: str) -> int | None:
+    """The number of the layer that a tensor belongs to; None for embeddings, norms and heads outside the layers."""
+    found = LAYER.fullmatch(name)
+    return int(found["number"]) if found else None
+
+
+def count_layers(names: Iterable[str]) -> int:
+    """How many layers a model with these tensors has."""
+    layers = (layer_of(name) for name in names)
+    return max((layer for layer in layers if layer is not None), default=-1) + 1
 
 
 def is_never_loaded(name: str, config: Mapping[str, Any]) -> bool:

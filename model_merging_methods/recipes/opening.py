@@ -11,6 +11,7 @@ from pathlib import Path
 from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder
 from model_merging_methods.checkpoints.configs import GENERATION_CONFIG, generation_config, set_layers, take_token_ids
 from model_merging_methods.checkpoints.lora_adapter import AdaptedFolder
+from model_merging_methods.checkpoints.tensor_names import layer_of
 from model_merging_methods.checkpoints.tokenizer_reading import load_tokenizer
 from model_merging_methods.checkpoints.vocabulary import new_ids, write_tokenizer
 from model_merging_methods.checkpoints.vocabulary_matrices import Folder
@@ -20,7 +21,7 @@ from model_merging_methods.opened_models import OpenedModels, Part
 from model_merging_methods.recipes.chat_templates import CHAT_TEMPLATES
 from model_merging_methods.recipes.checks import check_vocabulary_sizes
 from model_merging_methods.recipes.parts import Folders, ParametersOfTensors, make_parts, plan_recipe
-from model_merging_methods.recipes.plan import TensorMerge, layer_of
+from model_merging_methods.recipes.plan import TensorMerge
 from model_merging_methods.recipes.recipe import Recipe
 from model_merging_methods.recipes.vocabulary import BuiltVocabulary, build_vocabulary, number_of_rows
 from utils.custom_code import code_files

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 
 from model_merging_methods.checkpoints.aligned_models import align_models
 from model_merging_methods.checkpoints.sliced_folder import SlicedFolder
+from model_merging_methods.checkpoints.tensor_names import count_layers
 from model_merging_methods.checkpoints.vocabulary_matrices import Folder, Origin, is_vocabulary_matrix
 from model_merging_methods.merge_parameters import MergeParameters, mask_of, parameters_of
 from model_merging_methods.methods import METHODS
 from model_merging_methods.opened_models import Part
-from model_merging_methods.recipes.plan import Input, TensorMerge, count_layers, plan_tensors
+from model_merging_methods.recipes.plan import Input, TensorMerge, plan_tensors
 from model_merging_methods.recipes.recipe import Recipe
 from model_merging_methods.recipes.references import ModelReference
 from model_merging_methods.recipes.vocabulary import BuiltVocabulary

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from model_merging_methods.checkpoints.tensor_names import LAYER
 from model_merging_methods.checkpoints.vocabulary_matrices import INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS
 from model_merging_methods.recipes.checks import check_layers, layers_of
 from model_merging_methods.recipes.mergekit_methods import BadValue, Parameter, Steps
@@ -15,7 +16,6 @@ from model_merging_methods.recipes.references import ModelReference
 from model_merging_methods.recipes.settings import Scalar, Setting, first_value
 from utils.errors import UserError
 
-_LAYER = re.compile(r"(?P<before>(?:^|.*?\.)(?:layers|layer|h|blocks|block)\.)(?P<number>\d+)(?P<after>\..+)")
 _EMBEDDINGS = re.compile(r"(?:^|\.)(?:\w*embed\w*|wte|wpe)(?:\.|$)")  # of tokens and positions, and their norms
 
 
@@ -68,18 +68,6 @@ def plan_tensors(
     return [_tensor_merge(recipe, output) for output in _outputs(recipe, number_of_layers, names)]
 
 
-def layer_of(name: str) -> int | None:
-    """The number of the layer that a tensor belongs to; None for embeddings, norms and heads outside the layers."""
-    found = _LAYER.fullmatch(name)
-    return int(found["number"]) if found else None
-
-
-def count_layers(names: Iterable[str]) -> int:
-    """How many layers a model with these tensors has."""
-    layers = (layer_of(name) for name in names)
-    return max((layer for layer in layers if layer is not None), default=-1) + 1
-
-
 def _outputs(
     recipe: Recipe, number_of_layers: Mapping[ModelReference, int], names: Mapping[ModelReference, Sequence[str]]
 ) -> Iterator[_Output]:
@@ -119,7 +107,7 @@ class _Parts:
     def of(names: Sequence[str]) -> _Parts:
         parts = _Parts([], {}, [])
         for name in sorted(names):
-            found = _LAYER.fullmatch(name)
+            found = LAYER.fullmatch(name)
             if found:
                 around = (found["before"], found["after"])
                 parts.layers.setdefault(int(found["number"]), {})[around] = name

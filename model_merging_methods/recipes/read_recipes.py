@@ -13,7 +13,7 @@ import yaml
 
 from model_merging_methods.masks import MASKS
 from model_merging_methods.merge_parameters import PAPERS_WORDS, WEIGHT_FORMATS
-from model_merging_methods.mixup import Mixup, draw_ratios, given_ratios
+from model_merging_methods.mixup import Mixup, draw_ratios, given_ratios, ratios_by_layer
 from model_merging_methods.recipes.checks import check_slice
 from model_merging_methods.recipes.mergekit_methods import MASK_PARAMETERS, RECIPE_METHODS, RecipeMethod
 from model_merging_methods.recipes.reading import Node, choice, parse_documents, read_documents
@@ -280,9 +280,9 @@ def _check_seed(node: Node, recipe: Recipe) -> None:
 def _read_mixup(node: Node, recipe: Recipe) -> Mixup:
     if not recipe.method.takes_ratios:
         raise node.error(f"{recipe.method.name} takes no ratios; remove mixup or choose another method")
-    entries = node.mapping("alpha", "ratios")
+    entries = node.mapping("alpha", "ratios", "ratio_by_layer")
     if len(entries) != 1:
-        raise node.error("give either alpha or ratios")
+        raise node.error("give one of alpha, ratios and ratio_by_layer")
     numbers = {len(one.inputs(recipe.method.base)) for one in recipe.slices}
     if len(numbers) > 1:
         raise node.error(f"slices merge {min(numbers)} to {max(numbers)} models; ratios need one number of models")
@@ -293,6 +293,13 @@ def _read_mixup(node: Node, recipe: Recipe) -> Mixup:
             return Mixup(draw_ratios(alpha, models, recipe.seed), alpha)
         except UserError:
             raise entries["alpha"].error(f"{alpha:g} is too large to draw from; give equal ratios") from None
+    if "ratio_by_layer" in entries:
+        points = entries["ratio_by_layer"]
+        given = [Node(one.value, points.name, one.place).typed(float) for one in points.items()]
+        try:
+            return ratios_by_layer(given, models)
+        except UserError:
+            raise points.error(f"give two ratios or more between 0 and 1, for two models, not {models}") from None
     ratios = entries["ratios"]
     given = [Node(one.value, ratios.name, one.place).typed(float) for one in _as_items(ratios)]
     try:

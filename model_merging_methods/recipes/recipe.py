@@ -9,7 +9,8 @@
       - model: org/code
     parameters: {lambda: 0.5, weight_mask_rate: 0.2}
     mask: dare                           # ours: mask the models first; its options are parameters like others
-    mixup: {alpha: 0.5}                  # ours: M3's ratios, drawn with α, or given as {ratios: [0.3, 0.7]}
+    mixup: {alpha: 0.5}                  # ours: M3's ratios, drawn with α, or given as {ratios: [0.3, 0.7]}, or for
+                                         # two models as points over the layers, {ratio_by_layer: [0.2, 0.8]}
     seed: 0                              # ours: of ratios and random masks
     exclude_param_names_regex: [norm]    # ours: parameters that keep the base's values
 

@@ -39,8 +39,9 @@ def recipe_text(request: MergeRequest) -> str:
     if parameters.mask is not None:
         document["mask"] = {"name": parameters.mask.name, "weight_format": parameters.mask.weight_format}
     if parameters.mixup is not None:
-        alpha, ratios = parameters.mixup.alpha, list(parameters.mixup.ratios)
-        document["mixup"] = {"ratios": ratios} if alpha is None else {"alpha": alpha}
+        mixup = parameters.mixup
+        given = {"ratio_by_layer": list(mixup.by_layer)} if mixup.by_layer else {"ratios": list(mixup.ratios)}
+        document["mixup"] = given if mixup.alpha is None else {"alpha": mixup.alpha}
     document |= {"seed": parameters.seed} if parameters.uses_seed else {}
     if parameters.exclude_param_names_regex:
         document["exclude_param_names_regex"] = list(parameters.exclude_param_names_regex)

@@ -20,6 +20,7 @@ def options_of(*options):
         "--merging_method_name average_merging",
         "--merging_method_name average_merging --mixup_lambda 0.3",
         "--merging_method_name ties_merging --mixup --alpha 0.7 --seed 4 --dtype bfloat16",
+        "--merging_method_name ties_merging --ratio_by_layer 0.1 0.8 0.4",
         "--merging_method_name task_arithmetic --scaling_coefficient 0.7",
         "--merging_method_name task_arithmetic --weight math=0.25 --exclude_param_names_regex mlp",
         "--merging_method_name ties_per_tensor --density instruct=0.3 math=0.6",
@@ -43,6 +44,33 @@ def test_a_printed_recipe_makes_the_same_weights(options, tmp_path, capsys):
     assert wanted.keys() == found.keys()
     for name, values in wanted.items():
         assert values.dtype == found[name].dtype and values.equal(found[name]), name
+
+
+@pytest.mark.parametrize("method", ["average_merging", "task_arithmetic", "ties_merging", "ties_per_tensor", "nuslerp"])
+def test_ratios_by_layer_are_those_of_the_layer(method, tmp_path):
+    """Three layers, and what is outside of them with the first one."""
+
+    def merged(*options):
+        main([*options_of("--merging_method_name", method, *options), "--output_dir", str(tmp_path)])
+        newest = max(tmp_path.rglob("model.safetensors"), key=lambda file: file.stat().st_mtime_ns)
+        return tensors_of(newest.parent)
+
+    by_layer = merged("--ratio_by_layer", "0.25", "0.75")
+    of_layer = [merged("--mixup_lambda", ratio) for ratio in ("0.25", "0.5", "0.75")]
+    for name, values in by_layer.items():
+        layer = int(name.split(".")[2]) if ".layers." in name else 0
+        assert values.equal(of_layer[layer][name]), name
+
+
+def test_senseless_ratios_by_layer_are_refused():
+    method = ("--merging_method_name", "average_merging", "--ratio_by_layer")
+    for points in (("0.5",), ("0.5", "1.5")):
+        with pytest.raises(UserError, match=r"--ratio_by_layer .*: give two ratios or more between 0 and 1"):
+            main(options_of(*method, *points))
+    with pytest.raises(UserError, match="--ratio_by_layer: gives M3's ratios, and so do"):
+        main(options_of(*method, "0.2", "0.8", "--mixup"))
+    with pytest.raises(UserError, match="is for two models, not 3"):
+        main([*options_of(*method, "0.2", "0.8"), "--models", *(f"{n}={MODELS / 'math'}" for n in "abc")])
 
 
 def test_a_merge_that_recipes_cannot_describe_is_refused():
