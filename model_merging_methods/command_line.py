@@ -264,6 +264,8 @@ def _split_options(
             by_model = option.is_per_model or _weights_models(name, method)
             numbers = _value_for(name, value, option, roles, by_model)
             if isinstance(numbers, tuple) and not option.is_per_model:
+                if "weight" in given:
+                    raise UserError(f"--{name} {' '.join(value)}: gives weights, and so does --weight; keep one")
                 of_method["weight"] = numbers
             else:
                 of_method[name] = numbers
@@ -311,7 +313,8 @@ def _check_repeats_default(name: str, value: Value | list[str], method: Method, 
     """Raise UserError for an option that would change nothing, unless it repeats its default."""
     by_owner = declared_options()[name]
     text = " ".join(value) if isinstance(value, list) else str(value)
-    if any(option.default is not None and text == str(option.default) for option in by_owner.values()):
+    defaults = [str(option.default) for option in by_owner.values() if option.default is not None]
+    if text in defaults and not isinstance(value, bool):
         return
     only_masks = by_owner.keys() <= MASKS.keys()
     if only_masks and mask is None:

@@ -25,7 +25,7 @@ from model_merging_methods.merge_request import MergeRequest
 from model_merging_methods.preflight import check_inputs
 from utils.command_line import OneLineParser
 from utils.errors import UserError, run_command_line
-from utils.model_folders import find_model_folder
+from utils.model_folders import find_model_folder, free_name
 from utils.palette import SERIES
 from utils.whole_files import empty_folder, whole_folder, write_json
 
@@ -80,8 +80,7 @@ def _by_name(folders: Sequence[Path]) -> dict[str, Path]:
     names: dict[str, Path] = {}
     for folder in folders:
         name = folder.resolve().name
-        taken = sum(other == name or other.startswith(f"{name}.") for other in names)
-        names[f"{name}.{taken + 1}" if taken else name] = folder
+        names[free_name(name, names)] = folder
     return names
 
 

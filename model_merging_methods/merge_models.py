@@ -50,6 +50,7 @@ from model_merging_methods.recipes.opening import open_recipe
 from model_merging_methods.statistics import Statistics
 from utils.content_hashes import STRETCH, FileStates, check_unchanged, tensors_hash
 from utils.errors import UserError
+from utils.safetensors_files import ITEM_SIZES
 from utils.weight_files import INDEX_FILE
 from utils.whole_files import (
     empty_folder,
@@ -68,8 +69,8 @@ log = logging.getLogger(__name__)
 class MergeWork:
     """Settings of a run that do not affect the result (except for the last digit on a GPU).
 
-    `device` is one of `merge_request.DEVICES`, `largest_shard` in bytes. `allow_unrelated` accepts models of different
-    backbones.
+    `device` is one of `merge_request.DEVICES`. Weight files have at most `largest_shard` bytes, or `values_per_file`
+    values if that is given. `allow_unrelated` accepts models of different backbones.
     """
 
     device: str = "cpu"
@@ -77,6 +78,7 @@ class MergeWork:
     threads: int | None = None
     block_size: int = BLOCK_SIZE
     largest_shard: int = LARGEST_SHARD
+    values_per_file: int | None = None
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,10 @@ def _merge_into(
     settings = {"device": work.device, "threads": work.threads, "block_size": work.block_size}
     merges = [part.merge(parameters, **settings) for part in parts]
     forms_of = [output_forms(part.models, parameters) for part in parts]
-    shards_of = plan_shards_of_parts(forms_of, work.largest_shard)
+    largest = work.largest_shard
+    if work.values_per_file is not None:
+        largest = work.values_per_file * max(ITEM_SIZES[form.dtype] for own in forms_of for form in own.values())
+    shards_of = plan_shards_of_parts(forms_of, largest)
     forms, shards = dict(ChainMap(*reversed(forms_of))), [shard for of_part in shards_of for shard in of_part]
     progress = MergeProgress(folder, _identity(request, inputs.states, shards, work), shards, work.block_size)
     read_since = 0.0 if progress.reports else inputs.read_since  # an interrupted run read some earlier

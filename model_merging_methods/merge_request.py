@@ -21,6 +21,7 @@ from utils.tokenizer_files import tokenizer_files
 from utils.weight_files import adapter_files, index_file, is_adapter_folder, weight_files
 
 PRETRAINED = "pretrained"
+_LONGEST_NAME, _KEPT_OF_LONG_NAMES = 200, 120  # of one folder
 RECIPE = "recipe"  # in outputs' places, instead of the models' roles
 
 
@@ -136,7 +137,7 @@ def run_name(parameters: MergeParameters, number_of_models: int) -> str:
         name += f"_exclude_{hashlib.blake2b(patterns, digest_size=4).hexdigest()}"
     if parameters.config_from is not None:
         name += f"_config_from_{parameters.config_from}"
-    return name
+    return "/".join(map(_short_enough, name.split("/")))
 
 
 def _mask_name(mask: Mask, number_of_models: int) -> str:
@@ -173,4 +174,11 @@ def _mixup_name(mixup: Mixup) -> str:
 
 def tasks_name(roles: Mapping[str, Any] | Sequence[str]) -> str:
     """The `<tasks>` of outputs: the merged models' roles in model order, such as `instruct_math`."""
-    return "_".join(roles)
+    return _short_enough("_".join(roles))
+
+
+def _short_enough(name: str) -> str:
+    """A name that file systems accept, endings of files included: the start of a long one, and its hash."""
+    if len(name.encode()) <= _LONGEST_NAME:
+        return name
+    return f"{name[:_KEPT_OF_LONG_NAMES]}_{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"

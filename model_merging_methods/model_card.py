@@ -76,7 +76,7 @@ def _warnings(warnings: Sequence[str]) -> str:
 
 
 def _extras(parameters: MergeParameters) -> str:
-    masked = ", after masking each model" if parameters.mask else ""
+    masked = f", after the mask `{parameters.mask.name}` on each model" if parameters.mask else ""
     return masked + (", interpolated at the ratios of M3 (Mixup Model Merge)" if parameters.mixup else "")
 
 

@@ -32,6 +32,7 @@ from model_merging_methods.merge_record import check_sizes_against_record
 from model_merging_methods.merge_request import MergeRequest
 from model_merging_methods.model_card import model_name
 from model_merging_methods.opened_models import OpenedModels, Part
+from model_merging_methods.recipes.opening import open_recipe
 from utils.errors import UserError
 from utils.findings import Findings
 from utils.weight_files import ignored_pickled_files, is_adapter_folder
@@ -76,7 +77,10 @@ def check_merge(request: MergeRequest, allow_unrelated: bool, made_from: Path | 
     """Every error and warning of a merge about its inputs. If `made_from` is given, the inputs must match that
     record."""
     with ExitStack() as stack:
-        opened, findings = check_inputs(request, stack, allow_unrelated or made_from is not None)
+        if request.recipe is not None:
+            opened, findings = open_recipe(request, stack)
+        else:
+            opened, findings = check_inputs(request, stack, allow_unrelated or made_from is not None)
         if made_from is not None:
             with findings.collect():
                 check_sizes_against_record(made_from, request)

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from utils.command_line import expanded_path
@@ -133,3 +134,12 @@ def _whole_download(hub_id: str, revision: str | None = None) -> Path | None:
             if found and found.issuperset(shards):
                 return folder
     return None
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """A name, or if it is taken the name with the first free number from 2 on."""
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name}.{number}"
+    return free

@@ -5,7 +5,7 @@ into memory by torch with `weights_only=True`, which runs no code; torch is impo
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -85,6 +85,10 @@ class CheckpointFolder(AbstractContextManager):
     def tokens(self) -> dict[str, int] | None:
         """The tokens of the vocabulary's rows; None without a tokenizer."""
         return read_tokens(self.folder)
+
+    def files_of(self, exists: Callable[[Path], object]) -> Path:
+        """The folder of a kind of file (`AdaptedFolder.files_of`)."""
+        return self.folder
 
     def _add(self, tensors: dict[str, StoredTensor]) -> None:
         parameters = {n: stored for n, stored in tensors.items() if not is_buffer(n, stored.dtype, stored.shape)}

@@ -8,7 +8,7 @@ PEFT's `merge_and_unload()`.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -344,6 +344,10 @@ class AdaptedFolder:
     def tokens(self) -> dict[str, int] | None:
         """The tokens of the vocabulary's rows; None without a tokenizer."""
         return read_tokens(self.folder)
+
+    def files_of(self, exists: Callable[[Path], object]) -> Path:
+        """The folder of a kind of file: the adapter's where it has one, else the pretrained model's."""
+        return self.folder if exists(self.folder) else self._pretrained.folder
 
     def read_ahead(self, name: str, start: int, stop: int) -> None:
         """Have the system start reading the pretrained values from the disk."""

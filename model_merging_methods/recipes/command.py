@@ -37,11 +37,14 @@ def merge_recipe_file(arguments: Sequence[str]) -> None:
         raise UserError("--trust-remote-code: code of models is never run here, and merges do not need it; remove it")
     unused = [f"--{name}" for name in _without_effect(options)]
     from model_merging_methods.merge_models import MergeWork
-    from model_merging_methods.recipes.merging import check_recipe, merge_recipe
+    from model_merging_methods.recipes.merging import check_recipe, is_random, merge_recipe
     from utils.run_log import log_time, logged_run
 
     if options.check:
         sys.exit(check_recipe(options.recipe))
+    if options.seed is not None and not is_random(options.recipe):
+        options.seed = None
+        unused.append("--random-seed")
     with logged_run() as keep_log:
         log.info("command: %s", shlex.join([*PROGRAM.split(), *arguments]))
         if unused:

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from model_merging_methods.merge_models import MergeWork, merge_models
+from model_merging_methods.merge_record import RECORD_FILE, read_record
 from model_merging_methods.merge_request import PRETRAINED, RECIPE, MergeRequest, NamedRecipe
 from model_merging_methods.recipes.opening import first_parameters, open_recipe
 from model_merging_methods.recipes.read_recipes import read_recipes, with_seed
@@ -20,11 +21,10 @@ from model_merging_methods.recipes.recipe import Recipe
 from model_merging_methods.recipes.references import ModelReference
 from utils.errors import UserError
 from utils.findings import Findings
-from utils.model_folders import find_model_folder
+from utils.model_folders import find_model_folder, free_name
 
 log = logging.getLogger(__name__)
 _PLAIN_WORK = MergeWork()
-_ITEM_SIZES = {"float32": 4, "float64": 8}
 
 
 def merge_recipe(
@@ -42,9 +42,12 @@ def merge_recipe(
     Raises UserError, naming file, line and key, for a recipe that cannot be merged; else like `merge_models`.
     """
     *earlier, result = [recipe if seed is None else with_seed(recipe, seed) for recipe in read_recipes(file)]
+    target = target.resolve()
+    check_models([*earlier, result])
+    if earlier and not overwrite:
+        _check_free(target, earlier)
     if values_per_file is not None:
-        size = _ITEM_SIZES.get(result.out_dtype or result.dtype, 2)
-        work = replace(work, largest_shard=values_per_file * size)
+        work = replace(work, values_per_file=values_per_file)
     with _scratch_folder(target, earlier) as scratch:
         made: dict[str, Path] = {}
         for recipe in earlier:
@@ -80,14 +83,41 @@ def _scratch_folder(target: Path, documents: Sequence[Recipe]) -> Iterator[Path]
     shutil.rmtree(scratch, ignore_errors=True)
 
 
+def is_random(file: Path) -> bool:
+    """Whether a recipe's result depends on a seed."""
+    return any(recipe.is_random for recipe in read_recipes(file))
+
+
+def check_models(recipes: Sequence[Recipe]) -> None:
+    """Raise UserError, naming line and key, for a model of any document that is not found."""
+    documents = {recipe.name for recipe in recipes}
+    for recipe in recipes:
+        for model in recipe.models:
+            for part in (model, *([model.lora] if model.lora else [])):
+                if part.path not in documents:
+                    _find(recipe, part)
+
+
+def _check_free(target: Path, earlier: Sequence[Recipe]) -> None:
+    """Raise UserError, before documents are merged, if the target holds the result of anything else."""
+    if target.exists():
+        record = read_record(target / RECORD_FILE) if (target / RECORD_FILE).exists() else {}
+        if record.get("recipe", {}).get("earlier_documents") != [recipe.document for recipe in earlier]:
+            raise UserError(f"{target}: holds the results of another run; choose another folder, or add --overwrite")
+
+
 def check_recipe(file: Path) -> int:
-    """Print every error and warning of a recipe and its models. Returns the exit status: 2 after an error, else 0. The
-    models of documents are known only when these are merged, so recipes with several are read, not opened."""
+    """Print every error and warning of a recipe and its models. Returns the exit status: 2 after an error, else 0. What
+    documents make is known only when they are merged, so recipes that use others are not opened."""
     recipes = read_recipes(file)
     findings = Findings()
-    if len(recipes) == 1:
-        with ExitStack() as stack:
-            findings = open_recipe(recipe_request(recipes[0]), stack)[1]
+    with findings.collect():
+        check_models(recipes)
+    documents = {recipe.name for recipe in recipes} - {None}
+    for recipe in recipes:
+        if not findings.errors and not any(model.path in documents for model in recipe.models):
+            with ExitStack() as stack:
+                findings.found += open_recipe(recipe_request(recipe), stack)[1].found
     for finding in findings.found:
         print(f"{'error' if finding.is_error else 'warning'}: {finding.text}")
     if not findings.found:
@@ -105,9 +135,9 @@ def recipe_request(
     for model in recipe.models:
         whole = ModelReference(model.path, model.revision)
         if whole not in folders:
-            folders[whole] = made.get(model.path) or find_model_folder(model.path, model.revision)
+            folders[whole] = made.get(model.path) or _find(recipe, whole)
         if model.lora is not None:
-            folders[model] = find_model_folder(model.lora.path, model.lora.revision)
+            folders[model] = _find(recipe, model.lora)
             adapters[model] = whole
     names = {source.model: source.name for one in recipe.slices for source in one.sources if source.name}
     roles = dict(zip(folders, _roles(list(folders), names), strict=True))
@@ -118,13 +148,21 @@ def recipe_request(
     return MergeRequest(by_role.pop(PRETRAINED), by_role, parameters, named)
 
 
+def _find(recipe: Recipe, model: ModelReference) -> Path:
+    sources = [source for one in recipe.slices for source in one.sources]
+    place = next((source.place for source in sources if model in (source.model, source.model.lora)), recipe.place)
+    try:
+        return find_model_folder(model.path, model.revision)
+    except UserError as error:
+        raise UserError(f"{place}: model: {error}") from None
+
+
 def _roles(models: Sequence[ModelReference], names: Mapping[ModelReference, str]) -> list[str]:
     """The roles of models: the first is the pretrained one, the others have their given names or their folders'."""
     roles = [PRETRAINED]
     for model in models[1:]:
         name = names.get(model) or _word(Path(model.lora.path if model.lora else model.path).name)
-        taken = sum(role == name or role.startswith(f"{name}.") for role in roles)
-        roles.append(f"{name}.{taken + 1}" if taken or name == PRETRAINED else name)
+        roles.append(free_name(name, roles))
     return roles
 
 

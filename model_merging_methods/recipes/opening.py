@@ -9,22 +9,30 @@ from copy import deepcopy
 from pathlib import Path
 
 from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder
-from model_merging_methods.checkpoints.configs import GENERATION_CONFIG, generation_config, set_layers, take_token_ids
+from model_merging_methods.checkpoints.configs import (
+    GENERATION_CONFIG,
+    check_configs,
+    generation_config,
+    set_layers,
+    take_token_ids,
+)
 from model_merging_methods.checkpoints.lora_adapter import AdaptedFolder
 from model_merging_methods.checkpoints.tensor_names import layer_of
-from model_merging_methods.checkpoints.tokenizer_reading import load_tokenizer
+from model_merging_methods.checkpoints.tokenizer_reading import check_tokenizers, load_tokenizer, read_tokens
 from model_merging_methods.checkpoints.vocabulary import new_ids, write_tokenizer
 from model_merging_methods.checkpoints.vocabulary_matrices import Folder
+from model_merging_methods.comparison import check_related
 from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merge_request import MergeRequest, NamedRecipe
 from model_merging_methods.opened_models import OpenedModels, Part
 from model_merging_methods.recipes.chat_templates import CHAT_TEMPLATES
 from model_merging_methods.recipes.checks import check_vocabulary_sizes
 from model_merging_methods.recipes.parts import Folders, ParametersOfTensors, make_parts, plan_recipe
-from model_merging_methods.recipes.plan import TensorMerge
+from model_merging_methods.recipes.plan import Input, TensorMerge
 from model_merging_methods.recipes.recipe import Recipe
-from model_merging_methods.recipes.vocabulary import BuiltVocabulary, build_vocabulary, number_of_rows
+from model_merging_methods.recipes.vocabulary import BuiltVocabulary, build_vocabulary, number_of_rows, tokenizer_folder
 from utils.custom_code import code_files
+from utils.errors import UserError
 from utils.findings import Findings
 from utils.whole_files import write_json
 
@@ -43,10 +51,42 @@ def open_recipe(request: MergeRequest, stack: ExitStack) -> tuple[OpenedModels |
         plan = plan_recipe(named.recipe, folders)
         vocabulary = build_vocabulary(named.recipe, folders)
         parts = make_parts(named.recipe, plan, folders, named.roles, vocabulary, findings)
+        _compare(by_role, vocabulary, findings)
+        _warn_of_unrelated(plan, parts, findings)
     if findings.errors:
         return None, findings
     files = RecipeFiles(named.recipe, folders, parts, plan, vocabulary)
     return OpenedModels(by_role, parts, lambda role, folder: files.write(folder)), findings
+
+
+def _compare(by_role: Mapping[str, Folder], vocabulary: BuiltVocabulary | None, findings: Findings) -> None:
+    """Report configs that change the meaning of the weights, as errors, and tokenizers that do not fit together, as
+    warnings: a recipe may mean it."""
+    if len(by_role) > 1:
+        check_configs(by_role, None, False, findings)
+    if vocabulary is None:
+        found = Findings()
+        places = {role: tokenizer_folder(folder) for role, folder in by_role.items()}
+        check_tokenizers(places, {role: number_of_rows(folder) for role, folder in by_role.items()}, found)
+        for finding in found.found:
+            findings.warn(finding.text)
+
+
+def _warn_of_unrelated(plan: Sequence[TensorMerge], parts: Sequence[Part], findings: Findings) -> None:
+    """Report models that do not look like fine-tunes of one model, unless the recipe merges different layers."""
+    if any(layer_of(one.name) != layer_of(source.name) for tensor in plan for one, source in _pairs(tensor)):
+        return
+    for part in parts:
+        try:
+            check_related(part.merge(next(iter(part.own_parameters.values()))))
+        except UserError as error:
+            findings.warn(str(error).rpartition(";")[0])
+
+
+def _pairs(tensor: TensorMerge) -> list[tuple[Input, Input]]:
+    """All pairs of a tensor's inputs with the first one."""
+    inputs = [*tensor.inputs, *([tensor.base] if tensor.base else [])]
+    return [(one, inputs[0]) for one in inputs[1:]]
 
 
 def first_parameters(named: NamedRecipe, inputs: Mapping[str, Path]) -> MergeParameters:
@@ -92,13 +132,16 @@ class RecipeFiles:
         tokenizer = self._folders[self._vocabulary.tokenizer_of] if self._vocabulary else model
         config = self._config(tokenizer)
         write_json(folder / "config.json", config)
-        generation = generation_config(tokenizer.folder, self._new_ids(tokenizer))
+        place = tokenizer_folder(tokenizer)
+        generation = generation_config(
+            tokenizer.files_of(lambda path: (path / GENERATION_CONFIG).exists()), self._new_ids(tokenizer)
+        )
         if generation is not None:
             write_json(folder / GENERATION_CONFIG, generation)
-        for path in code_files(model.folder):
+        for path in code_files(model.files_of(code_files)):
             shutil.copyfile(path, folder / path.name)
-        tokens = self._vocabulary.tokens if self._vocabulary else tokenizer.tokens() or {}
-        write_tokenizer(tokenizer.folder, folder, tokens, self._vocabulary.added if self._vocabulary else {})
+        tokens = self._vocabulary.tokens if self._vocabulary else read_tokens(place) or {}
+        write_tokenizer(place, folder, tokens, self._vocabulary.added if self._vocabulary else {})
         template = self._chat_template()
         if template is not None:
             _write_template(folder, template)
@@ -134,7 +177,7 @@ class RecipeFiles:
         return [layers[layer] for layer in sorted(layers)]
 
     def _new_ids(self, tokenizer: Folder) -> dict[int, int]:
-        return new_ids(tokenizer.folder, self._vocabulary.tokens) if self._vocabulary else {}
+        return new_ids(tokenizer_folder(tokenizer), self._vocabulary.tokens) if self._vocabulary else {}
 
     def _chat_template(self) -> str | None:
         wanted = self._recipe.chat_template
@@ -145,7 +188,8 @@ class RecipeFiles:
         if wanted != "auto":
             return wanted
         models = dict.fromkeys([self._model, *self._recipe.models])
-        templates = [load_tokenizer(self._folders[model].folder).chat_template for model in models]
+        places = [tokenizer_folder(self._folders[model]) for model in models]
+        templates = [load_tokenizer(place).chat_template for place in places if read_tokens(place) is not None]
         counts = Counter(template for template in templates if template)
         return max(counts, key=counts.__getitem__) if counts else None  # of equally frequent ones the first
 

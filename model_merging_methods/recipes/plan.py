@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from model_merging_methods.checkpoints.tensor_names import LAYER
@@ -41,12 +42,17 @@ class TensorMerge:
 
 
 class _Output(NamedTuple):
-    """A tensor of the merged model, at position x ∈ [0, 1] of a slice, and its name in each of the sources."""
+    """A tensor of the merged model, at position x ∈ [0, 1] of a slice: its name in each of the sources, which filters
+    see, and where these are tensors of other names, as embeddings lent for a tied head, the tensors."""
 
     name: str
     slice: Slice
     x: float
     names: Mapping[ModelReference, str]
+    lent: Mapping[ModelReference, str] = MappingProxyType({})
+
+    def tensor(self, model: ModelReference) -> Input:
+        return Input(model, self.lent.get(model, self.names[model]))
 
 
 def number_of_output_layers(recipe: Recipe, number_of_layers: Mapping[ModelReference, int]) -> int:
@@ -88,7 +94,8 @@ def _outputs(
                 found = {model: of_model[before, after] for model, of_model in own.items()}
                 yield _Output(f"{before}{layer}{after}", one, x, found)
             layer += 1
-    yield from _outside(last, {model: parts[model].others for model in _models(last)}, parts)
+    heads = {name for of_model in parts.values() for name in of_model.others if name.endswith(OUTPUT_EMBEDDINGS)}
+    yield from _outside(last, {model: parts[model].others for model in _models(last)}, parts, heads)
 
 
 def _models(one: Slice) -> list[ModelReference]:
@@ -119,20 +126,22 @@ class _Parts:
 
 
 def _outside(
-    one: Slice, own: Mapping[ModelReference, Sequence[str]], parts: Mapping[ModelReference, _Parts]
+    one: Slice,
+    own: Mapping[ModelReference, Sequence[str]],
+    parts: Mapping[ModelReference, _Parts],
+    heads: Collection[str] = (),
 ) -> Iterator[_Output]:
-    """Tensors outside the layers. A model without an output matrix lends its input embeddings."""
-    for name in sorted({name for of_model in own.values() for name in of_model}):
-        found = {}
+    """Tensors outside the layers, and `heads`: output matrices of any model. A model without one lends its input
+    embeddings."""
+    for name in sorted({*heads, *(name for of_model in own.values() for name in of_model)}):
+        lent = {}
         for model, of_model in own.items():
             tied = [n for n in parts[model].embeddings if n.endswith(INPUT_EMBEDDINGS)]
-            if name in of_model:
-                found[model] = name
-            elif name.endswith(OUTPUT_EMBEDDINGS) and tied:
-                found[model] = tied[0]
-            else:
-                raise _lacks(one, model, name)
-        yield _Output(name, one, 0.0, found)
+            if name not in of_model:
+                if not name.endswith(OUTPUT_EMBEDDINGS) or not tied:
+                    raise _lacks(one, model, name)
+                lent[model] = tied[0]
+        yield _Output(name, one, 0.0, dict.fromkeys(own, name), lent)
 
 
 def _lacks(one: Slice, model: ModelReference, name: str) -> UserError:
@@ -161,8 +170,8 @@ def _tensor_merge(recipe: Recipe, output: _Output) -> TensorMerge:
         options["weight"] = recipe.mixup.ratios
     return TensorMerge(
         output.name,
-        None if base is None else Input(base.model, output.names[base.model]),
-        tuple(Input(source.model, output.names[source.model]) for source in sources),
+        None if base is None else output.tensor(base.model),
+        tuple(output.tensor(source.model) for source in sources),
         Steps(steps.method, options, mask, mask_options),
     )
 

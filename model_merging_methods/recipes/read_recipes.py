@@ -271,9 +271,7 @@ def _read_seed(node: Node) -> int:
 
 
 def _check_seed(node: Node, recipe: Recipe) -> None:
-    mask = recipe.mask.name if recipe.mask else recipe.method.own_mask
-    is_drawn = recipe.mixup is not None and recipe.mixup.is_drawn
-    if not is_drawn and not (mask and MASKS[mask].is_random):
+    if not recipe.is_random:
         raise node.error("has no effect, because nothing is random; remove it")
 
 

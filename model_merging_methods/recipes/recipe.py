@@ -26,6 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from model_merging_methods.masks import MASKS
 from model_merging_methods.mixup import Mixup
 from model_merging_methods.recipes.mergekit_methods import MASK_PARAMETERS, Base, Parameter, RecipeMethod
 from model_merging_methods.recipes.references import ModelReference
@@ -103,6 +104,12 @@ class Recipe:
     exclude_param_names_regex: tuple[str, ...] = ()
 
     @property
+    def is_random(self) -> bool:
+        """Whether the result depends on the seed."""
+        mask = self.mask.name if self.mask else self.method.own_mask
+        return (self.mixup is not None and self.mixup.is_drawn) or (mask is not None and MASKS[mask].is_random)
+
+    @property
     def models(self) -> tuple[ModelReference, ...]:
         """All models that the recipe names, each once: the base first, then in the order of the file."""
         named = [self.base] if self.base else []
@@ -127,9 +134,19 @@ def with_models(value: Any, names: Mapping[str, str]) -> Any:
         return value
     keys = ("model", "base_model", "tokenizer_source", "source")
     return {
-        key: names[one] if key in keys and isinstance(one, str) and one in names else with_models(one, names)
+        key: names[_as_text(one)] if key in keys and _as_text(one) in names else with_models(one, names)
         for key, one in value.items()
     }
+
+
+def _as_text(model: Any) -> str | None:
+    """A model that is written as a text or as a mapping of path, revision and lora, as a text."""
+    if not isinstance(model, dict):
+        return model if isinstance(model, str) else None
+    if "path" in model:
+        return str(ModelReference(model["path"], model.get("revision")))
+    whole, lora = _as_text(model.get("model")), _as_text(model.get("lora"))
+    return f"{whole}+{lora}" if whole and lora else whole
 
 
 def parameters_of(method: RecipeMethod, mask: RecipeMask | None) -> dict[str, Parameter]:

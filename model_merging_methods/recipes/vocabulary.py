@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from model_merging_methods.checkpoints.rebuilt_matrix import RebuiltMatrix, StoredRow
 from model_merging_methods.checkpoints.rebuilt_vocabulary import TokenRow, merged_tokens, rows_by_model
-from model_merging_methods.checkpoints.tokenizer_reading import backend_json
+from model_merging_methods.checkpoints.tokenizer_reading import backend_json, read_tokens
 from model_merging_methods.checkpoints.vocabulary import Vocabulary, added_token
 from model_merging_methods.checkpoints.vocabulary_matrices import (
     INPUT_EMBEDDINGS,
@@ -64,7 +65,7 @@ def build_vocabulary(recipe: Recipe, folders: Folders) -> BuiltVocabulary | None
     new = [token for token in settings.tokens if token not in tokens]
     tokens |= {token: max(tokens.values(), default=-1) + 1 + number for number, token in enumerate(new)}
     named = {
-        token: _token_row(recipe, token, own, models, by_model)
+        token: _token_row(recipe, token, own, models, dict(zip(models, vocabularies, strict=True)))
         for token, own in settings.tokens.items()
         if own.kind != "default"
     }
@@ -81,10 +82,15 @@ def build_vocabulary(recipe: Recipe, folders: Folders) -> BuiltVocabulary | None
 
 
 def _vocabulary_of(recipe: Recipe, model: ModelReference, folder: Folder) -> Vocabulary:
-    tokens = folder.tokens()
+    tokens = read_tokens(tokenizer_folder(folder))
     if tokens is None:
         raise UserError(f"{recipe.place}: tokenizer: {model} has none; add its tokenizer files to {folder.folder}")
     return Vocabulary(tokens, number_of_rows(folder))
+
+
+def tokenizer_folder(folder: Folder) -> Path:
+    """Where a model's tokenizer is: an adapter's own, else that of the model that it changes."""
+    return folder.files_of(lambda path: read_tokens(path) is not None)
 
 
 def number_of_rows(folder: Folder) -> int:
@@ -96,12 +102,17 @@ def _token_row(
     token: str,
     source: TokenSource,
     models: Sequence[ModelReference],
-    tokens: Mapping[ModelReference, Mapping[str, int]],
+    vocabularies: Mapping[ModelReference, Vocabulary],
 ) -> TokenRow:
     if source.model is None:
         return TokenRow(None, force=source.force)
+    tokens, rows = vocabularies[source.model].named_rows(), vocabularies[source.model].rows
     wanted = token if source.token is None else source.token
-    row = source.token_id if source.token_id is not None else tokens[source.model].get(wanted)
+    row = source.token_id if source.token_id is not None else tokens.get(wanted)
+    if source.token_id is not None and not 0 <= row < rows:
+        raise UserError(
+            f"{recipe.place}: token_id: {source.model} has no row {row}; give a number from 0 to {rows - 1}"
+        )
     if row is None:
         raise UserError(f"{recipe.place}: tokens: {source.model} has no token {wanted}; name one of its tokens")
     return TokenRow(models.index(source.model), row, source.force)
@@ -114,7 +125,7 @@ def _added(tokens: Mapping[str, int], known: Mapping[str, int], folders: Sequenc
         return {}
     entries: dict[str, Any] = {}
     for folder in folders:
-        for entry in backend_json(folder.folder)["added_tokens"]:
+        for entry in backend_json(tokenizer_folder(folder))["added_tokens"]:
             entries.setdefault(entry["content"], {key: value for key, value in entry.items() if key != "id"})
     return {token: entries.get(token) or added_token(token, special=False) for token in new}
 

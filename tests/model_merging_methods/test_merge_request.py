@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from model_merging_methods.merge_parameters import parameters_of
+from model_merging_methods.merge_request import run_name, tasks_name
 from model_merging_methods.mixup import Mixup, draw_ratios, given_ratios
 from utils.errors import UserError
 
@@ -56,3 +57,11 @@ def test_given_ratios_that_make_no_sense_are_refused(ratios, models):
 def test_ratios_that_do_not_sum_to_one_never_merge(ratios):
     with pytest.raises(UserError, match="sum to"):
         parameters_of("average_merging", mixup=Mixup(ratios, alpha=0.5)).check(2)
+
+
+def test_names_of_many_models_fit_into_a_file_name_and_differ():
+    ratios = [tuple((1 + step * (i == 3)) / (20 + step) for i in range(20)) for step in (0, 1)]
+    names = {run_name(parameters_of("average_merging", mixup=Mixup(own)), 20) for own in ratios}
+    assert len(names) == 2 and all(len(name.encode()) <= 200 for name in names)
+    roles = [f"a-fine-tune-of-a-long-name-{i}" for i in range(20)]
+    assert len(tasks_name(roles)) <= 200 and tasks_name(roles) != tasks_name(roles[::-1])

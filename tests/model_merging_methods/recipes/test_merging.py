@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from merge_llms_instruct_math_code import main as main_job
 from model_merging_methods.__main__ import main
@@ -194,3 +195,129 @@ def test_the_main_job_merges_a_recipe_and_takes_no_other_merge(recipe, tmp_path)
         main_job(["--recipe", recipe(TIES), "--merge_math", *output])
     with pytest.raises(UserError, match="--tasks: give the tasks to run"):
         main_job(["--recipe", recipe(TIES), *output])
+
+
+def merged(recipe, folder: Path, text: str) -> dict[str, torch.Tensor]:
+    main(["merge", recipe(text), str(folder)])
+    return tensors_of(folder)
+
+
+def linear(*models: object) -> str:
+    entries = "".join(f"- {{model: {model}, parameters: {{weight: 1}}}}\n" for model in models)
+    return f"merge_method: linear\nmodels:\n{entries}dtype: float32\n"
+
+
+def test_models_of_any_folder_names_keep_their_roles(recipe, tmp_path):
+    for name, source in (("X.2", "math"), ("X", "code"), ("other/X", "instruct")):
+        shutil.copytree(MODELS / source, tmp_path / name)
+    found = merged(
+        recipe, tmp_path / "merged", linear(MODELS / "base", *(tmp_path / n for n in ("X.2", "X", "other/X")))
+    )
+    models = [tensors_of(MODELS / name) for name in ("base", "math", "code", "instruct")]
+    for name, values in found.items():
+        assert torch.allclose(values, sum(own[name] for own in models) / 4, atol=1e-6), name
+
+
+def test_a_switch_with_a_filter_counts_where_it_says(recipe, tmp_path):
+    text = DARE + "parameters: {rescale: %s}\ndtype: float32\n"
+    on, off = (merged(recipe, tmp_path / word, text % word) for word in ("true", "false"))
+    mixed = merged(recipe, tmp_path / "mixed", text % "[{filter: mlp, value: true}, {value: false}]")
+    for name, values in mixed.items():
+        assert values.equal((on if "mlp" in name else off)[name]), name
+
+
+def test_a_base_of_one_slice_counts_for_that_slice_alone(recipe, tmp_path):
+    source = "[{model: %s/instruct, layer_range: %s}, {model: %s/math, layer_range: %s}%s]"
+    with_base = f", {{model: {MODELS}/base, layer_range: [0, 2]}}"
+    head = "merge_method: nuslerp\nparameters: {weight: 0.5}\ndtype: float32\nslices:\n"
+    first = source % (MODELS, "[0, 2]", MODELS, "[0, 2]", with_base)
+    second = source % (MODELS, "[2, 3]", MODELS, "[2, 3]", "")
+    text = f"{head}- {{base_model: {MODELS}/base, sources: {first}}}\n- sources: {second}\n"
+    found = merged(recipe, tmp_path / "sliced", text)
+    whole = "merge_method: nuslerp\n%smodels:\n" + "".join(
+        f"- {{model: {MODELS}/{name}, parameters: {{weight: 0.5}}}}\n" for name in ("instruct", "math")
+    )
+    based = merged(recipe, tmp_path / "based", whole % f"base_model: {MODELS}/base\n")
+    plain = merged(recipe, tmp_path / "plain", whole % "")
+    for name, values in found.items():
+        is_second = ".layers.2." in name or name in ("lm_head.weight", "model.norm.weight")
+        assert torch.allclose(values, (plain if is_second else based)[name], atol=1e-6), name
+
+
+def test_statistics_of_whole_models_need_one_value(recipe, tmp_path):
+    source = f"[{{model: {MODELS}/instruct, layer_range: %s}}, {{model: {MODELS}/math, layer_range: %s}}, "
+    source += f"{{model: {MODELS}/base, layer_range: %s}}]"
+    slices = [
+        f"- sources: {source % (layers, layers, layers)}\n  parameters: {{param_value_mask_rate: {rate}}}\n"
+        for layers, rate in (("[0, 2]", 0.2), ("[2, 3]", 0.8))
+    ]
+    text = f"merge_method: ties_merging\nbase_model: {MODELS}/base\nslices:\n{''.join(slices)}"
+    with pytest.raises(UserError, match="param_value_mask_rate: ties_merging looks at whole models"):
+        main(["merge", recipe(text), str(tmp_path / "merged")])
+
+
+def test_a_tied_model_on_top_lends_its_embeddings_as_the_head(recipe, tmp_path):
+    save_model(tmp_path / "untied", seed=0)
+    save_model(tmp_path / "tied", seed=1, tied=True)
+    text = "merge_method: passthrough\nslices:\n" + "".join(
+        f"- sources: [{{model: {tmp_path}/{name}, layer_range: [0, 1]}}]\n" for name in ("untied", "tied")
+    )
+    found = merged(recipe, tmp_path / "merged", text)
+    assert found["lm_head.weight"].equal(tensors_of(tmp_path / "tied")["model.embed_tokens.weight"])
+    _, loading = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", output_loading_info=True)
+    assert not loading["missing_keys"] and not loading["unexpected_keys"]
+
+
+def test_a_filter_sees_the_head_of_a_tied_model_by_its_name(recipe, tmp_path):
+    save_model(tmp_path / "untied", seed=0)
+    save_model(tmp_path / "tied", seed=1, tied=True)
+    entries = "".join(f"- {{model: {tmp_path}/{name}}}\n" for name in ("untied", "tied"))
+    text = f"merge_method: linear\nmodels:\n{entries}dtype: float32\nparameters:\n  weight:\n"
+    text += "  - {filter: lm_head, value: 0.25}\n  - {value: 1}\n"
+    found = merged(recipe, tmp_path / "merged", text)
+    heads = (
+        tensors_of(tmp_path / "untied")["lm_head.weight"],
+        tensors_of(tmp_path / "tied")["model.embed_tokens.weight"],
+    )
+    assert torch.allclose(found["lm_head.weight"], sum(heads) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("row", [-1, 61])
+def test_a_row_that_a_model_lacks_is_refused(recipe, tmp_path, row):
+    text = linear(MODELS / "instruct", MODELS / "math") + "tokenizer:\n  tokens:\n    new: {source: "
+    text += f"{{kind: model_token, model: {MODELS}/math, token_id: {row}}}}}\n"
+    with pytest.raises(UserError, match=f"token_id: .* has no row {row}; give a number from 0 to 60"):
+        main(["merge", recipe(text), str(tmp_path / "merged")])
+
+
+def test_models_of_other_sizes_and_settings_are_refused(recipe, tmp_path):
+    save_model(tmp_path / "small", seed=0)
+    save_model(tmp_path / "wide", seed=0, hidden_size=32)
+    text = "merge_method: passthrough\nslices:\n" + "".join(
+        f"- sources: [{{model: {tmp_path}/{name}, layer_range: [0, 1]}}]\n" for name in ("small", "wide")
+    )
+    with pytest.raises(UserError, match="differ in tensors or shapes; stack models of one size"):
+        main(["merge", recipe(text), str(tmp_path / "merged")])
+    shutil.copytree(MODELS / "math", tmp_path / "heads")
+    config = json.loads((tmp_path / "heads" / "config.json").read_text())
+    config["num_attention_heads"] *= 2
+    (tmp_path / "heads" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"num_attention_heads .*changes the meaning of the weights"):
+        main(["merge", recipe(linear(MODELS / "base", tmp_path / "heads")), str(tmp_path / "merged")])
+    assert not (tmp_path / "merged").exists()
+
+
+def test_an_adapter_has_the_tokenizer_of_its_model(recipe, tmp_path):
+    save_model(tmp_path / "base", seed=0)
+    save_adapter(tmp_path / "base", tmp_path / "adapter")
+    (tmp_path / "adapter" / "tokenizer.json").unlink(missing_ok=True)
+    main(["merge", recipe(linear(f"{tmp_path}/base+{tmp_path}/adapter")), str(tmp_path / "merged")])
+    wanted = AutoTokenizer.from_pretrained(tmp_path / "base").get_vocab()
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").get_vocab() == wanted
+
+
+def test_missing_models_of_any_document_are_named_before_the_first_merge(recipe, tmp_path):
+    text = TWO_DOCUMENTS.replace(f"{MODELS}/code", f"{tmp_path}/missing")
+    with pytest.raises(UserError, match=r"recipe.yml:\d+: model: .*missing: no such model folder"):
+        main(["merge", recipe(text), str(tmp_path / "merged")])
+    assert {path.name for path in tmp_path.iterdir()} <= {"recipe.yml", "logs"}
