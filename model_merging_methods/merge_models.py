@@ -281,7 +281,7 @@ def _write_weights(
     write_index(folder, shards, forms)
     memory = max(merge.memory_of_whole_tensors for merge, _ in merges) / 1e9
     if any(merge.needs_whole_tensors for merge, _ in merges):
-        log.info("this merge needs whole tensors: up to %.1f GB of memory for them", memory)
+        log.info("this merge needs whole tensors: up to %.2g GB of memory for them, or of a GPU's (--device)", memory)
     if progress.statistics is None:
         found = Statistics()
         for merge, _ in merges:

@@ -51,6 +51,9 @@ def open_recipe(request: MergeRequest, stack: ExitStack) -> tuple[OpenedModels |
         plan = plan_recipe(named.recipe, folders)
         vocabulary = build_vocabulary(named.recipe, folders)
         parts = make_parts(named.recipe, plan, folders, named.roles, vocabulary, findings)
+        names = {name for one in plan for name in (one.name, *(source.name for source in one.inputs))}
+        for line in named.recipe.filters_without_effect(names):
+            findings.warn(line)
         _compare(by_role, vocabulary, findings)
         _warn_of_unrelated(plan, parts, findings)
     if findings.errors:

@@ -105,6 +105,11 @@ def make_parts(
             models.take_widest_dtypes()
         parameters = ParametersOfTensors(recipe)
         of_tensors = {one.name: parameters.of(one) for one in own if one.name in models.forms}
+        for name, matrix in models.same_as.items():
+            if of_tensors[name] != of_tensors[matrix]:
+                findings.warn(
+                    f"{recipe.place}: {name}: all models tie it to {matrix}, so it is merged with that one's parameters"
+                )
         names = ["+".join(dict.fromkeys(roles[one.model] for one in column.values())) for column in inputs]
         parts.append(Part(models, _distinct(names), of_tensors))
     return parts

@@ -22,7 +22,7 @@ mergekit ignores keys that it does not know. Here they are errors, each with its
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,18 @@ class RecipeMask:
     name: str
     weight_format: str
     place: str
+
+    def filters_without_effect(self, names: Collection[str]) -> list[str]:
+        """Lines on the filters of parameters that fit none of these names of tensors."""
+        of_sources = [source.parameters for one in self.slices for source in one.sources]
+        levels = [*of_sources, *(one.parameters for one in self.slices), *self.levels]
+        return [
+            f"{setting.place}: {setting.name}: the filter {branch.filter} fits no tensor"
+            for level in levels
+            for setting in level.values()
+            for branch in setting.branches
+            if not any(map(branch.applies_to, names))
+        ]
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -36,6 +37,14 @@ def read_chat_template(node: Node) -> str:
     template = node.text()
     if template not in CHAT_TEMPLATES and "{" not in template:
         raise node.error(f"{template} is neither a known template nor Jinja; {choice(template, CHAT_TEMPLATES)}")
+    if template not in CHAT_TEMPLATES:
+        from jinja2 import Environment, TemplateSyntaxError
+
+        without_marks = re.sub(r"{%-?\s*(?:end)?generation\s*-?%}", "", template)  # a tag of transformers' own
+        try:
+            Environment(extensions=["jinja2.ext.loopcontrols"]).parse(without_marks)
+        except TemplateSyntaxError as error:
+            raise node.error(f"is not Jinja ({error.message}); correct it") from None
     return template
 
 

@@ -321,3 +321,14 @@ def test_missing_models_of_any_document_are_named_before_the_first_merge(recipe,
     with pytest.raises(UserError, match=r"recipe.yml:\d+: model: .*missing: no such model folder"):
         main(["merge", recipe(text), str(tmp_path / "merged")])
     assert {path.name for path in tmp_path.iterdir()} <= {"recipe.yml", "logs"}
+
+
+def test_a_filter_that_fits_no_tensor_is_named(recipe, tmp_path, caplog):
+    text = TIES.replace("weight: 0.5", "weight: [{filter: mpl, value: 1}, {value: 0.5}]")
+    main(["merge", recipe(text), str(tmp_path / "merged")])
+    assert "recipe.yml:8: weight: the filter mpl fits no tensor" in caplog.text
+
+
+def test_a_chat_template_that_is_not_jinja_is_refused(recipe, tmp_path):
+    with pytest.raises(UserError, match=r"chat_template: is not Jinja \(.*\); correct it"):
+        main(["merge", recipe(TIES + 'chat_template: "{{ bad"'), str(tmp_path / "merged")])
