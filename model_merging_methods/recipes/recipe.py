@@ -76,18 +76,6 @@ class RecipeMask:
     weight_format: str
     place: str
 
-    def filters_without_effect(self, names: Collection[str]) -> list[str]:
-        """Lines on the filters of parameters that fit none of these names of tensors."""
-        of_sources = [source.parameters for one in self.slices for source in one.sources]
-        levels = [*of_sources, *(one.parameters for one in self.slices), *self.levels]
-        return [
-            f"{setting.place}: {setting.name}: the filter {branch.filter} fits no tensor"
-            for level in levels
-            for setting in level.values()
-            for branch in setting.branches
-            if not any(map(branch.applies_to, names))
-        ]
-
     @property
     def parameters(self) -> Mapping[str, Parameter]:
         return MASK_PARAMETERS[self.name]
@@ -131,6 +119,18 @@ class Recipe:
             named += [self.tokenizer.source] if isinstance(self.tokenizer.source, ModelReference) else []
             named += [source.model for source in self.tokenizer.tokens.values() if source.model]
         return tuple(dict.fromkeys(named))
+
+    def filters_without_effect(self, names: Collection[str]) -> list[str]:
+        """Lines on the filters of parameters that fit none of these names of tensors."""
+        of_sources = [source.parameters for one in self.slices for source in one.sources]
+        levels = [*of_sources, *(one.parameters for one in self.slices), *self.levels]
+        return [
+            f"{setting.place}: {setting.name}: the filter {branch.filter} fits no tensor"
+            for level in levels
+            for setting in level.values()
+            for branch in setting.branches
+            if not any(map(branch.applies_to, names))
+        ]
 
     @property
     def parameters(self) -> dict[str, Parameter]:
