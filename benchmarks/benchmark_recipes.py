@@ -89,11 +89,12 @@ def main() -> None:
         for name, recipe in recipes(config["num_hidden_layers"]).items()
         if not options.recipes or name in options.recipes
     }
-    rows = {name: compared(name, recipe, options) for name, recipe in chosen.items()}
-    text = table(rows, options)
-    print(text)
-    if options.output is not None:
-        write_whole(options.output, text)
+    rows = {}
+    for name, recipe in chosen.items():
+        rows[name] = compared(name, recipe, options)
+        if options.output is not None:  # after each, because all take a quarter of an hour
+            write_whole(options.output, table(rows, options))
+    print(table(rows, options))
 
 
 def compared(name: str, recipe: dict, options: argparse.Namespace) -> dict[str, list[Measured]]:
