@@ -152,7 +152,7 @@ def search_space(options: argparse.Namespace, roles: Sequence[str]) -> SearchSpa
             f"--alpha {' '.join(options.alpha)}: 0 or less draws the first model alone; give a positive number"
         )
     plain, varied = copy.copy(options), {}
-    plain.alpha, plain.mixup, plain.mixup_lambda = None, has_ratios, None
+    plain.alpha, plain.mixup, plain.mixup_lambda, plain.ratio_by_layer = None, has_ratios, None, None
     own = {**METHODS[method].options, **(MASKS[mask_name].options if mask_name else {})}
     for name, by_owner in declared_options().items():
         words = getattr(options, name)
