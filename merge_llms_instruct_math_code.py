@@ -15,17 +15,19 @@ from pathlib import Path
 from inference_llms.command_line import (
     add_inference_options,
     add_tasks_option,
+    check_chat_template,
     check_engine,
     check_inference_options,
     check_tasks_option,
+    chosen_examples,
     model_source,
 )
 from inference_llms.model_folder import check_tokenizer
+from inference_llms.prompt_format import prompt_format
 from inference_llms.run_tasks import (
     ModelTasks,
     ReplaySource,
     TaskExamples,
-    load_task_examples,
     run_tasks,
     score_lines,
 )
@@ -182,8 +184,7 @@ def load_examples_by_role(options: argparse.Namespace, roles: Sequence[str]) -> 
     merged."""
     tasks = options.tasks or tasks_of_models(roles)
     tasks_of = {role: [task for task in tasks if role == role_of_task(task, roles)] for role in roles}
-    part = (options.data_dir, options.start_index, options.end_index, options.max_tokens)
-    return {role: load_task_examples(own, *part) for role, own in tasks_of.items() if own}
+    return {role: chosen_examples(options, own) for role, own in tasks_of.items() if own}
 
 
 def merge(
@@ -194,7 +195,8 @@ def merge(
         check_engine(options)
         check_runs_without_code(request.inputs[request.parameters.config_from or PRETRAINED])
     for role in examples:
-        check_tokenizer([request.finetuned.get(role, request.pretrained), request.pretrained])
+        folder = check_tokenizer([request.finetuned.get(role, request.pretrained), request.pretrained])
+        check_chat_template(folder, prompt_format(options))
     # The processes that vLLM starts import this script; its CPU build stumbles over numba there.
     from model_merging_methods.merge_models import MergeWork, merge_models
 

@@ -17,13 +17,16 @@ from inference_llms.command_line import (
     check_inference_options,
     check_tasks_option,
     score_model_folder,
+    show_prompts,
 )
+from inference_llms.tasks import TASKS
 from utils.command_line import OneLineParser
 from utils.errors import UserError, run_command_line
 
 EXAMPLES = """examples:
   python -m inference_llms --load_model_path DIR --tasks gsm8k MATH
   python -m inference_llms --load_model_path DIR --tasks human_eval --data_dir DATA --end_index 20
+  python -m inference_llms --load_model_path DIR --show gsm8k --prompt_format chat
 """
 
 
@@ -37,6 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--load_model_path", type=Path, required=True, help="a Hugging Face model folder, or a hub id")
     add_tasks_option(parser)
+    text = "print a few prompts of these tasks as the model gets them, and stop"
+    parser.add_argument("--show", nargs="+", choices=list(TASKS), metavar="TASK", help=text)
     add_inference_options(parser)
     return parser
 
@@ -45,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = build_parser().parse_args(arguments)
     check_inference_options(options)
     check_tasks_option(options)
+    if options.show:
+        print("\n".join(show_prompts(options, options.show)))
+        return
     if options.tasks is None:
         raise UserError("--tasks is missing; name one or more of them, see --help")
     words = sys.argv[1:] if arguments is None else arguments

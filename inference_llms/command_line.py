@@ -9,16 +9,19 @@ from inference_llms.engines.engine import Engine
 from inference_llms.engines.open_engine import check_engine_request, open_engine, resolve_backend
 from inference_llms.model_folder import (
     check_model_folder,
+    check_tokenizer,
     file_hashes,
     model_files,
     model_fingerprint,
     output_places,
     weights_fingerprint,
 )
+from inference_llms.prompt_format import CHAT, PromptFormat, add_prompt_options, prompt_format
 from inference_llms.run_tasks import (
     ModelSource,
     ModelTasks,
     ReplaySource,
+    TaskExamples,
     load_task_examples,
     run_tasks,
     score_lines,
@@ -31,6 +34,7 @@ from utils.model_folders import find_model_folder
 
 BACKENDS = ("auto", "vllm", "transformers", "replay")
 ENGINE_DTYPES = ("float32", "auto")
+SHOWN = 3  # prompts of a task
 
 
 def add_tasks_option(parser: argparse._ActionsContainer) -> None:
@@ -53,6 +57,7 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
     examples.add_argument(
         "--overwrite", action="store_true", help="replace existing results of this name, and score this slice alone"
     )
+    add_prompt_options(examples)
     engines = parser.add_argument_group("engine")
     engines.add_argument(
         "--backend",
@@ -102,6 +107,7 @@ def check_inference_options(arguments: argparse.Namespace) -> None:
     if arguments.backend == "replay" and arguments.max_tokens is not None:
         raise UserError("--max_tokens has no effect with --backend replay, which generates nothing; remove it")
     check_engine_dtype(arguments)
+    prompt_format(arguments)
     if arguments.output_dir.exists() and not arguments.output_dir.is_dir():
         raise UserError(f"--output_dir {arguments.output_dir} is not a folder; choose another")
     if arguments.end_index is not None and arguments.end_index <= arguments.start_index:
@@ -140,12 +146,50 @@ def score_model_folder(
     else:
         check_engine(options)
         source = model_source(options, folder)
-    examples = load_task_examples(
-        tasks, options.data_dir, options.start_index, options.end_index, options.max_tokens, release
-    )
+    examples = chosen_examples(options, tasks, release)
     work = [ModelTasks(examples, source)]
     scores = run_tasks(work, places, options.overwrite, command, options_on_record(options))
     return [*score_lines(scores), f"scores: {places.scores()}"]
+
+
+def chosen_examples(
+    options: argparse.Namespace, tasks: Sequence[str], release: str | None = None
+) -> dict[str, TaskExamples]:
+    """The examples of these tasks, with prompts in the chosen format."""
+    limits = (options.start_index, options.end_index, options.max_tokens)
+    return load_task_examples(tasks, options.data_dir, *limits, release, prompt_format(options))
+
+
+def check_chat_template(folder: Path, prompt_format: PromptFormat) -> None:
+    """Raise UserError if prompts are chats and the tokenizer in `folder` cannot make them."""
+    if prompt_format.name != CHAT:
+        return
+    from inference_llms.engines.chat_templates import render  # imports transformers, which takes seconds
+    from inference_llms.engines.model_loading import open_tokenizer, refusals_in_one_line
+
+    with refusals_in_one_line(folder, "transformers"):
+        render(open_tokenizer(folder), prompt_format.prompt("Hello"))
+
+
+def show_prompts(options: argparse.Namespace, tasks: Sequence[str]) -> list[str]:
+    """The first prompts of each task as lines: the text of the tokens that the model of `--load_model_path` gets, the
+    number of tokens, and what ends an answer."""
+    from inference_llms.engines.model_loading import open_tokenizer, prompt_tokens, refusals_in_one_line
+
+    folder, asked = find_model_folder(str(options.load_model_path)), prompt_format(options)
+    check_tokenizer([folder])
+    check_chat_template(folder, asked)
+    with refusals_in_one_line(folder, "transformers"):
+        tokenizer = open_tokenizer(folder)
+    lines = []
+    for name, examples in chosen_examples(options, tasks).items():
+        task, shown = examples.task, examples.chosen[:SHOWN]
+        ends = ", ".join(map(repr, task.sampling.stop)) or "the model's own end tokens"
+        lines.append(f"{name}: {len(shown)} of {len(examples.chosen)} prompts, format {asked}")
+        lines.append(f"at most {task.sampling.max_tokens} new tokens; an answer ends at {ends}")
+        for example, tokens in zip(shown, prompt_tokens(tokenizer, task.prompts(shown)), strict=True):
+            lines += [f"----- {name}, example {example.id}, {len(tokens)} tokens", tokenizer.decode(tokens)]
+    return lines
 
 
 def model_source(arguments: argparse.Namespace, folder: Path) -> ModelSource:
@@ -155,6 +199,7 @@ def model_source(arguments: argparse.Namespace, folder: Path) -> ModelSource:
     changed since its fingerprint was taken.
     """
     check_model_folder(folder)
+    check_chat_template(folder, prompt_format(arguments))
     backend = resolve_backend(arguments.backend)
     states = file_states(model_files(folder))
     hashes = file_hashes(folder)

@@ -95,11 +95,15 @@ class LiveBenchSet:
         return rows
 
 
+def first_turn(row: Mapping[str, Any]) -> str:
+    return row["turns"][0]
+
+
 def livebench_task(
     name: str,
     data_set: LiveBenchSet,
     evaluator: Evaluator | None = None,
-    make_prompt: Callable[[Mapping[str, Any]], str] = lambda row: row["turns"][0],
+    make_prompt: Callable[[Mapping[str, Any]], str] = first_turn,
     make_answer: Callable[[str], str] = str,
     **fields: Any,
 ) -> Task:
@@ -146,6 +150,7 @@ def livebench_task(
         name=name,
         data_set=data_set,
         make_prompt=make_prompt,
+        make_question=first_turn,
         evaluator=evaluator,
         write_files=write_files,
         check_files=check_files,

@@ -33,15 +33,17 @@ def check_model_folder(folder: Path) -> None:
     check_tokenizer([folder])
 
 
-def check_tokenizer(folders: Sequence[Path]) -> None:
-    """Raise UserError unless one of the folders, the first preferred, has the vocabulary of a tokenizer."""
-    if not any(vocabulary_files(folder) for folder in folders):
+def check_tokenizer(folders: Sequence[Path]) -> Path:
+    """The first of the folders that has the vocabulary of a tokenizer. Raises UserError if none has."""
+    with_vocabulary = next((folder for folder in folders if vocabulary_files(folder)), None)
+    if with_vocabulary is None:
         first, *others = folders
         neither = "".join(f", and neither does {folder}" for folder in others)
         raise UserError(
             f"{first} holds no tokenizer{neither}; copy the files of the original model's tokenizer there "
             "(tokenizer.json, tokenizer.model or vocab.json and merges.txt)"
         )
+    return with_vocabulary
 
 
 def _refuse_adapter(folder: Path) -> None:

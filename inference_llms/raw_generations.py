@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from inference_llms.data_sets import read_rows
+from inference_llms.prompt_format import PromptFormat
 from inference_llms.task import Example
 from utils.errors import UserError
 from utils.json_files import parse_json_lines, read_shaped_object
 from utils.whole_files import errors_name, write_json
 
 
-class Completion(NamedTuple):
-    """A model's completion, the time it finished (seconds since 1970), and whether the token limit cut it off (None:
-    unknown)."""
+class StoredCompletion(NamedTuple):
+    """A model's completion, the time it finished (seconds since 1970), whether the token limit cut it off, and its
+    number of tokens (None: unknown)."""
 
     text: str
     time: float
     cut_off: bool | None = None
+    tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Completions:
 
     path: Path
     identity: dict[str, Any]
-    by_id: dict[int | str, Completion]
+    by_id: dict[int | str, StoredCompletion]
 
     @property
     def weights(self) -> str | None:
@@ -77,7 +79,7 @@ def check_same_run(path: Path, stored: dict[str, Any] | None, identity: dict[str
 
 def stored_completions(
     path: Path, identity: dict[str, Any], whole_set: Sequence[Example]
-) -> dict[int | str, Completion]:
+) -> dict[int | str, StoredCompletion]:
     """The completions by id that an earlier call of the same run left in `path`.
 
     Raises `UserError` for a broken line, for rows of another run and for rows of another data set.
@@ -86,7 +88,7 @@ def stored_completions(
         return {}
     check_same_run(path, read_identity(path), identity)
     prompts = {example.id: example.prompt for example in whole_set}
-    completions: dict[int | str, Completion] = {}
+    completions: dict[int | str, StoredCompletion] = {}
     for place, row in stored_rows(path):
         if prompts.get(row["id"]) != row["prompt"]:
             raise UserError(
@@ -116,10 +118,15 @@ def cut_off(row: Mapping[str, Any]) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
-def _completion(row: Mapping[str, Any], path: Path) -> Completion:
+def _completion(row: Mapping[str, Any], path: Path) -> StoredCompletion:
     """The completion of a row of `path`. A row without a time gets the file's."""
-    time = row.get("time")
-    return Completion(row["completion"], time if isinstance(time, int | float) else path.stat().st_mtime, cut_off(row))
+    time, tokens = row.get("time"), row.get("tokens")
+    return StoredCompletion(
+        text=row["completion"],
+        time=time if isinstance(time, int | float) else path.stat().st_mtime,
+        cut_off=cut_off(row),
+        tokens=tokens if type(tokens) is int else None,
+    )
 
 
 def whole_lines(path: Path) -> int:
@@ -152,7 +159,9 @@ def appended_rows(path: Path, identity: dict[str, Any], overwrite: bool) -> Iter
         yield write
 
 
-def read_replay(path: Path, examples: Sequence[Example], whole_set: Sequence[Example]) -> Completions:
+def read_replay(
+    path: Path, examples: Sequence[Example], whole_set: Sequence[Example], prompt_format: PromptFormat
+) -> Completions:
     """The completions of `examples` from a file of rows with `id` and `completion`.
 
     In a folder of raw generations, the file keeps its identity, and an incomplete last line of a killed run is skipped;
@@ -162,8 +171,11 @@ def read_replay(path: Path, examples: Sequence[Example], whole_set: Sequence[Exa
     if not path.is_file():
         raise UserError(f"{path} does not exist; --replay_from must name a folder that holds it")
     prompts = {example.id: example.prompt for example in whole_set}
-    completions: dict[int | str, Completion] = {}
+    completions: dict[int | str, StoredCompletion] = {}
     identity = read_identity(path)
+    wanted = prompt_format.on_record()
+    if identity is not None and identity.get("prompt_format") != wanted.get("prompt_format"):
+        raise UserError(f"{path} holds answers to prompts of another format; replay it with the same --prompt_format")
     for row in read_rows(path, {"completion": str}, may_end_torn=identity is not None):
         if "id" not in row.fields:
             raise UserError(f"{row.place} lacks the field 'id'; add it or remove the line")
@@ -184,5 +196,5 @@ def read_replay(path: Path, examples: Sequence[Example], whole_set: Sequence[Exa
             "complete the file, or replay a part with --start_index and --end_index"
         )
     if identity is None:
-        identity = {"backend": "replay", "completions_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        identity = {"backend": "replay", "completions_sha256": hashlib.sha256(path.read_bytes()).hexdigest(), **wanted}
     return Completions(path, identity, completions)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from inference_llms.answer_health import Health, health_of
-from inference_llms.engines.engine import CutOff, Engine, Sampling
+from inference_llms.engines.engine import Completion, Engine
+from inference_llms.prompt_format import PAPER_PROMPTS, PromptFormat
 from inference_llms.raw_generations import (
-    Completion,
     Completions,
+    StoredCompletion,
     appended_rows,
     check_same_run,
     read_replay,
@@ -46,13 +47,14 @@ class ModelSource:
     open_engine: Callable[[], Engine]
     unusual_dtype: str | None = None
 
-    def identity(self, sampling: Sampling) -> dict[str, Any]:
+    def identity(self, task: Task) -> dict[str, Any]:
         """Everything that two runs must share if their completions are in one file."""
         identity = {
             "backend": self.backend,
             "model_fingerprint": self.model_fingerprint,
             "weights_fingerprint": self.weights_fingerprint,
-            "sampling": {**asdict(sampling), "stop": list(sampling.stop)},
+            "sampling": {**asdict(task.sampling), "stop": list(task.sampling.stop)},
+            **task.prompt_format.on_record(),
         }
         return identity if self.unusual_dtype is None else {**identity, "engine_dtype": self.unusual_dtype}
 
@@ -83,6 +85,7 @@ def load_task_examples(
     end_index: int | None,
     max_tokens: int | None = None,
     release: str | None = None,
+    prompt_format: PromptFormat = PAPER_PROMPTS,
 ) -> dict[str, TaskExamples]:
     """The examples of each task, sliced like a Python list. Nothing is written. `max_tokens` caps completions.
 
@@ -90,7 +93,8 @@ def load_task_examples(
     """
     loaded = {}
     for name in task_names:
-        whole_set = TASKS[name].load_examples(data_dir, release)
+        task = TASKS[name].in_format(prompt_format).capped(max_tokens)
+        whole_set = task.load_examples(data_dir, release)
         chosen = whole_set[start_index:end_index]
         if not chosen:
             end = "" if end_index is None else f" and --end_index {end_index}"
@@ -98,7 +102,7 @@ def load_task_examples(
                 f"--start_index {start_index}{end} leaves none of the {len(whole_set)} examples of {name}; "
                 f"choose numbers from 0 to {len(whole_set)}"
             )
-        loaded[name] = TaskExamples(TASKS[name].capped(max_tokens), whole_set, chosen, data_dir, release)
+        loaded[name] = TaskExamples(task, whole_set, chosen, data_dir, release)
     return loaded
 
 
@@ -126,9 +130,9 @@ def run_tasks(
 
     Returns the scores written: for each task its metrics, `examples` (the number scored), `files` (the
     evaluator's), `evaluator_command`, `raw_generations`, `data_dir`, `backend`, `packages` (their versions), `model`,
-    `identity`, the `health` of the answers, `command` and `options`. Raises `UserError`, before anything is written
-    or an engine opened, for user errors in any task of any model, and while another process completes one of the tasks
-    in the same place.
+    `prompt_format`, `identity`, the answers' `health` and `tokens_per_answer`, `command` and `options`. Raises
+    `UserError`, before anything is written or an engine opened, for user errors in any task of any model, and while
+    another process completes one of the tasks in the same place.
     """
     with ExitStack() as held:
         for tasks in work:
@@ -156,10 +160,12 @@ def find_completions(
     examples: TaskExamples, places: OutputPlaces, source: ModelSource | ReplaySource, overwrite: bool
 ) -> Completions:
     """The existing completions: all those of a replay, or those of an interrupted run."""
+    task = examples.task
     if isinstance(source, ReplaySource):
-        return read_replay(source.folder / f"{examples.task.name}.jsonl", examples.chosen, examples.whole_set)
-    path = places.raw_generations(examples.task.name)
-    identity = source.identity(examples.task.sampling)
+        file = source.folder / f"{task.name}.jsonl"
+        return read_replay(file, examples.chosen, examples.whole_set, task.prompt_format)
+    path = places.raw_generations(task.name)
+    identity = source.identity(task)
     stored = {} if overwrite else stored_completions(path, identity, examples.whole_set)
     return Completions(path, identity, stored)
 
@@ -219,7 +225,7 @@ def run_model(
                 scored = [example for example in examples.whole_set if example.id in completions]
             answers = Answers(
                 examples=scored,
-                completions=[completions[example.id].text for example in scored],
+                completions=[examples.task.prompt_format.answer(completions[example.id].text) for example in scored],
                 times=[completions[example.id].time for example in scored],
                 whole_set=examples.whole_set,
                 model=tasks.source.model,
@@ -240,16 +246,18 @@ def generate_missing(
     """Complete the missing examples in one call of the engine, and store each completion immediately."""
     with appended_rows(completions.path, completions.identity, overwrite) as write_row:
         for example, text in complete(engine, examples.task, missing, len(examples.chosen)):
-            completion = Completion(text, time.time(), isinstance(text, CutOff))
-            row = {"id": example.id, "prompt": example.prompt, "completion": text}
-            write_row({**row, "time": completion.time, "cut_off": completion.cut_off})
+            completion = StoredCompletion(str(text), time.time(), text.cut_off, text.tokens)
+            row = {"id": example.id, "prompt": example.prompt, "completion": completion.text}
+            write_row({**row, "time": completion.time, "cut_off": completion.cut_off, "tokens": completion.tokens})
             completions.by_id[example.id] = completion
 
 
-def complete(engine: Engine, task: Task, missing: Sequence[Example], number: int) -> Iterator[tuple[Example, str]]:
+def complete(
+    engine: Engine, task: Task, missing: Sequence[Example], number: int
+) -> Iterator[tuple[Example, Completion]]:
     """Yield each missing example with its completion. The progress bar counts the rest of `number` examples as done."""
     with progress_of(task.name, number, "prompts", done=number - len(missing)) as progress:
-        for position, completion in engine.complete([example.prompt for example in missing], task.sampling):
+        for position, completion in engine.complete(task.prompts(missing), task.sampling):
             yield missing[position], completion
             progress.update()
 
@@ -260,11 +268,13 @@ def score_record(task: Task, answers: Answers, completions: Completions, places:
     metrics = {name: sum(rule(*pair) for pair in pairs) / len(pairs) for name, rule in task.metrics.items()}
     files = task.write_files(answers, places)
     evaluator = task.evaluator
-    cut_off = [completions.by_id[example.id].cut_off for example in answers.examples]
+    stored = [completions.by_id[example.id] for example in answers.examples]
+    tokens = [completion.tokens for completion in stored]
     return {
         **metrics,
         "examples": len(answers.examples),
-        "health": asdict(task_health(task, answers.examples, answers.completions, cut_off)),
+        "tokens_per_answer": None if None in tokens else sum(tokens) / len(tokens),
+        "health": asdict(task_health(task, answers.examples, answers.completions, [one.cut_off for one in stored])),
         "files": [str(path.absolute()) for path in files],
         "evaluator_command": None if evaluator is None else evaluator.make_command(answers, files, places),
         "raw_generations": str(completions.path.absolute()),
@@ -272,6 +282,7 @@ def score_record(task: Task, answers: Answers, completions: Completions, places:
         "backend": completions.identity["backend"],
         "packages": package_versions(PACKAGES),
         "model": answers.model,
+        "prompt_format": task.prompt_format.name,
         "identity": completions.identity,
     }
 

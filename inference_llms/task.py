@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from inference_llms.data_sets import DataSet
-from inference_llms.engines.engine import Sampling
+from inference_llms.engines.engine import Prompt, Sampling
 from inference_llms.evaluators.programs import programs_pass
 from inference_llms.evaluators.results import (
     Verdicts,
@@ -20,6 +20,7 @@ from inference_llms.evaluators.results import (
     hashes_file,
     hashing_command,
 )
+from inference_llms.prompt_format import PAPER_PROMPTS, PromptFormat
 from utils.errors import UserError
 from utils.output_places import OutputPlaces
 from utils.whole_files import write_whole
@@ -30,7 +31,8 @@ Rule = Callable[[str, Mapping[str, Any]], bool]
 
 @dataclass(frozen=True)
 class Example:
-    """One example of a set: its id (its position in the set, or the set's own), prompt and data row."""
+    """One example of a set: its id (its position in the set, or the set's own), data row, and prompt: the paper's, or
+    the question."""
 
     id: int | str
     prompt: str
@@ -129,7 +131,9 @@ class Task:
     """One benchmark.
 
     `title`, `set_size`, `column`: the data set's name and size in the paper, and its column in the paper's tables.
-    `role`: the fine-tune that it tests (instruct, math or code), if any. `make_prompt(row)`: the prompt of a row.
+    `role`: the fine-tune that it tests (instruct, math or code), if any. `make_prompt(row)`: the paper's prompt of a
+    row. `make_question(row)`: its question, for other formats of prompts. `prompt_format`: the format in use; all other
+    fields get the answer in a completion, which in chats does not include the model's thinking.
     `metrics`: rules whose shares of right completions are the scores. `is_right`: the rule for one completion, if it
     is not the metric "accuracy"; searches use it. `is_readable`: whether a completion holds the number, expression
     or program that the task looks for; None if the task takes any text. `program(completion)` and `problem(row)`: a
@@ -142,6 +146,7 @@ class Task:
     name: str
     data_set: DataSet
     make_prompt: Callable[[Mapping[str, Any]], str]
+    make_question: Callable[[Mapping[str, Any]], str]
     sampling: Sampling
     title: str = ""
     set_size: int = 0
@@ -155,6 +160,7 @@ class Task:
     evaluator: Evaluator | None = None
     write_files: Callable[[Answers, OutputPlaces], tuple[Path, ...]] = lambda answers, places: ()
     check_files: Callable[[Mapping[int | str, float] | None, OutputPlaces], None] = lambda times, places: None
+    prompt_format: PromptFormat = PAPER_PROMPTS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "title", self.title or self.name)
@@ -163,10 +169,20 @@ class Task:
     def load_examples(self, data_dir: Path | None, release: str | None = None) -> list[Example]:
         """The whole set in its order. Raises UserError for a faulty set."""
         id_field = self.data_set.id_field
+        make_prompt = self.make_prompt if self.prompt_format.is_paper else self.make_question
         return [
-            Example(position if id_field is None else row.fields[id_field], self.make_prompt(row.fields), row.fields)
+            Example(position if id_field is None else row.fields[id_field], make_prompt(row.fields), row.fields)
             for position, row in enumerate(self.data_set.load_rows(data_dir, release))
         ]
+
+    def in_format(self, prompt_format: PromptFormat) -> Task:
+        """The same task with other prompts. Only the paper's need stops: elsewhere the model ends its answer."""
+        stop = self.sampling.stop if prompt_format.is_paper else ()
+        return replace(self, prompt_format=prompt_format, sampling=replace(self.sampling, stop=stop))
+
+    def prompts(self, examples: Sequence[Example]) -> list[Prompt]:
+        """What an engine gets for these examples."""
+        return [self.prompt_format.prompt(example.prompt) for example in examples]
 
     def capped(self, max_tokens: int | None) -> Task:
         """The same task, with completions of at most `max_tokens` new tokens; None: unchanged."""

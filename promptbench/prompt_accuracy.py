@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from inference_llms.answer_health import Health, health_of
-from inference_llms.engines.engine import CutOff, Engine, Sampling
+from inference_llms.engines.engine import Engine, Sampling
+from inference_llms.prompt_format import PAPER_PROMPTS, PromptFormat
 from inference_llms.raw_generations import appended_rows, check_same_run, cut_off, read_identity, whole_lines
 from promptbench.prompt_task import PLACEHOLDER, PromptTask, Sample
 from utils.errors import UserError
@@ -38,6 +39,7 @@ class PromptAccuracy:
         identity: dict[str, Any],
         open_engine: Callable[[], Engine],
         sampling: Sampling = SAMPLING,
+        prompt_format: PromptFormat = PAPER_PROMPTS,
     ):
         self._task = task
         self._samples = samples
@@ -46,6 +48,7 @@ class PromptAccuracy:
         self._identity = identity
         self._open_engine = open_engine
         self._sampling = sampling
+        self._prompt_format = prompt_format
         self._engine: Engine | None = None
         self._labels_of: dict[str, np.ndarray] = {}
         with ExitStack() as opened:
@@ -94,20 +97,21 @@ class PromptAccuracy:
         if self._engine is None:
             self._engine = self._open_engine()
             self._opened.callback(self._engine.close)
-        texts = [prompt.replace(PLACEHOLDER, self._samples[sample].text) for prompt, sample in missing]
+        texts = (prompt.replace(PLACEHOLDER, self._samples[sample].text) for prompt, sample in missing)
+        prompts = [self._prompt_format.prompt(text) for text in texts]
         with (
             appended_rows(self._path, self._identity, overwrite=False) as write_row,
             progress_of(self._task.name, len(missing), "prompts", persistent=False) as progress,
         ):
-            for position, completion in self._engine.complete(texts, self._sampling):
+            for position, completion in self._engine.complete(prompts, self._sampling):
                 prompt, sample = missing[position]
                 row = {"prompt": _digest(prompt), "sample": sample, "completion": completion}
-                write_row({**row, "cut_off": isinstance(completion, CutOff)})
+                write_row({**row, "cut_off": completion.cut_off, "tokens": completion.tokens})
                 self._keep_label(row)
                 progress.update()
 
     def _keep_label(self, row: dict[str, Any]) -> None:
-        label = self._task.read_label(row["completion"])
+        label = self._task.read_label(self._prompt_format.answer(row["completion"]))
         self._labels(row["prompt"])[row["sample"]] = _NO_LABEL if label is None else label
 
     def _rows(self) -> Iterator[dict[str, Any]]:

@@ -11,12 +11,14 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from inference_llms.command_line import add_engine_options, check_engine, check_engine_dtype, model_source
 from inference_llms.engines.engine import Sampling
 from inference_llms.model_folder import output_places
+from inference_llms.prompt_format import PromptFormat, add_prompt_options, prompt_format
 from inference_llms.run_tasks import PACKAGES, ModelSource
 from promptbench import attacks
 from promptbench.attack import Attack, AttackParts, MissingPart
@@ -94,6 +96,7 @@ def build_parser(task: PromptTask) -> argparse.ArgumentParser:
         "--num_samples", type=positive_number, help="size of a random part of the set, drawn by --seed (default: all)"
     )
     data.add_argument("--output_dir", type=Path, default=Path(), help="root of all save_* folders (default: .)")
+    add_prompt_options(data)
     engine = parser.add_argument_group("engine")
     engine.add_argument(
         "--backend",
@@ -126,8 +129,9 @@ def run_attacks(task: PromptTask, options: argparse.Namespace, command: str) -> 
     places = output_places(folder, options.output_dir)
     samples = chosen_samples(task, options)
     opened, missing = open_attacks(task, options)
-    sampling = SAMPLING.capped(options.max_tokens)
-    identity = completions_identity(source, sampling, samples)
+    asked = prompt_format(options)
+    sampling = (SAMPLING if asked.is_paper else replace(SAMPLING, stop=())).capped(options.max_tokens)
+    identity = completions_identity(source, sampling, samples, asked)
     paths = {name: places.adversarial_result(task.name, name) for name in opened}
     settings = {
         name: {
@@ -148,7 +152,7 @@ def run_attacks(task: PromptTask, options: argparse.Namespace, command: str) -> 
             held.enter_context(locked(path))
             check_same_settings(path, settings[name])
         accuracy = held.enter_context(
-            closing(PromptAccuracy(task, samples, completions, identity, source.open_engine, sampling))
+            closing(PromptAccuracy(task, samples, completions, identity, source.open_engine, sampling, asked))
         )
         check_clean_prompt(task, source.model, accuracy)
         for name, attack in opened.items():
@@ -219,7 +223,9 @@ def _module(name: str):
     return importlib.import_module(f"{attacks.__name__}.{name}")
 
 
-def completions_identity(source: ModelSource, sampling: Sampling, samples: Sequence[Sample]) -> dict[str, Any]:
+def completions_identity(
+    source: ModelSource, sampling: Sampling, samples: Sequence[Sample], asked: PromptFormat
+) -> dict[str, Any]:
     """Everything that must be equal for stored completions to be reused."""
     return {
         "backend": source.backend,
@@ -227,6 +233,7 @@ def completions_identity(source: ModelSource, sampling: Sampling, samples: Seque
         "weights_fingerprint": source.weights_fingerprint,
         "sampling": {"max_tokens": sampling.max_tokens, "stop": list(sampling.stop), "temperature": 0.0},
         **({} if source.unusual_dtype is None else {"engine_dtype": source.unusual_dtype}),
+        **asked.on_record(),
         "samples": short_hash([[sample.text, sample.label] for sample in samples]),
     }
 

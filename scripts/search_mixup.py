@@ -28,8 +28,16 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-from inference_llms.command_line import add_engine_options, add_tasks_option, check_engine_dtype, check_tasks_option
+from inference_llms.command_line import (
+    add_engine_options,
+    add_tasks_option,
+    check_chat_template,
+    check_engine_dtype,
+    check_tasks_option,
+)
 from inference_llms.engines.open_engine import check_engine_request, resolve_backend
+from inference_llms.model_folder import check_tokenizer
+from inference_llms.prompt_format import add_prompt_options, prompt_format
 from inference_llms.tasks import TASKS, role_of_task, tasks_of_models
 from model_merging_methods.command_line import (
     DEFAULTS,
@@ -88,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     text = "folder with files of the same names for these examples (default: the test sets)"
     add(group, "validation_dir", text, type=Path)
     add(group, "num_test", "examples of each task that test the choice (default: all others)", type=positive_number)
+    add_prompt_options(group)
     text = "score all draws on N examples, the better half on the next N, and so on up to --num_validation"
     add(group, "rungs", text, type=positive_number, nargs="+", default=[], metavar="N")
     text = "run the programs that models write for human_eval and mbpp"
@@ -206,8 +215,14 @@ def search_into(results: Path, options: argparse.Namespace, roles: Sequence[str]
     roles_of_tasks = {task: role_of_task(task, roles) for task in tasks}
     sizes = (options.num_validation, options.num_test, proposals.seed)
     folders = (options.data_dir, options.validation_dir)
-    parts = {task: split_task(TASKS[task], *folders, *sizes) for task in tasks}
-    check_verdicts({task: [*part.validation, *part.test] for task, part in parts.items()}, options.allow_code_execution)
+    asked = prompt_format(options)
+    for role in dict.fromkeys(roles_of_tasks.values()):
+        check_chat_template(check_tokenizer([request.finetuned[role], request.pretrained]), asked)
+    known = {task: TASKS[task].in_format(asked) for task in tasks}
+    parts = {name: split_task(task, *folders, *sizes) for name, task in known.items()}
+    check_verdicts(
+        known, {task: [*part.validation, *part.test] for task, part in parts.items()}, options.allow_code_execution
+    )
     states = request.input_states()
     identity = {
         "roles": list(roles),
@@ -227,6 +242,7 @@ def search_into(results: Path, options: argparse.Namespace, roles: Sequence[str]
         "backend": resolve_backend(options.backend),
         "engine_dtype": options.engine_dtype,
         "max_tokens": options.max_tokens,
+        **asked.on_record(),
     }
     # Imported here because the processes that vLLM starts import this script.
     from model_merging_methods.candidate_weights import CandidateMerges
@@ -234,7 +250,8 @@ def search_into(results: Path, options: argparse.Namespace, roles: Sequence[str]
     finetuned = {role: folder.absolute() for role, folder in request.finetuned.items()}
     models = (request.pretrained.absolute(), finetuned, roles_of_tasks)
     chosen = {name: getattr(options, name) for name in ENGINE_OPTIONS}
-    setup = EngineSetup(*models, identity["backend"], None if options.ray else states, **chosen)
+    prompts = (asked, options.max_tokens)
+    setup = EngineSetup(*models, identity["backend"], None if options.ray else states, *prompts, **chosen)
     CandidateMerges(setup.pretrained, setup.finetuned).check(proposals.space.base, options.allow_unrelated)
     if "alpaca_eval" in tasks:
         log.info("alpaca_eval is scored without a judge: an answer is right if it equals the set's reference answer")

@@ -27,8 +27,41 @@ class Sampling:
         return self if max_tokens is None else replace(self, max_tokens=min(self.max_tokens, max_tokens))
 
 
-class CutOff(str):
-    """A completion that `max_tokens` or the model's context ended, not the model."""
+@dataclass(frozen=True)
+class Chat:
+    """A question that the model's own chat template turns into a prompt, after the system prompt if there is one.
+
+    `thinking`: the template's switch, on or off; None: as the template has it."""
+
+    question: str
+    system_prompt: str | None = None
+    thinking: bool | None = None
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        system = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
+        return [*system, {"role": "user", "content": self.question}]
+
+
+# Text as it is, or a chat.
+Prompt = str | Chat
+
+
+class Completion(str):
+    """The text of a completion. `tokens`: how many new tokens it took, a stop's and an end token included. `cut_off`:
+    `max_tokens` or the model's context ended it, not the model."""
+
+    tokens: int
+    cut_off: bool
+
+    def __new__(cls, text: str, tokens: int, cut_off: bool = False) -> "Completion":
+        completion = super().__new__(cls, text)
+        completion.tokens, completion.cut_off = tokens, cut_off
+        return completion
+
+
+# For a prompt that leaves no room.
+NO_ROOM = Completion("", 0, cut_off=True)
 
 
 @dataclass(frozen=True)
@@ -51,11 +84,11 @@ class Engine(Protocol):
     """A loaded model that completes text. The tokenizer adds special tokens to prompts; completions contain none. An
     engine opened without weights needs `replace_weights` before its completions mean anything."""
 
-    def complete(self, prompts: Sequence[str], sampling: Sampling) -> Iterator[tuple[int, str]]:
+    def complete(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
         """Complete all `prompts` in one batch, yielding (position in `prompts`, completion) as each ends, in any order.
 
-        A completion that reached the limit of tokens is a `CutOff`. A prompt that leaves no room in the model's context
-        gets an empty `CutOff`, and one line on stderr reports it.
+        A prompt that leaves no room in the model's context gets an empty completion that is cut off, and one line on
+        stderr reports it.
         """
         ...
 

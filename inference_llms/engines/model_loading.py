@@ -19,6 +19,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from inference_llms.engines.chat_templates import tokens_of_chats
+from inference_llms.engines.engine import Chat, Prompt
 from utils.errors import UserError
 from utils.json_files import read_json_object
 from utils.transformers_configs import quiet_transformers
@@ -183,21 +185,13 @@ def cache_bytes_per_token(config: PreTrainedConfig, itemsize: int) -> int:
 
 
 def tokens_of_prompts(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], context: int
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], context: int
 ) -> list[list[int] | None]:
-    """Each prompt's token ids, with the special tokens that the tokenizer puts in front.
-
-    Tokens that it appends are dropped: after an end token a model begins another text (training frameworks leave
-    `add_eos_token` on). None for a prompt that leaves no room for a completion in `context` tokens, or that has no
-    token to start from; a line on stderr reports how many there are.
-    """
+    """The `prompt_tokens` of each prompt. None for a prompt that leaves no room for a completion in `context` tokens,
+    or that has no token to start from; a line on stderr reports how many there are."""
     if not prompts:
         return []
-    tokens = tokenizer(list(prompts), verbose=False)["input_ids"]
-    end = _appended_tokens(tokenizer)
-    if end:
-        _report_appended_tokens(" ".join(tokenizer.convert_ids_to_tokens(end)))
-        tokens = [ids[: -len(end)] if ids[-len(end) :] == end else ids for ids in tokens]
+    tokens = prompt_tokens(tokenizer, prompts)
     too_long = sum(len(ids) >= context for ids in tokens)
     if too_long:
         print(
@@ -208,6 +202,24 @@ def tokens_of_prompts(
     if not all(tokens):
         print("a prompt without any token gets an empty completion", file=sys.stderr)
     return [ids if 0 < len(ids) < context else None for ids in tokens]
+
+
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Each prompt's token ids: a text's with the special tokens that the tokenizer puts in front, a chat's as its
+    template has them. Raises UserError for chats if there is no chat template."""
+    is_chat = isinstance(prompts[0], Chat)
+    return tokens_of_chats(tokenizer, prompts) if is_chat else _tokens_of_texts(tokenizer, prompts)
+
+
+def _tokens_of_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """The token ids of texts. Tokens that the tokenizer appends are dropped: after an end token a model begins another
+    text (training frameworks leave `add_eos_token` on)."""
+    tokens = tokenizer(list(texts), verbose=False)["input_ids"]
+    end = _appended_tokens(tokenizer)
+    if end:
+        _report_appended_tokens(" ".join(tokenizer.convert_ids_to_tokens(end)))
+        tokens = [ids[: -len(end)] if ids[-len(end) :] == end else ids for ids in tokens]
+    return tokens
 
 
 def _appended_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from inference_llms.engines.decoding_batch import ENDED_SHARE, BatchRow, DecodingBatch, next_tokens
-from inference_llms.engines.engine import CutOff, Sampling, Weights
+from inference_llms.engines.engine import NO_ROOM, Completion, Prompt, Sampling, Weights
 from inference_llms.engines.model_loading import (
     cache_bytes_per_token,
     checkpoint_dtype,
@@ -63,7 +63,7 @@ class TransformersEngine:
         self._context = context_length(config)
         self._end_tokens = self._all_end_tokens()
 
-    def complete(self, prompts: Sequence[str], sampling: Sampling) -> Iterator[tuple[int, str]]:
+    def complete(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
         """Complete all `prompts`, yielding (position in `prompts`, completion) as each ends.
 
         Raises UserError if the model computes NaN or infinity for a prompt.
@@ -71,7 +71,7 @@ class TransformersEngine:
         waiting = []
         for position, prompt in enumerate(tokens_of_prompts(self._tokenizer, prompts, self._context)):
             if prompt is None:
-                yield position, CutOff()
+                yield position, NO_ROOM
             else:
                 waiting.append(BatchRow(position, prompt, min(sampling.max_tokens, self._context - len(prompt))))
         # Rows are taken from the end, so the longest run first: a batch that is too large for the memory fails
@@ -161,16 +161,23 @@ class TransformersEngine:
         text = self._decode(row.new[-tail:])
         return any(stop in text for stop in sampling.stop)
 
-    def _completion(self, row: BatchRow, sampling: Sampling) -> str:
+    def _completion(self, row: BatchRow, sampling: Sampling) -> Completion:
         ended_itself = row.new[-1] in self._end_tokens
         new = row.new[:-1] if ended_itself else row.new
         before, whole = self._decode(row.prompt), self._decode(row.prompt + new)
         text = whole[len(before) :] if whole.startswith(before) else self._decode(new)
         # max_tokens may cut a character's bytes in two.
         text = text.rstrip("\N{REPLACEMENT CHARACTER}")
-        completion = cut_at_stop(text, sampling.stop)
-        has_ended = ended_itself or len(row.new) < row.max_new_tokens or completion != text
-        return completion if has_ended else CutOff(completion)
+        cut = cut_at_stop(text, sampling.stop)
+        has_ended = ended_itself or len(row.new) < row.max_new_tokens or cut != text
+        return Completion(cut, self._tokens_up_to_stop(row, sampling), not has_ended)
+
+    def _tokens_up_to_stop(self, row: BatchRow, sampling: Sampling) -> int:
+        """The number of new tokens, without those after a stop, which is looked for only now and then."""
+        tokens = len(row.new)
+        while tokens and any(stop in self._decode(row.new[: tokens - 1]) for stop in sampling.stop):
+            tokens -= 1
+        return tokens
 
     def _decode(self, tokens: list[int]) -> str:
         return self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)

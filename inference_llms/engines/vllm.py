@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from inference_llms.engines.engine import CutOff, Sampling, ScoredText, Weights
+from inference_llms.engines.engine import NO_ROOM, Completion, Prompt, Sampling, ScoredText, Weights
 from inference_llms.engines.model_loading import (
     cache_bytes_per_token,
     check_weights,
@@ -99,7 +99,7 @@ class VllmEngine:
                 "float16 or bfloat16"
             )
 
-    def complete(self, prompts: Sequence[str], sampling: Sampling) -> Iterator[tuple[int, str]]:
+    def complete(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
         """Complete all `prompts`, yielding (position in `prompts`, completion) as each ends."""
         from vllm import SamplingParams
 
@@ -115,7 +115,7 @@ class VllmEngine:
             # vLLM fails on a prompt that is too long, so prompts are tokenized here and such prompts left out.
             for position, tokens in enumerate(tokens_of_prompts(self._tokenizer, prompts, self._context)):
                 if tokens is None:
-                    yield position, CutOff()
+                    yield position, NO_ROOM
                 else:
                     engine.add_request(str(position), {"prompt_token_ids": tokens}, parameters)
                     unfinished.add(str(position))
@@ -124,8 +124,8 @@ class VllmEngine:
                     if output.finished:
                         unfinished.discard(output.request_id)
                         completion = output.outputs[0]
-                        is_cut_off = completion.finish_reason == "length"
-                        yield int(output.request_id), CutOff(completion.text) if is_cut_off else completion.text
+                        tokens, is_cut_off = len(completion.token_ids), completion.finish_reason == "length"
+                        yield int(output.request_id), Completion(completion.text, tokens, is_cut_off)
         finally:
             # Otherwise a caller that stops early would get these among its next completions.
             engine.abort_request(sorted(unfinished))

@@ -16,6 +16,7 @@ PROMPT = (
     "\n\n### Instruction:\n{problem}\n\n### Response: Let's think step by step."
 )
 ANSWER_MARK = "The answer is: "
+QUESTION = '{problem}\n\nThink step by step, and end with "The answer is: " and the answer.'
 # The original repository on the hub is closed; this copy has the same 5,000 test problems by subject.
 HUB_COPY = "EleutherAI/hendrycks_math"
 SUBJECTS = "algebra counting_and_probability geometry intermediate_algebra number_theory prealgebra precalculus"
@@ -160,6 +161,7 @@ TASK = Task(
         load_published=load_published,
     ),
     make_prompt=lambda row: PROMPT.format(problem=row["instruction"]),
+    make_question=lambda row: QUESTION.format(problem=row["instruction"]),
     sampling=Sampling(max_tokens=2048, stop=("Instruction:", "Instruction", "Response:", "Response")),
     metrics={"accuracy": is_right, "lenient_accuracy": is_leniently_right},
     is_readable=lambda completion, row: bool(extract_answer(completion)),

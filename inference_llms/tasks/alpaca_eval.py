@@ -61,6 +61,7 @@ TASK = Task(
         load_published=lambda: load_from_hub("json", data_files=HUB_FILE, split="train"),
     ),
     make_prompt=lambda row: PROMPT.format(instruction=row["instruction"]),
+    make_question=lambda row: row["instruction"],
     sampling=Sampling(max_tokens=2048),
     is_right=is_right,
     write_files=write_files,

@@ -18,6 +18,7 @@ PROMPT = (
     "\n\n### Instruction:\n{question}\n\n### Response: Let's think step by step."
 )
 ANSWER_MARK = "The answer is: "
+QUESTION = '{question}\n\nThink step by step, and end with "The answer is: " and the number.'
 STRICT_NUMBER = re.compile(r"[+-]?\d*[.,/]?\d+")
 # A minus sign counts unless it follows a number or a closing bracket, where it subtracts.
 LENIENT_NUMBER = re.compile(
@@ -91,6 +92,7 @@ TASK = Task(
         check_row=check_row,
     ),
     make_prompt=lambda row: PROMPT.format(question=row["question"]),
+    make_question=lambda row: QUESTION.format(question=row["question"]),
     sampling=Sampling(max_tokens=1024, stop=("Instruction:", "Instruction", "Response:", "Response")),
     metrics={"accuracy": is_right, "lenient_accuracy": is_leniently_right},
     is_readable=lambda completion, row: extract_number(completion) is not None,

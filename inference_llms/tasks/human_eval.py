@@ -18,6 +18,9 @@ PROMPT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
     "\n\n\n### Instruction:\nCreate a Python script for this problem:\n{problem}\n\n### Response:"
 )
+QUESTION = (
+    "Complete this Python function. Answer with the whole function in a ```python block.\n\n```python\n{code}\n```"
+)
 CODE_ENDS = ('if __name__ == "__main__":', "# Example usage")
 
 
@@ -71,6 +74,7 @@ TASK = Task(
         id_field="task_id",  # sorted as a string: 0, 1, 10, 100, ...
     ),
     make_prompt=make_prompt,
+    make_question=lambda row: QUESTION.format(code=row["prompt"].rstrip()),
     sampling=Sampling(max_tokens=2048),
     is_readable=is_readable,
     program=extract_program,

@@ -19,6 +19,9 @@ PROMPT = (
     "\n\n\n### Instruction:\nCreate a Python script for this problem:\n"
     "\n{text}\nTest examples:\n{tests}\n\n### Response:"
 )
+QUESTION = (
+    "{text}\n\nAnswer with the whole program in a ```python block. It must pass these tests:\n\n```python\n{tests}\n```"
+)
 # The tests of task 493 are longer than the prompt may be, so only the call is shown.
 LONG_TASK_ID = 493
 LONG_TASK_TESTS = "calculate_polygons(startx, starty, endx, endy, radius)"
@@ -74,6 +77,7 @@ TASK = Task(
         check_row=check_row,
     ),
     make_prompt=make_prompt,
+    make_question=lambda row: QUESTION.format(text=row["text"], tests="\n".join(row["test_list"])),
     sampling=Sampling(max_tokens=2048),
     is_readable=lambda completion, row: number_of_statements(extract_program(completion)) > 0,
     program=extract_program,

@@ -7,10 +7,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from inference_llms.engines.engine import CutOff, Engine
+from inference_llms.engines.engine import Completion, Engine
 from inference_llms.engines.open_engine import open_engine
 from inference_llms.evaluators.guard import check_guard
-from inference_llms.task import Example
+from inference_llms.prompt_format import PAPER_PROMPTS, PromptFormat
+from inference_llms.task import Example, Task
 from inference_llms.tasks import TASKS
 from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merge_request import MergeRequest
@@ -56,14 +57,19 @@ class EngineSetup:
     role_of_task: Mapping[str, str]
     backend: str
     states: FileStates | None = None
+    prompt_format: PromptFormat = PAPER_PROMPTS
+    max_tokens: int | None = None
     tensor_parallel_size: int | None = 1
     pipeline_parallel_size: int = 1
     engine_dtype: str = "float32"
     distributed_executor_backend: str | None = None
-    max_tokens: int | None = None
+
+    def task(self, name: str) -> Task:
+        """A task with the search's prompts and limit of tokens."""
+        return TASKS[name].in_format(self.prompt_format).capped(self.max_tokens)
 
 
-ENGINE_OPTIONS = [field.name for field in fields(EngineSetup)[5:]]
+ENGINE_OPTIONS = [field.name for field in fields(EngineSetup)[7:]]
 
 
 class LiveMerges:
@@ -98,16 +104,16 @@ class LiveMerges:
         names = list(job.examples)
         for name, examples in job.examples.items():
             self.load(job.candidate.parameters, self._setup.role_of_task[name])
-            completed: list[tuple[Example, str, float]] = []
+            task, completed = self._setup.task(name), list[tuple[Example, Completion, float]]()
             began, left = time.monotonic(), len(examples)
-            for example, text in self._complete(f"{job.candidate.name}, {name}", name, examples):
+            for example, text in self._complete(f"{job.candidate.name}, {name}", task, examples):
                 completed.append((example, text, time.time()))
                 left -= 1
                 seconds = time.monotonic() - began
                 if left == 0 or seconds > _HANDOVER_SECONDS:
                     self._completing_seconds += seconds
                     is_last = left == 0 and name == names[-1]
-                    yield Answered(job.candidate, name, _judge(name, completed), seconds, is_last)
+                    yield Answered(job.candidate, name, _judge(task, completed), seconds, is_last)
                     completed, began = [], time.monotonic()
 
     def load(self, parameters: MergeParameters, role: str) -> None:
@@ -130,10 +136,9 @@ class LiveMerges:
         self._opened.close()
         self._engine, self._loaded = None, (None, None)
 
-    def _complete(self, title: str, task: str, examples: Sequence[Example]) -> Iterator[tuple[Example, str]]:
-        sampling = TASKS[task].sampling.capped(self._setup.max_tokens)
+    def _complete(self, title: str, task: Task, examples: Sequence[Example]) -> Iterator[tuple[Example, Completion]]:
         with progress_of(title, len(examples), "prompts", persistent=False) as progress:
-            for position, completion in self._engine.complete([example.prompt for example in examples], sampling):
+            for position, completion in self._engine.complete(task.prompts(examples), task.sampling):
                 progress.update()
                 yield examples[position], completion
 
@@ -155,7 +160,7 @@ class LiveMerges:
             folder.mkdir()
             self._merges.write_model_files(folder, role, parameters)
         folder = next(iter(self._folders.values()))
-        chosen = [getattr(setup, name) for name in ENGINE_OPTIONS[:-1]]  # not max_tokens
+        chosen = [getattr(setup, name) for name in ENGINE_OPTIONS]
         self._engine = open_engine(setup.backend, folder, *chosen, has_weights=False)
         self._opened.callback(self._engine.close)
         self._start_seconds = time.monotonic() - started
@@ -173,26 +178,30 @@ class LiveMerges:
         self._proof_seconds = time.monotonic() - started
 
 
-def _judge(task: str, completed: Sequence[tuple[Example, str, float]]) -> list[Answer]:
-    examples, texts, times = zip(*completed, strict=True)
-    is_readable, verdicts = TASKS[task].is_readable, TASKS[task].verdicts(examples, texts)
+def _judge(task: Task, completed: Sequence[tuple[Example, Completion, float]]) -> list[Answer]:
+    examples, completions, times = zip(*completed, strict=True)
+    texts = [task.prompt_format.answer(completion) for completion in completions]
+    is_readable, verdicts = task.is_readable, task.verdicts(examples, texts)
     return [
         Answer(
             example.id,
-            str(text),
+            str(completion),
             bool(right),
             when,
-            cut_off=isinstance(text, CutOff),
+            cut_off=completion.cut_off,
             readable=None if is_readable is None else is_readable(text, example.row),
+            tokens=completion.tokens,
         )
-        for example, text, right, when in zip(examples, texts, verdicts, times, strict=True)
+        for example, completion, text, right, when in zip(examples, completions, texts, verdicts, times, strict=True)
     ]
 
 
-def check_verdicts(examples: Mapping[str, Sequence[Example]], allow_code_execution: bool) -> None:
+def check_verdicts(
+    tasks: Mapping[str, Task], examples: Mapping[str, Sequence[Example]], allow_code_execution: bool
+) -> None:
     """Raise UserError if a task's programs are not allowed or cannot run, or if its set has no reference answers."""
     for name, of_task in examples.items():
-        task = TASKS[name]
+        task = tasks[name]
         if task.program is not None:
             if not allow_code_execution:
                 raise UserError(

@@ -28,8 +28,8 @@ _FORMAT = 1
 _APPLICATION_ID = 0x4D335352  # marks the SQLite file as a search's
 _BUSY_TIMEOUT = 30  # seconds that a write waits for readers
 
-_HEALTH = ("cut_off", "readable")  # columns of answers that files of earlier versions lack
-_ANSWER = ("example", "completion", "right", "time", *_HEALTH)
+_LATER = ("cut_off", "readable", "tokens")  # columns of answers that files of earlier versions lack
+_ANSWER = ("example", "completion", "right", "time", *_LATER)
 
 _TABLES = """
 CREATE TABLE search (identity TEXT NOT NULL);
@@ -38,7 +38,8 @@ CREATE TABLE candidates (
 );
 CREATE TABLE answers (
     candidate TEXT NOT NULL, task TEXT NOT NULL, part TEXT NOT NULL, example NOT NULL,
-    completion TEXT NOT NULL, "right" INTEGER NOT NULL, time REAL NOT NULL, cut_off INTEGER, readable INTEGER,
+    completion TEXT NOT NULL, "right" INTEGER NOT NULL, time REAL NOT NULL,
+    cut_off INTEGER, readable INTEGER, tokens INTEGER,
     PRIMARY KEY (candidate, task, part, example)
 );
 CREATE TABLE scores (
@@ -62,7 +63,7 @@ class Answer:
     """A completion of one example of a task, by its id, and whether it is right. `time` in seconds since 1970.
 
     cut_off: whether the limit of tokens ended it. readable: whether it has the form of answer that the task needs.
-    None: not known, or the task takes any text.
+    tokens: its number of tokens. None: not known, or the task takes any text.
     """
 
     example: int | str
@@ -71,6 +72,7 @@ class Answer:
     time: float
     cut_off: bool | None = None
     readable: bool | None = None
+    tokens: int | None = None
 
 
 def health_of_answers(answers: Sequence[Answer]) -> Health:
@@ -186,7 +188,7 @@ class SearchStore(AbstractContextManager):
                 for statement in text.split(";\n"):
                     self._execute(statement, (identity,) if "?" in statement else ())
             present = self._columns("answers")
-            for column in _HEALTH:
+            for column in _LATER:
                 if present and column not in present:
                     self._execute(f"ALTER TABLE answers ADD COLUMN {column} INTEGER")
 
@@ -340,8 +342,8 @@ class SearchStore(AbstractContextManager):
 
 def _answer(row: Mapping[str, Any]) -> Answer:
     # A file of an earlier version that is only read lacks the columns of health.
-    health = (None if row.get(name) is None else bool(row[name]) for name in _HEALTH)
-    return Answer(row["example"], row["completion"], bool(row["right"]), row["time"], *health)
+    health = (None if row.get(name) is None else bool(row[name]) for name in ("cut_off", "readable"))
+    return Answer(row["example"], row["completion"], bool(row["right"]), row["time"], *health, row.get("tokens"))
 
 
 def _column_names(identity: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from inference_llms.__main__ import main
+from inference_llms.engines.engine import Completion
 from tests.commands import run_here
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +49,8 @@ class MadeUpEngine:
             if done == self.dies_after:
                 raise RuntimeError("the engine died")
             self.prompts.append(prompts[position])
-            yield position, self.answer(prompts[position])
+            answer = self.answer(prompts[position])
+            yield position, answer if isinstance(answer, Completion) else Completion(answer, len(answer.split()))
 
     def close(self):
         self.closed += 1

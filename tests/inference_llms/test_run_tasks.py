@@ -84,7 +84,7 @@ def test_tasks_of_one_model_share_one_engine_with_one_call_each(gsm8k, math, pla
     assert scores_in(places) == scores
     rows = read_json_lines(places.raw_generations("gsm8k"))
     assert sorted(row["id"] for row in rows) == list(range(12))
-    assert all(list(row) == ["id", "prompt", "completion", "time", "cut_off"] for row in rows)
+    assert all(list(row) == ["id", "prompt", "completion", "time", "cut_off", "tokens"] for row in rows)
     assert places.scores().parent.name == "average_merging" and places.scores().name.endswith("True.json")
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from inference_llms.engines.engine import CutOff
+from inference_llms.engines.engine import Completion
 from promptbench.attack import AttackParts
 from promptbench.attacks import stresstest
 from promptbench.prompt_accuracy import SAMPLING, PromptAccuracy
@@ -92,7 +92,10 @@ def test_an_attack_that_lowers_nothing_has_a_drop_rate_of_0(accuracy):
     [
         (lambda prompt: "", "of 4 answers: 4 empty, 4 without a readable answer; the first is ''"),
         (lambda prompt: "**positive**", "4 without a readable answer, 4 equal; the first is '**positive**'"),
-        (lambda prompt: CutOff("neutral " * 99), "4 cut off at the token limit, 4 repeating the same text to the end"),
+        (
+            lambda prompt: Completion("neutral " * 99, 99, cut_off=True),
+            "4 cut off at the token limit, 4 repeating the same text to the end",
+        ),
         (lambda prompt: "negative" if by_sample(prompt) == "positive" else "positive",
          "4 answers, all with the wrong label; the first is 'negative'"),
     ],
@@ -105,7 +108,9 @@ def test_a_model_that_is_never_right_is_not_attacked(answer, reason, accuracy):
 
 def test_a_report_counts_faults_of_clean_and_attacked_answers(accuracy):
     def answer(prompt):
-        return CutOff("hm") if "is true" in prompt or "is not true" in prompt else by_sample(prompt)
+        return (
+            Completion("hm", 1, cut_off=True) if "is true" in prompt or "is not true" in prompt else by_sample(prompt)
+        )
 
     with_engine = accuracy(MadeUpEngine(answer))
     check_clean_prompt(TASK, "some/model", with_engine)

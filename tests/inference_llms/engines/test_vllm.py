@@ -7,7 +7,7 @@ import psutil
 import pytest
 import torch
 
-from inference_llms.engines.engine import CutOff, Sampling
+from inference_llms.engines.engine import Sampling
 from inference_llms.engines.open_engine import open_engine
 from tests.inference_llms.engines.tiny_llama import CONTEXT, PROMPTS, write_tiny_llama
 from tests.vllm_marks import two_workers, vllm_installed
@@ -39,7 +39,7 @@ def agreement(one, other):
     """The share of completions that are equal and cut off in both or in neither."""
     assert sorted(one) == sorted(other)
     equal = [one[position] == other[position] for position in one]
-    cut_off = [isinstance(one[position], CutOff) == isinstance(other[position], CutOff) for position in one]
+    cut_off = [one[position].cut_off == other[position].cut_off for position in one]
     return sum(map(min, equal, cut_off)) / len(one)
 
 

