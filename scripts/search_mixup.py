@@ -234,7 +234,7 @@ def search_into(results: Path, options: argparse.Namespace, roles: Sequence[str]
         "validation": {task: len(part.validation) for task, part in parts.items()},
         "test": {task: len(part.test) for task, part in parts.items()},
         "examples": {task: part.digest() for task, part in parts.items()},
-        "split": split_sentence(options.validation_dir, *sizes),
+        "split": split_sentence(options.validation_dir, *sizes) + ("" if asked.is_paper else f" Prompts: {asked}."),
         "models_dir": None if options.models_dir is None else str(options.models_dir),
         "allow_unrelated": options.allow_unrelated,
         "models": given_models(options, roles),
