@@ -37,6 +37,12 @@ class PromptFormat:
         _, end, answer = completion.rpartition(END_OF_THINKING)
         return answer.lstrip() if end or "<think>" not in completion else ""
 
+    def options(self) -> dict[str, str]:
+        """The options of a command with this format; none for the paper's."""
+        thinking = None if self.thinking is None else "on" if self.thinking else "off"
+        given = {"prompt_format": self.name, "system_prompt": self.system_prompt, "thinking": thinking}
+        return {} if self.is_paper else {name: value for name, value in given.items() if value is not None}
+
     def on_record(self) -> dict[str, Any]:
         """The entry for an identity or record: none for the paper's prompts, so that earlier results stay valid."""
         return {} if self.is_paper else {"prompt_format": asdict(self)}

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from inference_llms.prompt_format import PAPER_PROMPTS, PromptFormat
 from inference_llms.tasks import TASKS
 from model_merging_methods.command_line import chosen_roles, merge_parameters, request_of_folders
 from model_merging_methods.merge_record import PRETRAINED, is_same_merge, list_input_files, read_record, tasks_name
@@ -44,6 +45,7 @@ class Setting:
     backend: str
     tensor_parallel_size: int | None
     allow_code_execution: bool = False
+    prompt_format: PromptFormat = PAPER_PROMPTS
 
     @property
     def is_tiny(self) -> bool:
@@ -121,7 +123,7 @@ class CellRun:
         cell, setting = self.cell, self.setting
         merge, options, output_dir = self._merge_options, dict(cell.options), {"output_dir": str(self.places.root)}
         running = {} if setting.sets is None else {"data_dir": str(setting.sets)}
-        running["backend"] = setting.backend
+        running |= {"backend": setting.backend, **setting.prompt_format.options()}
         if setting.tensor_parallel_size is not None:
             running["tensor_parallel_size"] = setting.tensor_parallel_size
         if cell.is_search:

@@ -8,6 +8,7 @@ from typing import Any
 
 from inference_llms.data_sets import read_rows
 from inference_llms.evaluators.results import Verdicts
+from inference_llms.prompt_format import PAPER
 from inference_llms.raw_generations import stored_rows
 from inference_llms.tasks import LIVEBENCH_TASKS, TASKS
 from scripts.paper_tables.cell_runs import ROOT
@@ -19,6 +20,7 @@ from scripts.paper_tables.results import (
     TaskRecord,
     check_same_weights,
     read_health,
+    read_prompt_format,
     remake_command,
     task_records,
     why_missing,
@@ -78,6 +80,7 @@ def _task_score(results: ResultsFolder, record: TaskRecord, known: Mapping[str, 
     about |= {"backend": str(content.get("backend", "")), "examples": content["examples"]}
     about["evaluator_command"] = record.relocated(content.get("evaluator_command") or "")
     try:
+        about["prompts"] = str(record.prompt_format)
         about["health"] = read_health(record.path, content.get("health"))
         check_same_weights(about, (content.get("identity") or {}).get("weights_fingerprint"))
         verdicts, note = _verdicts(record, about["command"])
@@ -175,7 +178,8 @@ def _right_answers(
     ids = list(rows)
     if options.get("backend") == "replay":  # other runs score every completion that exists
         ids = ids[options.get("start_index", 0) : options.get("end_index")]
-    return {name: is_right(completions[name], rows[name]) for name in ids if name in completions}, ""
+    answer = record.prompt_format.answer
+    return {name: is_right(answer(completions[name]), rows[name]) for name in ids if name in completions}, ""
 
 
 @cache
@@ -223,6 +227,7 @@ def _attack_score(results: ResultsFolder, path: Path) -> Score:
         report = read_json_object(path, RERUN)
         _check_attack_result(path, report)
         settings = report["settings"]
+        about["prompts"] = str(read_prompt_format(path, settings))
         about |= {"backend": settings["backend"], "examples": settings["number_of_samples"]}
         about["command"] = report.get("command") or about["command"]
         about["health"] = read_health(path, report.get("attacked_health"))
@@ -257,7 +262,7 @@ def _check_attack_result(path: Path, report: Mapping[str, Any]) -> None:
 
 def missing_scores(results: ResultsFolder, scores: Iterable[Score]) -> Iterator[Score]:
     """A score without a value for every result that a recorded cell lacks."""
-    existing = {(score.line, score.draw) for score in scores}
+    existing = {(replace(score, prompts=PAPER).line, score.draw) for score in scores}  # cells do not know the prompts
     broken_files = {score.result_file: score.note for score in scores if not score.dataset}
     for path, state in results.cells.items():
         if state.cell.is_search:  # in the table of methods
@@ -300,6 +305,7 @@ def _order(score: Score) -> tuple:
         methods.index(score.method) if score.method in methods else len(methods),
         score.method,
         score.variant,
+        score.prompts,
         score.dare,
         score.mixup,
         score.alpha or 0,

@@ -13,6 +13,7 @@ from typing import Any
 
 from inference_llms.answer_health import Health, health_on_record
 from inference_llms.evaluators.results import file_below, path_below_root
+from inference_llms.prompt_format import PromptFormat, prompt_format_on_record
 from model_merging_methods.merge_parameters import Mask, MergeParameters, mask_of, parameters_from_fields
 from model_merging_methods.merge_record import PRETRAINED, RECORD_FILE
 from model_merging_methods.method import Option, Value
@@ -72,6 +73,11 @@ class TaskRecord:
         path = self.places.raw_generations(self.task)
         tail = path.relative_to(self.places.root).parts
         return path if Path(self.content["raw_generations"]).parts[-len(tail) :] == tail else None
+
+    @property
+    def prompt_format(self) -> PromptFormat:
+        """The format of the run's prompts. Raises UserError if the record has another form."""
+        return read_prompt_format(self.path, self.content.get("identity"))
 
     def options(self, command: str = "") -> dict[str, Any]:
         """The options of the run. Earlier versions recorded only a command, or none: then `command` is used."""
@@ -288,6 +294,14 @@ def check_same_weights(about: Mapping[str, Any], fingerprint: str | None) -> Non
         raise UserError(f"{record} is not a complete record of a merge; remove it and make the merge again")
     if expected and fingerprint not in (None, expected):
         raise UserError(f"{about['result_file']} holds results of other weights than those of {record}")
+
+
+def read_prompt_format(path: Path, identity: Any) -> PromptFormat:
+    """The format in an identity in a record of `path`. Raises UserError if it has another form."""
+    try:
+        return prompt_format_on_record(identity)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}; {RERUN}") from error
 
 
 def read_health(path: Path, value: Any) -> Health | None:

@@ -26,7 +26,7 @@ from typing import BinaryIO
 
 from model_merging_methods.merge_record import RECORD_FILE
 from scripts.paper_tables.cell_runs import ROOT, CellRun, Command, Setting
-from scripts.paper_tables.cells import DONE, FAILED, PLANNED, RUNNING, Cell, state_path
+from scripts.paper_tables.cells import DONE, FAILED, PLANNED, RUNNING, Cell, option_words, state_path
 from utils.child_processes import child_process, interrupt_children
 from utils.content_hashes import check_unchanged, file_states
 from utils.errors import UserError
@@ -271,6 +271,7 @@ def write_job_array(cells: Sequence[Cell], jobs: int, setting: Setting, delete_m
         options.append("--delete_merged_models")
     if setting.allow_code_execution:
         options.append("--allow_code_execution")
+    options += option_words(setting.prompt_format.options())
     tables = dict.fromkeys(table for cell in cells for table in cell.tables)
     digest = hashlib.sha256(json.dumps([options, content]).encode()).hexdigest()[:8]
     folder, name = (ROOT / setting.results_dir / ARRAYS).resolve(), f"{'_'.join(tables)}_{digest}"

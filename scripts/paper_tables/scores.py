@@ -8,6 +8,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from inference_llms.answer_health import Health, total
+from inference_llms.prompt_format import PAPER
 from utils.intervals import drop_rate_interval, mean_interval, paired_difference_interval, wilson_interval
 
 OK, MISSING, UNREADABLE, CONFLICT = "ok", "missing", "unreadable", "two results"
@@ -20,7 +21,8 @@ class Score:
     """One result of one merge on one data set, or the reason why there is none.
 
     `value`, `low` and `high` (95%) in per cent; None unless `status` is ok, and then `note` says why. `inputs`: the
-    names of the merged models. `variant`: differences of the merge from the paper's parameters. `alpha`, `seed`,
+    names of the merged models. `variant`: differences of the merge from the paper's parameters. `prompts`: their
+    format. `alpha`, `seed`,
     `ratios`: of M3; `seed` also of DARE. `health`: of the answers, to the attacked prompt if there is one. Not in the
     CSV, for comparisons: `values` of each example by id, 0 to 1; `right` before and after an attack, for each sample.
     """
@@ -29,6 +31,7 @@ class Score:
     inputs: str = ""
     method: str = ""
     variant: str = ""
+    prompts: str = PAPER
     mixup: bool = False
     dare: bool = False
     alpha: float | None = None
@@ -57,7 +60,9 @@ class Score:
     @property
     def line(self) -> tuple:
         """The score's subject without seeds: scores of one line are draws of the same thing."""
-        return (self.models, self.method, self.variant, self.mixup, self.dare, self.alpha, self.dataset, self.attack)
+        prompts = "" if self.prompts == PAPER else f"{self.prompts} prompts"
+        variant = ", ".join(filter(None, (self.variant, prompts)))
+        return (self.models, self.method, variant, self.mixup, self.dare, self.alpha, self.dataset, self.attack)
 
     @property
     def draw(self) -> tuple:

@@ -88,6 +88,7 @@ def leave_out_passed(results: Path) -> None:
         ("GSM8K", {"examples": 0}, "gsm8k: examples: fewer than one"),
         ("GSM8K", {"command": "\0"}, "holds the character NUL"),
         ("GSM8K", {"health": {"empty": 9}}, "its health does not hold"),
+        ("GSM8K", {"identity": {"prompt_format": "chat"}}, "its prompt format is not one of paper, chat, plain"),
         ("GSM8K", {"identity": {"weights_fingerprint": "other"}}, "holds results of other weights than those of"),
         ("MBPP", leave_out_passed, "result beside it, is damaged: 'completion' is not found"),
         ("MBPP", lambda results: (results / PROGRAMS).write_text('[["another"]]'), "to other programs than"),
@@ -109,6 +110,19 @@ def test_a_broken_result_is_named_and_affects_no_other(results, run_by_hand, cap
     assert {name: row["value"] for name, row in scores.items()} == {**sound, dataset: ""}
     # The evaluators' call meets the same result.
     assert all(isinstance(item.task.evaluator.has_scored(item.files), bool) for item in files_to_evaluate(results))
+
+
+def test_scores_of_other_prompts_have_a_line_that_says_so(results, capsys):
+    record = json.loads((results / SCORES).read_text())["gsm8k"]
+    chat = {"name": "chat", "system_prompt": "be brief", "thinking": None}
+    change_record(results, "gsm8k", identity={**record["identity"], "prompt_format": chat})
+    _, scores = tables_of(results, capsys)
+    assert scores["GSM8K"]["prompts"] == "chat (system prompt 'be brief')"
+    assert (scores["GSM8K"]["status"], scores["MBPP"]["prompts"]) == ("ok", "paper")
+    lines = (results / "tables/tables.md").read_text().splitlines()
+    (of_chats,) = (line for line in lines if "average, chat (system prompt 'be brief') prompts" in line)
+    (of_paper,) = (line for line in lines if line.startswith("| LM & Code | average  "))
+    assert "100.0" in of_chats and "100.0" not in of_paper and "42.9" in of_paper and "42.9" not in of_chats
 
 
 def test_a_half_written_scores_file_is_named_for_its_cells(results, capsys):

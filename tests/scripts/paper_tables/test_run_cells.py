@@ -112,6 +112,15 @@ def dry_run(name: str, *options: object, **variables: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+def test_the_format_of_prompts_reaches_every_command_that_runs_a_model(tmp_path):
+    options = ("--prompt_format", "chat", "--system_prompt", "be brief", "--thinking", "off")
+    lines = dry_run("all", "--models", "tiny", "--results_dir", tmp_path / "results", *options, SEEDS="0")
+    commands = [line for line in lines if line.startswith("python ")]
+    for command in commands:
+        given = "--prompt_format chat --system_prompt 'be brief' --thinking off" in command
+        assert given != ("--merge_only" in command)
+
+
 def test_a_dry_run_prints_every_command_and_leaves_nothing(tmp_path):
     lines = dry_run("all", "--models", "tiny", "--results_dir", tmp_path / "results", SEEDS="0 1")
     commands = [line for line in lines if line.startswith("python ")]
