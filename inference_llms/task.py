@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from inference_llms.data_sets import DataSet
-from inference_llms.engines.engine import Prompt, Sampling
+from inference_llms.engines.engine import Completion, Engine, Prompt, Sampling
 from inference_llms.evaluators.programs import programs_pass
 from inference_llms.evaluators.results import (
     Verdicts,
@@ -133,7 +133,8 @@ class Task:
     `title`, `set_size`, `column`: the data set's name and size in the paper, and its column in the paper's tables.
     `role`: the fine-tune that it tests (instruct, math or code), if any. `make_prompt(row)`: the paper's prompt of a
     row. `make_question(row)`: its question, for other formats of prompts. `prompt_format`: the format in use; all other
-    fields get the answer in a completion, which in chats does not include the model's thinking.
+    fields get the answer in a completion, which in chats does not include the model's thinking. `about`: what else
+    identifies the task's results.
     `metrics`: rules whose shares of right completions are the scores. `is_right`: the rule for one completion, if it
     is not the metric "accuracy"; searches use it. `is_readable`: whether a completion holds the number, expression
     or program that the task looks for; None if the task takes any text. `program(completion)` and `problem(row)`: a
@@ -161,6 +162,7 @@ class Task:
     write_files: Callable[[Answers, OutputPlaces], tuple[Path, ...]] = lambda answers, places: ()
     check_files: Callable[[Mapping[int | str, float] | None, OutputPlaces], None] = lambda times, places: None
     prompt_format: PromptFormat = PAPER_PROMPTS
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "title", self.title or self.name)
@@ -184,9 +186,29 @@ class Task:
         """What an engine gets for these examples."""
         return [self.prompt_format.prompt(example.prompt) for example in examples]
 
+    def complete(self, engine: Engine, examples: Sequence[Example]) -> Iterator[tuple[int, Completion]]:
+        """Yield (position in `examples`, completion) as each ends, from one call of the engine."""
+        return engine.complete(self.prompts(examples), self.sampling)
+
+    def answer(self, completion: str) -> str:
+        """The answer in a completion."""
+        return self.prompt_format.answer(completion)
+
     def capped(self, max_tokens: int | None) -> Task:
         """The same task, with completions of at most `max_tokens` new tokens; None: unchanged."""
         return replace(self, sampling=self.sampling.capped(max_tokens))
+
+    def scores(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, float]:
+        """The score of all answers by each metric."""
+        pairs = [(answer, example.row) for answer, example in zip(answers, examples, strict=True)]
+        return {name: sum(rule(*pair) for pair in pairs) / len(pairs) for name, rule in self.metrics.items()}
+
+    def check_verdicts(self, examples: Sequence[Example]) -> None:
+        """Raise UserError unless single answers can be right or wrong, and the set says which are."""
+        if self.program is None and self.is_right is None:
+            raise UserError(f"--tasks {self.name}: its Task has no is_right, which a search needs; add one")
+        if self.program is None:
+            self.verdicts(examples, [""] * len(examples))
 
     def verdicts(self, examples: Sequence[Example], completions: Sequence[str]) -> list[bool]:
         """Whether each completion is right: by the rule for one, or by running its program on the example's tests."""

@@ -38,7 +38,7 @@ from inference_llms.command_line import (
 from inference_llms.engines.open_engine import check_engine_request, resolve_backend
 from inference_llms.model_folder import check_tokenizer
 from inference_llms.prompt_format import add_prompt_options, prompt_format
-from inference_llms.tasks import TASKS, role_of_task, tasks_of_models
+from inference_llms.tasks import find_task, role_of_task, tasks_of_models
 from model_merging_methods.command_line import (
     DEFAULTS,
     add_declared_options,
@@ -218,7 +218,8 @@ def search_into(results: Path, options: argparse.Namespace, roles: Sequence[str]
     asked = prompt_format(options)
     for role in dict.fromkeys(roles_of_tasks.values()):
         check_chat_template(check_tokenizer([request.finetuned[role], request.pretrained]), asked)
-    known = {task: TASKS[task].in_format(asked) for task in tasks}
+    include_path = options.lm_eval_include_path
+    known = {task: find_task(task, include_path).in_format(asked) for task in tasks}
     parts = {name: split_task(task, *folders, *sizes) for name, task in known.items()}
     check_verdicts(
         known, {task: [*part.validation, *part.test] for task, part in parts.items()}, options.allow_code_execution
@@ -243,6 +244,7 @@ def search_into(results: Path, options: argparse.Namespace, roles: Sequence[str]
         "engine_dtype": options.engine_dtype,
         "max_tokens": options.max_tokens,
         **asked.on_record(),
+        **({"lm_eval": found} if (found := {name: task.about for name, task in known.items() if task.about}) else {}),
     }
     # Imported here because the processes that vLLM starts import this script.
     from model_merging_methods.candidate_weights import CandidateMerges
@@ -250,7 +252,7 @@ def search_into(results: Path, options: argparse.Namespace, roles: Sequence[str]
     finetuned = {role: folder.absolute() for role, folder in request.finetuned.items()}
     models = (request.pretrained.absolute(), finetuned, roles_of_tasks)
     chosen = {name: getattr(options, name) for name in ENGINE_OPTIONS}
-    prompts = (asked, options.max_tokens)
+    prompts = (asked, options.max_tokens, include_path)
     setup = EngineSetup(*models, identity["backend"], None if options.ray else states, *prompts, **chosen)
     CandidateMerges(setup.pretrained, setup.finetuned).check(proposals.space.base, options.allow_unrelated)
     if "alpaca_eval" in tasks:

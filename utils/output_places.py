@@ -42,7 +42,11 @@ class OutputPlaces:
 
     def raw_generations(self, task: str) -> Path:
         """All raw completions of a task (gsm8k, ...), one JSON row each."""
-        return self.root / "save_raw_generations" / self.tasks / self.name / f"{task}.jsonl"
+        return self.root / "save_raw_generations" / self.tasks / self.name / f"{_file_name(task)}.jsonl"
+
+    def lm_eval_samples(self, task: str) -> Path:
+        """The metrics of each answer to a task of lm-evaluation-harness."""
+        return self.root / "save_lm_eval_samples" / self.tasks / self.name / f"{_file_name(task)}.jsonl"
 
     def alpaca_eval(self) -> Path:
         """The outputs file for alpaca_eval."""
@@ -97,3 +101,8 @@ class OutputPlaces:
     def scores(self) -> Path:
         """Metrics, files and evaluator commands of all tasks of the run."""
         return self.root / "save_scores" / self.tasks / f"{self.name}.json"
+
+
+def _file_name(task: str) -> str:
+    """A task's name without a colon, which some file systems do not take."""
+    return task.replace(":", "_")

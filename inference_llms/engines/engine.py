@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Chat:
         return [*system, {"role": "user", "content": self.question}]
 
 
-# Text as it is, or a chat.
-Prompt = str | Chat
+# Text as it is, a chat, or tokens.
+Prompt = str | Chat | Sequence[int]
 
 
 class Completion(str):
@@ -65,6 +66,14 @@ NO_ROOM = Completion("", 0, cut_off=True)
 
 
 @dataclass(frozen=True)
+class Likelihood:
+    """The log-probability of a continuation, and whether greedy choices would generate it."""
+
+    log_probability: float
+    is_greedy: bool
+
+
+@dataclass(frozen=True)
 class ScoredText:
     """The tokens of a prompt and its greedy completion, and the log-probability of each token after the first."""
 
@@ -82,14 +91,26 @@ class Weights(Protocol):
 
 class Engine(Protocol):
     """A loaded model that completes text. The tokenizer adds special tokens to prompts; completions contain none. An
-    engine opened without weights needs `replace_weights` before its completions mean anything."""
+    engine opened without weights needs `replace_weights` before its completions mean anything.
+
+    `context`: the largest number of tokens of a prompt and its completion together; `longest_scored`: of a text whose
+    likelihood is computed."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    context: int
+    longest_scored: int
 
     def complete(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
         """Complete all `prompts` in one batch, yielding (position in `prompts`, completion) as each ends, in any order.
 
         A prompt that leaves no room in the model's context gets an empty completion that is cut off, and one line on
-        stderr reports it.
+        stderr reports it. A completion of tokens is decoded by itself, others together with their prompt.
         """
+        ...
+
+    def log_likelihoods(self, texts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[tuple[int, Likelihood]]:
+        """The likelihood of the second part of each text given the first, both as tokens: at least one each and
+        `longest_scored` together. Yields (position in `texts`, likelihood) as each is computed, in any order."""
         ...
 
     def replace_weights(self, weights: Weights) -> None:

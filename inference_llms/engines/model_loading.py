@@ -206,9 +206,10 @@ def tokens_of_prompts(
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[list[int]]:
     """Each prompt's token ids: a text's with the special tokens that the tokenizer puts in front, a chat's as its
-    template has them. Raises UserError for chats if there is no chat template."""
-    is_chat = isinstance(prompts[0], Chat)
-    return tokens_of_chats(tokenizer, prompts) if is_chat else _tokens_of_texts(tokenizer, prompts)
+    template has them. All prompts are of one kind. Raises UserError for chats if there is no chat template."""
+    if isinstance(prompts[0], Chat):
+        return tokens_of_chats(tokenizer, prompts)
+    return _tokens_of_texts(tokenizer, prompts) if isinstance(prompts[0], str) else list(map(list, prompts))
 
 
 def _tokens_of_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from inference_llms.engines.decoding_batch import ENDED_SHARE, BatchRow, DecodingBatch, next_tokens
-from inference_llms.engines.engine import NO_ROOM, Completion, Prompt, Sampling, Weights
+from inference_llms.engines.engine import NO_ROOM, Chat, Completion, Likelihood, Prompt, Sampling, Weights
 from inference_llms.engines.model_loading import (
     cache_bytes_per_token,
     checkpoint_dtype,
@@ -33,6 +34,7 @@ TOKENS_BETWEEN_STOP_CHECKS = 8
 # Smaller models run in one thread: cores would wait for each other longer than they compute. With a million parameters
 # on two idle cores, two threads gave 3,900 tokens a second and one 2,600; beside another program 600 and 2,600.
 PARAMETERS_WORTH_THREADS = 20_000_000
+SCORED_AT_ONCE = 16  # texts in a batch, whose logits are all in memory
 
 
 class TransformersEngine:
@@ -51,7 +53,7 @@ class TransformersEngine:
         with refusals_in_one_line(model_folder, "transformers"):
             config = load_config(model_folder)
             dtype = dtype_in_transformers(checkpoint_dtype(config), engine_dtype)
-            self._tokenizer = open_tokenizer(model_folder)
+            self.tokenizer = open_tokenizer(model_folder)
             if has_weights:
                 # On GPUs, accelerate spreads a model that is too large for one over all.
                 model = load_model(model_folder, dtype=dtype, device_map="auto" if on_gpu else None)
@@ -60,7 +62,8 @@ class TransformersEngine:
         self._folder = model_folder
         self._model: PreTrainedModel | None = model.eval()
         self._threads = 1 if model.num_parameters() < PARAMETERS_WORTH_THREADS else torch.get_num_threads()
-        self._context = context_length(config)
+        self.context = context_length(config)
+        self.longest_scored = self.context + 1  # the last token is not part of the model's input
         self._end_tokens = self._all_end_tokens()
 
     def complete(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
@@ -69,15 +72,16 @@ class TransformersEngine:
         Raises UserError if the model computes NaN or infinity for a prompt.
         """
         waiting = []
-        for position, prompt in enumerate(tokens_of_prompts(self._tokenizer, prompts, self._context)):
+        for position, prompt in enumerate(tokens_of_prompts(self.tokenizer, prompts, self.context)):
             if prompt is None:
                 yield position, NO_ROOM
             else:
-                waiting.append(BatchRow(position, prompt, min(sampling.max_tokens, self._context - len(prompt))))
+                waiting.append(BatchRow(position, prompt, min(sampling.max_tokens, self.context - len(prompt))))
         # Rows are taken from the end, so the longest run first: a batch that is too large for the memory fails
         # immediately rather than after hours, and prompts of similar length need little padding.
         waiting.sort(key=lambda row: row.max_length)
         tokens_that_fit = self._tokens_that_fit()
+        has_tokens = bool(prompts) and not isinstance(prompts[0], str | Chat)
         batch = DecodingBatch(self._model)
         while waiting or batch.rows:
             admitted = [waiting.pop() for _ in range(_free_rows(batch.rows, waiting, tokens_that_fit))]
@@ -91,9 +95,34 @@ class TransformersEngine:
                 row.new.append(token)
                 if not row.ended and self._has_ended(row, sampling):
                     row.ended = True
-                    yield row.position, self._completion(row, sampling)
+                    yield row.position, self._completion(row, sampling, decode_alone=has_tokens)
             with _computing(self._threads):
                 batch.drop_ended()
+
+    def log_likelihoods(self, texts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[tuple[int, Likelihood]]:
+        """The likelihood of the second part of each text given the first, as each is computed.
+
+        The model's input is a text without its last token; texts with the same input (the choices of a question that
+        are one token long) share one run."""
+        by_input: dict[tuple[int, ...], list[int]] = {}
+        for position, (before, after) in enumerate(texts):
+            by_input.setdefault((*before, *after)[:-1], []).append(position)
+        # The longest first, as in `complete`.
+        inputs = sorted(by_input, key=len, reverse=True)
+        for first in range(0, len(inputs), SCORED_AT_ONCE):
+            batch = inputs[first : first + SCORED_AT_ONCE]
+            for tokens, logits in zip(batch, self._logits(batch), strict=True):
+                for position in by_input[tokens]:
+                    yield position, _likelihood(logits, texts[position][1])
+
+    def _logits(self, inputs: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+        """The logits [token, vocabulary] of each input, in float32. Inputs are padded on the right, which attention to
+        earlier tokens does not see."""
+        with _computing(self._threads):
+            padded = pad_sequence([torch.tensor(tokens) for tokens in inputs], batch_first=True)
+            logits = self._model(input_ids=padded.to(self._model.device), use_cache=False).logits
+        for row, tokens in zip(logits, inputs, strict=True):
+            yield row[: len(tokens)]
 
     @torch.no_grad()
     def replace_weights(self, weights: Weights) -> None:
@@ -112,7 +141,7 @@ class TransformersEngine:
                 raise UserError(f"{self._folder}: the models lack tensor {name}; copy or download them again")
 
     def take_tokenizer(self, folder: Path) -> None:
-        self._tokenizer = open_tokenizer(folder)
+        self.tokenizer = open_tokenizer(folder)
         self._model.generation_config = generation_config(folder)
         self._end_tokens = self._all_end_tokens()
 
@@ -132,7 +161,7 @@ class TransformersEngine:
 
     def _all_end_tokens(self) -> set[int]:
         configured = self._model.generation_config.eos_token_id
-        return {self._tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
+        return {self.tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
 
     def _tokens_that_fit(self) -> int:
         """The number of tokens whose keys and values may be kept in memory."""
@@ -161,11 +190,14 @@ class TransformersEngine:
         text = self._decode(row.new[-tail:])
         return any(stop in text for stop in sampling.stop)
 
-    def _completion(self, row: BatchRow, sampling: Sampling) -> Completion:
+    def _completion(self, row: BatchRow, sampling: Sampling, decode_alone: bool) -> Completion:
         ended_itself = row.new[-1] in self._end_tokens
         new = row.new[:-1] if ended_itself else row.new
-        before, whole = self._decode(row.prompt), self._decode(row.prompt + new)
-        text = whole[len(before) :] if whole.startswith(before) else self._decode(new)
+        if decode_alone:
+            text = self._decode(new)
+        else:
+            before, whole = self._decode(row.prompt), self._decode(row.prompt + new)
+            text = whole[len(before) :] if whole.startswith(before) else self._decode(new)
         # max_tokens may cut a character's bytes in two.
         text = text.rstrip("\N{REPLACEMENT CHARACTER}")
         cut = cut_at_stop(text, sampling.stop)
@@ -180,7 +212,7 @@ class TransformersEngine:
         return tokens
 
     def _decode(self, tokens: list[int]) -> str:
-        return self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 @contextmanager
@@ -200,6 +232,14 @@ def cut_at_stop(text: str, stops: Sequence[str]) -> str:
     them in `stops`."""
     ends = [(start + len(stop), order, start) for order, stop in enumerate(stops) if (start := text.find(stop)) >= 0]
     return text[: min(ends)[2]] if ends else text
+
+
+def _likelihood(logits: torch.Tensor, continuation: Sequence[int]) -> Likelihood:
+    """The likelihood of the tokens that the last of these logits [token, vocabulary] predict."""
+    tokens = torch.tensor(continuation, device=logits.device)
+    scores = logits[-len(tokens) :].float().log_softmax(-1)
+    log_probabilities = scores.gather(1, tokens[:, None])
+    return Likelihood(float(log_probabilities.sum()), bool((scores.argmax(-1) == tokens).all()))
 
 
 def _free_rows(rows: Sequence[BatchRow], waiting: Sequence[BatchRow], tokens_that_fit: int) -> int:

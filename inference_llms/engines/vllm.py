@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from inference_llms.engines.engine import NO_ROOM, Completion, Prompt, Sampling, ScoredText, Weights
+from inference_llms.engines.engine import NO_ROOM, Completion, Likelihood, Prompt, Sampling, ScoredText, Weights
 from inference_llms.engines.model_loading import (
     cache_bytes_per_token,
     check_weights,
@@ -54,7 +54,7 @@ class VllmEngine:
         gpus = torch.cuda.device_count()
         with refusals_in_one_line(model_folder, "vLLM"):
             config = load_config(model_folder)
-            self._tokenizer = open_tokenizer(model_folder)
+            self.tokenizer = open_tokenizer(model_folder)
             if tensor_parallel_size is None:
                 tensor_parallel_size = widest_split(config, gpus // pipeline_parallel_size)
             heads = config.get_text_config().num_attention_heads
@@ -91,7 +91,8 @@ class VllmEngine:
         self._folder = model_folder
         model_config = self._llm.llm_engine.model_config
         self.dtype: torch.dtype = model_config.dtype
-        self._context = min(context_length(config), model_config.max_model_len)
+        self.context = min(context_length(config), model_config.max_model_len)
+        self.longest_scored = self.context - 1  # vLLM generates a token as well
         if not has_weights and model_config.quantization is not None:
             self.close()
             raise UserError(
@@ -109,26 +110,45 @@ class VllmEngine:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
         )
+        # vLLM fails on a prompt that is too long, so prompts are tokenized here and such prompts left out.
+        prompt_tokens = tokens_of_prompts(self.tokenizer, prompts, self.context)
+        requests = [None if tokens is None else {"prompt_token_ids": tokens} for tokens in prompt_tokens]
+        yield from ((position, NO_ROOM) for position, request in enumerate(requests) if request is None)
+        for position, output in self._outputs(requests, parameters):
+            completion = output.outputs[0]
+            is_cut_off = completion.finish_reason == "length"
+            yield position, Completion(completion.text, len(completion.token_ids), is_cut_off)
+
+    def _outputs(self, requests: Sequence[dict[str, Any] | None], parameters: Any) -> Iterator[tuple[int, Any]]:
+        """Yield (position in `requests`, vLLM's output) as each ends. None in place of a request is left out."""
         engine = self._llm.llm_engine
         unfinished: set[str] = set()
         try:
-            # vLLM fails on a prompt that is too long, so prompts are tokenized here and such prompts left out.
-            for position, tokens in enumerate(tokens_of_prompts(self._tokenizer, prompts, self._context)):
-                if tokens is None:
-                    yield position, NO_ROOM
-                else:
-                    engine.add_request(str(position), {"prompt_token_ids": tokens}, parameters)
+            for position, request in enumerate(requests):
+                if request is not None:
+                    engine.add_request(str(position), request, parameters)
                     unfinished.add(str(position))
             while unfinished:
                 for output in engine.step():
                     if output.finished:
                         unfinished.discard(output.request_id)
-                        completion = output.outputs[0]
-                        tokens, is_cut_off = len(completion.token_ids), completion.finish_reason == "length"
-                        yield int(output.request_id), Completion(completion.text, tokens, is_cut_off)
+                        yield int(output.request_id), output
         finally:
-            # Otherwise a caller that stops early would get these among its next completions.
+            # Otherwise a caller that stops early would get these among its next outputs.
             engine.abort_request(sorted(unfinished))
+
+    def log_likelihoods(self, texts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[tuple[int, Likelihood]]:
+        """The likelihood of the second part of each text given the first, as each is computed."""
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=1)
+        requests = [{"prompt_token_ids": [*before, *after]} for before, after in texts]
+        for position, output in self._outputs(requests, parameters):
+            before, after = texts[position]
+            scored = list(zip(after, output.prompt_logprobs[len(before) :], strict=True))
+            log_probability = sum(logprobs[token].logprob for token, logprobs in scored)
+            greedy = all(max(logprobs, key=lambda key: logprobs[key].logprob) == token for token, logprobs in scored)
+            yield position, Likelihood(log_probability, greedy)
 
     def complete_with_scores(self, prompts: Sequence[list[int]], max_tokens: int) -> list[ScoredText]:
         """The greedy completions of prompts given as tokens, with the log-probability of every token."""
@@ -158,7 +178,7 @@ class VllmEngine:
     def take_tokenizer(self, folder: Path) -> None:
         from vllm.tokenizers import get_tokenizer
 
-        self._tokenizer = open_tokenizer(folder)
+        self.tokenizer = open_tokenizer(folder)
         # vLLM decodes in this process, with its own tokenizer class, and keeps the tokenizer in two places.
         tokenizer = get_tokenizer(str(folder), trust_remote_code=False)
         engine = self._llm.llm_engine

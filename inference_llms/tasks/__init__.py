@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 from collections.abc import Sequence
+from pathlib import Path
 
 from inference_llms.livebench_files import LiveBenchSet
 from inference_llms.task import Task
@@ -20,6 +21,16 @@ TASKS_OF_ROLE: dict[str, tuple[str, ...]] = {
 }
 
 LIVEBENCH_TASKS = tuple(name for name, task in TASKS.items() if isinstance(task.data_set, LiveBenchSet))
+
+
+def find_task(name: str, lm_eval_include_path: Path | None = None) -> Task:
+    """A task of ours, or `lm_eval:NAME` of lm-evaluation-harness, from the YAML files below `lm_eval_include_path` or
+    else the harness's own. Raises UserError if the harness or such a task is missing."""
+    if name in TASKS:
+        return TASKS[name]
+    from inference_llms.lm_eval_tasks import open_task
+
+    return open_task(name, lm_eval_include_path)
 
 
 def tasks_of_models(roles: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from inference_llms.engines.open_engine import open_engine
 from inference_llms.evaluators.guard import check_guard
 from inference_llms.prompt_format import PAPER_PROMPTS, PromptFormat
 from inference_llms.task import Example, Task
-from inference_llms.tasks import TASKS
+from inference_llms.tasks import find_task
 from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merge_request import MergeRequest
 from scripts.mixup_search.search_space import Candidate
@@ -59,6 +59,7 @@ class EngineSetup:
     states: FileStates | None = None
     prompt_format: PromptFormat = PAPER_PROMPTS
     max_tokens: int | None = None
+    lm_eval_include_path: Path | None = None
     tensor_parallel_size: int | None = 1
     pipeline_parallel_size: int = 1
     engine_dtype: str = "float32"
@@ -66,10 +67,10 @@ class EngineSetup:
 
     def task(self, name: str) -> Task:
         """A task with the search's prompts and limit of tokens."""
-        return TASKS[name].in_format(self.prompt_format).capped(self.max_tokens)
+        return find_task(name, self.lm_eval_include_path).in_format(self.prompt_format).capped(self.max_tokens)
 
 
-ENGINE_OPTIONS = [field.name for field in fields(EngineSetup)[7:]]
+ENGINE_OPTIONS = [field.name for field in fields(EngineSetup)[8:]]
 
 
 class LiveMerges:
@@ -138,7 +139,7 @@ class LiveMerges:
 
     def _complete(self, title: str, task: Task, examples: Sequence[Example]) -> Iterator[tuple[Example, Completion]]:
         with progress_of(title, len(examples), "prompts", persistent=False) as progress:
-            for position, completion in self._engine.complete(task.prompts(examples), task.sampling):
+            for position, completion in task.complete(self._engine, examples):
                 progress.update()
                 yield examples[position], completion
 
@@ -180,7 +181,7 @@ class LiveMerges:
 
 def _judge(task: Task, completed: Sequence[tuple[Example, Completion, float]]) -> list[Answer]:
     examples, completions, times = zip(*completed, strict=True)
-    texts = [task.prompt_format.answer(completion) for completion in completions]
+    texts = [task.answer(completion) for completion in completions]
     is_readable, verdicts = task.is_readable, task.verdicts(examples, texts)
     return [
         Answer(
@@ -209,7 +210,4 @@ def check_verdicts(
                     "--allow_code_execution, or remove the task"
                 )
             check_guard()
-        elif task.is_right is None:
-            raise UserError(f"--tasks {name}: its Task has no is_right, which a search needs; add one")
-        else:
-            task.verdicts(of_task, [""] * len(of_task))  # raises UserError for a set without answers
+        task.check_verdicts(of_task)

@@ -46,9 +46,9 @@ def test_chats_that_fill_the_context_have_no_tokens(tokenizer, capsys):
 
 def test_thinking_is_the_templates_own_switch(tokenizer):
     loaded = tokenizer(TEMPLATE)
-    by_switch = {switch: render(loaded, Chat("a", thinking=switch)) for switch in (None, True, False)}
+    by_switch = {switch: render(loaded, Chat("a").messages, switch) for switch in (None, True, False)}
     assert by_switch[False] == by_switch[True] + " no thoughts" and by_switch[None] == by_switch[True]
-    assert render(tokenizer("{{ thinking }}"), Chat("a", thinking=True)) == "True"
+    assert render(tokenizer("{{ thinking }}"), Chat("a").messages, True) == "True"
 
 
 @pytest.mark.parametrize(
@@ -62,4 +62,4 @@ def test_thinking_is_the_templates_own_switch(tokenizer):
 )
 def test_a_template_that_cannot_make_the_chat_is_refused(tokenizer, template, chat, reason):
     with pytest.raises(UserError, match=reason):
-        render(tokenizer(template), chat)
+        render(tokenizer(template), chat.messages, chat.thinking)

@@ -105,7 +105,7 @@ def test_the_common_beginning_of_all_prompts_runs_once(engine):
     prompts = [PROMPTS[0] + ending for ending in ("a", "b", "c", "d")]
     complete(engine, prompts, max_tokens=1)
     counting.remove()
-    assert sum(tokens) < sum(map(len, engine._tokenizer(prompts)["input_ids"])) / 2
+    assert sum(tokens) < sum(map(len, engine.tokenizer(prompts)["input_ids"])) / 2
 
 
 def test_either_name_of_the_cache_argument_works(engine, monkeypatch):

@@ -1,0 +1,171 @@
+"""Answer lm-evaluation-harness's requests with an engine: the harness's own encoding, all requests in one call."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import _add_special_kwargs, handle_stop_sequences, has_bos_prefix, normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from inference_llms.engines.engine import Engine, Sampling
+from utils.errors import UserError
+
+# Part of a context that stands for a chat, as JSON, until the model's template is known.
+CHAT_MARK = "\x00chat"
+DEFAULT_NEW_TOKENS = 256  # the harness's
+KNOWN_SETTINGS = {"do_sample", "temperature", "top_p", "until", "max_gen_toks"}
+
+Respond = Callable[[int, Any, int, bool], None]  # position of a request, response, new tokens, whether it was cut off
+
+
+class RequestEncoder(TemplateLM):
+    """Turns requests into tokens as the harness's own models do, and answers none."""
+
+    def __init__(self, engine: Engine):
+        super().__init__()
+        self._engine = engine
+        self.tokenizer = engine.tokenizer
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.tokenizer.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        begin = self.tokenizer.bos_token_id
+        return self.eot_token_id if begin is None else begin
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """The tokens of a text; without special tokens if it begins with one."""
+        if add_special_tokens is None and has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
+            add_special_tokens = False
+        return self.tokenizer.encode(string, **_add_special_kwargs(add_special_tokens))
+
+    def _loglikelihood_tokens(self, requests, **_: Any) -> list[tuple[list[int], list[int]]]:
+        """The encoded requests themselves, cut on the left to what the engine can score."""
+        texts = []
+        for _words, before, after in requests:
+            excess = max(len(before) + len(after) - self._engine.longest_scored, 0)
+            if excess >= len(before):
+                raise UserError(
+                    f"a text of {len(after)} tokens to score does not fit into the model's context of "
+                    f"{self._engine.context}; leave its task out"
+                )
+            texts.append((before[excess:], after))
+        return texts
+
+    def texts(self, pairs: Sequence[Instance]) -> list[tuple[list[int], list[int]]]:
+        """Context and continuation of each request, as tokens."""
+        return self.loglikelihood(list(pairs), disable_tqdm=True)
+
+    def windows(self, text: str) -> list[tuple[list[int], list[int]]]:
+        """A whole text as pairs of context and continuation, in which each token is scored once."""
+        size = self._engine.longest_scored - 1
+        windows = get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, size, context_len=1)
+        return [make_disjoint_window(window) for window in windows]
+
+    def prompt(self, context: str, new_tokens: int) -> list[int]:
+        """The tokens of a context, cut on the left to leave room for `new_tokens`."""
+        room = self._engine.context - new_tokens
+        if room <= 0:
+            raise UserError(
+                f"the task asks for {new_tokens} new tokens, and the model's context has {self._engine.context}; "
+                "give a smaller --max_tokens"
+            )
+        return self.tok_encode(context)[-room:]
+
+    def loglikelihood_rolling(self, requests, disable_tqdm: bool = False):
+        raise NotImplementedError("the engine answers requests")
+
+    generate_until = loglikelihood_rolling
+
+
+@dataclass(frozen=True)
+class Work:
+    """Requests of one kind, and their `positions` for `respond`."""
+
+    engine: Engine
+    encoder: RequestEncoder
+    positions: Sequence[int]
+    requests: Sequence[Instance]
+    max_tokens: int
+    respond: Respond
+
+
+def answer_requests(engine: Engine, requests: Sequence[Instance], max_tokens: int, respond: Respond) -> Iterator[None]:
+    """Answer requests, all of a kind in one call of the engine. Calls `respond` for each and yields after it."""
+    by_kind: dict[str, list[int]] = {}
+    for position, request in enumerate(requests):
+        by_kind.setdefault(request.request_type, []).append(position)
+    for kind, positions in by_kind.items():
+        if kind not in ANSWERS:
+            raise UserError(f"lm_eval: requests of the kind {kind} are not supported; leave the task out")
+        of_kind = [requests[position] for position in positions]
+        yield from ANSWERS[kind](Work(engine, RequestEncoder(engine), positions, of_kind, max_tokens, respond))
+
+
+def _score_pairs(work: Work) -> Iterator[None]:
+    for done, likelihood in work.engine.log_likelihoods(work.encoder.texts(work.requests)):
+        work.respond(work.positions[done], [likelihood.log_probability, likelihood.is_greedy], 0, False)
+        yield
+
+
+def _score_texts(work: Work) -> Iterator[None]:
+    """The likelihood of whole texts, each the sum over its windows."""
+    places, windows, found = [], [], []
+    for number, request in enumerate(work.requests):
+        of_text = work.encoder.windows(request.args[0])
+        found.append([None] * len(of_text))
+        places += [(number, place) for place in range(len(of_text))]
+        windows += of_text
+    for done, likelihood in work.engine.log_likelihoods(windows):
+        number, place = places[done]
+        found[number][place] = likelihood.log_probability
+        if None not in found[number]:
+            work.respond(work.positions[number], sum(found[number]), 0, False)
+            yield
+
+
+def _generate(work: Work) -> Iterator[None]:
+    by_sampling: dict[Sampling, list[int]] = {}
+    for number, request in enumerate(work.requests):
+        by_sampling.setdefault(_sampling(request.args[1], work.encoder, work.max_tokens), []).append(number)
+    for sampling, numbers in by_sampling.items():
+        prompts = [work.encoder.prompt(work.requests[number].args[0], sampling.max_tokens) for number in numbers]
+        for done, completion in work.engine.complete(prompts, sampling):
+            work.respond(work.positions[numbers[done]], str(completion), completion.tokens, completion.cut_off)
+            yield
+
+
+ANSWERS = {"loglikelihood": _score_pairs, "loglikelihood_rolling": _score_texts, "generate_until": _generate}
+
+
+def _sampling(settings: Mapping[str, Any], encoder: RequestEncoder, max_tokens: int) -> Sampling:
+    """The sampling that a request asks for. Raises UserError for settings that engines here do not have."""
+    settings = normalize_gen_kwargs(dict(settings), DEFAULT_NEW_TOKENS)
+    if unknown := sorted(settings.keys() - KNOWN_SETTINGS):
+        raise UserError(f"lm_eval: the task asks for {', '.join(unknown)}, which engines here lack; leave it out")
+    end = encoder.tokenizer.decode(encoder.eot_token_id)
+    return Sampling(
+        max_tokens=min(settings["max_gen_toks"], max_tokens),
+        stop=tuple(stop for stop in handle_stop_sequences(settings["until"], end) if stop),
+        temperature=settings["temperature"],
+        top_p=settings.get("top_p", 1.0),
+    )
+
+
+def chat_as_text(history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
+    """A chat in place of the text that a template makes of it, for requests that are built without a model."""
+    return f"{CHAT_MARK}{json.dumps([history, add_generation_prompt])}{CHAT_MARK}"
+
+
+def with_template(context: str, render: Callable[[list[dict[str, str]], bool], str]) -> str:
+    """A context with the chat in it rendered."""
+    before, mark, rest = context.partition(CHAT_MARK)
+    if not mark:
+        return context
+    chat, _, after = rest.partition(CHAT_MARK)
+    return before + render(*json.loads(chat)) + after

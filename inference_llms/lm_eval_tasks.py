@@ -1,0 +1,325 @@
+"""Tasks of lm-evaluation-harness by name: its prompts, filters and metrics, and our engines, records and searches."""
+
+import importlib.metadata
+import importlib.util
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from inference_llms.data_sets import DataSet
+from inference_llms.engines.engine import Completion, Engine, Sampling
+from inference_llms.prompt_format import CHAT, PromptFormat
+from inference_llms.task import Answers, Example, Task
+from utils.content_hashes import json_hash
+from utils.errors import UserError
+from utils.json_files import write_json_lines
+from utils.output_places import OutputPlaces
+
+PREFIX = "lm_eval:"
+# The task's own limit of new tokens applies; a smaller one is given by --max_tokens.
+NO_LIMIT = 2**31
+FEWSHOT_SEED = 1234  # the harness's default
+
+
+@dataclass(frozen=True, kw_only=True)
+class LmEvalTask(Task):
+    """A task of the harness. An example is a document; its completion is the JSON list of the responses to the
+    document's requests, each a list with one entry per repetition: a text, a log-probability, or a pair of a
+    log-probability and whether the continuation is the greedy one."""
+
+    include_path: Path | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "write_files", self._write_samples)
+
+    @property
+    def lm_eval_name(self) -> str:
+        return self.name.removeprefix(PREFIX)
+
+    def load_examples(self, data_dir: Path | None, release: str | None = None) -> list[Example]:
+        """Every document of the task's test split, or of its validation split if there is no other."""
+        requests = self._requests()
+        return [
+            Example(number, _prompt_text(of_document), {"doc": of_document[0].doc})
+            for number, of_document in requests.items()
+        ]
+
+    def complete(self, engine: Engine, examples: Sequence[Example]) -> Iterator[tuple[int, Completion]]:
+        from inference_llms.lm_eval_requests import answer_requests, with_template
+
+        requests, owners = [], []  # with the position of each request's example, document's request and repetition
+        render = partial(_rendered, engine, self.prompt_format)
+        responses: list[list[list[Any]]] = []
+        for position, example in enumerate(examples):
+            of_document = self._requests()[example.id]
+            responses.append([[None] * (request.repeats or 1) for request in of_document])
+            for number, request in enumerate(of_document):
+                context, *others = request.args
+                request = replace(request, arguments=(with_template(context, render), *others))
+                for repetition in range(request.repeats or 1):
+                    requests.append(request)
+                    owners.append((position, number, repetition))
+        left = [sum(map(len, of_document)) for of_document in responses]
+        tokens, cut_off, finished = [0] * len(examples), [False] * len(examples), []
+
+        def respond(request: int, response: Any, new_tokens: int, was_cut_off: bool) -> None:
+            position, number, repetition = owners[request]
+            responses[position][number][repetition] = response
+            tokens[position] += new_tokens
+            cut_off[position] |= was_cut_off
+            left[position] -= 1
+            if left[position] == 0:
+                finished.append(position)
+
+        for _ in answer_requests(engine, requests, self.sampling.max_tokens, respond):
+            while finished:
+                done = finished.pop()
+                yield done, Completion(json.dumps(responses[done]), tokens[done], cut_off[done])
+
+    def scores(self, examples: Sequence[Example], completions: Sequence[str]) -> dict[str, float]:
+        """The harness's metrics under its names, with the filter's name if it has one; and `accuracy`, the share of
+        right answers, if an answer is right or wrong."""
+        loaded, values = self._loaded, defaultdict(list)
+        for example, completion in zip(examples, completions, strict=True):
+            for key, value in self._metrics(example, completion).items():
+                values[key].append(value)
+        from lm_eval.api.metrics import mean
+
+        found = {
+            _shown(metric, key): loaded.aggregation().get(metric, mean)(of_metric)
+            for (metric, key), of_metric in values.items()
+        }
+        if self.right_metric is not None:
+            found["accuracy"] = sum(self.verdicts(examples, completions)) / len(examples)
+        return found
+
+    def verdicts(self, examples: Sequence[Example], completions: Sequence[str]) -> list[bool]:
+        """Whether the harness gives each answer all of the task's first averaged metric, with the first filter."""
+        right = self.right_metric
+        return [
+            next(
+                value
+                for (metric, _), value in self._metrics(example, completion).items()
+                if metric == self.right_metric
+            )
+            == 1
+            for example, completion in zip(examples, completions, strict=True)
+        ]
+
+    def check_verdicts(self, examples: Sequence[Example]) -> None:
+        if self.right_metric is None:
+            raise UserError(
+                f"--tasks {self.name}: its answers are not right or wrong, which a search needs; leave it out"
+            )
+
+    @property
+    def right_metric(self) -> str | None:
+        """The first metric that is a mean over answers and that is better if it is higher."""
+        from lm_eval.api.metrics import mean
+
+        higher = self._loaded.higher_is_better()
+        return next(
+            (name for name, rule in self._loaded.aggregation().items() if rule is mean and higher.get(name)), None
+        )
+
+    def _metrics(self, example: Example, completion: str) -> dict[tuple[str, str], Any]:
+        """The values of one document, by metric and filter."""
+        loaded = self._loaded
+        responses = json.loads(completion)
+        answered = [
+            replace(request, resps=[self._response(one) for one in of_request], filtered_resps={})
+            for request, of_request in zip(self._requests()[example.id], responses, strict=True)
+        ]
+        for steps in loaded._filters:
+            steps.apply(answered)
+        return {
+            (metric, key): value
+            for key in answered[0].filtered_resps
+            for metric, value in loaded.process_results(
+                example.row["doc"], [request.filtered_resps[key] for request in answered]
+            ).items()
+        }
+
+    def answer(self, completion: str) -> str:
+        return completion  # JSON; see `_response`
+
+    def _response(self, stored: Any) -> Any:
+        """A stored response in the harness's types, without the thinking of a chat."""
+        if isinstance(stored, str):
+            return self.prompt_format.answer(stored)
+        return tuple(stored) if isinstance(stored, list) else stored
+
+    def _write_samples(self, answers: Answers, places: OutputPlaces) -> tuple[Path, ...]:
+        """Write the metrics of each answer, and whether it is right (null: neither right nor wrong)."""
+        examples, completions = answers.examples, answers.completions
+        right = [None] * len(examples) if self.right_metric is None else self.verdicts(examples, completions)
+        path = places.lm_eval_samples(self.name)
+        rows = []
+        for example, completion, is_right in zip(examples, completions, right, strict=True):
+            metrics = {_shown(*key): value for key, value in self._metrics(example, completion).items()}
+            rows.append({"id": example.id, "right": is_right, **json.loads(json.dumps(metrics, default=str))})
+        write_json_lines(path, rows)
+        return (path,)
+
+    @property
+    def _loaded(self) -> Any:
+        return load_task(self.lm_eval_name, self.include_path)
+
+    def _requests(self) -> Mapping[int, Sequence[Any]]:
+        chat = self.prompt_format.name == CHAT
+        return build_requests(self.lm_eval_name, self.include_path, chat, self.prompt_format.system_prompt)
+
+
+def _shown(metric: str, filter_name: str) -> str:
+    return metric if filter_name == "none" else f"{metric},{filter_name}"
+
+
+def open_task(name: str, include_path: Path | None) -> LmEvalTask:
+    """The task `lm_eval:NAME`, from the YAML files below `include_path` or else the harness's own.
+
+    Raises UserError if the harness is not installed, has no such task, or cannot load its data."""
+    loaded = load_task(name.removeprefix(PREFIX), include_path)
+    config = json.loads(json.dumps(loaded.dump_config(), default=str, sort_keys=True))
+    return LmEvalTask(
+        name=name,
+        include_path=include_path,
+        data_set=DataSet((f"file of {name}",), {}, name, lambda: ()),
+        make_prompt=str,
+        make_question=str,
+        sampling=Sampling(max_tokens=NO_LIMIT),
+        about={
+            "lm_eval": {
+                "version": importlib.metadata.version("lm_eval"),
+                "task_version": loaded.VERSION,
+                "num_fewshot": loaded.config.num_fewshot or 0,
+                "config": json_hash(config),
+            }
+        },
+    )
+
+
+def expand_names(names: Sequence[str], include_path: Path | None) -> list[str]:
+    """The names with each group or tag of the harness replaced by its tasks, each once."""
+    expanded = []
+    for name in names:
+        expanded += _tasks_of(name, include_path) if name.startswith(PREFIX) else [name]
+    return list(dict.fromkeys(expanded))
+
+
+def _tasks_of(name: str, include_path: Path | None) -> list[str]:
+    entry = _entry(name.removeprefix(PREFIX), include_path)
+    if entry.kind.name == "TAG":
+        parts = sorted(entry.tags)
+    elif entry.kind.name == "GROUP":
+        parts = entry.cfg["task"] if isinstance(entry.cfg["task"], list) else [entry.cfg["task"]]
+        if not all(isinstance(part, str) for part in parts):
+            raise UserError(f"{name} is a group that changes its tasks; name the tasks themselves")
+    else:
+        return [name]
+    return [task for part in parts for task in _tasks_of(f"{PREFIX}{part}", include_path)]
+
+
+def _entry(name: str, include_path: Path | None) -> Any:
+    """The entry of a name in the harness's index. Raises UserError, with near matches, if there is none."""
+    for has_own in (False, True) if include_path is not None else (True,):
+        index = _manager(include_path, has_own).task_index
+        if name in index:
+            return index[name]
+    near = get_close_matches(name, index, 3, 0.6)
+    meant = f"; near: {', '.join(PREFIX + match for match in near)}" if near else ""
+    raise UserError(f"{PREFIX}{name}: lm-evaluation-harness has no task of this name{meant}")
+
+
+@cache
+def _manager(include_path: Path | None, has_own: bool) -> Any:
+    """The harness's index of tasks; reading those that it brings along takes seconds."""
+    check_installed()
+    if include_path is not None and not include_path.is_dir():
+        raise UserError(
+            f"--lm_eval_include_path {include_path}: is not a folder; give one that holds YAML files of tasks"
+        )
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=None if include_path is None else str(include_path), include_defaults=has_own)
+
+
+def check_installed() -> None:
+    """Raise UserError unless the harness is installed."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError('tasks named lm_eval:NAME need lm-evaluation-harness; run `pip install -e ".[lm_eval]"`')
+
+
+@cache
+def load_task(name: str, include_path: Path | None) -> Any:
+    """The harness's own object, with its data. Raises UserError for what cannot run here."""
+    entry = _entry(name, include_path)
+    if entry.kind.name not in ("TASK", "PY_TASK"):
+        raise UserError(f"{PREFIX}{name} is a group of tasks; name its tasks, or give it with --tasks")
+    manager = next(
+        manager
+        for manager in (_manager(include_path, has_own) for has_own in (include_path is None, True))
+        if name in manager.task_index
+    )
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    try:
+        loaded = manager.load([name])["tasks"][name]
+        loaded.eval_docs  # noqa: B018 - loads the data
+    except Exception as error:  # of the network, the hub, the YAML file, or Python code beside it
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{PREFIX}{name}: cannot be loaded ({type(error).__name__}: {reason}); check its YAML file, or run it once "
+            "with a network"
+        ) from error
+    if getattr(loaded, "UNSAFE_CODE", False) or getattr(loaded.config, "unsafe_code", False):
+        raise UserError(
+            f"{PREFIX}{name}: runs the programs that a model writes without protection; use human_eval or mbpp instead"
+        )
+    if getattr(loaded, "MULTIMODAL", False):
+        raise UserError(f"{PREFIX}{name}: needs images or sound, and only text is supported; leave it out")
+    return loaded
+
+
+@cache
+def build_requests(
+    name: str, include_path: Path | None, is_chat: bool, system_prompt: str | None
+) -> dict[int, list[Any]]:
+    """The requests of each document, by the document's number, with the harness's choice of few-shot examples."""
+    from inference_llms.lm_eval_requests import chat_as_text
+
+    loaded = load_task(name, include_path)
+    if loaded.config.num_fewshot is None:
+        loaded.set_config(key="num_fewshot", value=0)
+    loaded.set_fewshot_seed(seed=FEWSHOT_SEED)
+    loaded.build_all_requests(
+        system_instruction=system_prompt,
+        apply_chat_template=is_chat,
+        fewshot_as_multiturn=is_chat,
+        chat_template=chat_as_text if is_chat else None,
+    )
+    by_document: dict[int, list[Any]] = {}
+    for request in loaded.instances:
+        by_document.setdefault(request.doc_id, []).append(request)
+    return by_document
+
+
+def _prompt_text(requests: Sequence[Any]) -> str:
+    """A document's requests as one text: each context once, with its continuations below."""
+    parts: dict[str, list[str]] = {}
+    for request in requests:
+        context, *others = request.args
+        parts.setdefault(context, []).extend(json.dumps(one, ensure_ascii=False) for one in others)
+    return "\n".join("\n-> ".join([context, *others]) for context, others in parts.items())
+
+
+def _rendered(engine: Engine, prompt_format: PromptFormat, history: list[dict[str, str]], ends_open: bool) -> str:
+    """A chat of the harness in the model's template."""
+    from inference_llms.engines.chat_templates import render
+
+    return render(engine.tokenizer, history, prompt_format.thinking, ends_open)
