@@ -102,16 +102,11 @@ class LmEvalTask(Task):
 
     def verdicts(self, examples: Sequence[Example], completions: Sequence[str]) -> list[bool]:
         """Whether the harness gives each answer all of the task's first averaged metric, with the first filter."""
-        right = self.right_metric
-        return [
-            next(
-                value
-                for (metric, _), value in self._metrics(example, completion).items()
-                if metric == self.right_metric
-            )
-            == 1
-            for example, completion in zip(examples, completions, strict=True)
-        ]
+        right = []
+        for example, completion in zip(examples, completions, strict=True):
+            values = self._metrics(example, completion).items()
+            right.append(bool(next(value for (metric, _), value in values if metric == self.right_metric) == 1))
+        return right
 
     def check_verdicts(self, examples: Sequence[Example]) -> None:
         if self.right_metric is None:

@@ -34,7 +34,9 @@ TOKENS_BETWEEN_STOP_CHECKS = 8
 # Smaller models run in one thread: cores would wait for each other longer than they compute. With a million parameters
 # on two idle cores, two threads gave 3,900 tokens a second and one 2,600; beside another program 600 and 2,600.
 PARAMETERS_WORTH_THREADS = 20_000_000
-SCORED_AT_ONCE = 16  # texts in a batch, whose logits are all in memory
+# Texts scored in a batch, whose logits are all in memory. One by one on the CPU, where a batch saves little: so that
+# likelihoods do not depend on the other texts, and equal lm-evaluation-harness's to the last bit.
+SCORED_AT_ONCE_ON_GPU = 16
 
 
 class TransformersEngine:
@@ -109,8 +111,9 @@ class TransformersEngine:
             by_input.setdefault((*before, *after)[:-1], []).append(position)
         # The longest first, as in `complete`.
         inputs = sorted(by_input, key=len, reverse=True)
-        for first in range(0, len(inputs), SCORED_AT_ONCE):
-            batch = inputs[first : first + SCORED_AT_ONCE]
+        at_once = 1 if self._model.device.type == "cpu" else SCORED_AT_ONCE_ON_GPU
+        for first in range(0, len(inputs), at_once):
+            batch = inputs[first : first + at_once]
             for tokens, logits in zip(batch, self._logits(batch), strict=True):
                 for position in by_input[tokens]:
                     yield position, _likelihood(logits, texts[position][1])
