@@ -26,7 +26,7 @@ from inference_llms.run_tasks import (
     run_tasks,
     score_lines,
 )
-from inference_llms.tasks import TASKS
+from inference_llms.tasks import LM_EVAL, TASKS
 from utils.command_line import options_on_record, positive_number, whole_number
 from utils.content_hashes import FileStates, check_unchanged, file_states
 from utils.errors import UserError
@@ -35,7 +35,6 @@ from utils.model_folders import find_model_folder
 BACKENDS = ("auto", "vllm", "transformers", "replay")
 ENGINE_DTYPES = ("float32", "auto")
 SHOWN = 3  # prompts of a task
-LM_EVAL = "lm_eval:"
 TASK_NAMES = f"{', '.join(TASKS)}, or {LM_EVAL}NAME for a task of lm-evaluation-harness"
 
 

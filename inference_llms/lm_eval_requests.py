@@ -7,7 +7,7 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import _add_special_kwargs, handle_stop_sequences, has_bos_prefix, normalize_gen_kwargs
+from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from inference_llms.engines.engine import Engine, Sampling
@@ -42,7 +42,8 @@ class RequestEncoder(TemplateLM):
         """The tokens of a text; without special tokens if it begins with one."""
         if add_special_tokens is None and has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
             add_special_tokens = False
-        return self.tokenizer.encode(string, **_add_special_kwargs(add_special_tokens))
+        special = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        return self.tokenizer(string, verbose=False, **special)["input_ids"]
 
     def _loglikelihood_tokens(self, requests, **_: Any) -> list[tuple[list[int], list[int]]]:
         """The encoded requests themselves, cut on the left to what the engine can score."""

