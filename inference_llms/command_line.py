@@ -7,6 +7,7 @@ from pathlib import Path
 
 from inference_llms.engines.engine import Engine
 from inference_llms.engines.open_engine import check_engine_request, open_engine, resolve_backend
+from inference_llms.evaluators.alpaca_eval import ANNOTATOR, ANNOTATOR_MODEL, PAPER_ANNOTATOR, Judge
 from inference_llms.model_folder import (
     check_model_folder,
     check_tokenizer,
@@ -27,6 +28,7 @@ from inference_llms.run_tasks import (
     score_lines,
 )
 from inference_llms.tasks import LM_EVAL, TASKS
+from inference_llms.tasks.alpaca_eval import judged_by
 from utils.command_line import options_on_record, positive_number, whole_number
 from utils.content_hashes import FileStates, check_unchanged, file_states
 from utils.errors import UserError
@@ -71,6 +73,7 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
         "--overwrite", action="store_true", help="replace existing results of this name, and score this slice alone"
     )
     add_prompt_options(examples)
+    add_judge_options(examples)
     engines = parser.add_argument_group("engine")
     engines.add_argument(
         "--backend",
@@ -84,6 +87,15 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
     engines.add_argument(
         "--pipeline_parallel_size", type=positive_number, default=1, help="vLLM: groups of layers (default: 1)"
     )
+
+
+def add_judge_options(parser: argparse._ActionsContainer) -> None:
+    text = f"judge of alpaca_eval: one of its annotators (default: {ANNOTATOR}; the paper's: {PAPER_ANNOTATOR})"
+    parser.add_argument("--annotators_config", metavar="NAME", help=text)
+    text = f"judge of alpaca_eval: this model, with a prompt of ours (default with --judge_base_url: {ANNOTATOR_MODEL})"
+    parser.add_argument("--judge_model", metavar="NAME", help=text)
+    text = "server of the judge, with OpenAI's interface, such as http://localhost:8000/v1 (default: OpenAI's)"
+    parser.add_argument("--judge_base_url", metavar="URL", help=text)
 
 
 def add_engine_options(parser: argparse._ActionsContainer) -> None:
@@ -179,7 +191,27 @@ def chosen_examples(
     """The examples of these tasks, with prompts in the chosen format."""
     limits = (options.start_index, options.end_index, options.max_tokens)
     include_path = getattr(options, "lm_eval_include_path", None)
-    return load_task_examples(tasks, options.data_dir, *limits, release, prompt_format(options), include_path)
+    examples = load_task_examples(tasks, options.data_dir, *limits, release, prompt_format(options), include_path)
+    judge = judge_of_options(options)
+    if judge is not None and "alpaca_eval" in examples:
+        of_task = examples["alpaca_eval"]
+        examples["alpaca_eval"] = replace(of_task, task=judged_by(of_task.task, judge))
+    return examples
+
+
+def judge_of_options(options: argparse.Namespace) -> Judge | None:
+    """The judge of AlpacaEval that the options choose; None if they choose none. Raises UserError for options that
+    contradict each other, and for a server that does not answer."""
+    own = (options.judge_model, options.judge_base_url)
+    if options.annotators_config is not None:
+        if own != (None, None):
+            raise UserError(
+                "--annotators_config brings its own model; remove it, or remove --judge_model and --judge_base_url"
+            )
+        return Judge(options.annotators_config)
+    judge = Judge(ANNOTATOR, *own)
+    judge.check_server()
+    return judge if judge.is_own else None
 
 
 def check_chat_template(folder: Path, prompt_format: PromptFormat) -> None:

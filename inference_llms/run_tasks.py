@@ -132,10 +132,10 @@ def run_tasks(
     scored on its own slice. `command` and `options` are recorded.
 
     Returns the scores written: for each task its metrics, their names (`metrics`), `examples` (the number scored),
-    `files` (the evaluator's), `evaluator_command`, `raw_generations`, `data_dir`, `backend`, `packages` (their
-    versions), `model`, `prompt_format`, `identity`, the answers' `health` and `tokens_per_answer`, `command` and
-    `options`. Raises `UserError`, before anything is written or an engine opened, for user errors in any task of any
-    model, and while another process completes one of the tasks in the same place.
+    `files` (the evaluator's), `evaluator_command`, `evalplus_command`, `raw_generations`, `data_dir`, `backend`,
+    `packages` (their versions), `model`, `prompt_format`, `identity`, the answers' `health` and `tokens_per_answer`,
+    `command` and `options`. Raises `UserError`, before anything is written or an engine opened, for user errors in any
+    task of any model, and while another process completes one of the tasks in the same place.
     """
     with ExitStack() as held:
         for tasks in work:
@@ -280,6 +280,7 @@ def score_record(task: Task, answers: Answers, completions: Completions, places:
         "health": asdict(task_health(task, answers.examples, answers.completions, [one.cut_off for one in stored])),
         "files": [str(path.absolute()) for path in files],
         "evaluator_command": None if evaluator is None else evaluator.make_command(answers, files, places),
+        "evalplus_command": task.evalplus(answers, places),
         "raw_generations": str(completions.path.absolute()),
         "data_dir": None if answers.data_dir is None else str(answers.data_dir.absolute()),
         "backend": completions.identity["backend"],
@@ -330,4 +331,6 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
             lines.append(f"  check the completions in {score['raw_generations']}: {warning}")
         if score["evaluator_command"]:
             lines.append(f"  to score: {score['evaluator_command']}")
+        if score["evalplus_command"]:
+            lines.append(f"  with EvalPlus's tests: {score['evalplus_command']}")
     return lines

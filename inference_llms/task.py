@@ -139,7 +139,8 @@ class Task:
     is not the metric "accuracy"; searches use it. `is_readable`: whether a completion holds the number, expression
     or program that the task looks for; None if the task takes any text. `program(completion)` and `problem(row)`: a
     completion's program and the problem that tests it, in HumanEval's form. `write_files(answers, places)` writes the
-    files for `evaluator` and returns them. `check_files(times, places)`, called before anything is generated, raises
+    files for `evaluator` and returns them. `evalplus(answers, places)`: the same for EvalPlus; returns its command, if
+    it takes these answers. `check_files(times, places)`, called before anything is generated, raises
     UserError if `write_files` cannot write them, or would replace files of completions with other `times` (by id;
     None: files may be replaced).
     """
@@ -161,6 +162,7 @@ class Task:
     evaluator: Evaluator | None = None
     write_files: Callable[[Answers, OutputPlaces], tuple[Path, ...]] = lambda answers, places: ()
     check_files: Callable[[Mapping[int | str, float] | None, OutputPlaces], None] = lambda times, places: None
+    evalplus: Callable[[Answers, OutputPlaces], str | None] = lambda answers, places: None
     prompt_format: PromptFormat = PAPER_PROMPTS
     about: Mapping[str, Any] = field(default_factory=dict)
 

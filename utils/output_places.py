@@ -66,6 +66,10 @@ class OutputPlaces:
         """The attempted problems, if they are not the evaluator's own 164."""
         return self.root / "save_gen_codes_results" / self.tasks / "human_eval" / f"{self.name}.problems.jsonl"
 
+    def evalplus(self, task: str) -> Path:
+        """The programs of human_eval or mbpp for EvalPlus."""
+        return self.root / "save_gen_codes_results" / self.tasks / task / f"{self.name}.evalplus.jsonl"
+
     def livebench_answers(self, evaluate_task: str, category: str, task: str) -> Path:
         """Answers to one LiveBench task. The category's folder, which goes into LiveBench's data/live_bench, has one
         file of answers per model."""

@@ -1,13 +1,22 @@
 """AlpacaEval: a judge's win rate against reference outputs; for the tiny models, agreement with the references."""
 
+import csv
+import os
 import shlex
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from inference_llms.evaluators.results import (
     Verdicts,
     check_hashes,
+    check_versions,
+    evaluator_program,
     installed_program,
     read_command,
     read_json,
@@ -15,25 +24,127 @@ from inference_llms.evaluators.results import (
     verdicts_of,
 )
 from inference_llms.task import AnswerFiles, Answers, Evaluator
+from utils.content_hashes import json_hash
 from utils.errors import UserError
 from utils.output_places import OutputPlaces
-from utils.whole_files import write_json
+from utils.whole_files import write_json, write_whole
+
+KEY_OR_NONE = 'OPENAI_API_KEY="${OPENAI_API_KEY:-none}"'
 
 # The paper uses chatgpt_fn, whose model gpt-3.5-turbo-16k-0613 is no longer served.
+PAPER_ANNOTATOR = "chatgpt_fn"
 ANNOTATOR = "weighted_alpaca_eval_gpt-4o-mini-2024-07-18"
+ANNOTATOR_MODEL = "gpt-4o-mini-2024-07-18"
+# Their verdicts are log-probabilities, for which the evaluator can correct the length of answers. The correction was
+# fitted on the whole published set.
+WEIGHTED, WHOLE_SET = "weighted_", 805
+JUDGE_PROMPT = """\
+<|im_start|>system
+You compare two answers to the same request. Judge as a careful reader would: which one does what was asked, correctly,
+completely and clearly? Ignore their order and their length as such.
+<|im_end|>
+<|im_start|>user
+Request:
+\"\"\"{instruction}\"\"\"
+
+Answer m:
+\"\"\"{output_1}\"\"\"
+
+Answer M:
+\"\"\"{output_2}\"\"\"
+
+Which answer is better? Reply with its name alone, m or M.
+<|im_end|>
+"""
+NEEDED = {"alpaca_eval": ">=0.6.6,<0.7", "pandas": "<3"}
+SECONDS_TO_ANSWER = 10.0
 
 
-def make_command(answers: Answers, files: Sequence[Path], places: OutputPlaces) -> str:
-    """The command for a file of outputs and one of references: the plain win rate, as in the paper."""
+@dataclass(frozen=True)
+class Judge:
+    """The judge: one of AlpacaEval's annotators (a name or a folder), or any model, on any server with OpenAI's
+    interface, with `JUDGE_PROMPT`. Like the default annotator, such a judge weighs the log-probabilities of two names.
+    """
+
+    annotators_config: str = ANNOTATOR
+    model: str | None = None
+    base_url: str | None = None
+
+    @property
+    def is_own(self) -> bool:
+        return self.model is not None or self.base_url is not None
+
+    @property
+    def mark(self) -> str:
+        """A mark for files of this judge's answers; none for the default judge."""
+        return "" if self == Judge() else f"_{json_hash(asdict(self))[:8]}"
+
+    def check_server(self) -> None:
+        """Raise UserError unless the server answers."""
+        if self.base_url is None:
+            return
+        try:
+            with urllib.request.urlopen(f"{self.base_url.rstrip('/')}/models", timeout=SECONDS_TO_ANSWER):
+                pass
+        except urllib.error.HTTPError:
+            pass  # it answers; some servers ask for a key, or do not list models
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"--judge_base_url {self.base_url}: no server answers ({getattr(error, 'reason', error)}); start it, "
+                "or leave the option out and judge later"
+            ) from error
+
+
+PUBLISHED_JUDGE = Judge()
+
+
+def judge_folder(outputs: Path) -> Path:
+    """The folder with the config of a custom judge, beside the file of outputs."""
+    return outputs.with_name(f"{outputs.name}_judge")
+
+
+def write_judge(outputs: Path, judge: Judge) -> None:
+    """Write the config of a custom judge: like the default annotator's, with its model, server and prompt."""
+    clients, prompt = (judge_folder(outputs) / name for name in ("clients.yaml", "prompt.txt"))
+    call = {"model_name": judge.model or ANNOTATOR_MODEL, "max_tokens": 1, "temperature": 1, "logprobs": True}
+    call |= {"top_logprobs": 5, "client_config_path": str(clients.absolute())}
+    config = {
+        "prompt_template": str(prompt.absolute()),
+        "fn_completions": "openai_completions",
+        "completions_kwargs": call,
+        "fn_completion_parser": "logprob_parser",
+        "completion_parser_kwargs": {
+            "numerator_token": "m",
+            "denominator_tokens": ["m", "M"],
+            "is_binarize": False,
+        },
+        "completion_key": "completions_all",
+        "batch_size": 1,
+    }
+    client = {} if judge.base_url is None else {"base_url": judge.base_url}
+    write_whole(prompt, JUDGE_PROMPT)
+    write_whole(clients, yaml.safe_dump({"default": [client]}))
+    write_whole(judge_folder(outputs) / "configs.yaml", yaml.safe_dump({"judge": config}, sort_keys=False))
+
+
+def make_command(answers: Answers, files: Sequence[Path], places: OutputPlaces, judge: Judge = PUBLISHED_JUDGE) -> str:
+    """The command for a file of outputs and one of references: the win rate, corrected for the length of answers where
+    the annotator and the set allow it, else plain, as in the paper."""
     outputs = files[0].absolute()
-    words = ["alpaca_eval", "--model_outputs", str(outputs)]
+    words = [evaluator_program("alpaca_eval"), "--model_outputs", str(outputs)]
     # Without this, the evaluator loads the set by its loading script, which `datasets` refuses to run.
     words += [word for file in files[1:] for word in ("--reference_outputs", str(file.absolute()))]
-    words += ["--annotators_config", ANNOTATOR, "--fn_metric", "get_winrate", "--sort_by", "win_rate"]
+    annotator = str(judge_folder(outputs)) if judge.is_own else judge.annotators_config
+    words += ["--annotators_config", annotator]
+    if judge.is_own or not annotator.startswith(WEIGHTED) or len(answers.examples) != WHOLE_SET:
+        # The evaluator's default would download a file for the correction.
+        words += ["--fn_metric", "get_winrate", "--sort_by", "win_rate"]
     # The judge's answers, failed ones too. By default they are inside the evaluator's package.
-    words += ["--caching_path", str(outputs.with_name(f"{outputs.name}_annotations_cache.json"))]
+    words += ["--caching_path", str(outputs.with_name(f"{outputs.name}_annotations_cache{judge.mark}.json"))]
     # The evaluator makes a folder of this name; the nested names of merges must not make several.
-    return shlex.join([*words, "--name", places.name.replace("/", "_")])
+    command = shlex.join([*words, "--name", places.name.replace("/", "_")])
+    # The client refuses to start without a key, which a local server does not look at.
+    return command if judge.base_url is None else f"{KEY_OR_NONE} {command}"
 
 
 def result_folder(files: Sequence[Path]) -> Path:
@@ -48,7 +159,14 @@ def call(answers: AnswerFiles) -> tuple[Path, str]:
     """Have the judge compare the answers, which costs money."""
     folder = result_folder(answers.files)
     command = f"{answers.command} {EVALUATOR.result_option} {shlex.quote(str(folder))}"
-    run_evaluator([installed_program("alpaca_eval"), *shlex.split(command)[1:]])
+    program = installed_program("alpaca_eval")
+    check_versions(program, NEEDED)
+    clients = judge_folder(answers.files[0]) / "clients.yaml"
+    if clients.is_file():
+        url = yaml.safe_load(clients.read_text(encoding="utf-8"))["default"][0].get("base_url")
+        Judge(base_url=url).check_server()
+    words = shlex.split(command.removeprefix(KEY_OR_NONE))
+    run_evaluator([program, *words[1:]], variables={"OPENAI_API_KEY": os.environ.get("OPENAI_API_KEY") or "none"})
     return folder, command
 
 
@@ -91,7 +209,18 @@ def read_result(files: Sequence[Path]) -> Verdicts | None:
         if verdict is None or verdict.get("output_2") != row["output"]:
             raise UserError(f"{annotations} lacks an answer's verdict, or belongs to other answers than {answers.name}")
         preferences.append(share_of_preference(verdict["preference"], annotations))
-    return verdicts_of("win_rate", ids, preferences, read_command(folder))
+    corrected = length_controlled_rate(annotations.with_name("leaderboard.csv"))
+    note = "" if corrected is None else f"length-controlled win rate {corrected:.1f}"
+    return replace(verdicts_of("win_rate", ids, preferences, read_command(folder)), note=note)
+
+
+def length_controlled_rate(leaderboard: Path) -> float | None:
+    """The win rate in per cent, corrected for the length of answers; None if the evaluator did not compute it."""
+    if not leaderboard.is_file():
+        return None
+    with open(leaderboard, encoding="utf-8", newline="") as file:
+        rates = [row.get("length_controlled_winrate") for row in csv.DictReader(file)]
+    return float(rates[-1]) if rates and rates[-1] else None
 
 
 def share_of_preference(preference: Any, path: Path) -> float:

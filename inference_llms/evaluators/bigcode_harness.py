@@ -15,6 +15,7 @@ from inference_llms.evaluators.results import (
     Verdicts,
     check_hashes,
     checked_share,
+    evaluator_program,
     installed_program,
     read_command,
     read_json,
@@ -28,7 +29,8 @@ from utils.whole_files import write_whole
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[2]
-HARNESS = Path("bigcode-evaluation-harness")
+TOOL = "bigcode-evaluation-harness"
+HARNESS = Path(TOOL)
 HARNESS_SECONDS = 3600
 PUBLISHED_MBPP = list(range(11, 511))  # the task_ids of its test part
 OPTIONS = ["--tasks", "mbpp", "--allow_code_execution", "--load_generations_path"]
@@ -42,7 +44,9 @@ class HarnessMetrics:
 
 
 def make_command(answers: Answers, files: Sequence[Path], places: OutputPlaces) -> str:
-    return shlex.join(["accelerate", "launch", f"./{HARNESS}/main.py", *OPTIONS, str(files[0].absolute())])
+    program = ROOT / HARNESS / "main.py"
+    main = str(program) if program.is_file() else f"./{HARNESS}/main.py"
+    return shlex.join([evaluator_program("accelerate", TOOL), "launch", main, *OPTIONS, str(files[0].absolute())])
 
 
 def metrics_file(files: Sequence[Path]) -> Path:
@@ -85,7 +89,7 @@ def examples_of(answers: AnswerFiles) -> list[Example]:
 
 def call_harness(answers: AnswerFiles) -> tuple[Path, str]:
     result = metrics_file(answers.files)
-    accelerate = installed_program("accelerate")
+    accelerate = installed_program("accelerate", TOOL)
     with tempfile.TemporaryDirectory() as folder:
         programs, metrics = Path(folder, "programs.json"), Path(folder, "metrics.json")
         shutil.copyfile(answers.files[0], programs)

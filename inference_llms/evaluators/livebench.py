@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 
 from inference_llms.evaluators.guard import EVALUATOR_LIMITS, GuardedCommandError, LimitError, Places, run_guarded
 from inference_llms.evaluators.results import (
+    EVALUATORS,
     Verdicts,
     check_hashes,
     checked_share,
+    evaluator_program,
     read_command,
     run_evaluator,
     verdicts_of,
@@ -28,6 +30,7 @@ from utils.output_places import OutputPlaces
 
 RELEASE = "2024-11-25"  # the paper's
 RELEASES = ("2024-06-24", "2024-07-26", "2024-08-31", RELEASE)  # in LiveBench's code of February 2025
+FOLDER = EVALUATORS.parent / "LiveBench" / "livebench"
 SCRIPT = "gen_ground_truth_judgment.py"
 JUDGMENTS = "model_judgment/ground_truth_judgment.jsonl"  # its output, in a task's folder
 PROGRAM_SECONDS = 7200
@@ -53,11 +56,15 @@ def make_command(answers: Answers, files: Sequence[Path], places: OutputPlaces) 
     ]
     releases = [answers.release] if answers.release else releases_of(example.row for example in answers.examples)
     tasks = " ".join(path.parents[1].name for path in files)
+    python = evaluator_program("python", "livebench")
+    # Where scripts/setup_evaluators.sh put LiveBench; else the user goes to its folder.
+    installed = [f"cd {shlex.quote(str(FOLDER))}", "export PYTHONPATH=.."] if FOLDER.is_dir() else []
     return " && ".join(
         [
+            *installed,
             f"ls {SCRIPT}",
             f"(for task in {tasks}; do {' && '.join(copies)} || exit; done)",
-            *(shlex.join(["python", *judge_words(category, model_id, release)]) for release in releases),
+            *(shlex.join([python, *judge_words(category, model_id, release)]) for release in releases),
             f"(for task in {tasks}; do cat {theirs}/{JUDGMENTS} >> {ours}/{JUDGMENTS} || exit; done)",
         ]
     )
@@ -111,9 +118,16 @@ class AnsweredQuestion(NamedTuple):
 def livebench_folder() -> Path:
     """The folder of LiveBench's scripts. Raises UserError if LiveBench is not installed."""
     configured, package = os.environ.get("LIVEBENCH_DIR"), importlib.util.find_spec("livebench")
-    if configured is None and (package is None or not package.submodule_search_locations):
-        raise UserError("LiveBench is not installed, and LIVEBENCH_DIR does not name its folder `livebench`")
-    folder = Path(configured or next(iter(package.submodule_search_locations))).absolute()
+    if configured is None and package is not None and package.submodule_search_locations:
+        configured = next(iter(package.submodule_search_locations))
+    elif configured is None and FOLDER.is_dir():
+        configured = FOLDER
+    if configured is None:
+        raise UserError(
+            "LiveBench is not installed, and LIVEBENCH_DIR does not name its folder `livebench`; run "
+            "`bash scripts/setup_evaluators.sh livebench`"
+        )
+    folder = Path(configured).absolute()
     if not (folder / SCRIPT).is_file():
         raise UserError(f"{folder} holds no {SCRIPT}; set LIVEBENCH_DIR to LiveBench's folder `livebench`")
     return folder

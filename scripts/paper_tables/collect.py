@@ -129,7 +129,7 @@ def _verdicts(record: TaskRecord, command: str) -> tuple[Verdicts | None, str]:
         missing = [file for file in record.files if not file.is_file()]
         if missing:
             raise UserError(f"{missing[0]}: no such file; {RERUN}")
-        return verdicts, ""
+        return verdicts, "" if verdicts is None else verdicts.note
     if "accuracy" not in content and content.get("evaluator_command"):
         return None, ""
     if "accuracy" not in content and record.task.startswith(LM_EVAL):

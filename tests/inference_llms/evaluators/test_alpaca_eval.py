@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from inference_llms.evaluators import results
 from inference_llms.evaluators.alpaca_eval import result_folder
 from inference_llms.evaluators.results import hashes_file
 from inference_llms.task import AnswerFiles
@@ -37,6 +38,7 @@ def answer(tmp_path: Path, *completions: str) -> AnswerFiles:
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(results, "EVALUATORS", tmp_path / "none")
     program = tmp_path / "bin/alpaca_eval"
     program.parent.mkdir()
     program.write_text(STAND_IN.format(python=sys.executable))
@@ -83,7 +85,8 @@ def test_the_tiny_models_answers_are_compared_with_the_references(tmp_path):
 
 
 def test_a_program_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "EVALUATORS", tmp_path / "none")
     monkeypatch.setattr(sys, "executable", str(tmp_path / "elsewhere/python"))
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    with pytest.raises(UserError, match=r"^alpaca_eval is not installed$"):
+    with pytest.raises(UserError, match=r"^alpaca_eval is not installed; run `bash scripts/setup_eval"):
         TASK.evaluator.run(answer(tmp_path, "Red.", "Hi"))

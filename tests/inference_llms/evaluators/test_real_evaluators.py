@@ -1,0 +1,130 @@
+"""The printed commands, run by the real evaluators where scripts/setup_evaluators.sh has installed them."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from inference_llms.evaluators.results import EVALUATORS, check_versions
+from inference_llms.task import AnswerFiles
+from inference_llms.tasks import TASKS
+from tests.inference_llms.evaluators.judge_server import judge_server
+from tests.inference_llms.support import ZOO, read_json_lines, run_command_here, write_rows
+from utils.errors import UserError
+
+
+def needs(tool: str):
+    reason = f"run `bash scripts/setup_evaluators.sh {tool}` for this test"
+    return pytest.mark.skipif(not (EVALUATORS / tool / "bin").is_dir(), reason=reason)
+
+
+def run_printed(command: str, home: Path, **variables: str) -> str:
+    """Run a command as printed, from an empty home folder and without a network."""
+    home.mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "OPENAI_"))}
+    environment |= {"HOME": str(home), "HF_HUB_OFFLINE": "1", **variables}
+    done = subprocess.run(["bash", "-c", command], cwd=home, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def score(tmp_path: Path, task: str, *options: object) -> dict:
+    """The record of answers that are replayed from tmp_path/replay."""
+    own = ["--backend", "replay", "--replay_from", tmp_path / "replay", "--output_dir", tmp_path / "out"]
+    done = run_command_here("--load_model_path", "some/model", "--tasks", task, *own, *options)
+    assert done.returncode == 0, done.stderr
+    return json.loads((tmp_path / "out/save_scores/single_model/model.json").read_text())[task]
+
+
+@pytest.fixture
+def references(tmp_path):
+    rows = [{"instruction": f"Name {n} colours.", "output": "Red.", "dataset": "own"} for n in range(4)]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/alpaca_eval.json").write_text(json.dumps([{**row, "generator": "reference"} for row in rows]))
+    write_rows(tmp_path / "replay/alpaca_eval.jsonl", [{"id": n, "completion": f"Blue {n}."} for n in range(4)])
+    return tmp_path / "data"
+
+
+@needs("alpaca_eval")
+def test_alpaca_eval_judges_every_answer_on_a_local_server(references, tmp_path):
+    with judge_server() as (url, requests):
+        options = ("--judge_base_url", url, "--judge_model", "judge")
+        record = score(tmp_path, "alpaca_eval", "--data_dir", references, *options)
+        printed = run_printed(record["evaluator_command"], tmp_path / "home")
+        assert "win_rate" in printed and len(requests) == 4 and {one["model"] for one in requests} == {"judge"}
+        # Our own call of the evaluator finds the verdicts in the command's cache.
+        files = AnswerFiles(TASKS["alpaca_eval"], tuple(map(Path, record["files"])), record["evaluator_command"])
+        TASKS["alpaca_eval"].evaluator.run(files)
+        assert len(requests) == 4
+    verdicts = TASKS["alpaca_eval"].evaluator.read(files.files)
+    first, second = 0.8176, 0.1824  # of e^-0.2 and e^-1.7, for the answer shown first and second
+    assert all(min(abs(value - first), abs(value - second)) < 1e-4 for value in verdicts.values)
+    assert f"{100 * verdicts.score:.2f}" in printed and verdicts.examples == 4
+
+
+@needs("evalplus")
+def test_evalplus_takes_the_programs_as_they_are(tmp_path):
+    problems = read_json_lines(ZOO / "data/HumanEval.jsonl")
+    plus = [
+        {**{name: problem[name] for name in ("task_id", "prompt", "entry_point", "canonical_solution")},
+         "contract": "", "base_input": [[1], [41]], "plus_input": [[7], [-3]], "atol": 0}
+        for problem in problems
+    ]  # fmt: skip
+    write_rows(tmp_path / "plus.jsonl", plus)
+    right = [problem["prompt"] + problem["canonical_solution"] for problem in problems]
+    completions = [program if number % 3 else "def other():\n    pass" for number, program in enumerate(right)]
+    rows = [{"id": p["task_id"], "completion": text} for p, text in zip(problems, completions, strict=True)]
+    write_rows(tmp_path / "replay/human_eval.jsonl", rows)
+    record = score(tmp_path, "human_eval", "--data_dir", ZOO / "data")
+    assert record["evalplus_command"] is None, "EvalPlus refuses files with fewer than its own problems"
+    file = tmp_path / "out/save_gen_codes_results/single_model/human_eval/model.evalplus.jsonl"
+    command = f"{EVALUATORS}/evalplus/bin/evalplus.evaluate --dataset humaneval --samples {file} --parallel 2"
+    printed = run_printed(command, tmp_path / "home", HUMANEVAL_OVERRIDE_PATH=str(tmp_path / "plus.jsonl"))
+    assert printed.count("pass@1:\t0.667") == 2, printed
+    results = json.loads(file.with_name("model.evalplus_eval_results.json").read_text())
+    assert len(results["eval"]) == len(problems)
+
+
+def test_the_command_for_evalplus_needs_every_problem(tmp_path):
+    write_rows(tmp_path / "replay/human_eval.jsonl", [{"id": f"HumanEval/{n}", "completion": "x"} for n in range(164)])
+    assert "--dataset humaneval" in score(tmp_path, "human_eval")["evalplus_command"]
+
+
+def test_a_judge_is_chosen_by_its_options_alone(references, tmp_path):
+    published = score(tmp_path, "alpaca_eval", "--data_dir", references)["evaluator_command"]
+    assert "--annotators_config weighted_alpaca_eval_gpt-4o-mini-2024-07-18 --fn_metric get_winrate" in published
+    of_paper = score(tmp_path, "alpaca_eval", "--data_dir", references, "--annotators_config", "chatgpt_fn")
+    assert "--annotators_config chatgpt_fn" in of_paper["evaluator_command"]
+    own = score(tmp_path, "alpaca_eval", "--data_dir", references, "--judge_model", "gpt-5")["evaluator_command"]
+    folder = Path(own.partition("--annotators_config ")[2].split()[0])
+    config = yaml.safe_load((folder / "configs.yaml").read_text())["judge"]
+    assert config["completions_kwargs"]["model_name"] == "gpt-5" and Path(config["prompt_template"]).is_file()
+    caches = {command.partition("--caching_path ")[2].split()[0] for command in (published, own)}
+    assert len(caches) == 2, "verdicts of one judge must not be taken for another's"
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--judge_base_url", "http://127.0.0.1:9/v1"], "--judge_base_url http://127.0.0.1:9/v1: no server answers"),
+        (["--judge_base_url", "localhost"], "--judge_base_url localhost: no server answers (unknown url type"),
+        (["--annotators_config", "a", "--judge_model", "b"], "--annotators_config brings its own model"),
+    ],
+)
+def test_a_judge_that_cannot_work_gets_one_line(references, options, reason, tmp_path):
+    own = ["--backend", "replay", "--replay_from", tmp_path / "replay", "--output_dir", tmp_path / "out"]
+    words = ["--load_model_path", "some/model", "--tasks", "alpaca_eval", "--data_dir", references]
+    done = run_command_here(*words, *own, *options)
+    assert done.returncode == 2 and reason in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tool_of_the_wrong_version_gets_one_line(tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 0.6.6 3.0.1\n")
+    python.chmod(0o755)
+    with pytest.raises(UserError, match=r"pandas 3\.0\.1 is installed there, and <3 works; run `bash scripts/setup_"):
+        check_versions(str(tmp_path / "alpaca_eval"), {"alpaca_eval": ">=0.6.6,<0.7", "pandas": "<3"})
