@@ -1,12 +1,14 @@
 """Merges that are killed or interrupted resume with the same bytes; failing ones leave nothing."""
 
 import json
-import random
+import multiprocessing
+import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -18,19 +20,21 @@ from model_merging_methods.merge_progress import PROGRESS_FILE
 from tests.model_merging_methods.merges import PAIR, TASK_ARITHMETIC, file_bytes, request
 
 ROOT = Path(__file__).parents[2]
-SHAPE = LlamaShape(layers=6, hidden=512, intermediate=1408, heads=8, key_value_heads=8, vocabulary=2000)
+SHAPE = LlamaShape(layers=2, hidden=256, intermediate=704, heads=4, key_value_heads=4, vocabulary=500)
 PARAMETERS = parameters_of("ties_merging", mask=mask_of(weight_mask_rate=0.3, use_weight_rescale=True))
-WORK = MergeWork(threads=2, largest_shard=2_000_000)
+WORK = MergeWork(threads=2, largest_shard=500_000)
+KILLS = 15
 
 COMMAND = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from tests.model_merging_methods.test_merge_progress import merge
+from tests.model_merging_methods.test_merge_progress import merge, stop_before_change, whole_shards
 from model_merging_methods.merge_parameters import Mask, MergeParameters
 from utils.errors import run_command_line
-print("begins", flush=True)
-sys.exit(run_command_line(lambda: merge(*map(Path, sys.argv[1:]), {parameters})))
+models, target = map(Path, sys.argv[1:])
+stop_before_change(target, {by:d}, lambda number: bool(whole_shards(target)))
+sys.exit(run_command_line(lambda: merge(models, target, {parameters})))
 """
 
 
@@ -53,15 +57,37 @@ def undisturbed(models, tmp_path_factory) -> dict[str, bytes]:
     return file_bytes(target)
 
 
-def start(models: Path, target: Path, parameters: MergeParameters = PARAMETERS) -> subprocess.Popen:
-    """The merge in a separate process, just as it begins."""
-    script = COMMAND.format(root=str(ROOT), parameters=parameters)
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, models, target], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    line = process.stdout.readline()
-    assert line == "begins\n", (process.wait(), process.stderr.read())
-    return process
+def stop_before_change(target: Path, by: int, is_reached: Callable[[int], bool]) -> None:
+    """Send this process a signal once, just before the first change of a merge's files for which
+    `is_reached(number of earlier changes)`. A change opens a file to write it, renames it or removes it."""
+    earlier = count()
+    stopped = []
+
+    def hook(event: str, arguments: tuple) -> None:
+        if event not in ("open", "os.rename", "os.remove") or stopped:
+            return
+        if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            return
+        is_inside = str(arguments[0]).startswith((f"{target.parent}/.{target.name}.", str(target)))
+        if is_inside and is_reached(next(earlier)):
+            stopped.append(by)
+            os.kill(os.getpid(), by)
+
+    sys.addaudithook(hook)
+
+
+def merge_until(models: Path, target: Path, change: int) -> None:
+    """The merge, killed just before this change of its files."""
+    stop_before_change(target, signal.SIGKILL, lambda number: number == change)
+    merge(models, target)
+
+
+def number_of_changes(models: Path, target: Path, numbers: multiprocessing.Queue) -> None:
+    """Merge, and put the number of changes of its files into the queue."""
+    latest = []
+    stop_before_change(target, 0, latest.append)
+    merge(models, target)
+    numbers.put(len(latest))
 
 
 def identity(file: Path) -> tuple[int, int]:
@@ -90,37 +116,32 @@ def resume(models: Path, target: Path, undisturbed: dict[str, bytes]) -> int:
 
 def interrupt(models: Path, target: Path, by: signal.Signals, parameters: MergeParameters = PARAMETERS) -> str:
     """Start a merge, and stop it with a signal when one of its shards is whole. Returns its stderr."""
-    for _ in range(30):
-        process = start(models, target, parameters)
-        while not whole_shards(target) and process.poll() is None:
-            time.sleep(0.001)
-        process.send_signal(by)
-        _, error = process.communicate()
-        if not target.exists():
-            assert whole_shards(target)
-            return error
-        shutil.rmtree(target)  # it was faster
-    raise AssertionError("thirty merges ended before they could be stopped")
+    script = COMMAND.format(root=str(ROOT), by=by, parameters=parameters)
+    finished = subprocess.run([sys.executable, "-c", script, models, target], capture_output=True, text=True)
+    assert whole_shards(target) and not target.exists(), finished.stderr
+    return finished.stderr
 
 
 def test_reruns_after_fifteen_kills_inside_the_merge_give_the_same_bytes(models, undisturbed, tmp_path):
-    process = start(models, tmp_path / "whole")
-    began = time.monotonic()
-    assert process.wait() == 0, process.stderr.read()
-    duration = time.monotonic() - began
-    moments = random.Random(0)
-    inside = 0
-    for number in range(60):
+    # Forked from a process without threads that has imported everything.
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload([__name__])
+    changes = processes.Queue()
+    whole = processes.Process(target=number_of_changes, args=(models, tmp_path / "whole", changes))
+    whole.start()
+    last = changes.get() - 1
+    whole.join()
+    kept = []
+    for number in range(KILLS):
         target = tmp_path / str(number)
-        process = start(models, target)
-        time.sleep(moments.uniform(0, duration))
-        process.send_signal(signal.SIGKILL)
-        inside += process.wait() == -signal.SIGKILL and not target.exists()
-        resume(models, target, undisturbed)
+        killed = processes.Process(target=merge_until, args=(models, target, last * number // KILLS))
+        killed.start()
+        killed.join()
+        assert killed.exitcode == -signal.SIGKILL and not target.exists()
+        kept.append(resume(models, target, undisturbed))
         shutil.rmtree(target)
-        if inside == 15:
-            break
-    assert inside == 15 and [path.name for path in tmp_path.iterdir()] == ["whole"]
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+    assert kept[0] == 0 and len(set(kept)) > 5
 
 
 @pytest.mark.parametrize("damage", ["a byte", "the end"])
