@@ -1,14 +1,10 @@
 """Merges that are killed or interrupted resume with the same bytes; failing ones leave nothing."""
 
 import json
-import multiprocessing
-import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 
 import pytest
@@ -17,6 +13,7 @@ from benchmarks.benchmark_checkpoints import LlamaShape, make_checkpoint
 from model_merging_methods.merge_models import MergeWork, merge_models
 from model_merging_methods.merge_parameters import MergeParameters, mask_of, parameters_of
 from model_merging_methods.merge_progress import PROGRESS_FILE
+from tests.model_merging_methods.killed_merges import forked, merge_to_change
 from tests.model_merging_methods.merges import PAIR, TASK_ARITHMETIC, file_bytes, request
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +26,8 @@ COMMAND = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from tests.model_merging_methods.test_merge_progress import merge, stop_before_change, whole_shards
+from tests.model_merging_methods.killed_merges import stop_before_change
+from tests.model_merging_methods.test_merge_progress import merge, whole_shards
 from model_merging_methods.merge_parameters import Mask, MergeParameters
 from utils.errors import run_command_line
 models, target = map(Path, sys.argv[1:])
@@ -55,39 +53,6 @@ def undisturbed(models, tmp_path_factory) -> dict[str, bytes]:
     target = tmp_path_factory.mktemp("undisturbed") / "merged"
     merge(models, target)
     return file_bytes(target)
-
-
-def stop_before_change(target: Path, by: int, is_reached: Callable[[int], bool]) -> None:
-    """Send this process a signal once, just before the first change of a merge's files for which
-    `is_reached(number of earlier changes)`. A change opens a file to write it, renames it or removes it."""
-    earlier = count()
-    stopped = []
-
-    def hook(event: str, arguments: tuple) -> None:
-        if event not in ("open", "os.rename", "os.remove") or stopped:
-            return
-        if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
-            return
-        is_inside = str(arguments[0]).startswith((f"{target.parent}/.{target.name}.", str(target)))
-        if is_inside and is_reached(next(earlier)):
-            stopped.append(by)
-            os.kill(os.getpid(), by)
-
-    sys.addaudithook(hook)
-
-
-def merge_until(models: Path, target: Path, change: int) -> None:
-    """The merge, killed just before this change of its files."""
-    stop_before_change(target, signal.SIGKILL, lambda number: number == change)
-    merge(models, target)
-
-
-def number_of_changes(models: Path, target: Path, numbers: multiprocessing.Queue) -> None:
-    """Merge, and put the number of changes of its files into the queue."""
-    latest = []
-    stop_before_change(target, 0, latest.append)
-    merge(models, target)
-    numbers.put(len(latest))
 
 
 def identity(file: Path) -> tuple[int, int]:
@@ -123,21 +88,13 @@ def interrupt(models: Path, target: Path, by: signal.Signals, parameters: MergeP
 
 
 def test_reruns_after_fifteen_kills_inside_the_merge_give_the_same_bytes(models, undisturbed, tmp_path):
-    # Forked from a process without threads that has imported everything.
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload([__name__])
-    changes = processes.Queue()
-    whole = processes.Process(target=number_of_changes, args=(models, tmp_path / "whole", changes))
-    whole.start()
-    last = changes.get() - 1
-    whole.join()
+    wanted = request(models, PARAMETERS, PAIR)
+    _, changes = forked(merge_to_change, wanted, tmp_path / "whole", WORK, -1)
     kept = []
     for number in range(KILLS):
         target = tmp_path / str(number)
-        killed = processes.Process(target=merge_until, args=(models, target, last * number // KILLS))
-        killed.start()
-        killed.join()
-        assert killed.exitcode == -signal.SIGKILL and not target.exists()
+        status, _ = forked(merge_to_change, wanted, target, WORK, (changes - 1) * number // KILLS)
+        assert status == -signal.SIGKILL and not target.exists()
         kept.append(resume(models, target, undisturbed))
         shutil.rmtree(target)
     assert [path.name for path in tmp_path.iterdir()] == ["whole"]
