@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inference_llms.prompt_format import PromptFormat
 from inference_llms.run_tasks import LENIENT, task_health
 from inference_llms.task import Example
 from inference_llms.tasks import LIVEBENCH_TASKS, MATH, TASKS, TASKS_OF_ROLE, gsm8k, role_of_task
@@ -228,7 +229,9 @@ def test_the_lenient_reading_ends_at_a_stop_word(stop):
     text = f"So \\boxed{{7}}.\n\n### {stop} The answer is: 8, \\boxed{{8}}"
     rows = {gsm8k: {"answer": "#### 7"}, MATH: {"output": "\\boxed{7}"}}
     for task, row in rows.items():
-        assert task.TASK.lenient_verdicts([Example(0, "?", row)], [text]) == [True]
+        example = Example(0, "?", row)
+        assert task.TASK.lenient_verdicts([example], [text]) == [True]
+        assert task.TASK.in_format(PromptFormat("chat")).lenient_verdicts([example], [text]) == [False], "has no stops"
 
 
 @needs_data
