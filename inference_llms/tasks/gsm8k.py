@@ -1,16 +1,17 @@
-"""GSM8K: grade-school arithmetic word problems; the last number after "The answer is: " counts."""
+"""GSM8K: grade-school arithmetic word problems; the first number after the last "The answer is: " counts."""
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fraction import Fraction
 from fraction.Fraction import FractionException
 
+from inference_llms.answer_extraction import ANSWER_WORDS, first_sentence, text_in_braces
 from inference_llms.data_sets import DataSet, Row, load_from_hub
 from inference_llms.engines.engine import Sampling
-from inference_llms.task import Task
+from inference_llms.task import LenientReading, Task
 from utils.errors import UserError
 
 PROMPT = (
@@ -22,8 +23,12 @@ QUESTION = '{question}\n\nThink step by step, and end with "The answer is: " and
 STRICT_NUMBER = re.compile(r"[+-]?\d*[.,/]?\d+")
 # A minus sign counts unless it follows a number or a closing bracket, where it subtracts.
 LENIENT_NUMBER = re.compile(
-    r"((?:(?<![\d)\]])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+))(?:/(\d+))?"
+    r"(?P<minus>(?<![\d)\]])[-−])?\\?[$€£]?"
+    r"(?P<number>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)(?P<exponent>[eE][+-]?\d+\b)?"
+    r"(?:/(?P<denominator>\d+))?"
 )
+# "#### 3. Add the prices" is a heading.
+LENIENT_MARK = re.compile(ANSWER_WORDS + r"|\\boxed\b|####(?!\s*\d+[.)]\s+[A-Za-z])")
 
 
 def extract_number(completion: str) -> int | None:
@@ -46,13 +51,33 @@ def extract_number(completion: str) -> int | None:
         return None
 
 
-def extract_last_number(completion: str) -> float | None:
-    """The lenient reading: the last number anywhere, without its thousands commas. 90/2 is 45, and a/0 is a."""
-    numbers = LENIENT_NUMBER.findall(completion)
-    if not numbers:
+def extract_leniently(completion: str) -> float | None:
+    """The lenient reading: the number after the last mark of an answer that has one, else the last number anywhere.
+
+    Marks are "The answer is" and its variants, "####" and \\boxed{}.
+    """
+    completion = completion.replace("{,}", ",").replace("\\,", "").replace("\\!", "")  # LaTeX's thousands
+    _, *marked = LENIENT_MARK.split(completion)
+    numbers = [number_after_mark(text) for text in reversed(marked)]
+    return next((number for number in numbers if number is not None), last_number(completion))
+
+
+def number_after_mark(text: str) -> float | None:
+    """The last number in the braces or the sentence that follows a mark, if possible before any bracket."""
+    inside = text_in_braces(text)
+    sentence = first_sentence(text) if inside is None else inside
+    number = last_number(sentence.partition("(")[0])
+    return last_number(sentence) if number is None else number
+
+
+def last_number(text: str) -> float | None:
+    """The last number in a text: 1,200 is 1200, 90/2 is 45, a/0 is a, and 1.5e3 is 1500. None if it is too large."""
+    *_, match = None, *LENIENT_NUMBER.finditer(text)
+    if match is None:
         return None
-    numerator, denominator = numbers[-1]
-    number = float(numerator.replace(",", "")) / (float(denominator or 1) or 1)
+    number = float(match["number"].replace(",", "") + (match["exponent"] or ""))
+    number /= float(match["denominator"] or 1) or 1
+    number = -number if match["minus"] else number
     return number if math.isfinite(number) else None
 
 
@@ -74,8 +99,8 @@ def is_right(completion: str, row: Mapping[str, Any]) -> bool:
     return extract_number(completion) == gold_number(row)
 
 
-def is_leniently_right(completion: str, row: Mapping[str, Any]) -> bool:
-    return extract_last_number(completion) == gold_number(row)
+def are_leniently_right(completions: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[bool]:
+    return [extract_leniently(text) == gold_number(row) for text, row in zip(completions, rows, strict=True)]
 
 
 TASK = Task(
@@ -94,6 +119,7 @@ TASK = Task(
     make_prompt=lambda row: PROMPT.format(question=row["question"]),
     make_question=lambda row: QUESTION.format(question=row["question"]),
     sampling=Sampling(max_tokens=1024, stop=("Instruction:", "Instruction", "Response:", "Response")),
-    metrics={"accuracy": is_right, "lenient_accuracy": is_leniently_right},
+    metrics={"accuracy": is_right},
+    lenient=LenientReading(version=2, are_right=are_leniently_right),
     is_readable=lambda completion, row: extract_number(completion) is not None,
 )

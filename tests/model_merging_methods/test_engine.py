@@ -177,7 +177,7 @@ def merges(draw):
     models = make_models(
         seed=draw(st.integers(0, 2**32)),
         width=draw(st.integers(1, 9)),
-        others=draw(st.lists(st.integers(1, 60), min_size=1, max_size=3)),
+        others=draw(st.lists(st.integers(1, 40), min_size=1, max_size=3)),
         dtypes=draw(st.lists(st.sampled_from(list(PRECISION)), min_size=number + 1, max_size=number + 1)),
         added=[0, *draw(st.lists(st.integers(0, 3), min_size=number, max_size=number))],
     )
@@ -185,7 +185,7 @@ def merges(draw):
 
 
 @given(merges(), st.data())
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_merges_have_the_values_of_their_definition(tmp_path_factory, case, data):
     models, parameters = case
     folder = tmp_path_factory.mktemp("merge")

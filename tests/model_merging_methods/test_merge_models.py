@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model_merging_methods.merge_models import merge_models
 from model_merging_methods.merge_parameters import mask_of, parameters_of
+from tests.model_merging_methods.killed_merges import forked, merge_to_step
 from tests.model_merging_methods.merges import MERGES, ROLES, file_bytes, merge, request
 from tests.model_merging_methods.small_models import save_model, save_models
 from utils.errors import UserError
@@ -92,43 +91,15 @@ def test_a_base_without_a_tokenizer_is_merged_by_position(models, tmp_path):
     assert file_bytes(tmp_path / "with") == file_bytes(tmp_path / "without")
 
 
-# A merge that kills itself with SIGKILL at the n-th of its steps: blocks, links, moves.
-KILLED = """
-import os, pathlib, signal, sys
-sys.path.insert(0, {root!r})
-from model_merging_methods import merge_models
-from tests.model_merging_methods.merges import MERGES, request
-steps = 0
-def counted(function):
-    def step(*arguments, **options):
-        global steps
-        steps += 1
-        if steps == {n}:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*arguments, **options)
-    return step
-merge_models.CheckpointWriter.write = counted(merge_models.CheckpointWriter.write)
-os.link = counted(os.link)
-pathlib.Path.replace = counted(pathlib.Path.replace)
-targets = {{r: pathlib.Path({out!r}) / r for r in ("math", "code")}}
-wanted = request(pathlib.Path({models!r}), MERGES["DARE TIES"])
-merge_models.merge_models(wanted, targets, work=merge_models.MergeWork(block_size=500), overwrite={overwrite})
-print(steps)
-"""
-
-
-def merge_and_die(models: Path, out: Path, n: int, overwrite: bool = False) -> subprocess.CompletedProcess:
-    root = str(Path(__file__).parents[2])
-    script = KILLED.format(root=root, models=str(models), out=str(out), n=n, overwrite=overwrite)
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-
-
 @pytest.fixture(scope="module")
 def steps(models, tmp_path_factory) -> int:
     """How many steps an undisturbed merge of two folders has; the last four are two moves, a link, a write."""
-    done = merge_and_die(models, tmp_path_factory.mktemp("undisturbed"), n=-1)
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout.splitlines()[-1])
+    folder = tmp_path_factory.mktemp("undisturbed")
+    status, number = forked(
+        merge_to_step, request(models, MERGES["DARE TIES"]), {role: folder / role for role in TWO}, -1
+    )
+    assert status == 0
+    return number
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +116,8 @@ def test_a_second_run_finishes_after_a_kill_at_any_step(models, undisturbed, tmp
     if replaces:
         merge_models(request(models, MERGES["average"]), targets)
     n = steps - {"all": steps - 1, "half": steps // 2}.get(before_the_end, before_the_end)
-    assert merge_and_die(models, tmp_path, n, overwrite=replaces).returncode == -signal.SIGKILL
+    status, _ = forked(merge_to_step, request(models, MERGES["DARE TIES"]), targets, n, replaces)
+    assert status == -signal.SIGKILL
     for folder in tmp_path.glob("[!.]*"):
         AutoModelForCausalLM.from_pretrained(folder)  # a folder with its final name is whole
         assert (folder / "merge_record.json").exists()

@@ -1,12 +1,10 @@
 """Merges that are killed or interrupted resume with the same bytes; failing ones leave nothing."""
 
 import json
-import random
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,22 +13,26 @@ from benchmarks.benchmark_checkpoints import LlamaShape, make_checkpoint
 from model_merging_methods.merge_models import MergeWork, merge_models
 from model_merging_methods.merge_parameters import MergeParameters, mask_of, parameters_of
 from model_merging_methods.merge_progress import PROGRESS_FILE
+from tests.model_merging_methods.killed_merges import forked, merge_to_change
 from tests.model_merging_methods.merges import PAIR, TASK_ARITHMETIC, file_bytes, request
 
 ROOT = Path(__file__).parents[2]
-SHAPE = LlamaShape(layers=6, hidden=512, intermediate=1408, heads=8, key_value_heads=8, vocabulary=2000)
+SHAPE = LlamaShape(layers=2, hidden=256, intermediate=704, heads=4, key_value_heads=4, vocabulary=500)
 PARAMETERS = parameters_of("ties_merging", mask=mask_of(weight_mask_rate=0.3, use_weight_rescale=True))
-WORK = MergeWork(threads=2, largest_shard=2_000_000)
+WORK = MergeWork(threads=2, largest_shard=500_000)
+KILLS = 15
 
 COMMAND = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from tests.model_merging_methods.test_merge_progress import merge
+from tests.model_merging_methods.killed_merges import stop_before_change
+from tests.model_merging_methods.test_merge_progress import merge, whole_shards
 from model_merging_methods.merge_parameters import Mask, MergeParameters
 from utils.errors import run_command_line
-print("begins", flush=True)
-sys.exit(run_command_line(lambda: merge(*map(Path, sys.argv[1:]), {parameters})))
+models, target = map(Path, sys.argv[1:])
+stop_before_change(target, {by:d}, lambda number: bool(whole_shards(target)))
+sys.exit(run_command_line(lambda: merge(models, target, {parameters})))
 """
 
 
@@ -51,17 +53,6 @@ def undisturbed(models, tmp_path_factory) -> dict[str, bytes]:
     target = tmp_path_factory.mktemp("undisturbed") / "merged"
     merge(models, target)
     return file_bytes(target)
-
-
-def start(models: Path, target: Path, parameters: MergeParameters = PARAMETERS) -> subprocess.Popen:
-    """The merge in a separate process, just as it begins."""
-    script = COMMAND.format(root=str(ROOT), parameters=parameters)
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, models, target], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    line = process.stdout.readline()
-    assert line == "begins\n", (process.wait(), process.stderr.read())
-    return process
 
 
 def identity(file: Path) -> tuple[int, int]:
@@ -90,37 +81,24 @@ def resume(models: Path, target: Path, undisturbed: dict[str, bytes]) -> int:
 
 def interrupt(models: Path, target: Path, by: signal.Signals, parameters: MergeParameters = PARAMETERS) -> str:
     """Start a merge, and stop it with a signal when one of its shards is whole. Returns its stderr."""
-    for _ in range(30):
-        process = start(models, target, parameters)
-        while not whole_shards(target) and process.poll() is None:
-            time.sleep(0.001)
-        process.send_signal(by)
-        _, error = process.communicate()
-        if not target.exists():
-            assert whole_shards(target)
-            return error
-        shutil.rmtree(target)  # it was faster
-    raise AssertionError("thirty merges ended before they could be stopped")
+    script = COMMAND.format(root=str(ROOT), by=by, parameters=parameters)
+    finished = subprocess.run([sys.executable, "-c", script, models, target], capture_output=True, text=True)
+    assert whole_shards(target) and not target.exists(), finished.stderr
+    return finished.stderr
 
 
 def test_reruns_after_fifteen_kills_inside_the_merge_give_the_same_bytes(models, undisturbed, tmp_path):
-    process = start(models, tmp_path / "whole")
-    began = time.monotonic()
-    assert process.wait() == 0, process.stderr.read()
-    duration = time.monotonic() - began
-    moments = random.Random(0)
-    inside = 0
-    for number in range(60):
+    wanted = request(models, PARAMETERS, PAIR)
+    _, changes = forked(merge_to_change, wanted, tmp_path / "whole", WORK, -1)
+    kept = []
+    for number in range(KILLS):
         target = tmp_path / str(number)
-        process = start(models, target)
-        time.sleep(moments.uniform(0, duration))
-        process.send_signal(signal.SIGKILL)
-        inside += process.wait() == -signal.SIGKILL and not target.exists()
-        resume(models, target, undisturbed)
+        status, _ = forked(merge_to_change, wanted, target, WORK, (changes - 1) * number // KILLS)
+        assert status == -signal.SIGKILL and not target.exists()
+        kept.append(resume(models, target, undisturbed))
         shutil.rmtree(target)
-        if inside == 15:
-            break
-    assert inside == 15 and [path.name for path in tmp_path.iterdir()] == ["whole"]
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+    assert kept[0] == 0 and len(set(kept)) > 5
 
 
 @pytest.mark.parametrize("damage", ["a byte", "the end"])

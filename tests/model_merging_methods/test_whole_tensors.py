@@ -32,8 +32,10 @@ def test_two_copies_of_a_fine_tune_give_that_fine_tune(models, tmp_path, method)
 
 @pytest.mark.parametrize("method", ["pcb_nlp", "pcb_vision"])
 def test_pcb_merges_ninety_models(models, tmp_path, method):
+    """With more than 88, the exponential of a sum of scores overflows float32."""
     roles = {f"model{i}": ROLES[i % 2] for i in range(90)}
-    found = merge(models, tmp_path / "out", parameters_of(method), roles, allow_unrelated=True)
+    parameters = parameters_of(method, exclude_param_names_regex=("layers", "embed"))
+    found = merge(models, tmp_path / "out", parameters, roles, allow_unrelated=True)
     base = read_weights(models / "base")
     assert all(tensor.isfinite().all() for tensor in found.values())
     assert any((found[name] != base[name]).any() for name in found)

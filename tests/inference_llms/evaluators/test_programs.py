@@ -1,7 +1,11 @@
 """Each program gets a separate verdict, independent of the other programs."""
 
+import time
+from itertools import pairwise
+
 import pytest
 
+from inference_llms.evaluators import programs
 from inference_llms.evaluators.programs import programs_pass
 
 pytestmark = pytest.mark.usefixtures("guarded")
@@ -30,3 +34,29 @@ def test_a_bad_program_fails_alone(what):
 def test_problems_of_one_name_are_kept_apart():
     other = {**PROBLEM, "test": "def check(f):\n    assert f(2) == 5"}
     assert programs_pass([(PROBLEM, "def f(x): return 4"), (other, "def f(x): return 4")]) == [True, False]
+
+
+# Takes 10 s where the evaluator runs several programs at once, as on a busy machine, and no time alone.
+SLOW_BESIDE_OTHERS = """
+def f(x):
+    import glob, time
+    commands = [open(path).read() for path in glob.glob("/proc/[0-9]*/cmdline")]
+    time.sleep(10 * any("evaluate_functional_correctness" in command for command in commands))
+    return 2 * x + {}
+"""
+
+
+def test_a_program_out_of_time_runs_again_alone(monkeypatch):
+    calls, run = [], programs._result_alone
+
+    def timed(*arguments):
+        started = time.monotonic()
+        result = run(*arguments)
+        calls.append((started, time.monotonic()))
+        return result
+
+    monkeypatch.setattr(programs, "_result_alone", timed)
+    slow = [(PROBLEM, SLOW_BESIDE_OTHERS.format(wrong)) for wrong in (0, 0.0, 1)]
+    assert programs_pass(slow) == [True, True, False]
+    assert len(calls) == 4  # with the check that the guard works
+    assert all(end <= start for (_, end), (start, _) in pairwise(calls))

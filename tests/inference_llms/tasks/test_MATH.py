@@ -1,4 +1,5 @@
-"""MATH: answers are equal after Hendrycks' normalisation; the lenient reading finds them in \\boxed{}."""
+"""MATH: answers are equal after Hendrycks' normalisation; the lenient reading finds them in \\boxed{}, and asks
+math-verify."""
 
 import pytest
 from hypothesis import given
@@ -62,10 +63,14 @@ def test_the_gold_is_inside_the_last_box(text, inside):
         ("The answer is: $\\boxed{5}$.", "5"),
         ("The answer is: $5$.", "5"),
         ("The answer is: 5", "5"),
+        ("The answer is: 12 (since 3*4)", "12"),
+        ("So the answer is $(1,2)$. It uses $x=3$.", "(1,2)"),
+        ("**Answer:** $x=3$ and $x=4$", "$x=3$ and $x=4$"),
+        ("The final answer is:\n\\[\n5\n\\]", "5"),
         ("it is 5", None),
     ],
 )
-def test_the_lenient_reading_uses_the_box_or_drops_the_dollars(completion, answer):
+def test_the_lenient_reading_finds_the_answer_without_its_surroundings(completion, answer):
     assert MATH.extract_leniently(completion) == answer
 
 
@@ -73,3 +78,23 @@ def test_the_lenient_reading_uses_the_box_or_drops_the_dollars(completion, answe
 def test_no_completion_breaks_the_comparison(one, other):
     assert MATH.is_equivalent(one, other) == MATH.is_equivalent(other, one)
     MATH.extract_leniently("The answer is: " + one)
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "is_right"),
+    [
+        ("5", "5.0", True),
+        ("\\text{Evelyn}", "Evelyn", True),
+        ("\\text{June 20}", "June 20", True),
+        ("1000", "1,000", True),
+        ("2\\sqrt{2}", "\\sqrt{8}", True),
+        ("5.", "5", True),
+        ("5", "5.1", False),
+        ("\\text{Evelyn}", "Evelyne", False),
+        ("1,000", "1", False),
+    ],
+)
+def test_the_lenient_reading_accepts_other_notations(gold, answer, is_right):
+    completions = [f"So $\\boxed{{{answer}}}$.", f"The answer is {answer}.", "no answer"]
+    rows = [{"output": f"$\\boxed{{{gold}}}$"}] * 3
+    assert MATH.are_leniently_right(completions, rows) == [is_right, is_right, False]

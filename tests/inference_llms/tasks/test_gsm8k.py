@@ -17,6 +17,17 @@ from inference_llms.tasks import gsm8k
         ("The answer is: 6/00", 6, 6),
         ("The answer is: /3", None, 3),
         ("The answer is: " + "9" * 400, None, None),
+        ("The answer is: 12 (since 3*4)", 12, 12),
+        ("The answer is: (3 + 4) * 2 = 14", 3, 14),
+        ("The answer is: −5", 5, -5),
+        ("The answer is: -$18.50", 18, -18.5),
+        ("The answer is: 1.5e3", 2, 1500),
+        ("the final answer is 12. It took 3 steps.", None, 12),
+        ("**Answer:**\n\n18 dollars\n\nCheck: 3 * 6", None, 18),
+        ("3 * 4 = 12\n#### 12\nEach has 3.", None, 12),
+        ("#### 2. Add them\n9 + 3 = 12", None, 12),
+        ("\\boxed{\\$1{,}200} for 3", None, 1200),
+        ("#### 5\nThe answer is: six", None, 5),
         ("The answer is: 1/" + "9" * 5000, None, 0),
         ("The answer is: ٣", 3, 3),
         ("The answer is: .5", 0, 0.5),
@@ -35,12 +46,12 @@ from inference_llms.tasks import gsm8k
 )
 def test_awkward_answers_are_read_as_numbers(completion, strict, lenient):
     assert gsm8k.extract_number(completion) == strict
-    assert gsm8k.extract_last_number(completion) == lenient
+    assert gsm8k.extract_leniently(completion) == lenient
 
 
 @given(st.text(alphabet="0123456789.,/+-$ ٣²½eE\n") | st.text())
 def test_no_completion_breaks_either_reading(text):
     for completion in (text, "The answer is: " + text):
-        strict, lenient = gsm8k.extract_number(completion), gsm8k.extract_last_number(completion)
+        strict, lenient = gsm8k.extract_number(completion), gsm8k.extract_leniently(completion)
         assert strict is None or isinstance(strict, int)
         assert lenient is None or isinstance(lenient, float)

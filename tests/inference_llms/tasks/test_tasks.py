@@ -4,10 +4,13 @@ import json
 from dataclasses import astuple
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from inference_llms.prompt_format import PromptFormat
 from inference_llms.run_tasks import task_health
-from inference_llms.task import Example
-from inference_llms.tasks import LIVEBENCH_TASKS, TASKS, TASKS_OF_ROLE, role_of_task
+from inference_llms.task import LENIENT, Example
+from inference_llms.tasks import LIVEBENCH_TASKS, MATH, TASKS, TASKS_OF_ROLE, gsm8k, role_of_task
 from tests.inference_llms.support import (
     DATA,
     OWN_DATA,
@@ -28,14 +31,14 @@ OWN = {
         [
             (" 12 - 5 = 7. The answer is: 7", "accuracy lenient_accuracy"),
             (" 1,200 * 2 is 2,400.", "lenient_accuracy"),
-            (" The answer is: -5 degrees. Not 3.", "accuracy"),
+            (" The answer is: -5 degrees. Not 3.", "accuracy lenient_accuracy"),
         ],
     ),
     "MATH": (
         "### Instruction:\nWhat is $\\frac{1}{4}+\\frac{1}{4}$?\n\n### Response: Let's think step by step.",
         [
             (" The answer is: 0.5.", "accuracy lenient_accuracy"),
-            (" So $\\boxed{2\\sqrt3}$.", "lenient_accuracy"),
+            (" So $\\boxed{\\sqrt{12}}$.", "lenient_accuracy"),
             (" The answer is: 6 cm", ""),
         ],
     ),
@@ -77,13 +80,15 @@ def test_prompts_and_verdicts_on_made_up_rows(name, tmp_path):
         rules = {**task.metrics, **({} if task.metrics else {"is_right": task.is_right})}
         if task.program is not None:
             rules = {"passes": lambda text, row, example=example: task.verdicts([example], [text])[0]}
+        if task.lenient is not None:
+            rules[LENIENT] = lambda text, row, example=example: task.lenient_verdicts([example], [text])[0]
         found = {rule for rule, holds in rules.items() if holds(completion, example.row)}
         assert found == set(accepting.split()), completion
     if task.metrics:
         rows = [{"id": example.id, "completion": text} for example, (text, _) in zip(examples, cases, strict=True)]
         write_rows(tmp_path / f"replay/{name}.jsonl", rows)
         score = replay(tmp_path, "--tasks", name, "--data_dir", OWN_DATA)[name]
-        for metric in task.metrics:
+        for metric in (*task.metrics, *([LENIENT] if task.lenient else [])):
             assert score[metric] == sum(metric in accepting.split() for _, accepting in cases) / len(cases)
 
 
@@ -176,8 +181,6 @@ def test_alpaca_evals_rows_have_the_published_form(tmp_path):
 @needs_golden
 @needs_data
 def test_every_number_and_verdict_agrees_with_the_published_scripts():
-    from inference_llms.tasks import MATH, gsm8k
-
     for row in golden("gsm8k")["rows"]:
         assert gsm8k.extract_number(row["completion"]) == row["extracted"], row
     examples = TASKS["MATH"].load_examples(DATA)
@@ -205,11 +208,45 @@ def test_every_program_agrees_with_the_published_scripts(name, tmp_path):
         assert written["all_code"] == published["completion"].replace("\t", "    ")
 
 
+ANSWERS = st.text(alphabet="0123456789.,/()=-−e$ \\n{}\\") | st.sampled_from(
+    ["\\boxed{5}", "#### 5", "Response: 5", "5 (since 3)"]
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(ANSWERS, min_size=1, max_size=4))
+def test_what_is_right_strictly_is_right_leniently(parts):
+    completion = "The answer is: ".join(["", *parts])
+    number, expression = gsm8k.extract_number(completion), MATH.extract_answer(completion)
+    for task, row in ((gsm8k, {"answer": f"#### {number}"}), (MATH, {"output": f"\\boxed{{{expression}}}"})):
+        example = Example(0, "?", row)
+        if task.is_right(completion, row):
+            assert task.TASK.lenient_verdicts([example], [completion]) == [True]
+
+
+@pytest.mark.parametrize("stop", gsm8k.TASK.sampling.stop)
+def test_the_lenient_reading_ends_at_a_stop_word(stop):
+    text = f"So \\boxed{{7}}.\n\n### {stop} The answer is: 8, \\boxed{{8}}"
+    rows = {gsm8k: {"answer": "#### 7"}, MATH: {"output": "\\boxed{7}"}}
+    for task, row in rows.items():
+        example = Example(0, "?", row)
+        assert task.TASK.lenient_verdicts([example], [text]) == [True]
+        assert task.TASK.in_format(PromptFormat("chat")).lenient_verdicts([example], [text]) == [False], "has no stops"
+
+
+@needs_data
+@pytest.mark.parametrize(("name", "number"), [("gsm8k", 1319), ("MATH", 500)])
+def test_every_reference_solution_is_leniently_right(name, number):
+    examples = TASKS[name].load_examples(DATA)
+    solutions = [example.row["answer" if name == "gsm8k" else "output"] for example in examples]
+    assert TASKS[name].lenient_verdicts(examples, solutions) == [True] * number
+    wrong = TASKS[name].lenient_verdicts(examples, [*solutions[1:], solutions[0]])
+    assert sum(wrong) == {"gsm8k": 15, "MATH": 6}[name]  # neighbours with the same answer
+
+
 @needs_data
 @pytest.mark.parametrize(("name", "number"), [("gsm8k", 1319), ("MATH", 500)])
 def test_perfect_completions_of_a_published_set_are_all_right(name, number, tmp_path):
-    from inference_llms.tasks import MATH, gsm8k
-
     gold = {
         "gsm8k": lambda row: f"{gsm8k.gold_number(row):.0f}",
         "MATH": lambda row: f"{MATH.last_boxed(row['output'])}.",
@@ -219,3 +256,4 @@ def test_perfect_completions_of_a_published_set_are_all_right(name, number, tmp_
     write_rows(tmp_path / f"replay/{name}.jsonl", rows)
     score = replay(tmp_path, "--tasks", name, "--data_dir", DATA)[name]
     assert (score["accuracy"], score["lenient_accuracy"], score["examples"]) == (1.0, 1.0, number)
+    assert score["lenient_version"] == 2 and score["packages"]["math-verify"]

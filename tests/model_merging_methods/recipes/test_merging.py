@@ -174,14 +174,13 @@ def test_a_killed_recipe_goes_on(recipe, tmp_path):
         "10K",
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    whole = [*command[:4], str(tmp_path / "whole"), *command[5:]]
-    subprocess.run([sys.executable, *whole], check=True, env=environment, cwd=tmp_path)
+    main([*command[2:4], str(tmp_path / "whole"), *command[5:]])
     running = subprocess.Popen([sys.executable, *command], env=environment, cwd=tmp_path)
     while running.poll() is None and not list(tmp_path.rglob(".*/**/merge_progress.json")):
         time.sleep(0.01)
     running.send_signal(signal.SIGKILL)
     assert running.wait() == -signal.SIGKILL
-    subprocess.run([sys.executable, *command], check=True, env=environment, cwd=tmp_path)
+    main(command[2:])
     assert files_of(tmp_path / "merged") == files_of(tmp_path / "whole")
     assert not list(tmp_path.glob(".*"))
 

@@ -170,7 +170,7 @@ def test_ray_gives_the_same_table_after_kills_of_an_actor_and_the_driver(searche
     everything = children.children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    for left in psutil.wait_procs(everything, timeout=20)[1]:
+    for left in psutil.wait_procs(everything, timeout=3)[1]:  # Ray's agents outlive the driver
         left.kill()
     stored = rows(tmp_path, "SELECT * FROM answers")
     again = start(tmp_path, *options)

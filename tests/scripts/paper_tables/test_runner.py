@@ -222,26 +222,26 @@ def edit_the_questions(setting: Setting, data: Path) -> str:
     return "typos set"
 
 
-@pytest.mark.parametrize("edit", [edit_a_norm, edit_the_questions])
-def test_a_cell_is_done_only_for_the_models_and_sets_it_ran_with(tmp_path, caplog, edit):
+def test_a_cell_is_done_only_for_the_models_and_sets_it_ran_with(tmp_path, caplog):
     data, models = tmp_path / "data", tmp_path / "models"
     shutil.copytree(ZOO / "data", data)
     for name, role in TINY_MODELS.items():
         shutil.copytree(ZOO / role, models / name)
     setting = Setting(tmp_path / "results", str(models), data, "transformers", None)
     run_cell(setting)
-    before = json.loads(scores_file(setting).read_text())["typos"]
     assert is_done(setting)
-
-    edited = edit(setting, data)
-    assert not is_done(setting)
-    with caplog.at_level("INFO"):
-        (outcome,) = run_cell(setting)
-    assert (outcome.status, outcome.reason) == (DONE, None)
-    assert f"runs again and replaces its results; changed: {edited}" in caplog.text
-    after = json.loads(scores_file(setting).read_text())["typos"]
-    assert (after["identity"] != before["identity"]) == (edited == "instruct model")
-    assert is_done(setting)
+    for edit in (edit_a_norm, edit_the_questions):
+        before = json.loads(scores_file(setting).read_text())["typos"]
+        edited = edit(setting, data)
+        assert not is_done(setting)
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            (outcome,) = run_cell(setting)
+        assert (outcome.status, outcome.reason) == (DONE, None)
+        assert f"runs again and replaces its results; changed: {edited}" in caplog.text
+        after = json.loads(scores_file(setting).read_text())["typos"]
+        assert (after["identity"] != before["identity"]) == (edited == "instruct model")
+        assert is_done(setting)
     shutil.rmtree(models)  # nothing shows that they changed
     assert is_done(setting)
 
