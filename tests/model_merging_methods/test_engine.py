@@ -185,7 +185,7 @@ def merges(draw):
 
 
 @given(merges(), st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 def test_merges_have_the_values_of_their_definition(tmp_path_factory, case, data):
     models, parameters = case
     folder = tmp_path_factory.mktemp("merge")
