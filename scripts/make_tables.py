@@ -12,12 +12,14 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from scripts.paper_tables.answers import write_answers
 from scripts.paper_tables.collect import collect_scores
 from scripts.paper_tables.figures import FIGURES
 from scripts.paper_tables.method_scores import collect_methods
 from scripts.paper_tables.method_table import methods_csv, methods_table
+from scripts.paper_tables.overview import overview_table
 from scripts.paper_tables.results import ResultsFolder
-from scripts.paper_tables.scores import OK, Score, scores_csv
+from scripts.paper_tables.scores import OK, Score, scores_csv, summaries
 from scripts.paper_tables.tables import html_page, latex, markdown, paper_tables
 from utils.command_line import OneLineParser
 from utils.errors import run_command_line
@@ -45,10 +47,13 @@ def with_scores(
 
 
 def make_tables(results_dir: Path, scores: Sequence[Score]) -> None:
-    """Write tables/scores.csv, tables.md, tables.html and a .tex for each table, and methods.csv if methods were
-    compared; log missing and doubtful scores."""
+    """Write tables/scores.csv, tables.md, tables.html with a page of single answers, a .tex for each table, and
+    methods.csv if methods were compared; log missing and doubtful scores."""
     folder = results_dir / "tables"
     tables, methods = paper_tables(scores), collect_methods(ResultsFolder(results_dir))
+    overview = overview_table(summaries(scores))
+    if overview.rows:
+        tables.insert(0, overview)
     if methods:
         tables.append(methods_table(methods))
         write_whole(folder / "methods.csv", methods_csv(methods))
@@ -56,7 +61,9 @@ def make_tables(results_dir: Path, scores: Sequence[Score]) -> None:
     pictures = {f"../figures/{name}.svg": FIGURES[name][1] for name in drawn}
     write_whole(folder / "scores.csv", scores_csv(scores))
     write_whole(folder / "tables.md", markdown(tables))
-    write_whole(folder / "tables.html", html_page(tables, pictures))
+    results = [result.cells(folder) for result in write_answers(folder, scores)]
+    results.sort(key=lambda row: row["status"] != OK)  # those without a value last
+    write_whole(folder / "tables.html", html_page(tables, pictures, results))
     for table in tables:
         write_whole(folder / f"{table.name}.tex", latex(table))
     for line in doubts(scores):

@@ -68,6 +68,21 @@ def paired_difference_interval(tasks: Sequence[tuple[Draws, Draws]], seed: int =
     return tuple(2 * end - 1 for end in wilson_interval(examples * (1 + low) / 2, examples))
 
 
+def mean_ratio_interval(tasks: Sequence[tuple[Draws, Draws]], seed: int = 0) -> tuple[float, float]:
+    """The 95% interval of mean(first) / mean(second), averaged over tasks, by the bootstrap of
+    `paired_difference_interval`. Samples whose second mean is 0 are left out."""
+    generator = np.random.default_rng(seed)
+    ratios = np.zeros(_SAMPLES)
+    for first, second in tasks:
+        means = _means_of_samples(np.asarray([*first, *second], dtype=float), generator)
+        of_first, of_second = (
+            np.einsum("sd,sd->s", of_draws, _weights_of_draws(of_draws.shape[1], generator))
+            for of_draws in (means[:, : len(first)], means[:, len(first) :])
+        )
+        ratios += np.divide(of_first, of_second, out=np.full(_SAMPLES, np.nan), where=of_second > 0) / len(tasks)
+    return _percentiles(ratios[np.isfinite(ratios)])
+
+
 def drop_rate_interval(before: Draws, after: Draws, seed: int = 0) -> tuple[float, float]:
     """The 95% interval of (share(before) − share(after)) / share(before), averaged over draws, by the paired bootstrap
     on two levels as for a difference. `before` and `after` have each draw's answers to the same examples.

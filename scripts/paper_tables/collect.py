@@ -78,6 +78,8 @@ def _task_score(results: ResultsFolder, record: TaskRecord, known: Mapping[str, 
     about["command"] = content.get("command") or about["command"]
     about["merge_command"] = about["merge_command"] or _merge_command(about, script)
     about |= {"backend": str(content.get("backend", "")), "examples": content["examples"]}
+    about["tokens"] = content.get("tokens_per_answer")
+    about["completions_file"] = str(record.completions_file() or content.get("raw_generations", ""))
     about["evaluator_command"] = record.relocated(content.get("evaluator_command") or "")
     try:
         about["prompts"] = str(record.prompt_format)

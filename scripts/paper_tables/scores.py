@@ -22,9 +22,9 @@ class Score:
 
     `value`, `low` and `high` (95%) in per cent; None unless `status` is ok, and then `note` says why. `inputs`: the
     names of the merged models. `variant`: differences of the merge from the paper's parameters. `prompts`: their
-    format. `alpha`, `seed`,
-    `ratios`: of M3; `seed` also of DARE. `health`: of the answers, to the attacked prompt if there is one. Not in the
-    CSV, for comparisons: `values` of each example by id, 0 to 1; `right` before and after an attack, for each sample.
+    format. `tokens`: of an answer, in the mean. `alpha`, `seed`, `ratios`: of M3; `seed` also of DARE. `health`: of the
+    answers, to the attacked prompt if there is one. Not in the CSV, for comparisons: `values` of each example by id, 0
+    to 1; `right` before and after an attack, for each sample; `completions_file`, of the raw completions.
     """
 
     models: str = ""
@@ -44,6 +44,7 @@ class Score:
     low: float | None = None
     high: float | None = None
     examples: int | None = None
+    tokens: float | None = None
     status: str = OK
     note: str = ""
     backend: str = ""
@@ -56,6 +57,7 @@ class Score:
     health: Health | None = None
     values: tuple[tuple[int | str, float], ...] | None = None
     right: tuple[tuple[bool, ...], tuple[bool, ...]] | None = None
+    completions_file: str = ""
 
     @property
     def line(self) -> tuple:
@@ -84,7 +86,8 @@ def share_interval(share: float, examples: int) -> tuple[float, float]:
     return 100 * low, 100 * high
 
 
-COLUMNS = [field.name for field in fields(Score) if field.name not in ("health", "values", "right")]
+_NOT_IN_CSV = ("health", "values", "right", "completions_file")
+COLUMNS = [field.name for field in fields(Score) if field.name not in _NOT_IN_CSV]
 HEALTH_COLUMNS = [field.name for field in fields(Health) if field.name != "answers"]  # their number is `examples`
 
 

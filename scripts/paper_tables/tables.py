@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
@@ -319,10 +320,12 @@ def _tex_cell(cell: CellLines) -> str:
     return lines[0] if len(lines) == 1 else r"\shortstack{" + r"\\ {}".join(lines) + "}"
 
 
-def html_page(tables: Sequence[Table], pictures: Mapping[str, str]) -> str:
-    """One page with every table and the `pictures`: their descriptions by path."""
+def html_page(tables: Sequence[Table], pictures: Mapping[str, str], results: Sequence[Mapping[str, Any]] = ()) -> str:
+    """One page with every table, the `pictures` (their descriptions by path), and a table of all `results` that can be
+    sorted and filtered."""
     rows = {table.name: without_repeats(table) for table in tables}
-    return render_page(TEMPLATE, title="Tables and figures", tables=tables, rows=rows, pictures=pictures)
+    title = "Tables and figures"
+    return render_page(TEMPLATE, title=title, tables=tables, rows=rows, pictures=pictures, results=results)
 
 
 def without_repeats(table: Table) -> list[list[CellLines]]:
