@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from model_merging_methods.merge_request import run_name, tasks_name
-from scripts.mergebench.suite import SAFETY, SAFETY_EVAL, Base, DataSet, Method, Suite
+from scripts.mergebench.suite import SAFETY, SAFETY_EVAL, Base, BenchMethod, BenchSet, Suite
 from scripts.paper_tables.cells import merge_of_options, option_words
 from utils.output_places import OutputPlaces
 
@@ -24,7 +24,7 @@ MERGED_BYTES_PER_SECOND = 1_000_000_000  # of checkpoints read and written, on a
 
 
 @dataclass(frozen=True)
-class Setting:
+class BenchSetting:
     """The options of a run. `suite`: the chosen part of it. `safety_eval`: the folder of the program safety-eval, if
     there is one."""
 
@@ -42,7 +42,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Step:
+class BenchStep:
     """One command. `subject`: the model that it makes or tests. `words`: the command after the interpreter, run in
     `cwd`. `work`: steps of a base with equal work take about the same time. `seconds`: an estimate; None for the tiny
     models. `written` and `downloaded`: the bytes of checkpoints that it writes and downloads."""
@@ -68,7 +68,7 @@ class Step:
         return command if self.cwd is None else f"cd {shlex.quote(str(self.cwd))} && {command}"
 
 
-def steps_of_base(base: Base, setting: Setting) -> Iterator[Step]:
+def steps_of_base(base: Base, setting: BenchSetting) -> Iterator[BenchStep]:
     """The steps of a base: its own tasks, each specialist's, and each merge with its tasks."""
     suite = setting.suite
     sizes = {BASE: base.stored_bytes, **{domain: base.bytes for domain in suite.domains}}
@@ -83,17 +83,17 @@ def steps_of_base(base: Base, setting: Setting) -> Iterator[Step]:
         words += ("--output_dir", str(setting.folder(base, name)))
         seconds = (method.reads * sum(sizes.values()) + base.bytes) / MERGED_BYTES_PER_SECOND
         work = (MERGE, str(method.reads))
-        yield Step(base, name, MERGE, words, work, None, None if setting.is_tiny else seconds, written=base.bytes)
+        yield BenchStep(base, name, MERGE, words, work, None, None if setting.is_tiny else seconds, written=base.bytes)
         yield from _test(base, name, str(merged_model(base, name, setting)), suite.data_sets, setting)
 
 
-def _merge_options(base: Base, method: Method, setting: Setting) -> dict[str, Any]:
+def _merge_options(base: Base, method: BenchMethod, setting: BenchSetting) -> dict[str, Any]:
     named = {domain: base.specialists[domain] for domain in setting.suite.domains}
     models = [f"{domain}={model}" for domain, model in named.items()]
     return {"pretrained_model": base.hub_id, "models": models, **method.options}
 
 
-def merged_model(base: Base, subject: str, setting: Setting) -> Path:
+def merged_model(base: Base, subject: str, setting: BenchSetting) -> Path:
     """The folder of a merge. All specialists' folders share their weights; this one has the first one's tokenizer."""
     roles, parameters = merge_of_options(_merge_options(base, setting.suite.methods[subject], setting))
     places = OutputPlaces(setting.folder(base, subject), tasks_name(roles), run_name(parameters, len(roles)))
@@ -101,8 +101,8 @@ def merged_model(base: Base, subject: str, setting: Setting) -> Path:
 
 
 def _test(
-    base: Base, subject: str, model: str, data_sets: Sequence[DataSet], setting: Setting, downloaded: int = 0
-) -> Iterator[Step]:
+    base: Base, subject: str, model: str, data_sets: Sequence[BenchSet], setting: BenchSetting, downloaded: int = 0
+) -> Iterator[BenchStep]:
     """The steps that run these data sets on a model: with inference_llms, and the safety sets with safety-eval."""
     own = [one for one in data_sets if one.harness != SAFETY_EVAL]
     others = [one for one in data_sets if one.harness == SAFETY_EVAL]
@@ -120,20 +120,20 @@ def _test(
         words = ("-m", "inference_llms", *option_words(options))
         work = (TASKS, *options["tasks"])
         seconds = None if setting.is_tiny else estimated_seconds(base, own)
-        yield Step(base, subject, TASKS, words, work, None, seconds, downloaded=downloaded)
+        yield BenchStep(base, subject, TASKS, words, work, None, seconds, downloaded=downloaded)
     if others:
         yield _safety_step(base, subject, model, others, setting, 0 if own else downloaded)
 
 
-def _task_options(data_sets: Sequence[DataSet], options: Mapping[str, Any]) -> dict[str, Any]:
+def _task_options(data_sets: Sequence[BenchSet], options: Mapping[str, Any]) -> dict[str, Any]:
     """The suite's options without those that have no effect on these sets."""
     of_harness = any(one.harness == "lm_eval" for one in data_sets)
     return {name: value for name, value in options.items() if of_harness or name != "lm_eval_include_path"}
 
 
 def _safety_step(
-    base: Base, subject: str, model: str, data_sets: Sequence[DataSet], setting: Setting, downloaded: int
-) -> Step:
+    base: Base, subject: str, model: str, data_sets: Sequence[BenchSet], setting: BenchSetting, downloaded: int
+) -> BenchStep:
     """The call of safety-eval, as in MergeBench's `scripts/evaluate.sh`."""
     folder = setting.folder(base, subject).absolute()
     options = {
@@ -147,10 +147,12 @@ def _safety_step(
     }
     words = ("evaluation/eval.py", "generators", *option_words(options))
     cwd = setting.safety_eval or Path("SAFETY_EVAL_DIR")
-    return Step(base, subject, SAFETY, words, (SAFETY,), cwd, estimated_seconds(base, data_sets), downloaded=downloaded)
+    return BenchStep(
+        base, subject, SAFETY, words, (SAFETY,), cwd, estimated_seconds(base, data_sets), downloaded=downloaded
+    )
 
 
-def estimated_seconds(base: Base, data_sets: Sequence[DataSet]) -> float:
+def estimated_seconds(base: Base, data_sets: Sequence[BenchSet]) -> float:
     """The time of these sets on one A40, by the assumptions above."""
     scored = sum(one.examples * one.scored_tokens for one in data_sets) / SCORED_TOKENS_PER_SECOND
     new = sum(one.examples * one.new_tokens for one in data_sets) / NEW_TOKENS_PER_SECOND

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from scripts.mergebench.plan import MERGE, Setting, Step, merged_model, steps_of_base
+from scripts.mergebench.plan import MERGE, BenchSetting, BenchStep, merged_model, steps_of_base
 from scripts.mergebench.suite import FULL, SAFETY, TINY, Suite
 from scripts.mergebench.table import write_tables
 from scripts.paper_tables import cell_runs
@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"{len(failed)} steps failed or were left out; their logs are in {setting.results_dir / STEPS}")
 
 
-def setting_of_options(options: argparse.Namespace) -> Setting:
+def setting_of_options(options: argparse.Namespace) -> BenchSetting:
     is_tiny = options.models is not None
     suite = TINY if is_tiny else FULL
     bases = _chosen("--bases", options.bases, {base.name: base for base in suite.bases})
@@ -112,7 +112,7 @@ def setting_of_options(options: argparse.Namespace) -> Setting:
     given = options.results_dir
     results_dir = default if given is None else from_root(given, options.working_folder)
     safety_eval = os.environ.get(SAFETY_EVAL_DIR)
-    return Setting(
+    return BenchSetting(
         suite=suite,
         is_tiny=is_tiny,
         results_dir=results_dir,
@@ -134,11 +134,11 @@ def _chosen(option: str, names: Sequence[str] | None, known: Mapping) -> dict:
     return {name: value for name, value in known.items() if names is None or name in names}
 
 
-def record_path(step: Step, setting: Setting) -> Path:
+def record_path(step: BenchStep, setting: BenchSetting) -> Path:
     return setting.results_dir / STEPS / f"{step.name.replace('/', '_')}.json"
 
 
-def step_record(step: Step, setting: Setting) -> dict | None:
+def step_record(step: BenchStep, setting: BenchSetting) -> dict | None:
     """The record of a finished step: `command`, `seconds`, `peak_bytes`. None if it, or another command, has not
     finished."""
     path = record_path(step, setting)
@@ -148,10 +148,10 @@ def step_record(step: Step, setting: Setting) -> dict | None:
     return record if record.get("command") == step.text else None
 
 
-def run_steps(steps: Sequence[Step], setting: Setting, delete_merged_models: bool) -> list[Step]:
+def run_steps(steps: Sequence[BenchStep], setting: BenchSetting, delete_merged_models: bool) -> list[BenchStep]:
     """Run the steps that have not finished, in order; returns those that failed or were left out. After a failed merge
     its tasks are left out; nothing else stops."""
-    failed: list[Step] = []
+    failed: list[BenchStep] = []
     for number, step in enumerate(steps):
         of_subject = [one for one in steps if (one.base, one.subject) == (step.base, step.subject)]
         if _is_needed(step, of_subject, setting):
@@ -164,7 +164,7 @@ def run_steps(steps: Sequence[Step], setting: Setting, delete_merged_models: boo
     return failed
 
 
-def _is_needed(step: Step, of_subject: Sequence[Step], setting: Setting) -> bool:
+def _is_needed(step: BenchStep, of_subject: Sequence[BenchStep], setting: BenchSetting) -> bool:
     """Whether the step must run. A merge whose weights were deleted is made again only for tasks that are not done."""
     if step_record(step, setting) is None:
         return True
@@ -172,12 +172,12 @@ def _is_needed(step: Step, of_subject: Sequence[Step], setting: Setting) -> bool
     return step.kind == MERGE and not is_unused and not merged_model(step.base, step.subject, setting).is_dir()
 
 
-def _has_finished(of_subject: Sequence[Step], setting: Setting) -> bool:
+def _has_finished(of_subject: Sequence[BenchStep], setting: BenchSetting) -> bool:
     """Whether a merge and all its tasks are done."""
     return of_subject[0].kind == MERGE and all(step_record(one, setting) for one in of_subject)
 
 
-def _why_left_out(step: Step, failed: Sequence[Step], setting: Setting) -> str | None:
+def _why_left_out(step: BenchStep, failed: Sequence[BenchStep], setting: BenchSetting) -> str | None:
     if any(one.kind == MERGE and (one.base, one.subject) == (step.base, step.subject) for one in failed):
         return "left out, because the merge failed"
     if step.kind == SAFETY and setting.safety_eval is None:
@@ -185,7 +185,7 @@ def _why_left_out(step: Step, failed: Sequence[Step], setting: Setting) -> str |
     return None
 
 
-def run_step(step: Step, setting: Setting) -> str | None:
+def run_step(step: BenchStep, setting: BenchSetting) -> str | None:
     """Run a step, with its output in a log beside its record; returns the reason if it failed.
 
     The recorded peak memory is the process's resident memory, with the parts of input files that it maps."""
@@ -217,7 +217,7 @@ def run_step(step: Step, setting: Setting) -> str | None:
     return None
 
 
-def _interpreter(step: Step) -> str:
+def _interpreter(step: BenchStep) -> str:
     """This interpreter, or that of safety-eval."""
     if step.cwd is None:
         return sys.executable
@@ -225,7 +225,7 @@ def _interpreter(step: Step) -> str:
     return str(own.absolute()) if own.is_file() else "python"
 
 
-def plan_lines(steps: Sequence[Step], setting: Setting) -> list[str]:
+def plan_lines(steps: Sequence[BenchStep], setting: BenchSetting) -> list[str]:
     """Every command with its disk and time, and the sums by base. The time of a step is that of a finished one with
     the same work, or else the estimate."""
     records = [(step, step_record(step, setting)) for step in steps]
@@ -253,7 +253,7 @@ def plan_lines(steps: Sequence[Step], setting: Setting) -> list[str]:
     return lines
 
 
-def _needs(steps: Sequence[Step]) -> str:
+def _needs(steps: Sequence[BenchStep]) -> str:
     """What steps need, in words."""
     downloaded, written = (sum(getattr(step, part) for step in steps) for part in ("downloaded", "written"))
     words = [f"download {_gigabytes(downloaded)}"] if downloaded else []

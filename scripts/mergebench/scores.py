@@ -7,8 +7,9 @@ from pathlib import Path
 from statistics import mean
 
 from inference_llms.tasks import TASKS as OWN_TASKS
-from scripts.mergebench.suite import SAFETY, SAFETY_EVAL, DataSet, Published, Suite
+from scripts.mergebench.suite import SAFETY, SAFETY_EVAL, BenchSet, Suite
 from scripts.paper_tables.method_scores import randomisation_p
+from scripts.paper_tables.names import Published
 from scripts.paper_tables.results import TaskRecord, task_records
 from utils.errors import UserError
 from utils.intervals import mean_ratio_interval, paired_difference_interval, wilson_interval
@@ -40,13 +41,13 @@ class Interval:
     high: float | None = None
 
 
-def read_scores(folder: Path, data_sets: Iterable[DataSet]) -> dict[str, SetScore]:
+def read_scores(folder: Path, data_sets: Iterable[BenchSet]) -> dict[str, SetScore]:
     """A subject's score on each data set, from the results below its `folder`."""
     records = {record.task: record for record in task_records(folder)} if folder.is_dir() else {}
     return {one.name: _read_set(folder, records, one) for one in data_sets}
 
 
-def _read_set(folder: Path, records: Mapping[str, TaskRecord], data_set: DataSet) -> SetScore:
+def _read_set(folder: Path, records: Mapping[str, TaskRecord], data_set: BenchSet) -> SetScore:
     if data_set.harness == SAFETY_EVAL:
         return _read_safety(folder / f"{SAFETY}_eval.json", data_set)
     found: dict[str, TaskRecord] = {}
@@ -61,7 +62,7 @@ def _read_set(folder: Path, records: Mapping[str, TaskRecord], data_set: DataSet
         return SetScore(note=str(error))
 
 
-def _read_record(record: TaskRecord, data_set: DataSet) -> SetScore:
+def _read_record(record: TaskRecord, data_set: BenchSet) -> SetScore:
     """A task's score. Raises UserError if its record or its files are damaged or not judged."""
     if record.fault:
         raise UserError(record.fault)
@@ -82,7 +83,7 @@ def _read_record(record: TaskRecord, data_set: DataSet) -> SetScore:
     return SetScore(content[data_set.metric], {key: float(value) for key, value in values.items()}, content["examples"])
 
 
-def _joined(parts: Sequence[SetScore], data_set: DataSet) -> SetScore:
+def _joined(parts: Sequence[SetScore], data_set: BenchSet) -> SetScore:
     """The tasks of a data set as one: over all examples."""
     examples = sum(part.examples for part in parts)
     value = sum(part.value * part.examples for part in parts) / examples
@@ -92,12 +93,12 @@ def _joined(parts: Sequence[SetScore], data_set: DataSet) -> SetScore:
     return SetScore(_from_0_to_1(value, data_set), {k: _from_0_to_1(v, data_set) for k, v in values.items()}, examples)
 
 
-def _from_0_to_1(value: float, data_set: DataSet) -> float:
+def _from_0_to_1(value: float, data_set: BenchSet) -> float:
     share = value / data_set.best
     return 1 - share if data_set.lower_is_better else share
 
 
-def _read_safety(path: Path, data_set: DataSet) -> SetScore:
+def _read_safety(path: Path, data_set: BenchSet) -> SetScore:
     """The score in the report of safety-eval, which has no single answers."""
     try:
         value = read_json_object(path, "run its step again")[data_set.tasks[0]][data_set.metric]
@@ -106,7 +107,7 @@ def _read_safety(path: Path, data_set: DataSet) -> SetScore:
         return SetScore(note="safety-eval has not run")
 
 
-def domain_score(scores: SubjectScores, data_sets: Sequence[DataSet]) -> Interval | None:
+def domain_score(scores: SubjectScores, data_sets: Sequence[BenchSet]) -> Interval | None:
     """The mean over a domain's data sets; None if one has no score. The interval of a single set is Wilson's."""
     found = [scores[one.name] for one in data_sets]
     if any(score.value is None for score in found):
@@ -145,7 +146,7 @@ def _answers(first: SetScore, second: SetScore) -> tuple[list[float], list[float
     return [first.values[key] for key in both], [second.values[key] for key in both]
 
 
-def forgetting(base: SubjectScores, scores: SubjectScores, data_sets: Sequence[DataSet]) -> Interval | None:
+def forgetting(base: SubjectScores, scores: SubjectScores, data_sets: Sequence[BenchSet]) -> Interval | None:
     """The base's score minus the subject's, averaged over these data sets; None without a set that both ran."""
     pairs = [(base[one.name], scores[one.name]) for one in data_sets]
     pairs = [(a, b) for a, b in pairs if a.value is not None and b.value is not None]

@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from scripts.paper_tables.names import Published
+
 INSTRUCTION, MATH, CODING, SAFETY, MULTILINGUAL = "instruction", "math", "coding", "safety", "multilingual"
 DOMAINS = (INSTRUCTION, MATH, CODING, SAFETY, MULTILINGUAL)
 GENERAL = "general"  # skills of the base that no specialist was trained for; they measure forgetting
@@ -21,7 +23,7 @@ TINY_ZOO = Path("scripts/tiny_zoo")
 
 
 @dataclass(frozen=True)
-class DataSet:
+class BenchSet:
     """A data set of one domain, which is one column.
 
     `tasks`: as `--tasks` names them, without `lm_eval:`; the examples of all of them together are the set. A group of
@@ -65,7 +67,7 @@ class Base:
 
 
 @dataclass(frozen=True)
-class Method:
+class BenchMethod:
     """A row: its title and the options of the merge. `reads`: how often the merge reads each checkpoint."""
 
     title: str
@@ -78,11 +80,11 @@ class Suite:
     """What is merged, with which methods, and what is run on it. `task_options`: further options of inference_llms."""
 
     bases: Sequence[Base]
-    data_sets: Sequence[DataSet]
-    methods: Mapping[str, Method]
+    data_sets: Sequence[BenchSet]
+    methods: Mapping[str, BenchMethod]
     task_options: Mapping[str, Any] = field(default_factory=dict)
 
-    def sets_of(self, domain: str) -> list[DataSet]:
+    def sets_of(self, domain: str) -> list[BenchSet]:
         return [one for one in self.data_sets if one.domain == domain]
 
     @property
@@ -116,29 +118,29 @@ def _in_languages(task: str) -> tuple[str, ...]:
 
 
 DATA_SETS = (
-    DataSet("IFEval", INSTRUCTION, ("ifeval",), "prompt_level_strict_acc", 541, 50, 500),
-    DataSet("GSM8K", MATH, ("gsm8k_cot",), "exact_match,flexible-extract", 1319, 1000, 120),
-    DataSet("HumanEval", CODING, ("human_eval",), "pass@1", 164, 200, 200, harness="program"),
-    DataSet("MBPP", CODING, ("mbpp",), "pass@1", 500, 200, 100, harness="program"),
-    DataSet("WildGuardTest", SAFETY, ("wildguardtest",), "micro harm (lower)", 749, 100, 256, 1.0, True, SAFETY_EVAL),
-    DataSet("HarmBench", SAFETY, ("harmbench",), "micro ASR (lower)", 320, 100, 256, 1.0, True, SAFETY_EVAL),
-    DataSet("DoAnythingNow", SAFETY, ("do_anything_now",), "macro ASR", 300, 500, 256, 1.0, True, SAFETY_EVAL),
-    DataSet("XSTest", SAFETY, ("xstest",), "overall_accuracy", 450, 50, 256, harness=SAFETY_EVAL),
-    DataSet("M_MMLU", MULTILINGUAL, _in_languages("m_mmlu"), "acc", 52_690, 600),
-    DataSet("M_ARC", MULTILINGUAL, _in_languages("arc"), "acc_norm", 4_677, 220),
-    DataSet("M_HellaSwag", MULTILINGUAL, _in_languages("hellaswag"), "acc_norm", 37_352, 520),
-    DataSet("MMLU", GENERAL, ("mmlu",), "acc", 14_042, 600),
-    DataSet("TriviaQA", GENERAL, ("triviaqa",), "exact_match,remove_whitespace", 17_944, 30, 16),
-    DataSet("SQuADv2", GENERAL, ("squadv2",), "exact", 11_873, 400, 16, best=100.0),
-    DataSet("CoQA", GENERAL, ("coqa",), "em", 500, 500, 16),
-    DataSet("PubMedQA", GENERAL, ("pubmedqa",), "acc", 500, 1050),
-    DataSet("WMT14 en-fr", GENERAL, ("wmt14-en-fr",), "bleu", 3_003, 60, 60, best=100.0),
+    BenchSet("IFEval", INSTRUCTION, ("ifeval",), "prompt_level_strict_acc", 541, 50, 500),
+    BenchSet("GSM8K", MATH, ("gsm8k_cot",), "exact_match,flexible-extract", 1319, 1000, 120),
+    BenchSet("HumanEval", CODING, ("human_eval",), "pass@1", 164, 200, 200, harness="program"),
+    BenchSet("MBPP", CODING, ("mbpp",), "pass@1", 500, 200, 100, harness="program"),
+    BenchSet("WildGuardTest", SAFETY, ("wildguardtest",), "micro harm (lower)", 749, 100, 256, 1.0, True, SAFETY_EVAL),
+    BenchSet("HarmBench", SAFETY, ("harmbench",), "micro ASR (lower)", 320, 100, 256, 1.0, True, SAFETY_EVAL),
+    BenchSet("DoAnythingNow", SAFETY, ("do_anything_now",), "macro ASR", 300, 500, 256, 1.0, True, SAFETY_EVAL),
+    BenchSet("XSTest", SAFETY, ("xstest",), "overall_accuracy", 450, 50, 256, harness=SAFETY_EVAL),
+    BenchSet("M_MMLU", MULTILINGUAL, _in_languages("m_mmlu"), "acc", 52_690, 600),
+    BenchSet("M_ARC", MULTILINGUAL, _in_languages("arc"), "acc_norm", 4_677, 220),
+    BenchSet("M_HellaSwag", MULTILINGUAL, _in_languages("hellaswag"), "acc_norm", 37_352, 520),
+    BenchSet("MMLU", GENERAL, ("mmlu",), "acc", 14_042, 600),
+    BenchSet("TriviaQA", GENERAL, ("triviaqa",), "exact_match,remove_whitespace", 17_944, 30, 16),
+    BenchSet("SQuADv2", GENERAL, ("squadv2",), "exact", 11_873, 400, 16, best=100.0),
+    BenchSet("CoQA", GENERAL, ("coqa",), "em", 500, 500, 16),
+    BenchSet("PubMedQA", GENERAL, ("pubmedqa",), "acc", 500, 1050),
+    BenchSet("WMT14 en-fr", GENERAL, ("wmt14-en-fr",), "bleu", 3_003, 60, 60, best=100.0),
 )
 
 METHODS = {
-    "model_soup": Method("Model Soup", {"merging_method_name": "average_merging"}),
-    BASELINE: Method("Task Arithmetic", {"merging_method_name": "task_arithmetic", "scaling_coefficient": 0.4}),
-    "ties": Method(
+    "model_soup": BenchMethod("Model Soup", {"merging_method_name": "average_merging"}),
+    BASELINE: BenchMethod("Task Arithmetic", {"merging_method_name": "task_arithmetic", "scaling_coefficient": 0.4}),
+    "ties": BenchMethod(
         "TIES",
         # Sums what agrees, as MergeBench does; it trims the whole model at once, this method each tensor.
         {
@@ -148,7 +150,7 @@ METHODS = {
             "scaling_coefficient": 0.4,
         },
     ),
-    "dare": Method(
+    "dare": BenchMethod(
         "DARE",
         {
             "merging_method_name": "mask_merging",
@@ -158,8 +160,8 @@ METHODS = {
             "scaling_coefficient": 0.4,
         },
     ),
-    "consensus_ta": Method("Consensus TA", {"merging_method_name": "consensus_ta", "scaling_coefficient": 0.4}),
-    "localize_and_stitch": Method(
+    "consensus_ta": BenchMethod("Consensus TA", {"merging_method_name": "consensus_ta", "scaling_coefficient": 0.4}),
+    "localize_and_stitch": BenchMethod(
         "Dataless Localize-and-Stitch", {"merging_method_name": "localize_and_stitch", "sparsity": 0.1}, reads=2
     ),
 }
@@ -180,24 +182,15 @@ TINY = Suite(
         ),
     ),
     data_sets=(
-        DataSet("instructions", INSTRUCTION, ("tiny_instructions",), "exact_match", 60, 40, 12),
-        DataSet("word problems", MATH, ("tiny_word_problems",), "exact_match,number", 60, 80, 40),
-        DataSet("HumanEval", CODING, ("human_eval",), "pass@1", 60, 100, 30, harness="program"),
-        DataSet("MBPP", CODING, ("mbpp",), "pass@1", 60, 100, 30, harness="program"),
-        DataSet("sums", GENERAL, ("tiny_sums",), "acc", 60, 320),
+        BenchSet("instructions", INSTRUCTION, ("tiny_instructions",), "exact_match", 60, 40, 12),
+        BenchSet("word problems", MATH, ("tiny_word_problems",), "exact_match,number", 60, 80, 40),
+        BenchSet("HumanEval", CODING, ("human_eval",), "pass@1", 60, 100, 30, harness="program"),
+        BenchSet("MBPP", CODING, ("mbpp",), "pass@1", 60, 100, 30, harness="program"),
+        BenchSet("sums", GENERAL, ("tiny_sums",), "acc", 60, 320),
     ),
     methods=METHODS,
     task_options={"data_dir": str(TINY_ZOO / "data"), "lm_eval_include_path": str(TINY_ZOO / "lm_eval")},
 )
-
-
-@dataclass(frozen=True)
-class Published:
-    """A published value in per cent, its metric and its source."""
-
-    value: float
-    metric: str
-    source: str
 
 
 @cache

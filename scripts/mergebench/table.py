@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scripts.mergebench.plan import BASE, Setting
+from scripts.mergebench.plan import BASE, BenchSetting
 from scripts.mergebench.scores import (
     Interval,
     SetScore,
@@ -17,8 +17,9 @@ from scripts.mergebench.scores import (
     read_scores,
     relative_score,
 )
-from scripts.mergebench.suite import BASELINE, GENERAL, Base, Published, Suite, published_values
+from scripts.mergebench.suite import BASELINE, GENERAL, Base, Suite, published_values
 from scripts.paper_tables.method_scores import LEVEL, holm
+from scripts.paper_tables.names import Published
 from scripts.paper_tables.scores import share_interval
 from scripts.paper_tables.tables import NOTHING, CellLines, Table, markdown, signed, with_interval
 from utils.whole_files import write_json, write_whole
@@ -33,8 +34,9 @@ PUBLISHED_ROW = "{} (published)"
 class Row:
     """A row of the table: the base, a merge, the specialists together, or a published merge.
 
-    `relative`: the score relative to the specialists, over `compared_domains`. `difference`, `p`, `corrected`: from
-    tuned task arithmetic, before and after Holm's correction over the merges of all bases.
+    `domains`: the domains' scores. `relative`: the mean relative to the specialists, over `compared_domains`.
+    `difference`: from Task Arithmetic; `p` and `corrected`: its p-value before and after Holm's correction over the
+    merges of all bases. `seconds` and `peak_bytes`: of the merge.
     """
 
     base: str
@@ -58,7 +60,7 @@ class Row:
         return "better" if self.difference.value > 0 else "worse"
 
 
-def write_tables(setting: Setting, costs: Costs) -> None:
+def write_tables(setting: BenchSetting, costs: Costs) -> None:
     """Write tables/mergebench.md and tables/mergebench.json below the results folder."""
     rows = all_rows(setting, costs)
     folder = setting.results_dir / "tables"
@@ -68,7 +70,7 @@ def write_tables(setting: Setting, costs: Costs) -> None:
     log.info("tables: %s", folder)
 
 
-def all_rows(setting: Setting, costs: Costs) -> list[Row]:
+def all_rows(setting: BenchSetting, costs: Costs) -> list[Row]:
     """The rows of every base that has a result; merges by relative score."""
     scores = {base.name: _subjects(base, setting) for base in setting.suite.bases}
     differences = {
@@ -88,7 +90,7 @@ def all_rows(setting: Setting, costs: Costs) -> list[Row]:
     return rows
 
 
-def _subjects(base: Base, setting: Setting) -> dict[str, SubjectScores]:
+def _subjects(base: Base, setting: BenchSetting) -> dict[str, SubjectScores]:
     """The scores of the base, of its specialists and of its merges."""
     suite = setting.suite
     names = (BASE, *suite.domains, *suite.methods)
@@ -98,7 +100,7 @@ def _subjects(base: Base, setting: Setting) -> dict[str, SubjectScores]:
 def _rows_of_base(
     base: Base,
     subjects: Mapping[str, SubjectScores],
-    setting: Setting,
+    setting: BenchSetting,
     costs: Costs,
     differences: Mapping[tuple[str, str], tuple[Interval, float]],
     corrected: Mapping[tuple[str, str], float],
@@ -247,8 +249,8 @@ def _remarks(rows: Sequence[Row], suite: Suite) -> list[str]:
         "Per cent, with 95% intervals by the bootstrap over the examples (paired where two models are compared). A "
         "domain's score is the mean over its data sets. Relative to specialists: the mean over the domains of the "
         "score divided by that of the domain's specialist. Forgetting: the base's score minus the merge's, averaged "
-        f"over {', '.join(one.name for one in suite.sets_of(GENERAL))}; negative where the merge is better than the base. "
-        "Data sets without single answers keep their scores in the samples.",
+        f"over {', '.join(one.name for one in suite.sets_of(GENERAL))}; negative where the merge is better. Data sets "
+        "without single answers keep their scores in the samples.",
         "Seconds and peak memory: of the whole command that merges; resident memory, with the parts of input files "
         "that it maps.",
         "Minus Task Arithmetic: the mean difference over the domains' data sets whose single answers are known. p: by "
