@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from model_merging_methods.merge_request import run_name, tasks_name
-from scripts.mergebench.suite import SAFETY, SAFETY_EVAL, Base, BenchMethod, BenchSet, Suite
+from scripts.mergebench.suite import LM_EVAL, SAFETY, SAFETY_EVAL, Base, BenchMethod, BenchSet, Suite
 from scripts.paper_tables.cells import merge_of_options, option_words
 from utils.output_places import OutputPlaces
 
@@ -127,7 +127,7 @@ def _test(
 
 def _task_options(data_sets: Sequence[BenchSet], options: Mapping[str, Any]) -> dict[str, Any]:
     """The suite's options without those that have no effect on these sets."""
-    of_harness = any(one.harness == "lm_eval" for one in data_sets)
+    of_harness = any(one.harness == LM_EVAL for one in data_sets)
     return {name: value for name, value in options.items() if of_harness or name != "lm_eval_include_path"}
 
 

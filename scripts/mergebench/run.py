@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from scripts.mergebench.plan import MERGE, BenchSetting, BenchStep, merged_model, steps_of_base
+from scripts.mergebench.scores import evalplus_commands
 from scripts.mergebench.suite import FULL, SAFETY, TINY, Suite
 from scripts.mergebench.table import write_tables
 from scripts.paper_tables import cell_runs
@@ -57,6 +58,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--bases", nargs="+", metavar="BASE", help=f"of {', '.join(_names(FULL))} (default: all)")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help=f"of {', '.join(FULL.methods)} (default: all)")
     parser.add_argument("--results_dir", type=Path, help="folder of all results (default: mergebench_results[_tiny])")
+    parser.add_argument(
+        "--data_dir", type=Path, help="folder with the sets' files of HumanEval and MBPP (default: download)"
+    )
     parser.add_argument("--delete_merged_models", action="store_true", help="delete a merge after its tasks")
     parser.add_argument(
         "--backend", choices=BACKENDS, help="engine (default: transformers with the tiny models, else auto)"
@@ -98,6 +102,10 @@ def run(options: argparse.Namespace) -> None:
         )
         costs = {step.name: step_record(step, setting) for step in steps if step.kind == MERGE}
         write_tables(setting, costs)
+        if commands := evalplus_commands(setting.results_dir):
+            log.info(
+                "not judged by EvalPlus yet; run these, and then this command again:\n    %s", "\n    ".join(commands)
+            )
     if failed:
         raise UserError(f"{len(failed)} steps failed or were left out; their logs are in {setting.results_dir / STEPS}")
 
@@ -107,7 +115,10 @@ def setting_of_options(options: argparse.Namespace) -> BenchSetting:
     suite = TINY if is_tiny else FULL
     bases = _chosen("--bases", options.bases, {base.name: base for base in suite.bases})
     methods = _chosen("--methods", options.methods, suite.methods)
-    suite = replace(suite, bases=tuple(bases.values()), methods=methods)
+    task_options = dict(suite.task_options)
+    if options.data_dir is not None:
+        task_options["data_dir"] = str(from_root(options.data_dir, options.working_folder))
+    suite = replace(suite, bases=tuple(bases.values()), methods=methods, task_options=task_options)
     default = Path("mergebench_results_tiny" if is_tiny else "mergebench_results")
     given = options.results_dir
     results_dir = default if given is None else from_root(given, options.working_folder)

@@ -1,19 +1,22 @@
 """Scores of the subjects of MergeBench, and what follows from them: relative scores, forgetting, comparisons."""
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 
 from inference_llms.tasks import TASKS as OWN_TASKS
-from scripts.mergebench.suite import SAFETY, SAFETY_EVAL, BenchSet, Suite
+from scripts.mergebench.suite import EVALPLUS, PROGRAM, SAFETY, SAFETY_EVAL, BenchSet, Suite
 from scripts.paper_tables.method_scores import randomisation_p
 from scripts.paper_tables.names import Published
 from scripts.paper_tables.results import TaskRecord, task_records
 from utils.errors import UserError
 from utils.intervals import mean_ratio_interval, paired_difference_interval, wilson_interval
 from utils.json_files import read_json_object
+
+EVALPLUS_NEEDS = "it needs all 164 of HumanEval, and tasks 2 to 809 of MBPP in --data_dir"
 
 Values = Mapping[tuple[str, int | str], float]  # by task and example, from 0 to 1
 
@@ -66,12 +69,14 @@ def _read_record(record: TaskRecord, data_set: BenchSet) -> SetScore:
     """A task's score. Raises UserError if its record or its files are damaged or not judged."""
     if record.fault:
         raise UserError(record.fault)
-    if data_set.harness == "program":
+    if data_set.harness == PROGRAM:
         verdicts = OWN_TASKS[record.task].evaluator.read(tuple(record.files))
         if verdicts is None:
             raise UserError(f"{record.task} is not judged yet")
         values = dict(zip(((record.task, one) for one in verdicts.ids), verdicts.values or (), strict=False))
         return SetScore(verdicts.score, values, verdicts.examples)
+    if data_set.harness == EVALPLUS:
+        return _read_evalplus(record)
     content = record.content
     if data_set.metric not in content:
         known = ", ".join(content.get("metrics", []))
@@ -81,6 +86,39 @@ def _read_record(record: TaskRecord, data_set: BenchSet) -> SetScore:
     if not all(isinstance(value, int | float) for value in values.values()):
         values = {}  # the metric is not a mean over answers
     return SetScore(content[data_set.metric], {key: float(value) for key, value in values.items()}, content["examples"])
+
+
+def _read_evalplus(record: TaskRecord) -> SetScore:
+    """The score in EvalPlus's results, which it writes beside the programs. Raises UserError if there is none."""
+    samples = evalplus_samples(record)
+    if samples is None:
+        raise UserError(f"{record.task}: EvalPlus does not take these answers; {EVALPLUS_NEEDS}")
+    verdicts = read_json_object(evalplus_results(samples), f"run {record.content['evalplus_command']}")["eval"]
+    values = {
+        (record.task, example): float(answers[0]["base_status"] == answers[0]["plus_status"] == "pass")
+        for example, answers in verdicts.items()
+    }
+    return SetScore(mean(values.values()), values, len(values))
+
+
+def evalplus_samples(record: TaskRecord) -> Path | None:
+    """The programs that EvalPlus's command on record judges; None without a command."""
+    command = record.content.get("evalplus_command")
+    return Path(shlex.split(command)[-1]) if command else None
+
+
+def evalplus_results(samples: Path) -> Path:
+    return samples.with_name(samples.name.replace(".jsonl", "_eval_results.json"))
+
+
+def evalplus_commands(results_dir: Path) -> list[str]:
+    """EvalPlus's commands for the programs that it has not judged yet."""
+    commands = []
+    for record in task_records(results_dir):
+        samples = None if record.fault else evalplus_samples(record)
+        if samples is not None and not evalplus_results(samples).is_file():
+            commands.append(record.content["evalplus_command"])
+    return commands
 
 
 def _joined(parts: Sequence[SetScore], data_set: BenchSet) -> SetScore:

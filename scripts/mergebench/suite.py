@@ -16,7 +16,9 @@ from scripts.paper_tables.names import Published
 INSTRUCTION, MATH, CODING, SAFETY, MULTILINGUAL = "instruction", "math", "coding", "safety", "multilingual"
 DOMAINS = (INSTRUCTION, MATH, CODING, SAFETY, MULTILINGUAL)
 GENERAL = "general"  # skills of the base that no specialist was trained for; they measure forgetting
-SAFETY_EVAL = "safety-eval"  # a separate program; all other tasks are run by inference_llms
+# What runs and scores a data set. inference_llms runs all but safety-eval's. Of EvalPlus, whose command users run
+# themselves, results are read.
+LM_EVAL, PROGRAM, EVALPLUS, SAFETY_EVAL = "lm_eval", "program", "EvalPlus", "safety-eval"
 BASELINE = "task_arithmetic"
 PUBLISHED = Path(__file__).with_name("published_results.csv")
 TINY_ZOO = Path("scripts/tiny_zoo")
@@ -42,12 +44,12 @@ class BenchSet:
     new_tokens: int = 0
     best: float = 1.0
     lower_is_better: bool = False
-    harness: str = "lm_eval"
+    harness: str = LM_EVAL
 
     @property
     def task_names(self) -> list[str]:
         """The names for `--tasks`."""
-        return [f"lm_eval:{task}" if self.harness == "lm_eval" else task for task in self.tasks]
+        return [f"lm_eval:{task}" if self.harness == LM_EVAL else task for task in self.tasks]
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,8 @@ def _in_languages(task: str) -> tuple[str, ...]:
 DATA_SETS = (
     BenchSet("IFEval", INSTRUCTION, ("ifeval",), "prompt_level_strict_acc", 541, 50, 500),
     BenchSet("GSM8K", MATH, ("gsm8k_cot",), "exact_match,flexible-extract", 1319, 1000, 120),
-    BenchSet("HumanEval", CODING, ("human_eval",), "pass@1", 164, 200, 200, harness="program"),
-    BenchSet("MBPP", CODING, ("mbpp",), "pass@1", 500, 200, 100, harness="program"),
+    BenchSet("HumanEval+", CODING, ("human_eval",), "pass@1", 164, 200, 200, harness=EVALPLUS),
+    BenchSet("MBPP+", CODING, ("mbpp",), "pass@1", 974, 200, 100, harness=EVALPLUS),
     BenchSet("WildGuardTest", SAFETY, ("wildguardtest",), "micro harm (lower)", 749, 100, 256, 1.0, True, SAFETY_EVAL),
     BenchSet("HarmBench", SAFETY, ("harmbench",), "micro ASR (lower)", 320, 100, 256, 1.0, True, SAFETY_EVAL),
     BenchSet("DoAnythingNow", SAFETY, ("do_anything_now",), "macro ASR", 300, 500, 256, 1.0, True, SAFETY_EVAL),
@@ -184,8 +186,8 @@ TINY = Suite(
     data_sets=(
         BenchSet("instructions", INSTRUCTION, ("tiny_instructions",), "exact_match", 60, 40, 12),
         BenchSet("word problems", MATH, ("tiny_word_problems",), "exact_match,number", 60, 80, 40),
-        BenchSet("HumanEval", CODING, ("human_eval",), "pass@1", 60, 100, 30, harness="program"),
-        BenchSet("MBPP", CODING, ("mbpp",), "pass@1", 60, 100, 30, harness="program"),
+        BenchSet("HumanEval", CODING, ("human_eval",), "pass@1", 60, 100, 30, harness=PROGRAM),
+        BenchSet("MBPP", CODING, ("mbpp",), "pass@1", 60, 100, 30, harness=PROGRAM),
         BenchSet("sums", GENERAL, ("tiny_sums",), "acc", 60, 320),
     ),
     methods=METHODS,

@@ -7,7 +7,17 @@ import pytest
 
 from inference_llms.tasks import TASKS
 from scripts.mergebench.plan import BenchSetting, merged_model, steps_of_base
-from scripts.mergebench.suite import BASES, DOMAINS, FULL, GENERAL, SAFETY_EVAL, TINY, published_values
+from scripts.mergebench.suite import (
+    BASES,
+    DOMAINS,
+    EVALPLUS,
+    FULL,
+    GENERAL,
+    LM_EVAL,
+    SAFETY_EVAL,
+    TINY,
+    published_values,
+)
 from tests.inference_llms.support import ROOT
 
 
@@ -31,19 +41,19 @@ def test_the_full_suite_has_the_papers_models_and_domains():
 
 
 def test_every_task_exists_in_its_harness():
-    own = [task for one in FULL.data_sets if one.harness == "program" for task in one.tasks]
+    own = [task for one in FULL.data_sets if one.harness == EVALPLUS for task in one.tasks]
     assert set(own) <= set(TASKS)
-    assert {one.harness for one in FULL.data_sets} == {"lm_eval", "program", SAFETY_EVAL}
+    assert {one.harness for one in FULL.data_sets} == {LM_EVAL, EVALPLUS, SAFETY_EVAL}
     if importlib.util.find_spec("lm_eval") is None:
         pytest.skip('run `pip install -e ".[lm_eval]"` to look up the harness\'s tasks')
     from lm_eval.tasks import TaskManager
 
     known = TaskManager().task_index
-    assert [task for one in FULL.data_sets if one.harness == "lm_eval" for task in one.tasks if task not in known] == []
+    assert [task for one in FULL.data_sets if one.harness == LM_EVAL for task in one.tasks if task not in known] == []
 
 
 def test_tasks_of_the_tiny_suite_have_files():
-    tasks = [task for one in TINY.data_sets if one.harness == "lm_eval" for task in one.tasks]
+    tasks = [task for one in TINY.data_sets if one.harness == LM_EVAL for task in one.tasks]
     folder = ROOT / TINY.task_options["lm_eval_include_path"]
     assert sorted(path.stem for path in folder.glob("*.yaml")) == sorted(tasks)
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from scripts.mergebench.plan import BenchSetting
+from scripts.mergebench.scores import evalplus_commands
 from scripts.mergebench.suite import FULL
 from scripts.mergebench.table import all_rows, write_tables
 from scripts.paper_tables.tables import markdown
@@ -126,8 +127,28 @@ def test_safety_is_read_from_its_own_report(setting):
 
 def test_a_task_that_has_not_run_is_named(setting):
     row = rows_by_subject(setting)["base"]
-    assert row.scores["HumanEval"].value is None
-    assert row.scores["HumanEval"].note == "human_eval has not run"
+    assert row.scores["HumanEval+"].value is None
+    assert row.scores["HumanEval+"].note == "human_eval has not run"
     from scripts.mergebench.table import sets_table
 
     assert "human_eval has not run" in markdown([sets_table([row], setting.suite)])
+
+
+def test_evalplus_results_are_read_and_missing_ones_named(setting):
+    base = setting.suite.bases[0]
+    root = setting.folder(base, "coding")
+    samples = root / "save_gen_codes_results" / "single_model" / "human_eval" / "coding.evalplus.jsonl"
+    samples.parent.mkdir(parents=True)
+    command = f"evalplus.evaluate --dataset humaneval --samples {samples}"
+    record = {"examples": 164, "files": [], "raw_generations": str(root / "raw.jsonl"), "evalplus_command": command}
+    path = root / "save_scores" / "single_model" / "coding.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"human_eval": record}))
+    assert evalplus_commands(setting.results_dir) == [command]
+    assert command in rows_by_subject(setting)["specialists"].scores["HumanEval+"].note
+
+    passed, failed = {"base_status": "pass", "plus_status": "pass"}, {"base_status": "pass", "plus_status": "fail"}
+    results = {"eval": {f"HumanEval/{number}": [failed if number else passed] for number in range(4)}}
+    samples.with_name("coding.evalplus_eval_results.json").write_text(json.dumps(results))
+    assert evalplus_commands(setting.results_dir) == []
+    assert rows_by_subject(setting)["specialists"].scores["HumanEval+"].value == 0.25
