@@ -107,7 +107,7 @@ def run(options: argparse.Namespace) -> None:
                 "not judged by EvalPlus yet; run these, and then this command again:\n    %s", "\n    ".join(commands)
             )
     if failed:
-        raise UserError(f"{len(failed)} steps failed or were left out; their logs are in {setting.results_dir / STEPS}")
+        raise UserError(f"{len(failed)} steps failed; their logs are in {setting.results_dir / STEPS}")
 
 
 def setting_of_options(options: argparse.Namespace) -> BenchSetting:
@@ -160,15 +160,16 @@ def step_record(step: BenchStep, setting: BenchSetting) -> dict | None:
 
 
 def run_steps(steps: Sequence[BenchStep], setting: BenchSetting, delete_merged_models: bool) -> list[BenchStep]:
-    """Run the steps that have not finished, in order; returns those that failed or were left out. After a failed merge
-    its tasks are left out; nothing else stops."""
+    """Run the steps that have not finished, in order; returns those that failed. After a failed merge its tasks are
+    left out, as are the safety sets without safety-eval; nothing else stops."""
     failed: list[BenchStep] = []
     for number, step in enumerate(steps):
         of_subject = [one for one in steps if (one.base, one.subject) == (step.base, step.subject)]
         if _is_needed(step, of_subject, setting):
-            reason = _why_left_out(step, failed, setting) or run_step(step, setting)
+            left_out = _why_left_out(step, failed, setting)
+            reason = left_out or run_step(step, setting)
             log.info("%d of %d, %s: %s", number + 1, len(steps), step.name, reason or "done")
-            if reason is not None:
+            if reason is not None and left_out is None:
                 failed.append(step)
         if delete_merged_models and step is of_subject[-1] and _has_finished(of_subject, setting):
             remove_folder(setting.folder(step.base, step.subject) / "save_merge_models")
@@ -214,11 +215,12 @@ def run_step(step: BenchStep, setting: BenchSetting) -> str | None:
         words, cwd = [_interpreter(step), *step.words], step.cwd or ROOT
         try:
             with child_process(words, environment, cwd=cwd, stdout=output, stderr=subprocess.STDOUT) as process:
-                _, status, usage = os.wait4(process.pid, 0)
+                try:
+                    _, status, usage = os.wait4(process.pid, 0)
+                except KeyboardInterrupt:
+                    interrupt_children()
+                    raise
                 process.returncode = os.waitstatus_to_exitcode(status)
-        except KeyboardInterrupt:
-            interrupt_children()
-            raise
         except OSError as error:
             return str(error)
     if process.returncode != 0:

@@ -61,8 +61,11 @@ class Row:
 
 
 def write_tables(setting: BenchSetting, costs: Costs) -> None:
-    """Write tables/mergebench.md and tables/mergebench.json below the results folder."""
+    """Write tables/mergebench.md and tables/mergebench.json below the results folder, if there is a result."""
     rows = all_rows(setting, costs)
+    if not rows:
+        log.info("no results yet, so no table")
+        return
     folder = setting.results_dir / "tables"
     tables = [summary_table(rows, setting.suite), sets_table(rows, setting.suite)]
     write_whole(folder / "mergebench.md", markdown(tables))
