@@ -87,6 +87,9 @@ def run(options: argparse.Namespace) -> None:
     if options.dry_run:
         print("\n".join(plan_lines(steps, setting)))
         return
+    if setting.safety_eval is None and any(step.kind == SAFETY for step in steps):
+        log.info("no safety sets: set %s to the folder of nouhadziri/safety-eval-fork", SAFETY_EVAL_DIR)
+        steps = [step for step in steps if step.kind != SAFETY]
     with locked(setting.results_dir / STEPS):
         failed = run_steps(steps, setting, options.delete_merged_models)
         data_dir = setting.suite.task_options.get("data_dir")
@@ -160,16 +163,16 @@ def step_record(step: BenchStep, setting: BenchSetting) -> dict | None:
 
 
 def run_steps(steps: Sequence[BenchStep], setting: BenchSetting, delete_merged_models: bool) -> list[BenchStep]:
-    """Run the steps that have not finished, in order; returns those that failed. After a failed merge its tasks are
-    left out, as are the safety sets without safety-eval; nothing else stops."""
+    """Run the steps that have not finished, in order; returns those that failed. After a failed merge its tasks do not
+    run; nothing else stops."""
     failed: list[BenchStep] = []
     for number, step in enumerate(steps):
         of_subject = [one for one in steps if (one.base, one.subject) == (step.base, step.subject)]
         if _is_needed(step, of_subject, setting):
-            left_out = _why_left_out(step, failed, setting)
-            reason = left_out or run_step(step, setting)
+            without_merge = of_subject[0] in failed and of_subject[0].kind == MERGE
+            reason = "its merge failed" if without_merge else run_step(step, setting)
             log.info("%d of %d, %s: %s", number + 1, len(steps), step.name, reason or "done")
-            if reason is not None and left_out is None:
+            if reason is not None:
                 failed.append(step)
         if delete_merged_models and step is of_subject[-1] and _has_finished(of_subject, setting):
             remove_folder(setting.folder(step.base, step.subject) / "save_merge_models")
@@ -187,14 +190,6 @@ def _is_needed(step: BenchStep, of_subject: Sequence[BenchStep], setting: BenchS
 def _has_finished(of_subject: Sequence[BenchStep], setting: BenchSetting) -> bool:
     """Whether a merge and all its tasks are done."""
     return of_subject[0].kind == MERGE and all(step_record(one, setting) for one in of_subject)
-
-
-def _why_left_out(step: BenchStep, failed: Sequence[BenchStep], setting: BenchSetting) -> str | None:
-    if any(one.kind == MERGE and (one.base, one.subject) == (step.base, step.subject) for one in failed):
-        return "left out, because the merge failed"
-    if step.kind == SAFETY and setting.safety_eval is None:
-        return f"left out: set {SAFETY_EVAL_DIR} to the folder of nouhadziri/safety-eval-fork"
-    return None
 
 
 def run_step(step: BenchStep, setting: BenchSetting) -> str | None:

@@ -2,10 +2,13 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 
 import pytest
 
-from scripts.mergebench.run import main
+from scripts.mergebench.plan import BenchSetting, steps_of_base
+from scripts.mergebench.run import main, run_steps
+from scripts.mergebench.suite import FULL, SAFETY
 from tests.commands import run_here
 from tests.scripts.paper_tables.support import run_script
 
@@ -46,6 +49,23 @@ def test_a_dry_run_knows_finished_steps_and_their_time(tmp_path):
     after = run_here(main, words).stdout
     assert "gemma-2-2b/dare/merge" not in after
     assert "# gemma-2-2b/task_arithmetic/merge: write 5.2 GB, about 77 s of merging" in after
+
+
+def test_after_a_failed_merge_only_its_tasks_do_not_run(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
+    base, methods = FULL.bases[0], {name: FULL.methods[name] for name in ("dare", "ties")}
+    suite = replace(FULL, bases=(base,), methods=methods)
+    setting = BenchSetting(suite, False, tmp_path / "results", "transformers")
+    steps = [step for step in steps_of_base(base, setting) if step.subject == "dare" and step.kind != SAFETY]
+    steps += [step for step in steps_of_base(base, setting) if step.subject == "coding"]
+    with caplog.at_level("INFO"):
+        failed = run_steps(steps, setting, delete_merged_models=False)
+    assert failed == steps
+    merge, tasks, coding = caplog.messages
+    assert merge.startswith("1 of 3, Llama-3.2-3B/dare/merge: meta-llama/Llama-3.2-3B: no such folder here")
+    assert tasks == "2 of 3, Llama-3.2-3B/dare/tasks: its merge failed"
+    assert "MergeBench/Llama-3.2-3B_coding: no such folder here, and not available from the hub" in coding
 
 
 @NEEDS_LM_EVAL
