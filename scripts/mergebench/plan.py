@@ -90,7 +90,9 @@ def steps_of_base(base: Base, setting: BenchSetting) -> Iterator[BenchStep]:
 def _merge_options(base: Base, method: BenchMethod, setting: BenchSetting) -> dict[str, Any]:
     named = {domain: base.specialists[domain] for domain in setting.suite.domains}
     models = [f"{domain}={model}" for domain, model in named.items()]
-    return {"pretrained_model": base.hub_id, "models": models, **method.options}
+    # Merges have the pretrained model's dtype, unless another is given.
+    dtype = {"dtype": "bfloat16"} if base.stored_bytes > base.bytes else {}
+    return {"pretrained_model": base.hub_id, "models": models, **method.options, **dtype}
 
 
 def merged_model(base: Base, subject: str, setting: BenchSetting) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from inference_llms.tasks import TASKS
-from scripts.mergebench.plan import BenchSetting, merged_model, steps_of_base
+from scripts.mergebench.plan import MERGE, BenchSetting, merged_model, steps_of_base
 from scripts.mergebench.suite import (
     BASES,
     DOMAINS,
@@ -71,6 +71,13 @@ def test_each_model_of_a_base_is_downloaded_once():
     for base in FULL.bases:
         downloaded = sum(step.downloaded for step in steps_of_base(base, setting))
         assert downloaded == base.stored_bytes + 5 * base.bytes
+
+
+def test_merges_of_a_base_in_float32_are_in_bfloat16():
+    setting = BenchSetting(FULL, False, Path("results"), "auto")
+    for base in FULL.bases:
+        commands = [step.text for step in steps_of_base(base, setting) if step.kind == MERGE]
+        assert all(("--dtype bfloat16" in text) == (base.name in ("gemma-2-2b", "gemma-2-9b")) for text in commands)
 
 
 def test_published_values_are_of_known_bases_and_have_a_source():
