@@ -9,6 +9,7 @@ _Z_OF_95_PERCENT = 1.959963984540054
 _SAMPLES, _SAMPLES_AT_ONCE = 10_000, 500
 _NO_WIDTH = 1e-9  # an interval narrower than this has width 0, up to rounding
 
+Scores = Sequence[float]  # of each example
 Draws = Sequence[Sequence[float]]  # one or more draws of the same thing: the score of each example, in the same order
 
 
@@ -68,7 +69,27 @@ def paired_difference_interval(tasks: Sequence[tuple[Draws, Draws]], seed: int =
     return tuple(2 * end - 1 for end in wilson_interval(examples * (1 + low) / 2, examples))
 
 
-def mean_ratio_interval(tasks: Sequence[tuple[Draws, Draws]], seed: int = 0) -> tuple[float, float]:
+def mean_ratio_interval(groups: Sequence[Sequence[tuple[Scores, Scores]]], seed: int = 0) -> tuple[float, float]:
+    """The 95% interval of the mean over groups of Σ mean(first) / Σ mean(second), by the paired bootstrap.
+
+    `groups`: for each group its tasks, and for each task the scores of the first and of the second, which answered the
+    same examples in the same order; a single example keeps its scores. Samples in which a group's second sum is 0 are
+    left out. If the ratio is the same in all samples, the interval has no width.
+    Raises ValueError if scores differ in length or are empty.
+    """
+    generator = np.random.default_rng(seed)
+    ratios = np.zeros(_SAMPLES)
+    for tasks in groups:
+        sums = np.zeros((_SAMPLES, 2))
+        for first, second in tasks:
+            if len(first) != len(second) or not len(first):
+                raise ValueError(f"{len(first)} and {len(second)} answers cannot be paired")
+            sums += _means_of_samples(np.asarray([first, second], dtype=float), generator)
+        ratios += np.divide(sums[:, 0], sums[:, 1], out=np.full(_SAMPLES, np.nan), where=sums[:, 1] > 0)
+    return _percentiles(ratios[~np.isnan(ratios)] / len(groups))
+
+
+def mean_ratio_of_draws_interval(tasks: Sequence[tuple[Draws, Draws]], seed: int = 0) -> tuple[float, float]:
     """The 95% interval of mean(first) / mean(second), averaged over tasks, by the bootstrap of
     `paired_difference_interval`. Samples whose second mean is 0 are left out."""
     generator = np.random.default_rng(seed)

@@ -10,4 +10,4 @@ if [ -n "${PYTHON:-}" ]; then
 elif [ ! -x "$python" ]; then
     python=$(type -P python3)
 fi
-exec "$python" -m scripts.paper_tables.run_cells --working_folder "$working_folder" "$@"
+exec "$python" -m "${PAPER_MODULE:-scripts.paper_tables.run_cells}" --working_folder "$working_folder" "$@"

@@ -11,7 +11,7 @@ from scripts.paper_tables.method_scores import holm
 from scripts.paper_tables.names import ROLES, dataset_name
 from scripts.paper_tables.scores import OK, Lines, Summary
 from scripts.paper_tables.tables import NOTHING, TASKS, CellLines, Table, signed, with_interval
-from utils.intervals import mean_ratio_interval, paired_difference_interval
+from utils.intervals import mean_ratio_of_draws_interval, paired_difference_interval
 
 LEVEL = 0.05
 _SAMPLES = 10_000
@@ -135,7 +135,7 @@ def _relative(merge: MergeScores, alone: Mapping[str, Mapping[str, Summary]]) ->
     if not pairs or any(not np.any(second) for _, second in pairs):
         return NOTHING
     share = mean(np.mean(first) / np.mean(second) for first, second in pairs)
-    low, high = mean_ratio_interval(pairs)
+    low, high = mean_ratio_of_draws_interval(pairs)
     return with_interval(100 * share, 100 * low, 100 * high)
 
 

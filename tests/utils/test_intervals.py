@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.intervals import drop_rate_interval, mean_interval, paired_difference_interval, wilson_interval
+from utils.intervals import (
+    drop_rate_interval,
+    mean_interval,
+    mean_ratio_interval,
+    paired_difference_interval,
+    wilson_interval,
+)
 
 PAIRS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=60)
 few = settings(max_examples=15, deadline=None)
@@ -103,3 +109,21 @@ def test_resampling_draws_and_examples_covers_the_truth_and_examples_alone_do_no
     assert coverage(lambda draws: paired_difference_interval([(draws, nothing)])) >= 0.88
     assert coverage(lambda draws: paired_difference_interval([([np.mean(draws, axis=0)], nothing)])) < 0.75
     assert coverage(lambda draws: drop_rate_interval(right, draws)) >= 0.88
+
+
+def test_a_ratio_of_pairs_is_narrower_than_one_of_the_same_answers_unpaired():
+    first, second = [True] * 60 + [False] * 40, [True] * 80 + [False] * 20
+    low, high = mean_ratio_interval([[(first, second)]])
+    assert low < 60 / 80 < high
+    unpaired_low, unpaired_high = mean_ratio_interval([[(first[::-1], second)]])
+    assert unpaired_high - unpaired_low > high - low
+
+
+def test_a_mean_of_ratios_weighs_groups_alike_and_keeps_scores_without_answers():
+    fixed, sampled = ([0.3], [0.6]), ([True] * 30 + [False] * 10, [True] * 40)
+    assert mean_ratio_interval([[fixed]]) == pytest.approx((0.5, 0.5))
+    low, high = mean_ratio_interval([[fixed], [sampled]])
+    alone_low, alone_high = mean_ratio_interval([[sampled]])
+    assert (low, high) == pytest.approx(((0.5 + alone_low) / 2, (0.5 + alone_high) / 2), abs=0.02)
+    with pytest.raises(ValueError, match="cannot be paired"):
+        mean_ratio_interval([[([1.0], [1.0, 0.0])]])
