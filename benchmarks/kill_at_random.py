@@ -188,7 +188,7 @@ def kill_rounds(name: str, rounds: int, folder: Path) -> str:
         inside += is_inside
         if is_inside and not by_kill:
             interrupts += 1
-            lines += stderr.read_text() == "interrupted; rerun the command and it resumes\n"
+            lines += stderr.read_text().startswith("interrupted; rerun the command and it resumes")
         processes += len(psutil.wait_procs(others, timeout=10)[1])
         status = start(kind, stderr).wait()
         is_same = status == 0 and kind.results(out) == expected

@@ -35,7 +35,7 @@ from inference_llms.command_line import (
     check_engine_dtype,
     check_tasks_option,
 )
-from inference_llms.engines.open_engine import check_engine_request, resolve_backend
+from inference_llms.engines.open_engine import check_engine_request, has_gpus, resolve_backend
 from inference_llms.model_folder import check_tokenizer
 from inference_llms.prompt_format import add_prompt_options, prompt_format
 from inference_llms.tasks import find_task, role_of_task, tasks_of_models
@@ -54,6 +54,7 @@ from model_merging_methods.command_line import (
 from model_merging_methods.masks import MASKS
 from model_merging_methods.merge_request import list_input_files, run_name, tasks_name
 from model_merging_methods.methods import METHODS
+from scripts.mixup_search.hours import hours_lines
 from scripts.mixup_search.live_merges import ENGINE_OPTIONS, EngineSetup, LiveMerges, check_verdicts
 from scripts.mixup_search.ray_engines import RayEngines
 from scripts.mixup_search.report import report_lines, write_report
@@ -191,10 +192,10 @@ def report_and_export(options: argparse.Namespace) -> None:
             show_report(store, results)
 
 
-def show_report(store: SearchStore, results: Path) -> None:
+def show_report(store: SearchStore, results: Path, devices: int = 1) -> None:
     """Write the report's files and log its text."""
     page = write_report(store, results.with_name(f"{results.name.removesuffix('.sqlite')}_report"))
-    for line in (*report_lines(store), f"results: {results}", f"report: {page}"):
+    for line in (*report_lines(store, devices), f"results: {results}", f"report: {page}"):
         log.info(line)
 
 
@@ -258,11 +259,17 @@ def search_into(results: Path, options: argparse.Namespace, roles: Sequence[str]
     if "alpaca_eval" in tasks:
         log.info("alpaca_eval is scored without a judge: an answer is right if it equals the set's reference answer")
     engines = RayEngines(options.ray, options.ray_engines or 2, setup) if options.ray else LiveMerges(setup)
+    devices = (options.tensor_parallel_size or 1) * options.pipeline_parallel_size if has_gpus() else 1
     with closing(engines), SearchStore(results, identity) as store:
-        Search(proposals, parts, store, engines).run()
+        try:
+            Search(proposals, parts, store, engines).run()
+        except BaseException:  # a stop: say what is left
+            for line in hours_lines(store, devices):
+                log.info(line)
+            raise
         if spent := engines.spent():
             log.info(spent)
-        show_report(store, results)
+        show_report(store, results, devices)
 
 
 def check_engines(options: argparse.Namespace) -> None:

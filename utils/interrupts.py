@@ -7,7 +7,9 @@ import sys
 from types import FrameType
 
 INTERRUPTED = 130  # the exit status, as in a shell
+TYPED = "MERGING_TYPED_COMMAND"  # environment variable with the command as typed, if a shell script started this one
 PARENT = "MERGING_PARENT_PROCESS"  # environment variable with the process id of the parent, which a command ends with
+_typed = os.environ.pop(TYPED, None)
 _is_prepared = False
 _is_interrupted = False
 _is_reported = False
@@ -109,8 +111,21 @@ def _report_interrupt() -> None:
     global _is_reported
     if not _is_reported:
         # Not print: another print may hold the stream.
-        os.write(2, b"interrupted; rerun the command and it resumes\n")
+        os.write(2, f"interrupted; rerun the command and it resumes{_command()}\n".encode())
     _is_reported = True
+
+
+def _command() -> str:
+    """The command of this process, after a colon; nothing for one that does not fit into a line."""
+    # Not shlex: nothing can be imported while a signal is handled.
+    command = _typed or " ".join(map(_quoted, sys.orig_argv))
+    return "" if "\n" in command else f": {command.strip()}"
+
+
+def _quoted(word: str) -> str:
+    if word and all(letter.isalnum() or letter in "@%+=:,./-_" for letter in word):
+        return word
+    return "'" + word.replace("'", "'\"'\"'") + "'"
 
 
 def _end_with(parent: int) -> None:

@@ -96,6 +96,10 @@ def open_engine(
     return engine
 
 
+def has_gpus() -> bool:
+    return _gpu_count() > 0
+
+
 def _gpu_count() -> int:
     """The number of NVIDIA or AMD GPUs that this process may use."""
     import torch

@@ -11,6 +11,7 @@ from model_merging_methods.merge_request import PRETRAINED
 from model_merging_methods.method import Option, Value
 from scripts.mixup_search.choice import RULE, Difference, SearchSummary, has_all
 from scripts.mixup_search.figures import draw_figures, save_figure
+from scripts.mixup_search.hours import hours_lines
 from scripts.mixup_search.search_space import Candidate
 from scripts.mixup_search.store import Result, SearchStore
 from utils.model_folders import FINETUNED_MODELS
@@ -21,8 +22,8 @@ CHOSEN_MARK, FAULT_MARK = "*", "!"
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
-def report_lines(store: SearchStore) -> list[str]:
-    """The tables, the choice and the missing parts. Raises UserError if the file holds no results."""
+def report_lines(store: SearchStore, devices: int = 1) -> list[str]:
+    """The tables, the choice, the hours of engines with this many GPUs, and the missing parts. Raises UserError if the file holds no results."""
     summary = SearchSummary(store)
     numbers = ", ".join(f"{number} of {task}" for task, number in summary.numbers.items())
     lines = [f"validation part, examples: {numbers}" if numbers else "validation part, answers so far"]
@@ -34,6 +35,7 @@ def report_lines(store: SearchStore) -> list[str]:
             lines += ["", "test part", *_aligned(tested_table(summary)), *outcome_lines(summary)]
         lines += ["", f"save the merge of {summary.chosen.name} with"]
         lines.append(f"  {save_command(summary.identity, summary.chosen.parameters)}")
+    lines += ["", *hours_lines(store, devices)]
     if missing := list(summary.missing()):
         lines += ["", "still missing:", *(f"  {line}" for line in missing)]
     return lines

@@ -282,6 +282,25 @@ class SearchStore(AbstractContextManager):
         )
         return {row["example"]: _answer(dict(row)) for row in rows}
 
+    def answer_seconds(self) -> dict[tuple[str, Part], tuple[int, float]]:
+        """The number of stored answers and the seconds spent on them, by task and part. The time of answers that have
+        no score yet is estimated from the others."""
+        rows = self._execute("SELECT task, part, count(*) FROM answers GROUP BY task, part")
+        counts = {(task, part): number for task, part, number in rows}
+        # Each score counts the answers since the smaller one before it.
+        scored: dict[tuple[str, str, str], tuple[int, float]] = {}
+        for task, part, candidate, examples, seconds in self._execute(
+            "SELECT task, part, candidate, examples, seconds FROM scores ORDER BY examples"
+        ):
+            _, before = scored.get((task, part, candidate), (0, 0.0))
+            scored[task, part, candidate] = (examples, before + seconds)
+        found = {}
+        for key, number in counts.items():
+            known = [value for (task, part, _), value in scored.items() if (task, part) == key]
+            examples, seconds = sum(one for one, _ in known), sum(one for _, one in known)
+            found[key] = (number, seconds * number / examples if examples else 0.0)
+        return found
+
     def add_result(self, result: Result) -> None:
         """Store a result, unless there is one for this candidate, task, part and number of examples."""
         values = asdict(result) | dict(zip(("interval_low", "interval_high"), result.interval, strict=True))

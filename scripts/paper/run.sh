@@ -2,6 +2,8 @@
 # bash scripts/paper/run.sh TABLE... [OPTIONS]: run the cells of these tables (scripts/paper_tables/cells.py).
 set -euo pipefail
 working_folder=$PWD
+MERGING_TYPED_COMMAND="bash $(printf '%q ' "${BASH_SOURCE[0]}" "$@")" # printed by a command that is interrupted
+export MERGING_TYPED_COMMAND
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python=.venv/bin/python
 if [ -n "${PYTHON:-}" ]; then

@@ -119,7 +119,10 @@ def run(options: argparse.Namespace) -> None:
         if options.job >= len(jobs):
             raise UserError(f"--job {options.job}: there are {len(jobs)} merges, numbered from 0")
         jobs, slots = [jobs[options.job]], slots[:1]
-    outcomes = run_jobs(jobs, slots, options.delete_merged_models)
+    try:
+        outcomes = run_jobs(jobs, slots, options.delete_merged_models)
+    finally:  # after a stop too
+        log.info(hours_line(jobs, setting, len(slots)))
     if options.job is None:
         with locked(setting.results_dir / "tables", blocking=True):
             evaluate(setting)
@@ -184,6 +187,25 @@ def print_plan(jobs: Sequence[Job], results_dir: Path, jobs_at_once: int) -> Non
         print(f"about {duration(sum(known) / jobs_at_once)} for {len(known)} of them, from cells that ran before")
     if len(known) < len(estimates):
         print(f"no time estimate for {len(estimates) - len(known)} of them: no such cell ran in this results folder")
+
+
+def hours_line(jobs: Sequence[Job], setting: Setting, jobs_at_once: int) -> str:
+    """The time that the finished cells took and the estimate for the others, in GPU hours where there are GPUs."""
+    measured, used, estimates = measured_seconds(setting.results_dir), 0.0, []
+    for run in (run for job in jobs for run in job):
+        state = run.state
+        if run.is_done():
+            used += (state and state.seconds) or 0.0
+        else:
+            estimates.append(measured.get(_kind(run.cell)))
+    gpus = setting.tensor_parallel_size if visible_gpus() else None
+    hours = f"{(gpus or 1) * used / 3600:.2g} {'GPU hours' if gpus else 'hours of one job'}"
+    known = [seconds for seconds in estimates if seconds is not None]
+    left = f"; left: {len(estimates)} cells" if estimates else ""
+    if known:
+        left += f", about {duration(sum(known) / jobs_at_once)}"
+        left += f" for {len(known)} of them" if len(known) < len(estimates) else ""
+    return f"used: {hours}{left}"
 
 
 def measured_seconds(results_dir: Path) -> dict[tuple, float]:

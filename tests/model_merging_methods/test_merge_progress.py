@@ -140,5 +140,5 @@ def test_changed_inputs_are_merged_from_the_beginning(models, tmp_path):
 def test_ctrl_c_gives_one_line_and_the_rerun_resumes(models, undisturbed, tmp_path):
     error = interrupt(models, tmp_path / "merged", signal.SIGINT)
     lines = [line for line in error.splitlines() if not line.startswith("warning: ")]
-    assert lines == ["interrupted; rerun the command and it resumes"]
+    assert len(lines) == 1 and lines[0].startswith("interrupted; rerun the command and it resumes")
     assert resume(models, tmp_path / "merged", undisturbed)

@@ -1,0 +1,46 @@
+"""The hours that a search has used, and those that are left, from measured times."""
+
+from collections.abc import Mapping
+
+from scripts.mixup_search.store import TEST, VALIDATION, SearchStore
+
+TESTED = 2  # the chosen draw and the baseline
+
+
+def hours_lines(store: SearchStore, devices: int = 1) -> list[str]:
+    """The engines' time for the answers so far, and the estimate for the missing ones. `devices`: GPUs of an engine."""
+    answered, seconds = {}, {}
+    for (task, part), (number, spent) in store.answer_seconds().items():
+        answered[task, part] = number
+        seconds[task] = seconds.get(task, 0.0) + spent
+    if not answered:
+        return []
+    of_task = {task: sum(n for (name, _), n in answered.items() if name == task) for task in seconds}
+    unit = "engine hours" if devices == 1 else "GPU hours"
+    used = sum(seconds.values())
+    lines = [f"used: {devices * used / 3600:.2g} {unit} for {sum(answered.values()):,} answers"]
+    missing = {key: max(planned - answered.get(key, 0), 0) for key, planned in _planned(store).items()}
+    # A task without answers takes as long as the mean of the others.
+    mean = used / sum(of_task.values())
+    left = sum(
+        number * (seconds[task] / of_task[task] if task in of_task else mean) for (task, _), number in missing.items()
+    )
+    if any(missing.values()):
+        lines.append(f"left: about {devices * left / 3600:.2g} {unit} for {sum(missing.values()):,} answers")
+    return lines
+
+
+def _planned(store: SearchStore) -> Mapping[tuple[str, str], int]:
+    """How many answers the whole search has, by task and part."""
+    identity = store.identity
+    draws = identity["num_draws"]
+    references = sum(candidate.kind != "draw" for candidate in store.candidates())
+    rungs, answers, kept = identity["rungs"], 0, draws
+    for before, size in zip([0, *rungs], rungs, strict=False):
+        answers += kept * (size - before)
+        kept = -(-kept // 2)
+    planned = {}
+    for task in identity["tasks"]:
+        planned[task, VALIDATION] = answers + references * rungs[-1]
+        planned[task, TEST] = TESTED * identity["test"][task]
+    return planned

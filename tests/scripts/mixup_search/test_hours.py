@@ -1,0 +1,25 @@
+"""The hours that a search reports: used from its stored times, left by its plan."""
+
+from model_merging_methods.merge_parameters import parameters_of
+from scripts.mixup_search.hours import hours_lines
+from tests.scripts.mixup_search.small_search import SmallSearch
+
+
+def test_hours_used_and_left_follow_from_the_stored_times(tmp_path):
+    search = SmallSearch(tmp_path / "a.sqlite", parameters_of("average_merging"))
+    assert hours_lines(search.store) == []
+    search.validate()  # on two rungs; each score took a second
+    compared, draws = len(search.references), len(search.draws)
+    scores = 2 * ((compared + draws) + (compared + draws // 2))  # on two tasks
+    answered = 2 * (10 * (compared + draws) + 30 * (compared + draws // 2))
+    used, left = hours_lines(search.store)
+    assert used == f"used: {scores / 3600:.2g} engine hours for {answered:,} answers"
+    assert left.startswith("left: about ") and left.endswith("for 240 answers"), "the test of two merges on 60 examples"
+    (used, *_) = hours_lines(search.store, devices=4)
+    assert used == f"used: {4 * scores / 3600:.2g} GPU hours for {answered:,} answers"
+
+
+def test_nothing_is_left_of_a_whole_search(tmp_path):
+    search = SmallSearch(tmp_path / "a.sqlite", parameters_of("average_merging")).validate()
+    search.test(search.draws[0], search.references[0])
+    assert len(hours_lines(search.store)) == 1
