@@ -23,7 +23,8 @@ _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
 def report_lines(store: SearchStore, devices: int = 1) -> list[str]:
-    """The tables, the choice, the hours of engines with this many GPUs, and the missing parts. Raises UserError if the file holds no results."""
+    """The tables, the choice, the hours of engines with this many GPUs, and the missing parts. Raises UserError if the
+    file holds no results."""
     summary = SearchSummary(store)
     numbers = ", ".join(f"{number} of {task}" for task, number in summary.numbers.items())
     lines = [f"validation part, examples: {numbers}" if numbers else "validation part, answers so far"]
