@@ -54,7 +54,7 @@ for name in "$@"; do
             code LiveBench "$LIVEBENCH_COMMIT" "${LIVEBENCH_SOURCE:-https://github.com/LiveBench/LiveBench}"
             environment "$name" "pandas==2.2.3" "numpy>=2,<3" torch transformers accelerate nltk langdetect spacy \
                 immutabledict absl-py tqdm tiktoken openai anthropic shortuuid sympy antlr4-python3-runtime==4.11 \
-                fuzzywuzzy lxml html5lib levenshtein datasets requests
+                fuzzywuzzy lxml html5lib levenshtein datasets requests fschat tenacity lark pyyaml
             printf 'class RuntimeModule:\n    """Stands in for the package."""\n' \
                 > "$(echo .venv_evaluators/"$name"/lib/python3*/site-packages)/pyext.py"
             ;;

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -11,8 +12,17 @@ import yaml
 from inference_llms.evaluators.results import EVALUATORS, check_versions
 from inference_llms.task import AnswerFiles
 from inference_llms.tasks import TASKS
+from ood_robust_inference import main as ood_main
+from tests.commands import run_here
 from tests.inference_llms.evaluators.judge_server import judge_server
-from tests.inference_llms.support import ZOO, read_json_lines, run_command_here, write_rows
+from tests.inference_llms.support import (
+    DATA,
+    ZOO,
+    needs_data,
+    read_json_lines,
+    run_command_here,
+    write_rows,
+)
 from utils.errors import UserError
 
 
@@ -23,7 +33,7 @@ def needs(tool: str):
 
 def run_printed(command: str, home: Path, **variables: str) -> str:
     """Run a command as printed, from an empty home folder and without a network."""
-    home.mkdir()
+    home.mkdir(exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "OPENAI_"))}
     environment |= {"HOME": str(home), "HF_HUB_OFFLINE": "1", **variables}
     done = subprocess.run(["bash", "-c", command], cwd=home, env=environment, capture_output=True, text=True)
@@ -128,3 +138,35 @@ def test_a_tool_of_the_wrong_version_gets_one_line(tmp_path):
     python.chmod(0o755)
     with pytest.raises(UserError, match=r"pandas 3\.0\.1 is installed there, and <3 works; run `bash scripts/setup_"):
         check_versions(str(tmp_path / "alpaca_eval"), {"alpaca_eval": ">=0.6.6,<0.7", "pandas": "<3"})
+
+
+@needs("bigcode-evaluation-harness")
+@needs_data
+def test_the_bigcode_harness_judges_the_whole_set(tmp_path):
+    rows = sorted(read_json_lines(DATA / "mbpp.test.jsonl"), key=lambda row: row["task_id"])
+    right = [{"id": row["task_id"], "completion": f"```python\n{row['code']}\n```"} for row in rows]
+    wrong = [{"id": row["task_id"], "completion": "def wrong():\n    return None"} for row in rows]
+    write_rows(tmp_path / "replay/mbpp.jsonl", right[:250] + wrong[250:])
+    record = score(tmp_path, "mbpp", "--data_dir", DATA)
+    (tmp_path / "home/mbpp").mkdir(parents=True)  # in place of the hub's
+    write_rows(tmp_path / "home/mbpp/test.jsonl", rows)
+    result = run_printed(record["evaluator_command"], tmp_path / "home")
+    found = float(re.search(r'"pass@1": ([0-9.]+)', result)[1])
+    assert 0.494 <= found <= 0.5, "two of the set's own solutions may fail there"
+
+
+@needs("livebench")
+@needs_data
+def test_livebench_judges_every_answer(tmp_path):
+    questions = TASKS["instruction_following"].load_examples(DATA)
+    rows = [{"id": question.id, "completion": "A text of a few words."} for question in questions]
+    write_rows(tmp_path / "replay/instruction_following.jsonl", rows)
+    own = ["--backend", "replay", "--replay_from", tmp_path / "replay", "--output_dir", tmp_path / "out"]
+    words = ["--load_model_path", "some/model", "--evaluate_task", "instruction_following", "--data_dir", DATA]
+    done = run_here(ood_main, [*words, *own])
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((tmp_path / "out/save_scores/single_model/model.json").read_text())
+    record = scores["instruction_following"]
+    run_printed(record["evaluator_command"], tmp_path / "home")
+    verdicts = TASKS["instruction_following"].evaluator.read(tuple(map(Path, record["files"])))
+    assert verdicts.examples == len(questions)
