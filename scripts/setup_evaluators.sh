@@ -57,6 +57,9 @@ for name in "$@"; do
                 fuzzywuzzy lxml html5lib levenshtein datasets requests fschat tenacity lark pyyaml
             printf 'class RuntimeModule:\n    """Stands in for the package."""\n' \
                 > "$(echo .venv_evaluators/"$name"/lib/python3*/site-packages)/pyext.py"
+            data=.venv_evaluators/$name/nltk_data # where NLTK looks
+            ".venv_evaluators/$name/bin/python" -m nltk.downloader -q -d "$data" punkt punkt_tab ||
+                echo "no network: put NLTK's punkt and punkt_tab into $data before you judge instruction_following"
             ;;
         *) fail "unknown evaluator $name; the names are alpaca_eval, evalplus, bigcode-evaluation-harness, livebench" ;;
     esac
