@@ -91,7 +91,8 @@ def mean_ratio_interval(groups: Sequence[Sequence[tuple[Scores, Scores]]], seed:
 
 def mean_ratio_of_draws_interval(tasks: Sequence[tuple[Draws, Draws]], seed: int = 0) -> tuple[float, float]:
     """The 95% interval of mean(first) / mean(second), averaged over tasks, by the bootstrap of
-    `paired_difference_interval`. Samples whose second mean is 0 are left out."""
+    `paired_difference_interval`. Samples whose second mean is 0 are left out. If the ratio, at most 1, is the same in
+    all samples, the interval is Wilson's of the kept share of the second's right answers."""
     generator = np.random.default_rng(seed)
     ratios = np.zeros(_SAMPLES)
     for first, second in tasks:
@@ -101,7 +102,11 @@ def mean_ratio_of_draws_interval(tasks: Sequence[tuple[Draws, Draws]], seed: int
             for of_draws in (means[:, : len(first)], means[:, len(first) :])
         )
         ratios += np.divide(of_first, of_second, out=np.full(_SAMPLES, np.nan), where=of_second > 0) / len(tasks)
-    return _percentiles(ratios[np.isfinite(ratios)])
+    low, high = _percentiles(ratios[np.isfinite(ratios)])
+    if high - low > _NO_WIDTH or low > 1 + _NO_WIDTH:
+        return low, high
+    right = sum(max(map(sum, second)) for _, second in tasks)
+    return wilson_interval(min(low, 1.0) * right, right)
 
 
 def drop_rate_interval(before: Draws, after: Draws, seed: int = 0) -> tuple[float, float]:

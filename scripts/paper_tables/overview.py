@@ -136,7 +136,8 @@ def _relative(merge: MergeScores, alone: Mapping[str, Mapping[str, Summary]]) ->
         return NOTHING
     share = mean(np.mean(first) / np.mean(second) for first, second in pairs)
     low, high = mean_ratio_of_draws_interval(pairs)
-    return with_interval(100 * share, 100 * low, 100 * high)
+    text = with_interval(100 * share, 100 * low, 100 * high)
+    return text if len(sets) == len(merge.by_set) else f"{text} on {', '.join(sets)}"
 
 
 def _specialists(merge: MergeScores) -> dict[str, str]:

@@ -9,6 +9,7 @@ from utils.intervals import (
     drop_rate_interval,
     mean_interval,
     mean_ratio_interval,
+    mean_ratio_of_draws_interval,
     paired_difference_interval,
     wilson_interval,
 )
@@ -127,3 +128,10 @@ def test_a_mean_of_ratios_weighs_groups_alike_and_keeps_scores_without_answers()
     assert (low, high) == pytest.approx(((0.5 + alone_low) / 2, (0.5 + alone_high) / 2), abs=0.02)
     with pytest.raises(ValueError, match="cannot be paired"):
         mean_ratio_interval([[([1.0], [1.0, 0.0])]])
+
+
+def test_a_constant_ratio_of_draws_has_wilsons_interval():
+    nothing, half = [0.0] * 30, [1.0] * 15 + [0.0] * 15
+    low, high = mean_ratio_of_draws_interval([([nothing], [half])])
+    assert (low, high) == wilson_interval(0, 15) and high > 0.1
+    assert mean_ratio_of_draws_interval([([half], [half])]) == wilson_interval(15, 15)
