@@ -34,6 +34,10 @@ def prepare_process(name: str) -> None:
         _is_prepared = True
         # Called last at exit: Python then resets its handlers, and a late Ctrl-C would kill it silently.
         atexit.register(_signal.signal, _signal.SIGINT, _signal.SIG_IGN)
+    if name != "__mp_main__" and _signal.getsignal(_signal.SIGTERM) == _signal.SIG_DFL:
+        _signal.signal(_signal.SIGTERM, _terminate)
+        # Blocked meanwhile: Python would forget a signal that reaches the child first.
+        os.register_at_fork(before=_block_sigterm, after_in_parent=_unblock_sigterm, after_in_child=_default_sigterm)
     if name == "__main__":  # else multiprocessing skips a package's __main__
         sys.modules[name].__spec__ = None
     if PARENT in os.environ:
@@ -107,11 +111,32 @@ def _end_now(*_: object) -> None:
     os._exit(INTERRUPTED)
 
 
-def _report_interrupt() -> None:
+def _terminate(*_: object) -> None:
+    """Report SIGTERM, which batch systems send at the end of a job's time, and end by it, without clean-up."""
+    _report_interrupt("terminated")
+    _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
+    os.kill(os.getpid(), _signal.SIGTERM)
+
+
+def _block_sigterm() -> None:
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, [_signal.SIGTERM])
+
+
+def _unblock_sigterm() -> None:
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, [_signal.SIGTERM])
+
+
+def _default_sigterm() -> None:
+    """In a forked child: it is not the command, so it ends by SIGTERM without a line."""
+    _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
+    _unblock_sigterm()
+
+
+def _report_interrupt(stop: str = "interrupted") -> None:
     global _is_reported
     if not _is_reported:
         # Not print: another print may hold the stream.
-        os.write(2, f"interrupted; rerun the command and it resumes{_command()}\n".encode())
+        os.write(2, f"{stop}; rerun the command and it resumes{_command()}\n".encode())
     _is_reported = True
 
 

@@ -29,15 +29,15 @@ SCRIPTS = {
 }
 
 
-def interrupt(words: list[object], library: str, folder: Path) -> tuple[int, str]:
-    """Start a command and send Ctrl-C once it has loaded a library; returns its status and stderr."""
+def interrupt(words: list[object], library: str, folder: Path, by: int = signal.SIGINT) -> tuple[int, str]:
+    """Start a command and send a signal once it has loaded a library; returns its status and stderr."""
     command = [sys.executable, *map(str, words)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     maps = Path(f"/proc/{process.pid}/maps")
     while library not in maps.read_text():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.002)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(by)
     _, error = process.communicate(timeout=60)
     assert not list(folder.iterdir())
     typed = shlex.join(map(str, command))
@@ -103,6 +103,27 @@ def test_ctrl_c_ends_the_work_in_one_line(main, printed):
     done = run_interrupted(f"{before}def main():\n  {main}\n")
     assert (done.returncode, done.stderr) == (130, "interrupted; rerun the command and it resumes\n")
     assert done.stdout == printed
+
+
+@pytest.mark.parametrize("moment", ["lib-dynload", "libtorch_python"])
+def test_sigterm_is_one_line_with_the_command_that_resumes(moment, tmp_path):
+    (nothing_here := tmp_path / "nothing").mkdir()  # not the output folder: SIGTERM ends a command without clean-up
+    words = ["-m", "inference_llms", "--load_model_path", ZOO / "math", "--tasks", "gsm8k", "--backend", "transformers"]
+    words += ["--data_dir", ZOO / "data", "--output_dir", tmp_path / "out"]
+    status, error = interrupt(words, moment, nothing_here, by=signal.SIGTERM)
+    assert (status, error) == (-signal.SIGTERM, "terminated; rerun the command and it resumes: as typed\n")
+
+
+def test_sigterm_to_a_forked_child_is_silent():
+    done = run_interrupted("""
+def main():
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+    os.kill(child, signal.SIGTERM)
+    print(os.WTERMSIG(os.waitpid(child, 0)[1]))
+""")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{signal.SIGTERM:d}\n", "")
 
 
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
