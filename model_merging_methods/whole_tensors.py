@@ -28,7 +28,8 @@ from model_merging_methods.statistics import Statistics
 if TYPE_CHECKING:
     from torch import Tensor
 
-_MASKING = 14  # float32 values for each value of a parameter: ranks and probabilities of one model
+# float32 values for each value of a parameter that a mask of one model needs: in torch, ranks and probabilities.
+_MASKING, _MASKING_COMPILED = 14, 6
 _FAR = 10.0  # merged distance in units of the largest |δi| of a tensor, from which a merge warns
 
 
@@ -55,7 +56,8 @@ class WholeTensors:
         method = parameters.declared
         needed = 5 * models * numel if method.sees is Sees.GRAM else method.memory(rows, columns, models)
         if parameters.mask is not None:
-            needed = max(needed, _MASKING * numel)
+            on_cpu = self._blocks.device == "cpu"
+            needed = max(needed, (_MASKING_COMPILED if on_cpu else _MASKING) * numel)
         return 4 * ((models + 2) * numel + math.ceil(needed))
 
     def _shape(self, name: str) -> tuple[int, ...]:

@@ -1,51 +1,64 @@
-"""DELLA's draw, row by row: ranks of magnitudes by counting their bit patterns, and the random words of positions."""
+"""DELLA's mask, row by row: ranks of magnitudes by counting their bit patterns, and the random words of positions."""
 
 import numpy as np
 
 from model_merging_methods.kernels.block_kernels import exact, random_word
 
 _BINS = 256  # a byte of the patterns at a time
+_BYTES = 4
 
 
 @exact
-def draw_by_rank(values, kept, probabilities, key, start, lowest, step):
-    """Fill `kept` (bool) and `probabilities` (float32) as `masks.della.draw` does; all are [rows, length], contiguous.
+def mask_by_rank(values, key, start, lowest, step, divides):
+    """Put 0 in place of the values that `masks.della.draw` drops: float32 [rows, length], contiguous.
 
     The value of rank r in its row is kept with the probability `lowest` + r · `step`; equal magnitudes rank in order.
-    `start` is the position of the first value in its tensor, and `key` that of the tensor's mask (uint64).
+    `start` is the position of the first value in its tensor, and `key` that of the tensor's mask (uint64). `divides`:
+    divide each survivor by its probability. Returns Σ|x| before and after, added up in float64 in the values' order.
     """
     rows, length = values.shape
     order, spare = np.empty(length, np.int32), np.empty(length, np.int32)
-    places = np.empty(_BINS + 1, np.int64)
+    patterns = np.empty(length, np.int32)
+    places = np.empty((_BYTES, _BINS), np.int64)
+    probabilities = np.empty(length, np.float64)
+    before = after = 0.0
     for row in range(rows):
-        patterns = values[row].view(np.int32)
-        for j in range(length):
-            order[j] = j
-        for shift in (0, 8, 16, 24):
-            if _sort_by_byte(patterns, np.int32(shift), order, spare, places):
-                order, spare = spare, order
-        first = np.uint64(start + row * length)
+        in_row = values[row]
+        order, spare = _sort(in_row.view(np.int32), patterns, order, spare, places)
         for rank in range(length):
-            j = order[rank]
-            probability = lowest + np.float64(rank) * step
+            probabilities[order[rank]] = lowest + np.float64(rank) * step
+        first = np.uint64(start + row * length)
+        for j in range(length):
+            before += abs(np.float64(in_row[j]))
             word = random_word(key, first + np.uint64(j)) >> np.uint64(11)
-            kept[row, j] = np.float64(word) / 2.0**53 < probability
-            probabilities[row, j] = np.float32(probability)
+            if np.float64(word) / 2.0**53 >= probabilities[j]:
+                in_row[j] *= np.float32(0.0)  # NaN stays
+            elif divides:
+                in_row[j] /= np.float32(probabilities[j])
+            after += abs(np.float64(in_row[j]))
+    return before, after
 
 
 @exact
-def _sort_by_byte(patterns, shift, order, ordered, places):
-    """Sort `order` (positions) into `ordered` by one byte of their patterns without sign, keeping the order of equal
-    ones. False, without sorting, if all have the same byte."""
+def _sort(stored, patterns, order, spare, places):
+    """The positions by magnitude, equal ones in order: `order` or `spare`, and the other one."""
     places[:] = 0
-    for j in range(patterns.size):
-        places[((patterns[j] & np.int32(0x7FFFFFFF)) >> shift & np.int32(0xFF)) + 1] += 1
-    if places[((patterns[0] & np.int32(0x7FFFFFFF)) >> shift & np.int32(0xFF)) + 1] == patterns.size:
-        return False
-    for bin in range(_BINS):
-        places[bin + 1] += places[bin]
-    for k in range(order.size):
-        bin = (patterns[order[k]] & np.int32(0x7FFFFFFF)) >> shift & np.int32(0xFF)
-        ordered[places[bin]] = order[k]
-        places[bin] += 1
-    return True
+    for j in range(stored.size):
+        pattern = stored[j] & np.int32(0x7FFFFFFF)
+        patterns[j] = pattern
+        order[j] = j
+        for byte in range(_BYTES):
+            places[byte, pattern >> np.int32(8 * byte) & np.int32(0xFF)] += 1
+    for byte in range(_BYTES):
+        shift, of_byte = np.int32(8 * byte), places[byte]
+        if of_byte[patterns[0] >> shift & np.int32(0xFF)] == patterns.size:
+            continue  # all have the same byte
+        first = 0
+        for bin in range(_BINS):
+            first, of_byte[bin] = first + of_byte[bin], first
+        for k in range(order.size):
+            bin = patterns[order[k]] >> shift & np.int32(0xFF)
+            spare[of_byte[bin]] = order[k]
+            of_byte[bin] += 1
+        order, spare = spare, order
+    return order, spare

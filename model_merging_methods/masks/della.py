@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 from model_merging_methods.method import About, MaskPlace, Sees, mask_method
-from model_merging_methods.survivors import keep
+from model_merging_methods.survivors import keep, restoring_factor
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,8 +32,9 @@ def della(
         return values * 0
     if density - epsilon <= 0 or density + epsilon >= 1:
         raise UserError(f"--epsilon {epsilon}: density ± epsilon must be inside 0 and 1, and density is {density}")
-    in_rows = values.dim() <= 2 and values.device.type == "cpu" and _length_of_rows(values) > 1
-    kept, probabilities = (_draw_in_rows if in_rows else draw)(values, place, density, epsilon)
+    if values.dim() <= 2 and values.device.type == "cpu" and _length_of_rows(values) > 1:
+        return _mask_in_rows(values, place, density, epsilon, rescale)
+    kept, probabilities = draw(values, place, density, epsilon)
     return keep(values, kept, rescale, probabilities)
 
 
@@ -43,19 +44,19 @@ def draw(values: Tensor, place: MaskPlace, density: float, epsilon: float) -> tu
     return uniform_numbers(place, values) < probabilities, probabilities.float()
 
 
-def _draw_in_rows(values: Tensor, place: MaskPlace, density: float, epsilon: float) -> tuple[Tensor, Tensor]:
-    """The same, compiled."""
+def _mask_in_rows(values: Tensor, place: MaskPlace, density: float, epsilon: float, rescale: str) -> Tensor:
+    """The mask, compiled."""
     import numpy as np
     import torch
 
-    from model_merging_methods.kernels.ranked_mask import draw_by_rank
+    from model_merging_methods.kernels.ranked_mask import mask_by_rank
 
-    length = values.shape[-1]
-    kept, probabilities = torch.empty_like(values, dtype=torch.bool), torch.empty_like(values)
-    rows = (array.view(-1, length).numpy() for array in (values.contiguous(), kept, probabilities))
+    masked = values.clone(memory_format=torch.contiguous_format)
+    rows = masked.view(-1, values.shape[-1])
     key = np.uint64(place.key & (2**64 - 1))
-    draw_by_rank(*rows, key, place.start, density - epsilon, 2 * epsilon / (length - 1))
-    return kept, probabilities
+    step = 2 * epsilon / (rows.shape[1] - 1)
+    sums = mask_by_rank(rows.numpy(), key, place.start, density - epsilon, step, rescale == "inverse")
+    return masked.mul_(restoring_factor(*sums)) if rescale == "l1" else masked
 
 
 def _length_of_rows(values: Tensor) -> int:
