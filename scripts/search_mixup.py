@@ -59,7 +59,7 @@ from scripts.mixup_search.live_merges import ENGINE_OPTIONS, EngineSetup, LiveMe
 from scripts.mixup_search.ray_engines import RayEngines
 from scripts.mixup_search.report import report_lines, write_report
 from scripts.mixup_search.search import Search
-from scripts.mixup_search.search_space import ALPHA, DRAW_BY, Proposals, SearchSpace, parse_values
+from scripts.mixup_search.search_space import ALPHA, DRAW_BY, POINT, Proposals, SearchSpace, Values, parse_values
 from scripts.mixup_search.splits import split_sentence, split_task
 from scripts.mixup_search.store import SearchStore
 from utils.command_line import OneLineParser, positive_number
@@ -89,6 +89,8 @@ def build_parser() -> argparse.ArgumentParser:
     add(group, "draw_by", "how to propose ratios (default: mixup, as M3 draws)", choices=DRAW_BY, default="mixup")
     text = "search the options alone, without M3's ratios; with nothing to vary, score that one merge"
     group.add_argument("--without_mixup", action="store_true", help=text)
+    text = "let the ratio of two models change over the layers: its value at N points, each searched from 0 to 1"
+    add(group, "ratio_points", text, type=positive_number, metavar="N")
     add(group, "num_draws", "number of draws (default: 20)", type=positive_number, default=20)
     add_tasks_option(group)
     add(group, "data_dir", "folder with the sets' files (default: download with `datasets`)", type=Path)
@@ -141,6 +143,8 @@ def requested_draws(options: argparse.Namespace) -> tuple[list[str], Proposals, 
     proposals = Proposals(space, options.draw_by, options.num_draws, options.seed or 0)
     proposals.check()
     how = f"without_mixup_{proposals.draw_by}" if space.without_mixup else proposals.draw_by
+    if space.points:
+        how = f"{len(space.points)}_points_{how}"
     name = f"{run_name(space.base, len(roles))}_{how}_seed_{proposals.seed}"
     default = OutputPlaces(options.output_dir, tasks_name(roles), name).mixup_search()
     return roles, proposals, options.results or default
@@ -154,6 +158,8 @@ def search_space(options: argparse.Namespace, roles: Sequence[str]) -> SearchSpa
         raise UserError("--alpha has no effect with --without_mixup, which draws no ratios; remove one of them")
     if options.alpha is not None and not has_ratios:
         raise UserError(f"--alpha has no effect on {method} of {len(roles)} models, which takes no ratios; remove it")
+    if options.ratio_points is not None:
+        check_ratio_points(options, method, len(roles))
     if options.alpha is not None and options.draw_by != "mixup":
         raise UserError(f"--alpha has no effect with --draw_by {options.draw_by}, which draws no Beta; remove it")
     alpha = parse_values(ALPHA, options.alpha or [str(ALPHA.default)])
@@ -176,9 +182,33 @@ def search_space(options: argparse.Namespace, roles: Sequence[str]) -> SearchSpa
         elif name in varied:
             setattr(plain, name, None)  # `check` refuses it
     base = replace(merge_parameters(plain, roles), mixup=None, seed=options.seed or DEFAULTS["seed"])
+    if options.ratio_points is not None:
+        varied |= {f"{POINT}{place}": point_values(options) for place in range(options.ratio_points)}
     space = SearchSpace(len(roles), base, alpha, varied, options.without_mixup)
     space.check()
     return space
+
+
+def check_ratio_points(options: argparse.Namespace, method: str, number_of_models: int) -> None:
+    """Raise UserError for points of a ratio that the merge does not have."""
+    given = f"--ratio_points {options.ratio_points}"
+    if options.ratio_points < 2:
+        raise UserError(f"{given}: give 2 or more; one ratio for all layers is searched without the option")
+    if number_of_models != 2 or not METHODS[method].takes_ratios:
+        raise UserError(f"{given}: needs two models and a method that takes ratios; remove it")
+    for name in ("without_mixup", "alpha"):
+        if getattr(options, name):
+            raise UserError(f"{given}: has no Beta and searches the ratio itself; remove --{name}")
+
+
+def point_values(options: argparse.Namespace) -> Values:
+    """The values of each point: all from 0 to 1, or on a grid as many even steps as --num_draws allows."""
+    if options.draw_by != "grid":
+        return Values((0.0, 1.0), is_range=True)
+    steps = 2
+    while (steps + 1) ** options.ratio_points <= options.num_draws:
+        steps += 1
+    return Values(tuple(step / (steps - 1) for step in range(steps)))
 
 
 def report_and_export(options: argparse.Namespace) -> None:

@@ -137,6 +137,7 @@ def save_command(identity: Mapping[str, Any], parameters: MergeParameters) -> st
     options with an effect, because the main job refuses others.
     """
     mask, roles, ratios = parameters.mask, identity["roles"], parameters.mixup and parameters.mixup.ratios
+    by_layer = parameters.mixup and parameters.mixup.by_layer
     options = {
         **_model_options(identity),
         "models_dir": identity.get("models_dir"),
@@ -146,7 +147,8 @@ def save_command(identity: Mapping[str, Any], parameters: MergeParameters) -> st
         "weight_format": mask and mask.weight_format,
         "mask_strategy": mask and mask.strategy,
         **_declared_options(parameters, roles),
-        "mixup_lambda": ratios and (ratios[:1] if len(ratios) == 2 else ratios),
+        "mixup_lambda": None if by_layer else ratios and (ratios[:1] if len(ratios) == 2 else ratios),
+        "ratio_by_layer": by_layer or None,
         "seed": parameters.seed if parameters.uses_seed else None,
         "dtype": parameters.dtype,
         "config_from": parameters.config_from,

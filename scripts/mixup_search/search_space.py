@@ -11,7 +11,7 @@ import numpy as np
 
 from model_merging_methods.merge_parameters import MergeParameters, parameters_from_fields, parameters_of
 from model_merging_methods.method import About, Option
-from model_merging_methods.mixup import Mixup, draw_ratios, two_model_ratios
+from model_merging_methods.mixup import Mixup, draw_ratios, ratios_by_layer, two_model_ratios
 from utils.errors import UserError
 
 ALPHA = Option("alpha", float, 0.5, About("α of the distribution that draws the ratios"), is_per_model=False)
@@ -19,6 +19,10 @@ ALPHA = Option("alpha", float, 0.5, About("α of the distribution that draws the
 _RANDOM_DRAWS = 10
 # The program that computes Sobol's sequence. Each scrambles it differently, so a search must not mix two.
 SOBOL_GENERATOR, EARLIER_SOBOL_GENERATOR = "torch", "scipy"
+
+
+# Before the number of a point of the first model's ratio, from the first layer to the last: a varied option.
+POINT = "ratio_at_point_"
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,11 @@ class Candidate:
         return None if self.parameters.mixup is None else self.parameters.mixup.ratios
 
     def option(self, name: str) -> float | None:
-        """The value of `alpha` or of an option of the method or mask; None if the merge does not have it."""
+        """The value of `alpha`, of an option of the method or mask, or of a point of the ratio over the layers; None if
+        the merge does not have it."""
+        if name.startswith(POINT):
+            by_layer, place = self.parameters.mixup and self.parameters.mixup.by_layer, int(name.removeprefix(POINT))
+            return by_layer[place] if by_layer else None
         return self.alpha if name == "alpha" else self.parameters.all_values.get(name)
 
 
@@ -113,7 +121,8 @@ class SearchSpace:
     """The merges that a search may propose: `base`, a merge of `number_of_models` models, at any ratios if its method
     takes them, and at any values of `varied`: options of the method and the mask, and `alpha`. `base` has the plain
     choice of each varied option, and no ratios. `without_mixup`: no merge has ratios, and a single one may be the whole
-    space."""
+    space. With options named `POINT`0, 1, …, the ratio of two models changes over the layers, and they are its points.
+    """
 
     number_of_models: int
     base: MergeParameters
@@ -123,7 +132,13 @@ class SearchSpace:
 
     @property
     def has_ratios(self) -> bool:
-        return not self.without_mixup and self.base.declared.takes_ratios and self.number_of_models > 1
+        has_one = not self.without_mixup and not self.points
+        return has_one and self.base.declared.takes_ratios and self.number_of_models > 1
+
+    @property
+    def points(self) -> list[str]:
+        """The options that are points of the ratio over the layers."""
+        return [name for name in self.options if name.startswith(POINT)]
 
     @property
     def number_of_shares(self) -> int:
@@ -141,10 +156,12 @@ class SearchSpace:
         """Raise UserError for a varied option that has no effect, for a base that cannot be merged, and for a space of
         one merge."""
         for name in self.options:
-            if name not in self.base.all_values:
+            if name not in self.base.all_values and name not in self.points:
                 raise UserError(f"--{name} has no effect on this merge ({self.base.method}); remove it")
-            if name == "weight" and self.has_ratios:
+            if name == "weight" and (self.has_ratios or self.points):
                 raise UserError("--weight has no effect with M3's ratios, which replace it; remove it")
+        if self.points:
+            self.merge(None).check(self.number_of_models)
         self.base.check(self.number_of_models)
         if not self.has_ratios and not self.varied and not self.without_mixup:
             raise UserError(
@@ -155,8 +172,12 @@ class SearchSpace:
     def merge(self, ratios: tuple[float, ...] | None, options: Mapping[str, float] | None = None) -> MergeParameters:
         """The merge at these ratios (None: without M3) and option values; options that are not given have their plain
         choice. The parameters equal those of the main job: the seed is 0 if nothing is drawn from it."""
-        values = {name: value for name, value in (options or {}).items() if name != "alpha"}
-        parameters = replace(self.base.with_options(**values), mixup=None if ratios is None else Mixup(ratios))
+        chosen = dict.fromkeys(self.points, 0.5)  # equal ratios in every layer
+        chosen |= {name: value for name, value in (options or {}).items() if name != "alpha"}
+        mixup = None if ratios is None else Mixup(ratios)
+        if self.points:
+            mixup = ratios_by_layer([chosen.pop(name) for name in self.points], self.number_of_models)
+        parameters = replace(self.base.with_options(**chosen), mixup=mixup)
         return parameters if parameters.uses_seed else replace(parameters, seed=0)
 
     def to_fields(self) -> dict[str, Any]:
@@ -354,7 +375,8 @@ def _optimised(proposals: Proposals, number: int, scored: Scored) -> Draw:
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for candidate, value in scored:
         point = {name: candidate.option(name) for name in varied}
-        is_in_space = (candidate.ratios is not None) is proposals.space.has_ratios and None not in point.values()
+        has_ratios = proposals.space.has_ratios or bool(proposals.space.points)
+        is_in_space = (candidate.ratios is not None) is has_ratios and None not in point.values()
         if is_in_space and candidate.kind != "finetuned":
             point |= dict(zip(shares, shares_of(candidate.ratios), strict=True)) if shares else {}
             study.add_trial(optuna.trial.create_trial(params=point, distributions=distributions, value=value))

@@ -374,7 +374,8 @@ def _column_names(identity: Mapping[str, Any]) -> list[str]:
 
 
 def _column_values(candidate: Candidate, roles: Sequence[str]) -> dict[str, Any]:
-    ratios = candidate.ratios or [None] * len(roles)
+    is_by_layer = candidate.ratios and candidate.parameters.mixup.by_layer
+    ratios = [None] * len(roles) if is_by_layer or not candidate.ratios else candidate.ratios
     values = zip((f"ratio_{role}" for role in roles), ratios, strict=True)
     return {"alpha": candidate.alpha, **dict(values), **_parameter_columns(candidate.parameters)}
 

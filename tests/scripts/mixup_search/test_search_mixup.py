@@ -1,5 +1,7 @@
 """Searches from the command line on the tiny models: killed and resumed, reported, on Ray, with wrong options."""
 
+import json
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -10,7 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+import merge_llms_instruct_math_code as main_job
 from scripts import search_mixup
+from scripts.mixup_search.store import SearchStore
 from tests.commands import run_here
 from utils.whole_files import locked
 
@@ -279,3 +283,39 @@ def test_options_of_other_methods_that_do_not_fit_are_one_line(options, named, t
     done = search_models(tmp_path / "out", *options.split(), expect=2)
     assert done.stderr.count("\n") == 1 and named in done.stderr, done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_the_points_of_a_ratio_over_the_layers_are_searched_and_repeated(tmp_path):
+    done = search(tmp_path, "--ratio_points", 3, "--draw_by", "sobol")
+    with SearchStore(results_file(tmp_path)) as store:
+        candidates = {one.name: one for one in store.candidates()}
+    assert candidates["plain choice"].parameters.mixup.by_layer == (0.5, 0.5, 0.5)
+    drawn = [candidates[f"draw {number}"].parameters.mixup.by_layer for number in range(2)]
+    assert len(set(drawn)) == 2 and all(0 <= ratio <= 1 for points in drawn for ratio in points)
+    (saved,) = (line for line in done.stdout.splitlines() if "--merge_only" in line)
+    chosen = next(points for points in drawn if f"--ratio_by_layer {' '.join(map(str, points))}" in saved)
+    command = [*shlex.split(saved)[2:], "--output_dir", str(tmp_path / "merged")]
+    assert run_here(main_job.main, command).returncode == 0
+    record = next((tmp_path / "merged").rglob("merge_record.json"))
+    assert tuple(json.loads(record.read_text())["parameters"]["mixup"]["by_layer"]) == chosen
+
+
+def test_a_grid_of_points_has_even_steps(tmp_path):
+    options = search_mixup.build_parser().parse_args(words(tmp_path, "--ratio_points", 2, "--draw_by", "grid"))
+    options.num_draws = 9
+    space = search_mixup.search_space(options, ["instruct", "math"])
+    points = [values.numbers for name, values in space.options.items() if name in space.points]
+    assert points == [(0.0, 0.5, 1.0)] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--ratio_points", 1], "--ratio_points 1: give 2 or more"),
+        (["--ratio_points", 3, "--alpha", 0.5], "has no Beta and searches the ratio itself; remove --alpha"),
+        (["--ratio_points", 3, "--without_mixup"], "remove --without_mixup"),
+        (["--ratio_points", 3, "--merging_method_name", "slerp"], "needs two models and a method that takes ratios"),
+    ],
+)
+def test_points_without_effect_are_refused(options, reason, tmp_path):
+    assert reason in search(tmp_path, *options, expect=2).stderr
