@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from model_merging_methods.before_download import check_before_download
 from model_merging_methods.masks import MASKS
 from model_merging_methods.merge_parameters import (
     DEVICES,
@@ -326,14 +327,20 @@ def _check_repeats_default(name: str, value: Value | list[str], method: Method, 
     raise UserError(f"--{name} {text} has no effect on {method.name}{reason}; remove it")
 
 
-def request_of_folders(options: argparse.Namespace, roles: Sequence[str], parameters: MergeParameters) -> MergeRequest:
-    """The merge of the models that the options name, by path, hub id or the paper's name."""
+def request_of_folders(
+    options: argparse.Namespace, roles: Sequence[str], parameters: MergeParameters, headers_in: Path | None = None
+) -> MergeRequest:
+    """The merge of the models that the options name, by path, hub id or the paper's name. Models of the hub are
+    downloaded, or only their headers (see `find_model_folder`)."""
     if options.models_dir is not None and not options.models_dir.is_dir():
         raise UserError(f"--models_dir {options.models_dir}: no such folder")
     findings, folders = Findings(), {}
     for role, given, name in _model_places(options, roles):
         with findings.collect():
-            folders[role] = find_model_folder(given) if given else paper_model_folder(name, options.models_dir)
+            if given:
+                folders[role] = find_model_folder(given, headers_in=headers_in)
+            else:
+                folders[role] = paper_model_folder(name, options.models_dir, headers_in)
     findings.stop_at_errors()
     return MergeRequest(folders.pop(PRETRAINED), folders, parameters)
 
@@ -373,7 +380,9 @@ def requested_merge(options: argparse.Namespace) -> MergeRequest:
     if options.from_record is not None:
         return recorded_request(options)
     roles = chosen_roles(options)
-    return request_of_folders(options, roles, merge_parameters(options, roles))
+    parameters = merge_parameters(options, roles)
+    check_before_download(lambda headers_in: request_of_folders(options, roles, parameters, headers_in))
+    return request_of_folders(options, roles, parameters)
 
 
 def _check_effects(options: argparse.Namespace, parameters: MergeParameters) -> None:

@@ -21,6 +21,7 @@ from utils.content_hashes import FileOnRecord, content_hash
 from utils.errors import UserError
 from utils.json_files import check_shape, read_json_object
 from utils.machine import package_versions
+from utils.model_folders import hub_source
 
 RECORD_FILE = "merge_record.json"
 CARD_FILE = "README.md"
@@ -140,6 +141,7 @@ def make_record(
             {
                 "role": role,
                 "folder": str(folder.resolve()),
+                **({"hub": source} if (source := hub_source(folder)) else {}),
                 "bytes": sum(file.bytes for file in inputs[role]),
                 "files": [asdict(file) for file in inputs[role]],
             }

@@ -9,12 +9,13 @@ from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merge_record import RECORD_FILE
 from model_merging_methods.merge_request import MergeRequest, NamedRecipe
 from model_merging_methods.method import Value
+from utils.model_folders import hub_source
 
 
 def model_card(request: MergeRequest, tokenizer_from: str, warnings: Sequence[str] = ()) -> str:
     """The README.md of a merged model folder, with the warnings about its inputs. It has no timestamps, so the same
     merge always gives the same card."""
-    models = "\n".join(f"* {role}: `{model_name(folder)}`" for role, folder in request.inputs.items())
+    models = "\n".join(f"* {role}: `{model_name(folder)}`{_commit(folder)}" for role, folder in request.inputs.items())
     names = "\n".join(f"- {model_name(folder)}" for folder in request.inputs.values())
     return f"""---
 library_name: transformers
@@ -38,6 +39,11 @@ Source: {request.parameters.declared.paper}.
 `{RECORD_FILE}` holds every parameter, the inputs' sizes and fingerprints, and the package versions. To make the same
 model again, run `merge_llms_instruct_math_code.py --from_record {RECORD_FILE}`.
 {_warnings(warnings)}"""
+
+
+def _commit(folder: Path) -> str:
+    source = hub_source(folder)
+    return f" at commit `{source['commit']}`" if source else ""
 
 
 def model_name(folder: Path) -> str:

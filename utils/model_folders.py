@@ -12,6 +12,7 @@ from pathlib import Path
 
 from utils.command_line import expanded_path
 from utils.errors import UserError
+from utils.hub_headers import write_headers
 from utils.tokenizer_files import VOCABULARY_PATTERNS
 
 log = logging.getLogger(__name__)
@@ -43,23 +44,25 @@ _HUB_REMEDIES = {
 }
 
 
-def paper_model_folder(name: str, models_dir: Path | None) -> Path:
-    """The folder of one of the paper's models: `name` in `models_dir` (default: working folder), or from the hub."""
+def paper_model_folder(name: str, models_dir: Path | None, headers_in: Path | None = None) -> Path:
+    """The folder of one of the paper's models: `name` in `models_dir` (default: working folder), or from the hub.
+    `headers_in`: as in `find_model_folder`."""
     local = (models_dir or Path()) / name
     if local.is_dir():
         return local
     try:
-        return find_model_folder(HUB_IDS[name])
+        return find_model_folder(HUB_IDS[name], headers_in=headers_in)
     except UserError as error:
         raise UserError(
             f"{local}: no such folder; {error}, or give the folder that contains it with --models_dir"
         ) from error
 
 
-def find_model_folder(path_or_hub_id: str, revision: str | None = None) -> Path:
+def find_model_folder(path_or_hub_id: str, revision: str | None = None, headers_in: Path | None = None) -> Path:
     """The folder at a path, or of a hub id, whose weights and tokenizer are downloaded if they are not in the cache,
     with progress on a terminal. Without a connection, a complete earlier download is used. `revision` is a branch, tag
-    or commit of the hub.
+    or commit of the hub. With `headers_in`, models that are not in the cache are not downloaded: a folder below it gets
+    their small files and the headers of their weights.
 
     Raises UserError with a remedy if there is neither.
     """
@@ -71,6 +74,8 @@ def find_model_folder(path_or_hub_id: str, revision: str | None = None) -> Path:
     if not _HUB_ID.fullmatch(path_or_hub_id):
         raise UserError(f"{path_or_hub_id}: no such model folder")
     try:
+        if headers_in is not None and _whole_download(path_or_hub_id, revision) is None:
+            return _headers_of(path_or_hub_id, revision, headers_in)
         return _download(path_or_hub_id, revision)
     except Exception as error:  # of the hub, the network and the disk, of many kinds
         cached = _whole_download(path_or_hub_id, revision)
@@ -100,6 +105,31 @@ def _download(hub_id: str, revision: str | None) -> Path:
     log.info("%s: downloading missing files", hub_id)
     wanted = [glob.escape(name) for name in names if _is_wanted(name, kind)]
     return Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted))
+
+
+def _headers_of(hub_id: str, revision: str | None, headers_in: Path) -> Path:
+    """The folder with a model's headers. Weights that are not safetensors have none, and are left out."""
+    from huggingface_hub import model_info, snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+    info = model_info(hub_id, revision=revision, files_metadata=True)
+    wanted = [file for file in info.siblings if _is_wanted(file.rfilename, ".safetensors")]
+    weights = {file.rfilename: file.size for file in wanted if file.rfilename.endswith(".safetensors")}
+    small = [glob.escape(file.rfilename) for file in wanted if file.rfilename not in weights]
+    folder = snapshot_download(hub_id, revision=info.sha, allow_patterns=small)
+    place = headers_in / f"{hub_id.replace('/', '--')}@{info.sha}"
+    if not place.exists():
+        write_headers(hub_id, info.sha, Path(folder), weights, place)
+    return place
+
+
+def hub_source(folder: Path) -> dict[str, str] | None:
+    """The hub id and the commit of a folder in the hub's cache; None for another folder."""
+    parts = folder.resolve().parts
+    if len(parts) < 3 or parts[-2] != "snapshots" or not parts[-3].startswith("models--"):
+        return None
+    return {"id": parts[-3].removeprefix("models--").replace("--", "/", 1), "commit": parts[-1]}
 
 
 def _is_wanted(name: str, kind: str) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from model_merging_methods.before_download import check_before_download
 from model_merging_methods.merge_models import MergeWork, merge_models
 from model_merging_methods.merge_record import RECORD_FILE, read_record
 from model_merging_methods.merge_request import PRETRAINED, RECIPE, MergeRequest, NamedRecipe
@@ -43,6 +44,10 @@ def merge_recipe(
     """
     *earlier, result = [recipe if seed is None else with_seed(recipe, seed) for recipe in read_recipes(file)]
     target = target.resolve()
+    documents = {recipe.name for recipe in earlier}
+    for recipe in (*earlier, result):
+        if not any(model.path in documents for model in recipe.models):
+            check_before_download(lambda headers_in, of=recipe: recipe_request(of, headers_in=headers_in))
     check_models([*earlier, result])
     if earlier and not overwrite:
         _check_free(target, earlier)
@@ -126,18 +131,21 @@ def check_recipe(file: Path) -> int:
 
 
 def recipe_request(
-    recipe: Recipe, made: Mapping[str, Path] = MappingProxyType({}), earlier: Sequence[Mapping[str, Any]] = ()
+    recipe: Recipe,
+    made: Mapping[str, Path] = MappingProxyType({}),
+    earlier: Sequence[Mapping[str, Any]] = (),
+    headers_in: Path | None = None,
 ) -> MergeRequest:
     """The merge of a recipe; `made` are the folders of documents by name, `earlier` these documents. Models of the hub
-    are downloaded."""
+    are downloaded, or only their headers (see `find_model_folder`)."""
     folders: dict[ModelReference, Path] = {}
     adapters: dict[ModelReference, ModelReference] = {}
     for model in recipe.models:
         whole = ModelReference(model.path, model.revision)
         if whole not in folders:
-            folders[whole] = made.get(model.path) or _find(recipe, whole)
+            folders[whole] = made.get(model.path) or _find(recipe, whole, headers_in)
         if model.lora is not None:
-            folders[model] = _find(recipe, model.lora)
+            folders[model] = _find(recipe, model.lora, headers_in)
             adapters[model] = whole
     names = {source.model: source.name for one in recipe.slices for source in one.sources if source.name}
     roles = dict(zip(folders, _roles(list(folders), names), strict=True))
@@ -148,11 +156,11 @@ def recipe_request(
     return MergeRequest(by_role.pop(PRETRAINED), by_role, parameters, named)
 
 
-def _find(recipe: Recipe, model: ModelReference) -> Path:
+def _find(recipe: Recipe, model: ModelReference, headers_in: Path | None = None) -> Path:
     sources = [source for one in recipe.slices for source in one.sources]
     place = next((source.place for source in sources if model in (source.model, source.model.lora)), recipe.place)
     try:
-        return find_model_folder(model.path, model.revision)
+        return find_model_folder(model.path, model.revision, headers_in)
     except UserError as error:
         raise UserError(f"{place}: model: {error}") from None
 

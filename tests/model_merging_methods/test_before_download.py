@@ -1,0 +1,60 @@
+"""Models of the hub are checked by their headers before their weights are downloaded; records pin their commits."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load, save
+
+from tests.local_hub import COMMIT, ROOT, local_hub, run_with_hub
+
+ZOO = ROOT / "scripts" / "tiny_zoo"
+WEIGHTS = "model.safetensors"
+MERGE = ["-m", "model_merging_methods", "merge", "--merging_method_name", "average_merging"]
+
+
+def files_of(name: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (ZOO / name).iterdir()}
+
+
+@pytest.fixture
+def models():
+    return {f"our/{name}": files_of(name) for name in ("base", "instruct", "math")}
+
+
+def words_of(merge: str, tmp_path: Path) -> list[object]:
+    if merge == "options":
+        named = ["--models", "instruct=our/instruct", "math=our/math", "--pretrained_model", "our/base"]
+        return [*MERGE, *named, "--output_dir", tmp_path / "out"]
+    recipe = tmp_path / "recipe.yml"
+    recipe.write_text(
+        "merge_method: task_arithmetic\nbase_model: our/base\nparameters: {weight: 0.5}\ntokenizer_source: union\n"
+        "models:\n  - model: our/instruct\n  - model: our/math@main\n"
+    )
+    return ["-m", "model_merging_methods", "merge", recipe, tmp_path / "out"]
+
+
+@pytest.mark.parametrize("merge", ["options", "recipe"])
+def test_a_mismatch_is_reported_before_weights_are_downloaded(models, merge, tmp_path):
+    tensors = load(models["our/math"][WEIGHTS])
+    name = "model.layers.0.mlp.up_proj.weight"
+    models["our/math"][WEIGHTS] = save({**tensors, name: tensors[name][:-8].contiguous()}, {"format": "pt"})
+    with local_hub(models) as (address, sent):
+        done = run_with_hub(words_of(merge, tmp_path), address, tmp_path / "cache")
+    assert done.returncode == 2 and name in done.stderr and "our/math@" in done.stderr, done.stderr
+    assert "before the download of weights" in done.stderr and done.stderr.count("\n") == 1
+    assert sent[WEIGHTS] <= 3 * 100_000 < len(models["our/base"][WEIGHTS])
+    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("merge", ["options", "recipe"])
+def test_models_that_fit_are_merged_and_their_commits_recorded(models, merge, tmp_path):
+    with local_hub(models) as (address, _):
+        done = run_with_hub(words_of(merge, tmp_path), address, tmp_path / "cache")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(next((tmp_path / "out").rglob("merge_record.json")).read_text())
+    assert {entry["hub"]["id"] for entry in record["inputs"]} == models.keys()
+    assert {entry["hub"]["commit"] for entry in record["inputs"]} == {COMMIT}
+    card = next((tmp_path / "out").rglob("README.md")).read_text()
+    assert f"`our/math` at commit `{COMMIT}`" in card

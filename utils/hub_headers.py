@@ -1,0 +1,40 @@
+"""A hub model without its weights: small files, and weight files that hold only their headers.
+
+Such a folder shows names, shapes and dtypes of all tensors, which a check reads before anything large is downloaded.
+"""
+
+import shutil
+from pathlib import Path
+
+from utils.errors import UserError
+
+_FIRST_BYTES = 100_000  # most headers are shorter, so that one request is enough
+_LENGTH = 8  # bytes at the start of a safetensors file: the size of its header, little-endian
+
+
+def write_headers(hub_id: str, commit: str, small_files: Path, weights: dict[str, int], place: Path) -> None:
+    """Write the model's folder into `place`: a copy of `small_files`, and each of the `weights` (sizes in bytes by
+    name) as a file of that size with nothing behind its header, which takes no space on the disk.
+
+    Raises UserError for a file that is not safetensors, or a server that sends whole files."""
+    shutil.copytree(small_files, place)
+    for name, size in weights.items():
+        header = _first_bytes(hub_id, commit, name, min(_FIRST_BYTES, size))
+        length = _LENGTH + int.from_bytes(header[:_LENGTH], "little")
+        if not _LENGTH < length <= size:
+            raise UserError(f"{hub_id}: {name} is not a safetensors file; choose another revision")
+        if length > len(header):
+            header = _first_bytes(hub_id, commit, name, length)
+        with open(place / name, "wb") as file:
+            file.write(header[:length])
+            file.truncate(size)
+
+
+def _first_bytes(hub_id: str, commit: str, name: str, number: int) -> bytes:
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    headers = {**build_hf_headers(), "Range": f"bytes=0-{number - 1}"}
+    answer = get_session().get(hf_hub_url(hub_id, name, revision=commit), headers=headers, follow_redirects=True)
+    hf_raise_for_status(answer)
+    return answer.content[:number]
