@@ -12,6 +12,7 @@ from typing import Any
 from inference_llms.evaluators import human_eval
 from inference_llms.evaluators.guard import EVALUATOR_LIMITS, GuardedCommandError, Places, run_guarded
 from inference_llms.evaluators.results import (
+    EVALUATORS,
     Verdicts,
     check_hashes,
     checked_share,
@@ -96,7 +97,7 @@ def call_harness(answers: AnswerFiles) -> tuple[Path, str]:
         copy_cached_set(Path(folder))
         words = [accelerate, "launch", str(ROOT / HARNESS / "main.py"), *OPTIONS, str(programs)]
         words += [EVALUATOR.result_option, str(metrics)]
-        places = Places(readable=(ROOT / HARNESS,), scratch=Path(folder))
+        places = Places(readable=(ROOT / HARNESS, EVALUATORS / TOOL), scratch=Path(folder))
         run_guarded(words, HARNESS_SECONDS, EVALUATOR_LIMITS, places, variables={"HF_HOME": folder})
         write_whole(result, metrics.read_text(encoding="utf-8"))
     return result, f"{answers.command} {EVALUATOR.result_option} {shlex.quote(str(result))}"

@@ -2,8 +2,8 @@
 
 import importlib.util
 import os
+import re
 import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +18,7 @@ from inference_llms.evaluators.results import (
     check_hashes,
     checked_share,
     evaluator_program,
+    installed_program,
     read_command,
     run_evaluator,
     verdicts_of,
@@ -130,7 +131,21 @@ def livebench_folder() -> Path:
     folder = Path(configured).absolute()
     if not (folder / SCRIPT).is_file():
         raise UserError(f"{folder} holds no {SCRIPT}; set LIVEBENCH_DIR to LiveBench's folder `livebench`")
+    check_code(folder)
     return folder
+
+
+def check_code(folder: Path) -> None:
+    """Raise UserError if LiveBench's code knows releases after the last one with public questions: it would stop on
+    these questions."""
+    listing = folder / "common.py"
+    line = re.search(r"^LIVE_BENCH_RELEASES = .*", listing.read_text() if listing.is_file() else "", re.MULTILINE)
+    newest = max(re.findall(r"\d{4}-\d\d-\d\d", line[0] if line else ""), default=RELEASE)
+    if newest > RELEASE:
+        raise UserError(
+            f"{folder} is LiveBench's code for release {newest}, which stops on the public questions; remove it and "
+            "run `bash scripts/setup_evaluators.sh livebench`"
+        )
 
 
 def call(runs_programs: bool, answers: AnswerFiles) -> tuple[Path, str]:
@@ -179,10 +194,11 @@ def judge_in_scratch_folder(
             write_json_lines(place / task / "question.jsonl", [row.question for row in rows])
             write_json_lines(place / task / "model_answer" / f"{model_id}.jsonl", [row.answer for row in rows])
         variables = {"PYTHONPATH": os.pathsep.join(filter(None, (str(folder.parent), os.environ.get("PYTHONPATH"))))}
+        python = installed_program("python", "livebench")
         for script, *options in commands:
-            words = [sys.executable, str(folder / script), *options]
+            words = [python, str(folder / script), *options]
             if runs_programs:
-                places = Places(readable=(folder,), scratch=Path(scratch))
+                places = Places(readable=(folder.parent, EVALUATORS / "livebench"), scratch=Path(scratch))
                 run_guarded(words, PROGRAM_SECONDS, EVALUATOR_LIMITS, places, variables=variables)
             else:
                 run_evaluator(words, Path(scratch), variables)

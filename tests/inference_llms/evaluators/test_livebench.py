@@ -1,7 +1,6 @@
 """LiveBench judges the answers of a run, and its own folder does not change.
 
-LiveBench itself cannot be installed beside this project's versions: a script with its files, options and checks stands
-in for it.
+A script with LiveBench's files, options and checks stands in for it; test_real_evaluators.py runs LiveBench itself.
 """
 
 import json
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from inference_llms.evaluators import livebench as livebench_judge
 from inference_llms.evaluators.livebench import judgments_file, releases_of
 from inference_llms.evaluators.results import Verdicts
 from inference_llms.task import AnswerFiles
@@ -64,6 +64,7 @@ def livebench(tmp_path, monkeypatch) -> Path:
     (folder / "gen_ground_truth_judgment.py").write_text(JUDGE)
     (folder / "show_livebench_result.py").write_text("")
     monkeypatch.setenv("LIVEBENCH_DIR", str(folder))
+    monkeypatch.setattr(livebench_judge, "FOLDER", tmp_path / "none")
     return folder
 
 
