@@ -128,15 +128,19 @@ def write_judge(outputs: Path, judge: Judge) -> None:
 
 
 def make_command(answers: Answers, files: Sequence[Path], places: OutputPlaces, judge: Judge = PUBLISHED_JUDGE) -> str:
-    """The command for a file of outputs and one of references: the win rate, corrected for the length of answers where
-    the annotator and the set allow it, else plain, as in the paper."""
+    return command_for(files, len(answers.examples), places, judge)
+
+
+def command_for(files: Sequence[Path], number: int, places: OutputPlaces, judge: Judge) -> str:
+    """The command for a file with this `number` of outputs and one of references: the win rate, corrected for the
+    length of answers where the annotator and the set allow it, else plain, as in the paper."""
     outputs = files[0].absolute()
     words = [evaluator_program("alpaca_eval"), "--model_outputs", str(outputs)]
     # Without this, the evaluator loads the set by its loading script, which `datasets` refuses to run.
     words += [word for file in files[1:] for word in ("--reference_outputs", str(file.absolute()))]
     annotator = str(judge_folder(outputs)) if judge.is_own else judge.annotators_config
     words += ["--annotators_config", annotator]
-    if judge.is_own or not annotator.startswith(WEIGHTED) or len(answers.examples) != WHOLE_SET:
+    if judge.is_own or not annotator.startswith(WEIGHTED) or number != WHOLE_SET:
         # The evaluator's default would download a file for the correction.
         words += ["--fn_metric", "get_winrate", "--sort_by", "win_rate"]
     # The judge's answers, failed ones too. By default they are inside the evaluator's package.

@@ -36,8 +36,17 @@ def mbpp_command(answers: Answers, places: OutputPlaces, extract: Callable[[str]
     return _command("mbpp", file) if attempted.issuperset(MBPP_IDS) else None
 
 
+def results_file(programs: Path) -> Path:
+    """EvalPlus's results, which it writes beside the programs."""
+    return programs.with_name(programs.name.replace(".jsonl", "_eval_results.json"))
+
+
 def _write(file: Path, rows: list[dict[str, str]]) -> Path:
+    before = file.read_bytes() if file.is_file() else None
     write_json_lines(file, rows)
+    if file.read_bytes() != before:
+        # EvalPlus repeats results that it finds, whatever programs they are of.
+        results_file(file).unlink(missing_ok=True)
     return file.absolute()
 
 

@@ -24,6 +24,7 @@ from utils.errors import UserError
 
 # Where scripts/setup_evaluators.sh makes an environment for each tool.
 EVALUATORS = Path(__file__).resolve().parents[2] / ".venv_evaluators"
+SET_UP = ".set_up"  # in an environment that is complete
 # Errors from reading files that are damaged or have another form.
 BROKEN = (ValueError, KeyError, TypeError, IndexError, AttributeError, ZeroDivisionError)
 _HASH_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
@@ -161,8 +162,9 @@ def run_evaluator(words: Sequence[str], folder: Path | None = None, variables: M
 def evaluator_program(name: str, tool: str | None = None) -> str:
     """A program for a printed command: its path in the environment that scripts/setup_evaluators.sh made for the tool,
     if there is one, else its name."""
-    path = EVALUATORS / (tool or name) / "bin" / name
-    return str(path) if path.is_file() else name
+    environment = EVALUATORS / (tool or name)
+    path = environment / "bin" / name
+    return str(path) if path.is_file() and (environment / SET_UP).is_file() else name
 
 
 def installed_program(name: str, tool: str | None = None) -> str:

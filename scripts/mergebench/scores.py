@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 
+from inference_llms.evaluators import evalplus
 from inference_llms.tasks import TASKS as OWN_TASKS
 from scripts.mergebench.suite import EVALPLUS, PROGRAM, SAFETY, SAFETY_EVAL, BenchSet, Suite
 from scripts.paper_tables.method_scores import randomisation_p
@@ -93,7 +94,7 @@ def _read_evalplus(record: TaskRecord) -> SetScore:
     samples = evalplus_samples(record)
     if samples is None:
         raise UserError(f"{record.task}: EvalPlus does not take these answers; {EVALPLUS_NEEDS}")
-    verdicts = read_json_object(evalplus_results(samples), f"run {record.content['evalplus_command']}")["eval"]
+    verdicts = read_json_object(evalplus.results_file(samples), f"run {record.content['evalplus_command']}")["eval"]
     values = {
         (record.task, example): float(answers[0]["base_status"] == answers[0]["plus_status"] == "pass")
         for example, answers in verdicts.items()
@@ -107,16 +108,12 @@ def evalplus_samples(record: TaskRecord) -> Path | None:
     return Path(shlex.split(command)[-1]) if command else None
 
 
-def evalplus_results(samples: Path) -> Path:
-    return samples.with_name(samples.name.replace(".jsonl", "_eval_results.json"))
-
-
 def evalplus_commands(results_dir: Path) -> list[str]:
     """EvalPlus's commands for the programs that it has not judged yet."""
     commands = []
     for record in task_records(results_dir):
         samples = None if record.fault else evalplus_samples(record)
-        if samples is not None and not evalplus_results(samples).is_file():
+        if samples is not None and not evalplus.results_file(samples).is_file():
             commands.append(record.content["evalplus_command"])
     return commands
 

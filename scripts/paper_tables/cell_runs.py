@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from inference_llms.evaluators.alpaca_eval import Judge
 from inference_llms.prompt_format import PAPER_PROMPTS, PromptFormat
 from inference_llms.tasks import TASKS
 from model_merging_methods.command_line import chosen_roles, merge_parameters, request_of_folders
@@ -37,7 +38,7 @@ NO_EFFECT = ("tensor_parallel_size", "overwrite")  # options that change no resu
 @dataclass(frozen=True)
 class Setting:
     """The options of a run of tables. `models`: `tiny`, a folder that holds the paper's models, or None for the working
-    folder and the hub."""
+    folder and the hub. `judge`: AlpacaEval's, if one is chosen."""
 
     results_dir: Path
     models: str | None
@@ -46,6 +47,7 @@ class Setting:
     tensor_parallel_size: int | None
     allow_code_execution: bool = False
     prompt_format: PromptFormat = PAPER_PROMPTS
+    judge: Judge | None = None
 
     @property
     def is_tiny(self) -> bool:

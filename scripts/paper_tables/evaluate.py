@@ -4,6 +4,9 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+from inference_llms.evaluators import alpaca_eval
+from inference_llms.evaluators.alpaca_eval import Judge
+from inference_llms.evaluators.results import read_command
 from inference_llms.task import AnswerFiles
 from inference_llms.tasks import TASKS
 from scripts.paper_tables.cell_runs import Setting
@@ -13,18 +16,20 @@ from utils.whole_files import write_json
 
 log = logging.getLogger(__name__)
 
+ALPACA_EVAL = "alpaca_eval"
 NEEDS_PERMISSION = "needs --allow_code_execution: it runs generated programs"
 
 
 def evaluate(setting: Setting) -> None:
-    """Score all files that have no result yet. Failures and missing evaluators are printed and recorded; no failure
-    stops another evaluator."""
-    unscored = [
-        files for files in files_to_evaluate(setting.results_dir) if not files.task.evaluator.has_scored(files.files)
-    ]
+    """Score all files that have no result yet, or one of another judge than the chosen one. Failures and missing
+    evaluators are printed and recorded; no failure stops another evaluator."""
+    judge = setting.judge
+    unscored = [files for files in files_to_evaluate(setting.results_dir, judge) if not is_scored(files, judge)]
     notes: dict[Path, str] = {}
     for files in unscored:
         evaluator = files.task.evaluator
+        if judge is not None and judge.is_own and files.task.name == ALPACA_EVAL:
+            alpaca_eval.write_judge(files.files[0], judge)
         if evaluator.runs_programs and not setting.allow_code_execution:
             notes[files.files[0]] = NEEDS_PERMISSION
             continue
@@ -42,9 +47,19 @@ def evaluate(setting: Setting) -> None:
             log.info("    %s", command)
 
 
-def files_to_evaluate(results_dir: Path) -> Iterator[AnswerFiles]:
-    """All files below `results_dir` whose task has an evaluator. Unusable records are skipped here; they are reported
-    where scores are collected."""
+def is_scored(files: AnswerFiles, judge: Judge | None) -> bool:
+    """Whether there is a result for the current files: by the chosen judge, if it depends on one and one is chosen."""
+    evaluator = files.task.evaluator
+    if not evaluator.has_scored(files.files):
+        return False
+    if judge is None or files.task.name != ALPACA_EVAL:
+        return True
+    return read_command(evaluator.result(files.files)) == evaluator.full_command(files.files, files.command)
+
+
+def files_to_evaluate(results_dir: Path, judge: Judge | None = None) -> Iterator[AnswerFiles]:
+    """All files below `results_dir` whose task has an evaluator, with the chosen judge's command, if one is chosen.
+    Unusable records are skipped here; they are reported where scores are collected."""
     for record in task_records(results_dir):
         if record.fault or record.task not in TASKS or TASKS[record.task].evaluator is None:
             continue
@@ -53,4 +68,6 @@ def files_to_evaluate(results_dir: Path) -> Iterator[AnswerFiles]:
             data_dir = record.content.get("data_dir")
             release = record.options().get("livebench_release")
             files, folder = tuple(record.files), None if data_dir is None else Path(data_dir)
+            if judge is not None and record.task == ALPACA_EVAL:
+                command = alpaca_eval.command_for(files, record.content["examples"], record.places, judge)
             yield AnswerFiles(TASKS[record.task], files, command, folder, release)

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
+from inference_llms.command_line import add_judge_options, judge_of_options
 from inference_llms.prompt_format import add_prompt_options, prompt_format
 from scripts.make_tables import make_tables
 from scripts.paper_tables import cells
@@ -86,6 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="let evaluators run generated programs, with limits on time, memory and network",
     )
     add_prompt_options(running)
+    add_judge_options(running)
     running.add_argument("--dry_run", action="store_true", help="print the commands and a time estimate; run nothing")
     running.add_argument("--slurm", action="store_true", help="write the cells as a job array for sbatch; run nothing")
     return parser
@@ -156,7 +158,10 @@ def setting_of_options(options: argparse.Namespace) -> Setting:
         data_dir = from_root(data_dir, options.working_folder)
     backend = options.backend or ("transformers" if models == TINY else "auto")
     size, allowed = options.tensor_parallel_size, options.allow_code_execution
-    return Setting(results_dir, models, data_dir, backend, size, allowed, prompt_format(options))
+    judge = judge_of_options(options)
+    if judge is not None and models == TINY:
+        raise UserError("the tiny models' answers to alpaca_eval have no judge; remove the options that choose one")
+    return Setting(results_dir, models, data_dir, backend, size, allowed, prompt_format(options), judge)
 
 
 def from_root(path: Path, working_folder: Path) -> Path:

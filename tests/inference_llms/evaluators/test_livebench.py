@@ -134,6 +134,12 @@ def test_missing_questions_and_a_misspelt_folder_are_named(livebench, tmp_path, 
     assert not (tmp_path / "LiveBensh").exists()
 
 
+def test_newer_code_that_stops_on_the_public_questions_is_named(livebench, tmp_path):
+    (livebench / "common.py").write_text('LIVE_BENCH_RELEASES = {"2024-06-24", "2025-04-02", "2024-11-25"}\n')
+    expected = "LiveBench's code for release 2025-04-02, which stops on the public questions; remove it"
+    assert expected in refusal(answer(tmp_path))
+
+
 def test_a_slice_is_judged_on_its_own_questions_in_the_chosen_release(livebench, tmp_path):
     answers = answer(tmp_path, "right", TASK, "m", "--end_index", "2", "--livebench_release", "2024-12-01")
     assert "--livebench-release-option 2024-12-01 " in answers.command

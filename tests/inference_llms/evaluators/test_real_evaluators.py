@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from inference_llms.evaluators.results import EVALUATORS, check_versions
+from inference_llms.evaluators import evalplus
+from inference_llms.evaluators.livebench import judgments_file
+from inference_llms.evaluators.results import EVALUATORS, SET_UP, check_versions
 from inference_llms.task import AnswerFiles
 from inference_llms.tasks import TASKS
 from ood_robust_inference import main as ood_main
@@ -28,7 +30,7 @@ from utils.errors import UserError
 
 def needs(tool: str):
     reason = f"run `bash scripts/setup_evaluators.sh {tool}` for this test"
-    return pytest.mark.skipif(not (EVALUATORS / tool / "bin").is_dir(), reason=reason)
+    return pytest.mark.skipif(not (EVALUATORS / tool / SET_UP).is_file(), reason=reason)
 
 
 def run_printed(command: str, home: Path, **variables: str) -> str:
@@ -94,8 +96,34 @@ def test_evalplus_takes_the_programs_as_they_are(tmp_path):
     command = f"{EVALUATORS}/evalplus/bin/evalplus.evaluate --dataset humaneval --samples {file} --parallel 2"
     printed = run_printed(command, tmp_path / "home", HUMANEVAL_OVERRIDE_PATH=str(tmp_path / "plus.jsonl"))
     assert printed.count("pass@1:\t0.667") == 2, printed
-    results = json.loads(file.with_name("model.evalplus_eval_results.json").read_text())
+    results = json.loads(evalplus.results_file(file).read_text())
     assert len(results["eval"]) == len(problems)
+    score(tmp_path, "human_eval", "--data_dir", ZOO / "data", "--overwrite")
+    assert evalplus.results_file(file).is_file(), "the programs are the same"
+    write_rows(tmp_path / "replay/human_eval.jsonl", [{**row, "completion": "    pass"} for row in rows])
+    score(tmp_path, "human_eval", "--data_dir", ZOO / "data", "--overwrite")
+    assert not evalplus.results_file(file).is_file(), "EvalPlus would repeat the results of other programs"
+
+
+@needs("evalplus")
+@needs_data
+def test_evalplus_takes_mbpp_with_the_tasks_outside_the_papers_part(tmp_path):
+    known = {row["task_id"]: row for row in read_json_lines(DATA / "mbpp.test.jsonl")}
+    rows = [known.get(number, {**known[11], "task_id": number}) for number in evalplus.MBPP_IDS]
+    write_rows(tmp_path / "data/mbpp.test.jsonl", rows)
+    wrong, right = "def add(a, b): return 0", "def add(a, b): return a + b"
+    completions = [f"```python\n{right if number % 4 else wrong}\n```" for number in evalplus.MBPP_IDS]
+    replayed = [{"id": row["task_id"], "completion": text} for row, text in zip(rows, completions, strict=True)]
+    write_rows(tmp_path / "replay/mbpp.jsonl", replayed)
+    plus = [
+        {"task_id": f"Mbpp/{number}", "prompt": "", "entry_point": "add", "canonical_solution": right, "contract": "",
+         "assertion": "assert add(1, 2) == 3", "base_input": [[1, 2]], "plus_input": [[3, 4]], "atol": 0}
+        for number in (6, 7, 8, 9)
+    ]  # fmt: skip
+    write_rows(tmp_path / "plus.jsonl", plus)
+    command = score(tmp_path, "mbpp", "--data_dir", tmp_path / "data")["evalplus_command"]
+    printed = run_printed(command, tmp_path / "home", MBPP_OVERRIDE_PATH=str(tmp_path / "plus.jsonl"))
+    assert printed.count("pass@1:\t0.750") == 2, printed
 
 
 def test_the_command_for_evalplus_needs_every_problem(tmp_path):
@@ -155,12 +183,28 @@ def test_the_bigcode_harness_judges_the_whole_set(tmp_path):
     assert 0.494 <= found <= 0.5, "two of the set's own solutions may fail there"
 
 
+# What a line of a title and a question's keywords follows, and what it does not.
+FOLLOWED = {"detectable_format:title", "keywords:existence", "keywords:forbidden_words"}
+IGNORED = {"detectable_content:postscript", "startend:end_checker", "startend:quotation"}
+
+
+def title_and_keywords(question: dict) -> tuple[str, float]:
+    """An answer and LiveBench's score of it: the mean of the share of instructions that it follows, and whether it
+    follows all. For the other instructions, some of which need NLTK's data, an empty answer, which scores 0."""
+    names = question["instruction_id_list"]
+    if not set(names) <= FOLLOWED | IGNORED:
+        return "", 0.0
+    keywords = [word for options in question["kwargs"] for word in options.get("keywords") or ()]
+    share = sum(name in FOLLOWED for name in names) / len(names)
+    return f"<<Title>> {' '.join(keywords)}", (share + (share == 1)) / 2
+
+
 @needs("livebench")
 @needs_data
-def test_livebench_judges_every_answer(tmp_path):
+def test_livebench_scores_every_answer(tmp_path):
     questions = TASKS["instruction_following"].load_examples(DATA)
-    # Empty: for texts the judge needs NLTK's sentence data, which the set-up downloads.
-    rows = [{"id": question.id, "completion": ""} for question in questions]
+    answers = {question.id: title_and_keywords(question.row) for question in questions}
+    rows = [{"id": name, "completion": text} for name, (text, _) in answers.items()]
     write_rows(tmp_path / "replay/instruction_following.jsonl", rows)
     own = ["--backend", "replay", "--replay_from", tmp_path / "replay", "--output_dir", tmp_path / "out"]
     words = ["--load_model_path", "some/model", "--evaluate_task", "instruction_following", "--data_dir", DATA]
@@ -168,6 +212,14 @@ def test_livebench_judges_every_answer(tmp_path):
     assert done.returncode == 0, done.stderr
     scores = json.loads((tmp_path / "out/save_scores/single_model/model.json").read_text())
     record = scores["instruction_following"]
+    evaluator, files = TASKS["instruction_following"].evaluator, tuple(map(Path, record["files"]))
     run_printed(record["evaluator_command"], tmp_path / "home")
-    verdicts = TASKS["instruction_following"].evaluator.read(tuple(map(Path, record["files"])))
-    assert verdicts.examples == len(questions)
+    by_command = evaluator.read(files)
+    assert dict(zip(by_command.ids, by_command.values, strict=True)) == {
+        name: pytest.approx(expected) for name, (_, expected) in answers.items()
+    }
+    assert sum(value > 0 for value in by_command.values) > 10
+    for file in files:
+        judgments_file(file).unlink()
+    evaluator.run(AnswerFiles(TASKS["instruction_following"], files, record["evaluator_command"], DATA))
+    assert evaluator.read(files).values == by_command.values

@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from inference_llms.evaluators.alpaca_eval import Judge
 from inference_llms.evaluators.human_eval import results_file
 from scripts.make_tables import main as make_tables
 from scripts.paper_tables.cell_runs import Setting
 from scripts.paper_tables.evaluate import evaluate
+from scripts.paper_tables.run_cells import main as run_cells
+from tests.commands import run_here
+from tests.inference_llms.evaluators.judge_server import judge_server
+from tests.inference_llms.evaluators.test_real_evaluators import needs
 from tests.inference_llms.support import read_json_lines, write_rows
 from tests.scripts.paper_tables.conftest import PROGRAMS
 from tests.scripts.paper_tables.support import ZOO, read_scores
@@ -47,6 +52,24 @@ def test_programs_do_not_run_without_permission(results, capsys):
     assert row["note"] in capsys.readouterr().out and not list(results.rglob("*_results.jsonl"))
 
 
+@needs("alpaca_eval")
+def test_another_judge_judges_the_same_answers_again(results):
+    (results / AGREEMENT).unlink(missing_ok=True)
+    with judge_server() as (url, requests):
+        for name in ("first", "second", "second"):
+            judge = Judge(model=name, base_url=url)
+            evaluate(Setting(results, None, ZOO / "data", "transformers", None, judge=judge))
+        make_tables([str(results)])
+    assert [request["model"] for request in requests] == ["first"] * 5 + ["second"] * 5
+    row = {row["dataset"]: row for row in read_scores(results)}["AlpacaEval"]
+    assert (row["status"], row["metric"]) == ("ok", "win_rate") and "_judge --fn_metric" in row["evaluator_command"]
+
+
+def test_the_tiny_models_have_no_judge():
+    done = run_here(run_cells, ["performance", "--models", "tiny", "--judge_model", "a"])
+    assert done.returncode == 2 and "alpaca_eval have no judge; remove" in done.stderr
+
+
 def test_files_that_no_evaluator_can_read_are_named(results, capsys):
     answers = json.loads((results / ANSWERS).read_text())
     (results / ANSWERS).write_text(json.dumps([{**answers[0], "instruction": "not in the set"}, *answers[1:]]))
@@ -67,7 +90,8 @@ def test_a_win_rate_is_read_where_the_printed_command_leaves_it(results):
     (row,) = read_scores(results, dataset="AlpacaEval")
     assert (row["status"], row["note"]) == ("missing", "not judged yet: its command is in scores.csv")
     words = shlex.split(row["evaluator_command"])
-    assert words[:3] == ["alpaca_eval", "--model_outputs", str(results / ANSWERS)] and words[-2] == "--output_path"
+    assert Path(words[0]).name == "alpaca_eval" and words[1:3] == ["--model_outputs", str(results / ANSWERS)]
+    assert words[-2] == "--output_path"
     judged = Path(words[-1]) / "chatgpt_fn" / "annotations.json"
     judged.parent.mkdir(parents=True)
     answers = zip(json.loads((results / ANSWERS).read_text()), (2, 2, 1, 0, 1.5), strict=True)
