@@ -151,12 +151,19 @@ def errors_in_one_line(file: Path) -> Iterator[None]:
 
 
 def run_evaluator(words: Sequence[str], folder: Path | None = None, variables: Mapping[str, str] | None = None) -> None:
-    """Run an evaluator that executes no generated programs. Raises UserError with its last line if it fails."""
+    """Run an evaluator that executes no generated programs. Raises UserError with its reason if it fails."""
     environment = os.environ | dict(variables or {})
     done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-        raise UserError(f"{program_name(words)} failed: {last}")
+        reason = last_reason(done.stderr) or f"status {done.returncode}"
+        raise UserError(f"{program_name(words)} failed: {reason}")
+
+
+def last_reason(stderr: str) -> str:
+    """The last line with words; if an error's name is alone on its line, that name and the next line."""
+    lines = [line.strip() for line in stderr.splitlines() if re.search(r"\w", line)]
+    names = [number for number, line in enumerate(lines) if re.fullmatch(r"[\w.]+(Error|Exception):", line)]
+    return " ".join(lines[names[-1] :][:2] if names else lines[-1:])
 
 
 def evaluator_program(name: str, tool: str | None = None) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from inference_llms.evaluators import bigcode_harness, human_eval, livebench
-from inference_llms.evaluators.results import hash_lines, hashes_file
+from inference_llms.evaluators.results import hash_lines, hashes_file, run_evaluator
 from tests.inference_llms.support import read_json_lines, write_rows
 from utils.errors import UserError
 
@@ -131,6 +131,20 @@ def test_tests_that_changed_since_the_judgment_are_noticed(programs, tmp_path):
         MBPP.read(programs)
     tests.unlink()  # as on another machine
     assert MBPP.read(programs).score == 1
+
+
+@pytest.mark.parametrize(
+    ("printed", "reason"),
+    [
+        ("Traceback\nKeyError: 'a'\n", "KeyError: 'a'"),
+        ("Traceback\nLookupError: \n*****\n  Resource punkt_tab not found.\n  Searched in:\n*****\n",
+         "LookupError: Resource punkt_tab not found."),
+        ("\n", "status 3"),
+    ],
+)  # fmt: skip
+def test_a_failed_evaluators_reason_is_one_line_with_words(printed, reason):
+    with pytest.raises(UserError, match=f"sh failed: {reason}$"):
+        run_evaluator(["sh", "-c", 'printf "%s" "$0" >&2; exit 3', printed])
 
 
 def test_the_printed_command_names_the_place_of_the_harness_result(tmp_path):
