@@ -46,17 +46,25 @@ for name in "$@"; do
                 "${BIGCODE_SOURCE:-https://github.com/bigcode-project/bigcode-evaluation-harness}"
             environment "$name" "transformers>=4.55,<5" "accelerate>=1.10,<2" "datasets>=3.6,<4" "evaluate>=0.4.5" \
                 "huggingface_hub<1" mosestokenizer "fsspec<2025.4" torch
-            # The harness imports pyext for a task that is not used here; it has no release for Python 3.11 and later.
-            printf 'class RuntimeModule:\n    """Stands in for the package."""\n' \
-                > "$(echo .venv_evaluators/"$name"/lib/python3*/site-packages)/pyext.py"
             ;;
         livebench)
             code LiveBench "$LIVEBENCH_COMMIT" "${LIVEBENCH_SOURCE:-https://github.com/LiveBench/LiveBench}"
             environment "$name" "pandas==2.2.3" "numpy>=2,<3" torch transformers accelerate nltk langdetect spacy \
                 immutabledict absl-py tqdm tiktoken openai anthropic shortuuid sympy antlr4-python3-runtime==4.11 \
                 fuzzywuzzy lxml html5lib levenshtein datasets requests fschat tenacity lark pyyaml
-            printf 'class RuntimeModule:\n    """Stands in for the package."""\n' \
-                > "$(echo .venv_evaluators/"$name"/lib/python3*/site-packages)/pyext.py"
+            # LiveBench's part of the package pyext, which cannot be installed on Python 3.11 and later.
+            cat > "$(echo .venv_evaluators/"$name"/lib/python3*/site-packages)/pyext.py" << 'END'
+from types import ModuleType
+
+
+class RuntimeModule:
+    @staticmethod
+    def from_string(name, doc, source):
+        """A module with the names that a program defines."""
+        module = ModuleType(name, doc)
+        exec(source, module.__dict__)
+        return module
+END
             data=.venv_evaluators/$name/nltk_data # where NLTK looks
             ".venv_evaluators/$name/bin/python" -m nltk.downloader -q -d "$data" punkt punkt_tab ||
                 echo "no network: put NLTK's punkt and punkt_tab into $data before you judge instruction_following"

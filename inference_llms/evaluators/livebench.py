@@ -50,7 +50,6 @@ def make_command(answers: Answers, files: Sequence[Path], places: OutputPlaces) 
     ours = f"{shlex.quote(str(files[0].absolute().parents[2]))}/$task"
     theirs = f"data/{bench_name(category, model_id)}/$task"
     copies = [
-        f"rm -rf {theirs}",  # left by an earlier command
         f"mkdir -p {theirs}/model_answer {log_folder(category, '$task')} {ours}/model_judgment",
         f"cp {ours}/questions/{model_id}.jsonl {theirs}/question.jsonl",
         f"cp {ours}/model_answer/{model_id}.jsonl {theirs}/model_answer",
@@ -64,6 +63,7 @@ def make_command(answers: Answers, files: Sequence[Path], places: OutputPlaces) 
         [
             *installed,
             f"ls {SCRIPT}",
+            f"rm -rf data/{bench_name(category, model_id)}",  # left by an earlier command, maybe with other tasks
             f"(for task in {tasks}; do {' && '.join(copies)} || exit; done)",
             *(shlex.join([python, *judge_words(category, model_id, release)]) for release in releases),
             f"(for task in {tasks}; do cat {theirs}/{JUDGMENTS} >> {ours}/{JUDGMENTS} || exit; done)",

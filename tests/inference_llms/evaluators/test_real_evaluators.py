@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from inference_llms.evaluators import evalplus
-from inference_llms.evaluators.livebench import judgments_file
+from inference_llms.evaluators.livebench import FOLDER, judgments_file
 from inference_llms.evaluators.results import EVALUATORS, SET_UP, check_versions
 from inference_llms.task import AnswerFiles
 from inference_llms.tasks import TASKS
@@ -199,27 +199,62 @@ def title_and_keywords(question: dict) -> tuple[str, float]:
     return f"<<Title>> {' '.join(keywords)}", (share + (share == 1)) / 2
 
 
+def score_livebench(tmp_path: Path, task: str, data: Path, answers: dict[str, str]) -> dict:
+    """The record of these answers, by id, to LiveBench's questions."""
+    write_rows(tmp_path / f"replay/{task}.jsonl", [{"id": name, "completion": text} for name, text in answers.items()])
+    own = ["--backend", "replay", "--replay_from", tmp_path / "replay", "--output_dir", tmp_path / "out"]
+    done = run_here(ood_main, ["--load_model_path", "some/model", "--evaluate_task", task, "--data_dir", data, *own])
+    assert done.returncode == 0, done.stderr
+    return json.loads((tmp_path / "out/save_scores/single_model/model.json").read_text())[task]
+
+
+def check_livebench(tmp_path: Path, task: str, data: Path, record: dict, expected: dict[str, float]) -> None:
+    """LiveBench's scores by the printed command, and by our own call, must be as `expected`."""
+    evaluator, files = TASKS[task].evaluator, tuple(map(Path, record["files"]))
+    run_printed(record["evaluator_command"], tmp_path / "home")
+    by_command = evaluator.read(files)
+    assert dict(zip(by_command.ids, by_command.values, strict=True)) == pytest.approx(expected)
+    for file in files:
+        judgments_file(file).unlink()
+    evaluator.run(AnswerFiles(TASKS[task], files, record["evaluator_command"], data))
+    assert evaluator.read(files).values == by_command.values
+
+
+@needs("livebench")
+def test_livebench_runs_programs(tmp_path, guarded):
+    stdin = {"input": "2\n", "output": "4\n", "testtype": "stdin"}
+    call = {"input": "2", "output": "4", "testtype": "functional"}
+    method = "```python\nclass Solution:\n    def double(self, x):\n        return {}\n```"
+    programs = {
+        "reads": (stdin, "```python\nprint(2 * int(input()))\n```", 1),
+        "prints": (stdin, "```python\nprint(5)\n```", 0),
+        "right": (call, method.format("2 * x"), 1),
+        "wrong": (call, method.format("x"), 0),
+    }
+    questions = [
+        {"question_id": name, "category": "coding", "task": "LCB_generation", "turns": ["Double it."],
+         "question_title": name, "public_test_cases": json.dumps([case]), "private_test_cases": json.dumps([case]),
+         "original_json": {"metadata": json.dumps({"func_name": "double"} if case is call else {})},
+         "livebench_release_date": "2024-06-24", "livebench_removal_date": ""}
+        for name, (case, _, _) in programs.items()
+    ]  # fmt: skip
+    data = tmp_path / "data"
+    write_rows(data / "live_bench/coding/LCB_generation/question.jsonl", questions)
+    record = score_livebench(tmp_path, "coding", data, {name: text for name, (_, text, _) in programs.items()})
+    old = FOLDER / "data/m3_model/coding/old_task"  # of another run of the same name
+    write_rows(old / "question.jsonl", [{**questions[0], "task": "old_task"}])
+    expected = {name: value for name, (_, _, value) in programs.items()}
+    check_livebench(tmp_path, "coding", data, record, expected)
+
+
 @needs("livebench")
 @needs_data
 def test_livebench_scores_every_answer(tmp_path):
     questions = TASKS["instruction_following"].load_examples(DATA)
     answers = {question.id: title_and_keywords(question.row) for question in questions}
-    rows = [{"id": name, "completion": text} for name, (text, _) in answers.items()]
-    write_rows(tmp_path / "replay/instruction_following.jsonl", rows)
-    own = ["--backend", "replay", "--replay_from", tmp_path / "replay", "--output_dir", tmp_path / "out"]
-    words = ["--load_model_path", "some/model", "--evaluate_task", "instruction_following", "--data_dir", DATA]
-    done = run_here(ood_main, [*words, *own])
-    assert done.returncode == 0, done.stderr
-    scores = json.loads((tmp_path / "out/save_scores/single_model/model.json").read_text())
-    record = scores["instruction_following"]
-    evaluator, files = TASKS["instruction_following"].evaluator, tuple(map(Path, record["files"]))
-    run_printed(record["evaluator_command"], tmp_path / "home")
-    by_command = evaluator.read(files)
-    assert dict(zip(by_command.ids, by_command.values, strict=True)) == {
-        name: pytest.approx(expected) for name, (_, expected) in answers.items()
-    }
-    assert max(by_command.values) > 0
-    for file in files:
-        judgments_file(file).unlink()
-    evaluator.run(AnswerFiles(TASKS["instruction_following"], files, record["evaluator_command"], DATA))
-    assert evaluator.read(files).values == by_command.values
+    record = score_livebench(
+        tmp_path, "instruction_following", DATA, {name: text for name, (text, _) in answers.items()}
+    )
+    expected = {name: value for name, (_, value) in answers.items()}
+    assert max(expected.values()) > 0
+    check_livebench(tmp_path, "instruction_following", DATA, record, expected)
