@@ -18,8 +18,8 @@ from inference_llms.command_line import (
     check_tasks_option,
     score_model_folder,
     show_prompts,
-    task_name,
 )
+from inference_llms.tasks import TASKS
 from utils.command_line import OneLineParser
 from utils.errors import UserError, run_command_line
 
@@ -40,8 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--load_model_path", type=Path, required=True, help="a Hugging Face model folder, or a hub id")
     add_tasks_option(parser)
-    text = "print a few prompts of these tasks as the model gets them, and stop"
-    parser.add_argument("--show", nargs="+", type=task_name, metavar="TASK", help=text)
+    text = f"print a few prompts of these tasks as the model gets them, and stop: {', '.join(TASKS)}"
+    parser.add_argument("--show", nargs="+", choices=list(TASKS), metavar="TASK", help=text)
     add_inference_options(parser)
     return parser
 

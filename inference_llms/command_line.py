@@ -141,6 +141,7 @@ def check_inference_options(arguments: argparse.Namespace) -> None:
         raise UserError("--max_tokens has no effect with --backend replay, which generates nothing; remove it")
     check_engine_dtype(arguments)
     prompt_format(arguments)
+    judge_of_options(arguments)
     if arguments.output_dir.exists() and not arguments.output_dir.is_dir():
         raise UserError(f"--output_dir {arguments.output_dir} is not a folder; choose another")
     if arguments.end_index is not None and arguments.end_index <= arguments.start_index:
@@ -194,6 +195,7 @@ def chosen_examples(
     examples = load_task_examples(tasks, options.data_dir, *limits, release, prompt_format(options), include_path)
     judge = judge_of_options(options)
     if judge is not None and "alpaca_eval" in examples:
+        judge.check_server()
         of_task = examples["alpaca_eval"]
         examples["alpaca_eval"] = replace(of_task, task=judged_by(of_task.task, judge))
     return examples
@@ -201,7 +203,7 @@ def chosen_examples(
 
 def judge_of_options(options: argparse.Namespace) -> Judge | None:
     """The judge of AlpacaEval that the options choose; None if they choose none. Raises UserError for options that
-    contradict each other, and for a server that does not answer."""
+    contradict each other."""
     own = (options.judge_model, options.judge_base_url)
     if options.annotators_config is not None:
         if own != (None, None):
@@ -210,7 +212,6 @@ def judge_of_options(options: argparse.Namespace) -> Judge | None:
             )
         return Judge(options.annotators_config)
     judge = Judge(ANNOTATOR, *own)
-    judge.check_server()
     return judge if judge.is_own else None
 
 

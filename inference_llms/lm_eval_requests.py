@@ -13,12 +13,20 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from inference_llms.engines.engine import Engine, Sampling
 from utils.errors import UserError
 
-# Part of a context that stands for a chat, as JSON, until the model's template is known.
+# Around a chat, as JSON, in a context that is built before the model's template is known.
 CHAT_MARK = "\x00chat"
 DEFAULT_NEW_TOKENS = 256  # the harness's
 KNOWN_SETTINGS = {"do_sample", "temperature", "top_p", "until", "max_gen_toks"}
 
-Respond = Callable[[int, Any, int, bool], None]  # position of a request, response, new tokens, whether it was cut off
+
+@dataclass(frozen=True)
+class Response:
+    """The response to the request at `position`, its number of new tokens, and whether the limit cut it off."""
+
+    position: int
+    value: Any
+    tokens: int = 0
+    cut_off: bool = False
 
 
 class RequestEncoder(TemplateLM):
@@ -86,18 +94,17 @@ class RequestEncoder(TemplateLM):
 
 @dataclass(frozen=True)
 class Work:
-    """Requests of one kind, and their `positions` for `respond`."""
+    """Requests of one kind, and their `positions` among all."""
 
     engine: Engine
     encoder: RequestEncoder
     positions: Sequence[int]
     requests: Sequence[Instance]
     max_tokens: int
-    respond: Respond
 
 
-def answer_requests(engine: Engine, requests: Sequence[Instance], max_tokens: int, respond: Respond) -> Iterator[None]:
-    """Answer requests, all of a kind in one call of the engine. Calls `respond` for each and yields after it."""
+def answer_requests(engine: Engine, requests: Sequence[Instance], max_tokens: int) -> Iterator[Response]:
+    """Answer requests, all of a kind in one call of the engine, in any order."""
     by_kind: dict[str, list[int]] = {}
     for position, request in enumerate(requests):
         by_kind.setdefault(request.request_type, []).append(position)
@@ -105,16 +112,15 @@ def answer_requests(engine: Engine, requests: Sequence[Instance], max_tokens: in
         if kind not in ANSWERS:
             raise UserError(f"lm_eval: requests of the kind {kind} are not supported; leave the task out")
         of_kind = [requests[position] for position in positions]
-        yield from ANSWERS[kind](Work(engine, RequestEncoder(engine), positions, of_kind, max_tokens, respond))
+        yield from ANSWERS[kind](Work(engine, RequestEncoder(engine), positions, of_kind, max_tokens))
 
 
-def _score_pairs(work: Work) -> Iterator[None]:
+def _score_pairs(work: Work) -> Iterator[Response]:
     for done, likelihood in work.engine.log_likelihoods(work.encoder.texts(work.requests)):
-        work.respond(work.positions[done], [likelihood.log_probability, likelihood.is_greedy], 0, False)
-        yield
+        yield Response(work.positions[done], [likelihood.log_probability, likelihood.is_greedy])
 
 
-def _score_texts(work: Work) -> Iterator[None]:
+def _score_texts(work: Work) -> Iterator[Response]:
     """The likelihood of whole texts, each the sum over its windows."""
     places, windows, found = [], [], []
     for number, request in enumerate(work.requests):
@@ -126,19 +132,18 @@ def _score_texts(work: Work) -> Iterator[None]:
         number, place = places[done]
         found[number][place] = likelihood.log_probability
         if None not in found[number]:
-            work.respond(work.positions[number], sum(found[number]), 0, False)
-            yield
+            yield Response(work.positions[number], sum(found[number]))
 
 
-def _generate(work: Work) -> Iterator[None]:
+def _generate(work: Work) -> Iterator[Response]:
     by_sampling: dict[Sampling, list[int]] = {}
     for number, request in enumerate(work.requests):
         by_sampling.setdefault(_sampling(request.args[1], work.encoder, work.max_tokens), []).append(number)
     for sampling, numbers in by_sampling.items():
         prompts = [work.encoder.prompt(work.requests[number].args[0], sampling.max_tokens) for number in numbers]
         for done, completion in work.engine.complete(prompts, sampling):
-            work.respond(work.positions[numbers[done]], str(completion), completion.tokens, completion.cut_off)
-            yield
+            position = work.positions[numbers[done]]
+            yield Response(position, str(completion), completion.tokens, completion.cut_off)
 
 
 ANSWERS = {"loglikelihood": _score_pairs, "loglikelihood_rolling": _score_texts, "generate_until": _generate}

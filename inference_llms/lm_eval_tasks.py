@@ -28,6 +28,8 @@ from utils.output_places import OutputPlaces
 NO_LIMIT = 2**31
 FEWSHOT_SEED = 1234  # the harness's default
 
+Metrics = Mapping[tuple[str, str], Any]  # a document's values by metric and filter
+
 
 @dataclass(frozen=True, kw_only=True)
 class LmEvalTask(Task):
@@ -69,46 +71,39 @@ class LmEvalTask(Task):
                     requests.append(request)
                     owners.append((position, number, repetition))
         left = [sum(map(len, of_document)) for of_document in responses]
-        tokens, cut_off, finished = [0] * len(examples), [False] * len(examples), []
-
-        def respond(request: int, response: Any, new_tokens: int, was_cut_off: bool) -> None:
-            position, number, repetition = owners[request]
-            responses[position][number][repetition] = response
-            tokens[position] += new_tokens
-            cut_off[position] |= was_cut_off
+        tokens, cut_off = [0] * len(examples), [False] * len(examples)
+        for response in answer_requests(engine, requests, self.sampling.max_tokens):
+            position, number, repetition = owners[response.position]
+            responses[position][number][repetition] = response.value
+            tokens[position] += response.tokens
+            cut_off[position] |= response.cut_off
             left[position] -= 1
             if left[position] == 0:
-                finished.append(position)
-
-        for _ in answer_requests(engine, requests, self.sampling.max_tokens, respond):
-            while finished:
-                done = finished.pop()
-                yield done, Completion(json.dumps(responses[done]), tokens[done], cut_off[done])
+                yield position, Completion(json.dumps(responses[position]), tokens[position], cut_off[position])
 
     def scores(self, examples: Sequence[Example], completions: Sequence[str]) -> dict[str, float]:
         """The harness's metrics under its names, with the filter's name if it has one; and `accuracy`, the share of
         right answers, if an answer is right or wrong."""
-        loaded, values = self._loaded, defaultdict(list)
-        for example, completion in zip(examples, completions, strict=True):
-            for key, value in self._metrics(example, completion).items():
-                values[key].append(value)
         from lm_eval.api.metrics import mean
 
+        of_examples, values = self._metrics(examples, completions), defaultdict(list)
+        for of_example in of_examples:
+            for key, value in of_example.items():
+                values[key].append(value)
+        aggregation = self._loaded.aggregation()
         found = {
-            _shown(metric, key): loaded.aggregation().get(metric, mean)(of_metric)
-            for (metric, key), of_metric in values.items()
+            _shown(metric, key): aggregation.get(metric, mean)(of_metric) for (metric, key), of_metric in values.items()
         }
         if self.right_metric is not None:
-            found["accuracy"] = sum(self.verdicts(examples, completions)) / len(examples)
+            found["accuracy"] = mean([self._is_right(of_example) for of_example in of_examples])
         return found
 
     def verdicts(self, examples: Sequence[Example], completions: Sequence[str]) -> list[bool]:
         """Whether the harness gives each answer all of the task's first averaged metric, with the first filter."""
-        right = []
-        for example, completion in zip(examples, completions, strict=True):
-            values = self._metrics(example, completion).items()
-            right.append(bool(next(value for (metric, _), value in values if metric == self.right_metric) == 1))
-        return right
+        return [self._is_right(of_example) for of_example in self._metrics(examples, completions)]
+
+    def _is_right(self, metrics: Metrics) -> bool:
+        return bool(next(value for (metric, _), value in metrics.items() if metric == self.right_metric) == 1)
 
     def check_verdicts(self, examples: Sequence[Example]) -> None:
         if self.right_metric is None:
@@ -126,8 +121,10 @@ class LmEvalTask(Task):
             (name for name, rule in self._loaded.aggregation().items() if rule is mean and higher.get(name)), None
         )
 
-    def _metrics(self, example: Example, completion: str) -> dict[tuple[str, str], Any]:
-        """The values of one document, by metric and filter."""
+    def _metrics(self, examples: Sequence[Example], completions: Sequence[str]) -> list[Metrics]:
+        return [self._metrics_of(*pair) for pair in zip(examples, completions, strict=True)]
+
+    def _metrics_of(self, example: Example, completion: str) -> Metrics:
         loaded = self._loaded
         responses = json.loads(completion)
         answered = [
@@ -155,13 +152,12 @@ class LmEvalTask(Task):
 
     def _write_samples(self, answers: Answers, places: OutputPlaces) -> tuple[Path, ...]:
         """Write the metrics of each answer, and whether it is right (null: neither right nor wrong)."""
-        examples, completions = answers.examples, answers.completions
-        right = [None] * len(examples) if self.right_metric is None else self.verdicts(examples, completions)
-        path = places.lm_eval_samples(self.name)
-        rows = []
-        for example, completion, is_right in zip(examples, completions, right, strict=True):
-            metrics = {_shown(*key): value for key, value in self._metrics(example, completion).items()}
-            rows.append({"id": example.id, "right": is_right, **json.loads(json.dumps(metrics, default=str))})
+        path, rows = places.lm_eval_samples(self.name), []
+        metrics = self._metrics(answers.examples, answers.completions)
+        for example, of_example in zip(answers.examples, metrics, strict=True):
+            right = None if self.right_metric is None else self._is_right(of_example)
+            shown = {_shown(*key): value for key, value in of_example.items()}
+            rows.append({"id": example.id, "right": right, **json.loads(json.dumps(shown, default=str))})
         write_json_lines(path, rows)
         return (path,)
 
@@ -211,7 +207,8 @@ def expand_names(names: Sequence[str], include_path: Path | None) -> list[str]:
 
 
 def _tasks_of(name: str, include_path: Path | None) -> list[str]:
-    entry = _entry(name.removeprefix(LM_EVAL), include_path)
+    name_there = name.removeprefix(LM_EVAL)
+    entry = _index_of(name_there, include_path).task_index[name_there]
     if entry.kind.name == "TAG":
         parts = sorted(entry.tags)
     elif entry.kind.name == "GROUP":
@@ -223,20 +220,21 @@ def _tasks_of(name: str, include_path: Path | None) -> list[str]:
     return [task for part in parts for task in _tasks_of(f"{LM_EVAL}{part}", include_path)]
 
 
-def _entry(name: str, include_path: Path | None) -> Any:
-    """The entry of a name in the harness's index. Raises UserError, with near matches, if there is none."""
-    for has_own in (False, True) if include_path is not None else (True,):
-        index = _manager(include_path, has_own).task_index
-        if name in index:
-            return index[name]
-    near = get_close_matches(name, index, 3, 0.6)
+def _index_of(name: str, include_path: Path | None) -> Any:
+    """The harness's index that has a name: that of the given folder alone if it can be. Raises UserError, with near
+    matches, if none has it."""
+    for with_defaults in (False, True) if include_path is not None else (True,):
+        index = _index(include_path, with_defaults)
+        if name in index.task_index:
+            return index
+    near = get_close_matches(name, index.task_index, 3, 0.6)
     meant = f"; near: {', '.join(LM_EVAL + match for match in near)}" if near else ""
     raise UserError(f"{LM_EVAL}{name}: lm-evaluation-harness has no task of this name{meant}")
 
 
 @cache
-def _manager(include_path: Path | None, has_own: bool) -> Any:
-    """The harness's index of tasks; reading those that it brings along takes seconds."""
+def _index(include_path: Path | None, with_defaults: bool) -> Any:
+    """The harness's index of tasks, a `TaskManager`; reading those that it brings along takes seconds."""
     check_installed()
     if include_path is not None and not include_path.is_dir():
         raise UserError(
@@ -244,7 +242,7 @@ def _manager(include_path: Path | None, has_own: bool) -> Any:
         )
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=None if include_path is None else str(include_path), include_defaults=has_own)
+    return TaskManager(include_path=None if include_path is None else str(include_path), include_defaults=with_defaults)
 
 
 def check_installed() -> None:
@@ -256,14 +254,10 @@ def check_installed() -> None:
 @cache
 def load_task(name: str, include_path: Path | None) -> Any:
     """The harness's own object, with its data. Raises UserError for what cannot run here."""
-    entry = _entry(name, include_path)
+    index = _index_of(name, include_path)
+    entry = index.task_index[name]
     if entry.kind.name not in ("TASK", "PY_TASK"):
         raise UserError(f"{LM_EVAL}{name} is a group of tasks; name its tasks, or give it with --tasks")
-    manager = next(
-        manager
-        for manager in (_manager(include_path, has_own) for has_own in (include_path is None, True))
-        if name in manager.task_index
-    )
     if (entry.cfg or {}).get("unsafe_code"):
         raise UserError(
             f"{LM_EVAL}{name}: runs the programs that a model writes without protection; use human_eval or mbpp instead"
@@ -271,7 +265,7 @@ def load_task(name: str, include_path: Path | None) -> Any:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     try:
         with redirect_stderr(io.StringIO()):  # progress bars
-            loaded = manager.load([name])["tasks"][name]
+            loaded = index.load([name])["tasks"][name]
             loaded.eval_docs  # noqa: B018 - loads the data
     except Exception as error:  # of the network, the hub, the YAML file, or Python code beside it
         reason = " ".join(str(error).split())[:200]

@@ -8,6 +8,7 @@ from typing import Any
 from utils.content_hashes import FileOnRecord, content_hash, json_hash
 from utils.errors import UserError
 from utils.json_files import read_json_object, read_shaped_object
+from utils.model_folders import folder_name
 from utils.output_places import SINGLE_MODEL, OutputPlaces
 from utils.stand_ins import stand_in_remedy
 from utils.tokenizer_files import tokenizer_files, vocabulary_files
@@ -125,7 +126,4 @@ def output_places(folder: Path, root: Path) -> OutputPlaces:
     tasks, name = record.get("tasks_name"), record.get("name")
     if isinstance(tasks, str) and isinstance(name, str):
         return OutputPlaces(root, tasks, name)
-    folder = folder.resolve()
-    if folder.parent.name == "snapshots":  # a download in the hub's cache: models--<owner>--<name>/snapshots/<commit>
-        return OutputPlaces(root, SINGLE_MODEL, folder.parents[1].name.split("--")[-1])
-    return OutputPlaces(root, SINGLE_MODEL, folder.name)
+    return OutputPlaces(root, SINGLE_MODEL, folder_name(folder))

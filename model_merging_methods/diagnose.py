@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from model_merging_methods.before_download import check_before_download
 from model_merging_methods.comparison import ModelComparison
 from model_merging_methods.kernels.magnitude_thresholds import MagnitudeSample
 from model_merging_methods.merge_parameters import parameters_of
@@ -25,7 +26,7 @@ from model_merging_methods.merge_request import MergeRequest
 from model_merging_methods.preflight import check_inputs
 from utils.command_line import OneLineParser
 from utils.errors import UserError, run_command_line
-from utils.model_folders import find_model_folder, free_name
+from utils.model_folders import find_model_folder, folder_name, free_name
 from utils.palette import SERIES
 from utils.whole_files import empty_folder, whole_folder, write_json
 
@@ -52,12 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if len(options.models) < 2:
         raise UserError("--models: give two fine-tunes or more, to compare them")
 
-    pretrained = find_model_folder(options.pretrained_model)
-    models = _by_name([find_model_folder(model) for model in options.models])
-    place = options.output_dir / "save_model_diagnoses" / "_".join(models)
+    check_before_download(lambda headers_in: _request(options, headers_in))
+    request = _request(options)
+    place = options.output_dir / "save_model_diagnoses" / "_".join(request.finetuned)
     if place.exists() and not options.overwrite:
         raise UserError(f"{place}: holds an earlier diagnosis; replace it with --overwrite, or choose --output_dir")
-    request = MergeRequest(pretrained, models, parameters_of("task_arithmetic"))
     with ExitStack() as stack:
         opened, findings = check_inputs(request, stack, allow_unrelated=True, roles=())
         findings.stop_at_errors()
@@ -75,11 +75,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"figures: {place / 'diagnosis.json'}\npicture: {place / 'diagnosis.png'}")
 
 
+def _request(options: argparse.Namespace, headers_in: Path | None = None) -> MergeRequest:
+    """A merge of the models. Models of the hub are downloaded, or only their headers (see `find_model_folder`)."""
+    pretrained = find_model_folder(options.pretrained_model, headers_in=headers_in)
+    models = _by_name([find_model_folder(model, headers_in=headers_in) for model in options.models])
+    return MergeRequest(pretrained, models, parameters_of("task_arithmetic"))
+
+
 def _by_name(folders: Sequence[Path]) -> dict[str, Path]:
     """Folders by their names, with a number appended to equal ones."""
     names: dict[str, Path] = {}
     for folder in folders:
-        name = folder.resolve().name
+        name = folder_name(folder)
         names[free_name(name, names)] = folder
     return names
 

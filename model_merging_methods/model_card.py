@@ -47,11 +47,9 @@ def _commit(folder: Path) -> str:
 
 
 def model_name(folder: Path) -> str:
-    """The folder's name, or the model's id for a download in the hub's cache."""
-    folder = folder.resolve()
-    if folder.parent.name == "snapshots":
-        return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
-    return folder.name
+    """The folder's name, or the model's id for a folder in the hub's cache."""
+    source = hub_source(folder)
+    return source["id"] if source else folder.resolve().name
 
 
 def _recipe(named: NamedRecipe) -> str:

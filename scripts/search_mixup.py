@@ -39,6 +39,7 @@ from inference_llms.engines.open_engine import check_engine_request, has_gpus, r
 from inference_llms.model_folder import check_tokenizer
 from inference_llms.prompt_format import add_prompt_options, prompt_format
 from inference_llms.tasks import find_task, role_of_task, tasks_of_models
+from model_merging_methods.before_download import check_before_download
 from model_merging_methods.command_line import (
     DEFAULTS,
     add_declared_options,
@@ -241,7 +242,9 @@ def search(options: argparse.Namespace) -> None:
 
 
 def search_into(results: Path, options: argparse.Namespace, roles: Sequence[str], proposals: Proposals) -> None:
-    request = request_of_folders(options, roles, proposals.space.base)
+    merge = proposals.space.base
+    check_before_download(lambda headers_in: request_of_folders(options, roles, merge, headers_in))
+    request = request_of_folders(options, roles, merge)
     tasks = options.tasks or tasks_of_models(roles)
     roles_of_tasks = {task: role_of_task(task, roles) for task in tasks}
     sizes = (options.num_validation, options.num_test, proposals.seed)

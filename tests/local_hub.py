@@ -17,10 +17,11 @@ Models = dict[str, dict[str, bytes]]  # the files of each model, by its id
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Public models, and a gated one. Files are served with range requests; `sent` counts their bytes by name."""
+    """Public models, and a gated one. Files are served with range requests if `in_parts`; `sent` counts their bytes by
+    name."""
 
-    def __init__(self, models: Models, sent: dict[str, int], *arguments):
-        self.models, self.sent = models, sent
+    def __init__(self, models: Models, sent: dict[str, int], in_parts: bool, *arguments):
+        self.models, self.sent, self.in_parts = models, sent, in_parts
         super().__init__(*arguments)
 
     def do_HEAD(self) -> None:
@@ -49,7 +50,7 @@ class Hub(BaseHTTPRequestHandler):
     def send_file(self, name: str, content: bytes, with_body: bool) -> None:
         headers = {"ETag": f'"{self.tag(content)}"', "X-Repo-Commit": COMMIT}
         status, wanted = 200, self.headers.get("Range")
-        if wanted is not None and wanted.startswith("bytes=0-"):
+        if self.in_parts and wanted is not None and wanted.startswith("bytes=0-"):
             status, content = 206, content[: int(wanted.removeprefix("bytes=0-")) + 1]
         if with_body:
             self.sent[name] = self.sent.get(name, 0) + len(content)
@@ -72,10 +73,10 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def local_hub(models: Models) -> Iterator[tuple[str, dict[str, int]]]:
+def local_hub(models: Models, in_parts: bool = True) -> Iterator[tuple[str, dict[str, int]]]:
     """Yield the hub's address, and the bytes sent so far by file name."""
     sent: dict[str, int] = {}
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Hub, models, sent))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Hub, models, sent, in_parts))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}", sent
@@ -85,7 +86,7 @@ def local_hub(models: Models) -> Iterator[tuple[str, dict[str, int]]]:
 
 
 def run_with_hub(words: list[object], address: str, cache: Path) -> subprocess.CompletedProcess:
-    """Run Python with this hub and a cache of its own."""
+    """Run Python with this hub and a separate cache."""
     environment = {
         "PATH": "/usr/bin:/bin", "HF_ENDPOINT": address, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1",
         "no_proxy": "*",

@@ -9,32 +9,40 @@ from pathlib import Path
 from utils.errors import UserError
 
 _FIRST_BYTES = 100_000  # most headers are shorter, so that one request is enough
+_PARTIAL_CONTENT = 206  # HTTP status
 _LENGTH = 8  # bytes at the start of a safetensors file: the size of its header, little-endian
 
 
 def write_headers(hub_id: str, commit: str, small_files: Path, weights: dict[str, int], place: Path) -> None:
     """Write the model's folder into `place`: a copy of `small_files`, and each of the `weights` (sizes in bytes by
-    name) as a file of that size with nothing behind its header, which takes no space on the disk.
+    name) as a file of that size with nothing behind its header, which takes no space on the disk. From a server that
+    only sends whole files, no weights are written.
 
-    Raises UserError for a file that is not safetensors, or a server that sends whole files."""
+    Raises UserError for a file that is not safetensors."""
     shutil.copytree(small_files, place)
+    headers = {}
     for name, size in weights.items():
         header = _first_bytes(hub_id, commit, name, min(_FIRST_BYTES, size))
+        if header is None:
+            return
         length = _LENGTH + int.from_bytes(header[:_LENGTH], "little")
         if not _LENGTH < length <= size:
             raise UserError(f"{hub_id}: {name} is not a safetensors file; choose another revision")
-        if length > len(header):
-            header = _first_bytes(hub_id, commit, name, length)
+        headers[name] = header if length <= len(header) else _first_bytes(hub_id, commit, name, length)
+        headers[name] = headers[name][:length]
+    for name, header in headers.items():
         with open(place / name, "wb") as file:
-            file.write(header[:length])
-            file.truncate(size)
+            file.write(header)
+            file.truncate(weights[name])
 
 
-def _first_bytes(hub_id: str, commit: str, name: str, number: int) -> bytes:
+def _first_bytes(hub_id: str, commit: str, name: str, number: int) -> bytes | None:
+    """The first bytes of a file on the hub; None if its server does not send parts of files."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     headers = {**build_hf_headers(), "Range": f"bytes=0-{number - 1}"}
-    answer = get_session().get(hf_hub_url(hub_id, name, revision=commit), headers=headers, follow_redirects=True)
-    hf_raise_for_status(answer)
-    return answer.content[:number]
+    url = hf_hub_url(hub_id, name, revision=commit)
+    with get_session().stream("GET", url, headers=headers, follow_redirects=True) as answer:
+        hf_raise_for_status(answer)
+        return answer.read() if answer.status_code == _PARTIAL_CONTENT else None

@@ -74,9 +74,11 @@ def find_model_folder(path_or_hub_id: str, revision: str | None = None, headers_
     if not _HUB_ID.fullmatch(path_or_hub_id):
         raise UserError(f"{path_or_hub_id}: no such model folder")
     try:
-        if headers_in is not None and _whole_download(path_or_hub_id, revision) is None:
-            return _headers_of(path_or_hub_id, revision, headers_in)
-        return _download(path_or_hub_id, revision)
+        if headers_in is None:
+            return _download(path_or_hub_id, revision)
+        return _whole_download(path_or_hub_id, revision) or _headers_of(path_or_hub_id, revision, headers_in)
+    except UserError:
+        raise
     except Exception as error:  # of the hub, the network and the disk, of many kinds
         cached = _whole_download(path_or_hub_id, revision)
         if cached is not None:
@@ -130,6 +132,12 @@ def hub_source(folder: Path) -> dict[str, str] | None:
     if len(parts) < 3 or parts[-2] != "snapshots" or not parts[-3].startswith("models--"):
         return None
     return {"id": parts[-3].removeprefix("models--").replace("--", "/", 1), "commit": parts[-1]}
+
+
+def folder_name(folder: Path) -> str:
+    """The folder's name, or the model's name on the hub for a folder in the hub's cache."""
+    source = hub_source(folder)
+    return source["id"].split("/")[-1] if source else folder.resolve().name
 
 
 def _is_wanted(name: str, kind: str) -> bool:

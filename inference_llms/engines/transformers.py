@@ -119,8 +119,8 @@ class TransformersEngine:
                     yield position, _likelihood(logits, texts[position][1])
 
     def _logits(self, inputs: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
-        """The logits [token, vocabulary] of each input, in float32. Inputs are padded on the right, which attention to
-        earlier tokens does not see."""
+        """The logits [token, vocabulary] of each input. Inputs are padded on the right, which attention to earlier
+        tokens does not see."""
         with _computing(self._threads):
             padded = pad_sequence([torch.tensor(tokens) for tokens in inputs], batch_first=True)
             logits = self._model(input_ids=padded.to(self._model.device), use_cache=False).logits

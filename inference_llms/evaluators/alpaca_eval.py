@@ -165,11 +165,11 @@ def call(answers: AnswerFiles) -> tuple[Path, str]:
     command = f"{answers.command} {EVALUATOR.result_option} {shlex.quote(str(folder))}"
     program = installed_program("alpaca_eval")
     check_versions(program, NEEDED)
-    clients = judge_folder(answers.files[0]) / "clients.yaml"
-    if clients.is_file():
-        url = yaml.safe_load(clients.read_text(encoding="utf-8"))["default"][0].get("base_url")
-        Judge(base_url=url).check_server()
     words = shlex.split(command.removeprefix(KEY_OR_NONE))
+    own_judge = judge_folder(answers.files[0].absolute())
+    if str(own_judge) in words:
+        clients = yaml.safe_load((own_judge / "clients.yaml").read_text(encoding="utf-8"))
+        Judge(base_url=clients["default"][0].get("base_url")).check_server()
     run_evaluator([program, *words[1:]], variables={"OPENAI_API_KEY": os.environ.get("OPENAI_API_KEY") or "none"})
     return folder, command
 

@@ -21,7 +21,7 @@ ANSWER_MARK = "The answer is: "
 QUESTION = '{problem}\n\nThink step by step, and end with "The answer is: " and the answer.'
 LENIENT_MARK = re.compile(ANSWER_WORDS)
 WORDS = re.compile(r"\\(?:text|textbf|mbox|mathrm|mathbf)\{([^{}]*)\}")
-# Mathematics on lines of its own.
+# Mathematics on separate lines.
 DISPLAY = re.compile(r"[\s*]*(?:\$\$(.+?)\$\$|\\\[(.+?)\\\])", re.DOTALL)
 # The original repository on the hub is closed; this copy has the same 5,000 test problems by subject.
 HUB_COPY = "EleutherAI/hendrycks_math"

@@ -22,10 +22,10 @@ from scripts.mergebench.table import write_tables
 from scripts.paper_tables import cell_runs
 from scripts.paper_tables.cell_runs import ROOT
 from scripts.paper_tables.evaluate import evaluate
-from scripts.paper_tables.run_cells import BACKENDS, duration, from_root
+from scripts.paper_tables.run_cells import add_running_options, duration, from_root
 from scripts.paper_tables.runner import why_it_ended
 from utils.child_processes import child_process, interrupt_children
-from utils.command_line import OneLineParser, positive_number
+from utils.command_line import OneLineParser
 from utils.errors import UserError, run_command_line
 from utils.json_files import read_json_object
 from utils.run_log import logged_run
@@ -62,15 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--data_dir", type=Path, help="folder with the sets' files of HumanEval and MBPP (default: download)"
     )
     parser.add_argument("--delete_merged_models", action="store_true", help="delete a merge after its tasks")
-    parser.add_argument(
-        "--backend", choices=BACKENDS, help="engine (default: transformers with the tiny models, else auto)"
-    )
-    parser.add_argument("--tensor_parallel_size", type=positive_number, help="vLLM: GPUs per model")
-    parser.add_argument(
-        "--allow_code_execution",
-        action="store_true",
-        help="let evaluators run generated programs, with limits on time, memory and network",
-    )
+    add_running_options(parser, "all")
     parser.add_argument("--dry_run", action="store_true", help="print commands, disk and hours; run and write nothing")
     return parser
 
@@ -212,7 +204,7 @@ def run_step(step: BenchStep, setting: BenchSetting) -> str | None:
             with child_process(words, environment, cwd=cwd, stdout=output, stderr=subprocess.STDOUT) as process:
                 try:
                     _, status, usage = os.wait4(process.pid, 0)
-                except KeyboardInterrupt:
+                except BaseException:  # Ctrl-C, as `Interrupted`
                     interrupt_children()
                     raise
                 process.returncode = os.waitstatus_to_exitcode(status)

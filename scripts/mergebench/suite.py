@@ -29,7 +29,7 @@ class BenchSet:
     """A data set of one domain, which is one column.
 
     `tasks`: as `--tasks` names them, without `lm_eval:`; the examples of all of them together are the set. A group of
-    the harness stands for its tasks, whose names begin with the group's. `metric`: the score's name in the record.
+    the harness means its tasks, whose names begin with the group's. `metric`: the score's name in the record.
     `best`: the largest value of the metric. `lower_is_better`: the table shows 1 − value. `examples`, `scored_tokens`
     and `new_tokens`: the number of examples, and for each how many tokens are read and generated; only time estimates
     use them.

@@ -132,8 +132,8 @@ class SearchSpace:
 
     @property
     def has_ratios(self) -> bool:
-        has_one = not self.without_mixup and not self.points
-        return has_one and self.base.declared.takes_ratios and self.number_of_models > 1
+        is_drawn = not self.without_mixup and not self.points
+        return is_drawn and self.base.declared.takes_ratios and self.number_of_models > 1
 
     @property
     def points(self) -> list[str]:

@@ -7,13 +7,12 @@ from statistics import mean
 import numpy as np
 
 from inference_llms.tasks import TASKS_OF_ROLE
-from scripts.paper_tables.method_scores import holm
+from scripts.paper_tables.method_scores import LEVEL, holm
 from scripts.paper_tables.names import ROLES, dataset_name
 from scripts.paper_tables.scores import OK, Lines, Summary
 from scripts.paper_tables.tables import NOTHING, TASKS, CellLines, Table, signed, with_interval
 from utils.intervals import mean_ratio_of_draws_interval, paired_difference_interval
 
-LEVEL = 0.05
 _SAMPLES = 10_000
 _AT_ONCE = 10_000_000  # signs drawn at a time
 REMARK = (
@@ -164,10 +163,10 @@ def _change(merge: MergeScores, merges: Mapping[tuple, MergeScores]) -> tuple[fl
         return None
     difference = mean(np.mean(first) - np.mean(second) for first, second in pairs)
     low, high = paired_difference_interval(pairs)
-    return 100 * difference, 100 * low, 100 * high, randomisation_p(pairs)
+    return 100 * difference, 100 * low, 100 * high, randomisation_p_of_draws(pairs)
 
 
-def randomisation_p(pairs: Sequence[tuple[Draws, Draws]]) -> float:
+def randomisation_p_of_draws(pairs: Sequence[tuple[Draws, Draws]]) -> float:
     """The two-sided p-value of the mean difference over tasks, by the paired randomisation test over questions: if the
     two are equally good, the sign of each question's difference, averaged over the draws, is a coin's."""
     weights = np.concatenate(

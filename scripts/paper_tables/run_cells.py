@@ -73,24 +73,22 @@ def build_parser() -> argparse.ArgumentParser:
     files.add_argument("--data_dir", type=Path, help="folder with the sets' files (default: download the sets)")
     files.add_argument("--delete_merged_models", action="store_true", help="keep a merge's record, delete its weights")
     running = parser.add_argument_group("running")
-    running.add_argument(
-        "--backend", choices=BACKENDS, help="engine (default: transformers with the tiny models, else auto)"
-    )
-    running.add_argument(
-        "--tensor_parallel_size",
-        type=positive_number,
-        help=f"vLLM: GPUs per model (default: {GPUS_OF_A_MODEL}, or all if fewer); other GPUs run further merges",
-    )
-    running.add_argument(
-        "--allow_code_execution",
-        action="store_true",
-        help="let evaluators run generated programs, with limits on time, memory and network",
-    )
+    add_running_options(running, f"{GPUS_OF_A_MODEL}, or all if fewer; other GPUs run further merges")
     add_prompt_options(running)
     add_judge_options(running)
     running.add_argument("--dry_run", action="store_true", help="print the commands and a time estimate; run nothing")
     running.add_argument("--slurm", action="store_true", help="write the cells as a job array for sbatch; run nothing")
     return parser
+
+
+def add_running_options(parser: argparse._ActionsContainer, gpus: str) -> None:
+    """Add the options of engines and of programs that models write; `gpus` says the default number of GPUs."""
+    text = "engine (default: transformers with the tiny models, else auto)"
+    parser.add_argument("--backend", choices=BACKENDS, help=text)
+    text = f"vLLM: GPUs per model (default: {gpus})"
+    parser.add_argument("--tensor_parallel_size", type=positive_number, help=text)
+    text = "let evaluators run generated programs, with limits on time, memory and network"
+    parser.add_argument("--allow_code_execution", action="store_true", help=text)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -159,8 +157,10 @@ def setting_of_options(options: argparse.Namespace) -> Setting:
     backend = options.backend or ("transformers" if models == TINY else "auto")
     size, allowed = options.tensor_parallel_size, options.allow_code_execution
     judge = judge_of_options(options)
-    if judge is not None and models == TINY:
-        raise UserError("the tiny models' answers to alpaca_eval have no judge; remove the options that choose one")
+    if judge is not None:
+        if models == TINY:
+            raise UserError("the tiny models' answers to alpaca_eval have no judge; remove the options that choose one")
+        judge.check_server()
     return Setting(results_dir, models, data_dir, backend, size, allowed, prompt_format(options), judge)
 
 

@@ -26,6 +26,9 @@ def words_of(merge: str, tmp_path: Path) -> list[object]:
     if merge == "options":
         named = ["--models", "instruct=our/instruct", "math=our/math", "--pretrained_model", "our/base"]
         return [*MERGE, *named, "--output_dir", tmp_path / "out"]
+    if merge == "diagnose":
+        models = ["--pretrained_model", "our/base", "--models", "our/instruct", "our/math"]
+        return ["-m", "model_merging_methods", merge, *models, "--output_dir", tmp_path / "out"]
     recipe = tmp_path / "recipe.yml"
     recipe.write_text(
         "merge_method: task_arithmetic\nbase_model: our/base\nparameters: {weight: 0.5}\ntokenizer_source: union\n"
@@ -34,7 +37,7 @@ def words_of(merge: str, tmp_path: Path) -> list[object]:
     return ["-m", "model_merging_methods", "merge", recipe, tmp_path / "out"]
 
 
-@pytest.mark.parametrize("merge", ["options", "recipe"])
+@pytest.mark.parametrize("merge", ["options", "recipe", "diagnose"])
 def test_a_mismatch_is_reported_before_weights_are_downloaded(models, merge, tmp_path):
     tensors = load(models["our/math"][WEIGHTS])
     name = "model.layers.0.mlp.up_proj.weight"
@@ -58,3 +61,16 @@ def test_models_that_fit_are_merged_and_their_commits_recorded(models, merge, tm
     assert {entry["hub"]["commit"] for entry in record["inputs"]} == {COMMIT}
     card = next((tmp_path / "out").rglob("README.md")).read_text()
     assert f"`our/math` at commit `{COMMIT}`" in card
+
+
+def test_models_of_a_server_without_range_requests_are_merged(models, tmp_path):
+    with local_hub(models, in_parts=False) as (address, _):
+        done = run_with_hub(words_of("options", tmp_path), address, tmp_path / "cache")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_diagnosis_has_the_names_of_hub_models(models, tmp_path):
+    with local_hub(models) as (address, _):
+        done = run_with_hub(words_of("diagnose", tmp_path), address, tmp_path / "cache")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "save_model_diagnoses" / "instruct_math" / "diagnosis.json").is_file()
