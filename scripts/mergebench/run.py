@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from inference_llms.lm_eval_tasks import check_installed
 from scripts.mergebench.plan import MERGE, BenchSetting, BenchStep, merged_model, steps_of_base
 from scripts.mergebench.scores import evalplus_commands
 from scripts.mergebench.suite import FULL, SAFETY, TINY, Suite
@@ -75,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(options: argparse.Namespace) -> None:
     setting = setting_of_options(options)
+    if not options.dry_run:
+        check_installed()
     steps = [step for base in setting.suite.bases for step in steps_of_base(base, setting)]
     if options.dry_run:
         print("\n".join(plan_lines(steps, setting)))

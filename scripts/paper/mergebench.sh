@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
 # MergeBench: merges of five specialists against these, forgetting, cost. --models tiny: its shape on the tiny models.
-PAPER_MODULE=scripts.mergebench.run exec bash "$(dirname "${BASH_SOURCE[0]}")/run.sh" "$@"
+exec bash "$(dirname "${BASH_SOURCE[0]}")/run.sh" mergebench "$@"

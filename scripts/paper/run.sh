@@ -1,8 +1,14 @@
 #!/usr/bin/env bash
 # bash scripts/paper/run.sh TABLE... [OPTIONS]: run the cells of these tables (scripts/paper_tables/cells.py).
+# bash scripts/paper/run.sh mergebench [OPTIONS]: run MergeBench (scripts/mergebench/).
 set -euo pipefail
 working_folder=$PWD
-MERGING_TYPED_COMMAND="bash $(printf '%q ' "${BASH_SOURCE[0]}" "$@")" # printed by a command that is interrupted
+variables=()
+for name in PYTHON SEEDS SAFETY_EVAL_DIR; do
+    [ -z "${!name:-}" ] || variables+=("$name=$(printf %q "${!name}")")
+done
+# Printed by a command that is interrupted.
+MERGING_TYPED_COMMAND="${variables[*]:+${variables[*]} }bash $(printf '%q ' "${BASH_SOURCE[0]}" "$@")"
 export MERGING_TYPED_COMMAND
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python=.venv/bin/python
@@ -12,4 +18,9 @@ if [ -n "${PYTHON:-}" ]; then
 elif [ ! -x "$python" ]; then
     python=$(type -P python3)
 fi
-exec "$python" -m "${PAPER_MODULE:-scripts.paper_tables.run_cells}" --working_folder "$working_folder" "$@"
+module=scripts.paper_tables.run_cells
+if [ "${1:-}" = mergebench ]; then
+    module=scripts.mergebench.run
+    shift
+fi
+exec "$python" -m "$module" --working_folder "$working_folder" "$@"

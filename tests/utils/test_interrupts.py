@@ -18,6 +18,7 @@ SCRIPTS = {
     "ood_robust_inference.py": ["--help"],
     "-m inference_llms": ["--help"],
     "-m model_merging_methods.diagnose": ["--help"],
+    "-m scripts.mergebench.run": ["--help"],
     "-m scripts.paper_tables.run_cells": ["--help"],
     "promptbench/sst2.py": ["--help"],
     "promptbench/cola.py": ["--help"],
@@ -49,6 +50,21 @@ def test_ctrl_c_while_a_script_imports_is_one_line(script, tmp_path):
     # Python loads its first compiled module after its own start and long before most imports.
     status, error = interrupt([*script.split(), *SCRIPTS[script]], "lib-dynload", tmp_path)
     assert (status, error) == (130, "interrupted; rerun the command and it resumes: as typed\n")
+
+
+@pytest.mark.parametrize("table", ["mergebench", "methods"])
+def test_the_command_that_a_table_prints_when_stopped_is_the_same_command(table, tmp_path):
+    python = tmp_path / "python with space"
+    python.write_text('#!/bin/sh\necho "$MERGING_TYPED_COMMAND"\necho "$PYTHON $SEEDS $*"\n')
+    python.chmod(0o755)
+    words = ["bash", f"scripts/paper/{table}.sh", "--models", "tiny", "--results_dir", "a b"]
+    variables = {"PATH": "/usr/bin:/bin", "PYTHON": str(python), "SEEDS": "0 1"}
+    typed = subprocess.run(words, cwd=ROOT, env=variables, capture_output=True, text=True, check=True).stdout
+    printed = typed.splitlines()[0]
+    again = subprocess.run(
+        printed, shell=True, cwd=ROOT, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=True
+    )
+    assert again.stdout == typed
 
 
 def test_ctrl_c_while_torch_starts_is_one_line(tmp_path):
