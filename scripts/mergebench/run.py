@@ -86,7 +86,10 @@ def run(options: argparse.Namespace) -> None:
         log.info("no safety sets: set %s to the folder of nouhadziri/safety-eval-fork", SAFETY_EVAL_DIR)
         steps = [step for step in steps if step.kind != SAFETY]
     with locked(setting.results_dir / STEPS):
-        failed = run_steps(steps, setting, options.delete_merged_models)
+        try:
+            failed = run_steps(steps, setting, options.delete_merged_models)
+        finally:  # after a stop too
+            log.info(hours_line(steps, setting))
         data_dir = setting.suite.task_options.get("data_dir")
         evaluate(
             cell_runs.Setting(
@@ -231,14 +234,7 @@ def _interpreter(step: BenchStep) -> str:
 def plan_lines(steps: Sequence[BenchStep], setting: BenchSetting) -> list[str]:
     """Every command with its disk and time, and the sums by base. The time of a step is that of a finished one with
     the same work, or else the estimate."""
-    records = [(step, step_record(step, setting)) for step in steps]
-    measured = {(step.base.name, *step.work): record["seconds"] for step, record in records if record}
-    left = [
-        replace(step, seconds=measured.get((step.base.name, *step.work), step.seconds))
-        for step, record in records
-        if record is None
-    ]
-    lines = []
+    left, lines = _steps_left(steps, setting), []
     for base in setting.suite.bases:
         lines.append(f"# {base.name}: {base.hub_id}, {base.parameters / 1e9:.1f} billion parameters")
         of_base = [step for step in left if step.base is base]
@@ -256,6 +252,24 @@ def plan_lines(steps: Sequence[BenchStep], setting: BenchSetting) -> list[str]:
     return lines
 
 
+def hours_line(steps: Sequence[BenchStep], setting: BenchSetting) -> str:
+    """The time that the finished steps took, and what the others need."""
+    seconds = sum(record["seconds"] for step in steps if (record := step_record(step, setting)))
+    left = _steps_left(steps, setting)
+    return f"used: {_time(seconds)}" + (f"; left: {len(left)} steps, {_needs(left)}" if left else "")
+
+
+def _steps_left(steps: Sequence[BenchStep], setting: BenchSetting) -> list[BenchStep]:
+    """The steps that have not finished. Their times are those of finished steps with the same work if there are any."""
+    records = [(step, step_record(step, setting)) for step in steps]
+    measured = {(step.base.name, *step.work): record["seconds"] for step, record in records if record}
+    return [
+        replace(step, seconds=measured.get((step.base.name, *step.work), step.seconds))
+        for step, record in records
+        if record is None
+    ]
+
+
 def _needs(steps: Sequence[BenchStep]) -> str:
     """What steps need, in words."""
     downloaded, written = (sum(getattr(step, part) for step in steps) for part in ("downloaded", "written"))
@@ -268,8 +282,8 @@ def _needs(steps: Sequence[BenchStep]) -> str:
         known = [step.seconds for step in of_kind if step.seconds is not None]
         if known:
             words.append(f"about {_time(sum(known))} {kind}")
-        if len(known) < len(of_kind):
-            words.append(f"no time estimate for {len(of_kind) - len(known)} steps {kind}")
+        if unknown := len(of_kind) - len(known):
+            words.append(f"no time estimate for {unknown} step{'s' if unknown > 1 else ''} {kind}")
     return ", ".join(words)
 
 
