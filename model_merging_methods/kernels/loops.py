@@ -2,7 +2,8 @@
 
 Each takes θ0 (float32 [n]), the weights and the task vectors ([K, n]), the position of the first value in its tensor,
 and the numbers of its formula as float32, and fills `merged` ([n]). Inner loops run over the positions, so that the
-compiler turns them into vector instructions. A method without a loop here uses its formula in torch, which is slower.
+compiler turns them into vector instructions; compiled array notation of the same formulas takes 2 to 29 times as long.
+A method without a loop here uses its formula in torch, which is slower.
 """
 
 from collections.abc import Callable, Mapping
