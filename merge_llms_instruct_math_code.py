@@ -193,8 +193,8 @@ def merge(
     """Merge into `targets`, after checking that the result can run the examples."""
     if examples:
         check_engine(options)
+    for role in examples if request.recipe is None else ():
         check_runs_without_code(request.inputs[request.parameters.config_from or PRETRAINED])
-    for role in examples:
         folder = check_tokenizer([request.finetuned.get(role, request.pretrained), request.pretrained])
         check_chat_template(folder, prompt_format(options))
     # The processes that vLLM starts import this script; its CPU build stumbles over numba there.

@@ -17,7 +17,7 @@ def check_before_download(make_request: Callable[[Path], MergeRequest]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary).resolve()
         request = make_request(place)
-        fetched = [folder for folder in request.inputs.values() if folder.is_relative_to(place)]
+        fetched = [folder for _, folder in request.all_folders() if folder.is_relative_to(place)]
         if not fetched or not all(any(folder.glob("*.safetensors")) for folder in fetched):
             return
         # Slow to import, and not needed without a download.

@@ -5,7 +5,8 @@ Several threads take blocks in any order, which does not affect the results.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from threading import Lock
+from functools import cache
+from threading import Lock, local
 from types import MappingProxyType
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from model_merging_methods.checkpoints.aligned_models import BASE, AlignedModels
 from model_merging_methods.checkpoints.checkpoint_folder import not_finite_error
 from model_merging_methods.checkpoints.checkpoint_writer import CheckpointWriter, Shard, TensorForm
-from model_merging_methods.kernels.arithmetic import sees_blocks
+from model_merging_methods.kernels.arithmetic import TensorNumbers, sees_blocks
 from model_merging_methods.kernels.block_kernels import Sums, all_finite, decode, encode
 from model_merging_methods.kernels.block_passes import Block
 from model_merging_methods.kernels.stored_dtypes import FLOATING_CODES, is_floating
@@ -137,7 +138,6 @@ class Merge:
         for name in names:
             whole = self.needs_whole_tensors and name in blocks.merged and blocks.numel(name)
             work_on += [Block(name, 0, blocks.numel(name))] if whole else reversed(blocks.blocks([name]))
-        no_sums = Sums.of(np.zeros(Sums.width(len(self.roles))), len(self.roles))
 
         def new_worker() -> Callable[[Block], None]:
             room = blocks.new_room()
@@ -145,25 +145,48 @@ class Merge:
 
             def work(block: Block) -> None:
                 form, shard = forms[block.name], shard_of(block.name)
-                if block.name not in numbers:
-                    written = output[: (block.stop - block.start) * ITEM_SIZES[form.dtype]]
-                    self._copy(block, form.dtype, written)
-                    keep(block, written)
-                elif self.needs_whole_tensors:
+                if self.needs_whole_tensors and block.name in numbers:
                     self._merge_whole(block.name, form, statistics, keep, shard, output)
                 else:
                     written = output[: (block.stop - block.start) * ITEM_SIZES[form.dtype]]
-                    sums = shard.sums(block) if shard else no_sums
-                    stored = blocks.read(block, room, shard and shard.keep_input)
-                    code = blocks.arithmetic(block.name).merge(
-                        numbers[block.name], stored, FLOATING_CODES[form.dtype], written, sums
-                    )
-                    blocks.check_finite(code, block.name, form.dtype)
+                    self._merge_block(block, form.dtype, numbers.get(block.name), room, written, shard)
                     keep(block, written)
 
             return work
 
         blocks.for_every(work_on, new_worker, "merging")
+
+    def reader(self, forms: Mapping[str, TensorForm], statistics: Statistics) -> Callable[[Block, np.ndarray], None]:
+        """A function that merges a block into an array (uint8), in the dtype of its form; several threads may call it.
+        For a merge that does not need whole tensors."""
+        blocks, of_thread = self.blocks, local()
+        blocks.mask_numbers = mask_numbers(statistics)
+        numbers_of = cache(lambda name: blocks.numbers(name, statistics) if name in blocks.merged else None)
+
+        def read(block: Block, output: np.ndarray) -> None:
+            if not hasattr(of_thread, "room"):
+                of_thread.room = blocks.new_room()
+            self._merge_block(block, forms[block.name].dtype, numbers_of(block.name), of_thread.room, output)
+
+        return read
+
+    def _merge_block(
+        self,
+        block: Block,
+        dtype: str,
+        numbers: TensorNumbers | None,
+        room: np.ndarray,
+        output: np.ndarray,
+        shard: "_OpenShard | None" = None,
+    ) -> None:
+        """Merge a block into `output`, or copy it if its tensor has no `numbers`."""
+        if numbers is None:
+            self._copy(block, dtype, output)
+            return
+        sums = shard.sums(block) if shard else Sums.of(np.zeros(Sums.width(len(self.roles))), len(self.roles))
+        stored = self.blocks.read(block, room, shard and shard.keep_input)
+        code = self.blocks.arithmetic(block.name).merge(numbers, stored, FLOATING_CODES[dtype], output, sums)
+        self.blocks.check_finite(code, block.name, dtype)
 
     def _merge_whole(
         self,

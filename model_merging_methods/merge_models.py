@@ -5,9 +5,9 @@ import os
 import shutil
 import time
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,11 +42,12 @@ from model_merging_methods.merge_record import (
     make_record,
     read_record,
 )
-from model_merging_methods.merge_request import MergeRequest
+from model_merging_methods.merge_request import RECIPE, MergeRequest
 from model_merging_methods.model_card import model_card
 from model_merging_methods.opened_models import OpenedModels, Part
 from model_merging_methods.preflight import check_inputs
-from model_merging_methods.recipes.opening import open_recipe
+from model_merging_methods.recipes.made_model import must_be_written
+from model_merging_methods.recipes.opening import open_recipe, place_of
 from model_merging_methods.statistics import Statistics
 from utils.content_hashes import STRETCH, FileStates, check_unchanged, tensors_hash
 from utils.errors import UserError
@@ -134,7 +135,8 @@ def merge_models(
             unfinished = {role: path for role, path in targets.items() if overwrite or not _is_done(path, request)}
             if unfinished:
                 if request.recipe:
-                    opened, findings = open_recipe(request, stack)
+                    written = stack.enter_context(_written_documents(request, next(iter(unfinished.values())), work))
+                    opened, findings = open_recipe(request, stack, written)
                 else:
                     opened, findings = check_inputs(request, stack, work.allow_unrelated, unfinished)
                 findings.stop_at_errors()
@@ -146,6 +148,30 @@ def merge_models(
                 _make_folders(request, inputs, unfinished, finished, warnings, overwrite, work)
     if not unfinished:
         log.info("already merged: %s", ", ".join(map(str, targets.values())))
+
+
+@contextmanager
+def _written_documents(request: MergeRequest, target: Path, work: MergeWork) -> Iterator[Path]:
+    """A hidden folder beside `target` with the models of earlier documents that must be written, removed at the end.
+    After a kill or Ctrl-C it stays, and the next run goes on from it."""
+    place = target.with_name(f".{target.name}.documents")
+    try:
+        _write_documents(request, place, work)
+        yield place
+    except Exception:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def _write_documents(request: MergeRequest, place: Path, work: MergeWork) -> None:
+    for made in request.made.values():
+        if must_be_written(made, request):
+            log.info("merging document %s of the recipe", made.recipe.recipe.name)
+            place.mkdir(parents=True, exist_ok=True)
+            merge_models(made, {RECIPE: place_of(made, place)}, work=work)
+        else:
+            _write_documents(made, place, work)
 
 
 def _make_folders(
@@ -185,7 +211,7 @@ def _check_place(target: Path, request: MergeRequest) -> None:
     parent = next(parent for parent in target.absolute().parents if parent.exists())
     if not parent.is_dir():
         raise UserError(f"{parent}: is not a folder; remove it or choose another --output_dir")
-    for folder in request.inputs.values():
+    for _, folder in request.all_folders():
         if target.resolve() == folder.resolve():
             raise UserError(f"{target}: is one of the models to merge; choose another --output_dir")
 
@@ -229,7 +255,7 @@ def _merge_into(
     fingerprints = fingerprint_inputs(request, inputs.opened.folders, inputs.states, read_since, digests)
     check_unchanged(inputs.states, request.input_states())
     if inputs.made_from is not None:
-        check_against_record(inputs.made_from, fingerprints)
+        check_against_record(inputs.made_from, fingerprints, request)
     comparisons = []
     for merge in merges:
         sums = {name: np.array(reports[name].sums) for name in merge.merged_names}
@@ -319,13 +345,22 @@ def _identity(request: MergeRequest, states: FileStates, shards: Sequence[Shard]
     """Everything that the bytes of an unfinished merge depend on."""
     return {
         "format": RECORD_FORMAT,
-        "parameters": request.parameters.to_fields(),
-        "recipe": request.recipe and request.recipe.fields,
-        "roles": list(request.inputs),
+        **_definition(request),
         "inputs": [[str(path.resolve()), state] for path, state in states.items()],
         "shards": [asdict(shard) for shard in shards],
         "device": work.device,
         "block_size": work.block_size,
+    }
+
+
+def _definition(request: MergeRequest) -> dict[str, Any]:
+    """What is merged, and how, also in earlier documents."""
+    made = {role: _definition(of_role) for role, of_role in request.made.items()}
+    return {
+        "parameters": request.parameters.to_fields(),
+        "recipe": request.recipe and request.recipe.fields,
+        "roles": list(request.inputs),
+        **({"made": made} if made else {}),
     }
 
 

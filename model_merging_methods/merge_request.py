@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,13 @@ RECIPE = "recipe"  # in outputs' places, instead of the models' roles
 
 @dataclass(frozen=True)
 class NamedRecipe:
-    """A recipe, and the roles of its models. `adapters` maps the role of an adapter to its base's. `earlier` are the
-    documents of the same file that made some of the models."""
+    """A recipe, and the roles of its models. `adapters` maps the role of an adapter to its base's. `made` maps the role
+    of a model that an earlier document of the same file makes to that document's merge."""
 
     recipe: Recipe
     roles: Mapping[ModelReference, str]
     adapters: Mapping[str, str]
-    earlier: tuple[Mapping[str, Any], ...] = ()
+    made: Mapping[str, "MergeRequest"] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -49,10 +49,12 @@ class NamedRecipe:
 
     @cached_property
     def fields(self) -> dict[str, Any]:
-        """The recipe as records store it: its text's values, with roles for models."""
+        """The recipe as records store it: its text's values, with roles for models; and in the same form the recipes of
+        earlier documents."""
         names = {str(model): role for model, role in self.roles.items()}
         fields = {"document": with_models(self.recipe.document, names), "adapters": dict(self.adapters)}
-        return {**fields, "earlier_documents": list(self.earlier)} if self.earlier else fields
+        made = {role: request.recipe.fields for role, request in self.made.items()}
+        return {**fields, "made": made} if made else fields
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,30 @@ class MergeRequest:
 
     @property
     def inputs(self) -> dict[str, Path]:
-        """All folders by role, the pretrained model's first."""
+        """All models by role, the pretrained one first: their folders, or the names of documents that make them."""
         return {PRETRAINED: self.pretrained, **self.finetuned}
+
+    @property
+    def made(self) -> Mapping[str, "MergeRequest"]:
+        """The merges of earlier documents of a recipe that make some of the models, by role."""
+        return self.recipe.made if self.recipe else {}
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """The folders of the models that are not made, by role."""
+        return {role: folder for role, folder in self.inputs.items() if role not in self.made}
+
+    def all_folders(self, within: str = "") -> Iterator[tuple[str, Path]]:
+        """The folders of all models, also of those that make others: such a role is `<role that is made>.<role>`."""
+        for role, folder in self.inputs.items():
+            if role in self.made:
+                yield from self.made[role].all_folders(f"{within}{role}.")
+            else:
+                yield f"{within}{role}", folder
 
     def input_states(self) -> FileStates:
         """The states of all files that the merge depends on, to detect later whether one has changed."""
-        return file_states(file for folder in self.inputs.values() for file in list_input_files(folder))
+        return file_states(file for _, folder in self.all_folders() for file in list_input_files(folder))
 
 
 def list_input_files(folder: Path) -> list[Path]:

@@ -113,7 +113,7 @@ class ModelBlocks:
         self, blocks: Sequence[Block], new_worker: Callable[[], Callable[[Block], None]], title: str | None = None
     ) -> None:
         """A pass over blocks, with read-ahead and all threads."""
-        for_every_block(blocks, new_worker, self.threads, self._read_ahead, title)
+        for_every_block(blocks, new_worker, self.threads, self.read_ahead, title)
 
     def new_room(self, size: int | None = None) -> np.ndarray:
         return self._arithmetic_of(self.parameters).room(
@@ -159,7 +159,8 @@ class ModelBlocks:
     def models_read(self) -> Iterable[int]:
         return range(0 if self.parameters.reads_base else 1, len(self.models.models))
 
-    def _read_ahead(self, block: Block) -> None:
+    def read_ahead(self, block: Block) -> None:
+        """Have the system start reading a block of all models from the disk."""
         for model in self.models_read() if block.name in self.merged else (BASE,):
             self.models.read_ahead(model, block.name, block.start, block.stop)
 

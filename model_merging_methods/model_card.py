@@ -1,7 +1,8 @@
 """The model card of a merged model: its models, method and numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -15,8 +16,8 @@ from utils.model_folders import hub_source
 def model_card(request: MergeRequest, tokenizer_from: str, warnings: Sequence[str] = ()) -> str:
     """The README.md of a merged model folder, with the warnings about its inputs. It has no timestamps, so the same
     merge always gives the same card."""
-    models = "\n".join(f"* {role}: `{model_name(folder)}`{_commit(folder)}" for role, folder in request.inputs.items())
-    names = "\n".join(f"- {model_name(folder)}" for folder in request.inputs.values())
+    models = "\n".join(f"* {role}: `{model_name(folder)}`{_commit(folder)}" for role, folder in request.all_folders())
+    names = "\n".join(dict.fromkeys(f"- {model_name(folder)}" for _, folder in request.all_folders()))
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -53,9 +54,15 @@ def model_name(folder: Path) -> str:
 
 
 def _recipe(named: NamedRecipe) -> str:
-    """The recipe, with roles for models."""
-    text = yaml.safe_dump(named.fields["document"], sort_keys=False, allow_unicode=True)
+    """The recipe, with roles for models, after those that make its models."""
+    text = "---\n".join(yaml.safe_dump(one, sort_keys=False, allow_unicode=True) for one in _documents(named.fields))
     return f"Its recipe, in mergekit's form, with the models' roles:\n\n```yaml\n{text}```"
+
+
+def _documents(fields: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for made in fields.get("made", {}).values():
+        yield from _documents(made)
+    yield fields["document"]
 
 
 def _parameters(request: MergeRequest, tokenizer_from: str) -> str:

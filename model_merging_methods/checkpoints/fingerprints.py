@@ -13,7 +13,6 @@ from types import MappingProxyType
 import numpy as np
 
 from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder
-from model_merging_methods.checkpoints.lora_adapter import AdaptedFolder
 from model_merging_methods.checkpoints.tensor_names import is_never_loaded, without_wrappers
 from model_merging_methods.checkpoints.vocabulary_matrices import holds_equal, is_vocabulary_matrix
 from model_merging_methods.kernels.stored_dtypes import is_floating
@@ -31,17 +30,16 @@ from utils.weight_files import is_adapter_folder
 
 
 def read_fingerprints(request: MergeRequest) -> dict[str, list[FileOnRecord]]:
-    """The files of every input, by role, with the hashes of their contents. Tensors without a cached hash are read."""
+    """The files of every folder of `request.folders`, by role, with the hashes of their contents. Tensors without a
+    cached hash are read."""
     states, since = request.input_states(), time.time()
     with ExitStack() as stack:
-        models = {}
-        for role, folder in request.inputs.items():
-            if not is_adapter_folder(folder):
-                models[role] = stack.enter_context(CheckpointFolder(folder))
-        for role, folder in request.inputs.items():
-            if role not in models:
-                models[role] = AdaptedFolder(folder, models[request.base_of(role)])
-        return fingerprint_inputs(request, {role: models[role] for role in request.inputs}, states, since)
+        models = {
+            role: stack.enter_context(CheckpointFolder(folder))
+            for role, folder in request.folders.items()
+            if not is_adapter_folder(folder)
+        }
+        return fingerprint_inputs(request, models, states, since)
 
 
 def fingerprint_inputs(
@@ -51,37 +49,37 @@ def fingerprint_inputs(
     read_since: float,
     digests: Mapping[Path, Mapping[str, str]] = MappingProxyType({}),
 ) -> dict[str, list[FileOnRecord]]:
-    """The same for opened folders by role.
+    """The same with models opened by role; adapters need not be.
 
     `digests` are the digests, by folder and name, of tensors that were read after the time `read_since` from files in
     these `states`.
     """
     files = {}
-    for role, model in models.items():
+    for role, folder in request.folders.items():
         weights = {}
-        if not model.is_adapter:
+        if not is_adapter_folder(folder):
             needed = _needed_values(request, models, role)
-            weights = _weight_file_hashes(model, needed, states, read_since, digests.get(model.folder, {}))
+            weights = _weight_file_hashes(models[role], needed, states, read_since, digests.get(folder, {}))
         files[role] = [
             FileOnRecord(
-                path.relative_to(model.folder).as_posix(), path.stat().st_size, weights.get(path) or bytes_hash(path)
+                file.relative_to(folder).as_posix(), file.stat().st_size, weights.get(file) or bytes_hash(file)
             )
-            for path in list_input_files(model.folder)
+            for file in list_input_files(folder)
         ]
     return files
 
 
 def _needed_values(request: MergeRequest, models: Mapping[str, CheckpointFolder], role: str) -> Callable[[str], bool]:
     """Whether the merge depends on the values of a model's tensor, not only on its name, dtype and shape."""
+    if request.recipe is not None:
+        return lambda name: not request.recipe.leaves_out(role, without_wrappers(name))
     base, parameters = models[PRETRAINED], request.parameters
     base_names = {without_wrappers(name): name for name in base.tensors}
-    reads_all_of_base = parameters.reads_base or any(other.is_adapter for other in models.values())
+    reads_all_of_base = parameters.reads_base or any(map(is_adapter_folder, request.folders.values()))
 
     def needed(name: str) -> bool:
         merged = without_wrappers(name)
         copied = not is_floating(models[role].tensors[name].dtype) or parameters.excludes(merged)
-        if request.recipe is not None:
-            return not request.recipe.leaves_out(role, merged)
         if role != PRETRAINED:
             return not copied or merged not in base_names or _is_tied(base, base_names[merged])
         return reads_all_of_base or copied or is_never_loaded(merged, base.config) or _is_tied(base, name)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import quote
 
 from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder
 from model_merging_methods.checkpoints.configs import (
@@ -27,6 +29,7 @@ from model_merging_methods.merge_request import MergeRequest, NamedRecipe
 from model_merging_methods.opened_models import OpenedModels, Part
 from model_merging_methods.recipes.chat_templates import CHAT_TEMPLATES
 from model_merging_methods.recipes.checks import check_vocabulary_sizes
+from model_merging_methods.recipes.made_model import MadeModel
 from model_merging_methods.recipes.parts import Folders, ParametersOfTensors, make_parts, plan_recipe
 from model_merging_methods.recipes.plan import Input, TensorMerge
 from model_merging_methods.recipes.recipe import Recipe
@@ -39,13 +42,16 @@ from utils.whole_files import write_json
 _TEMPLATE_FILE = "chat_template.jinja"
 
 
-def open_recipe(request: MergeRequest, stack: ExitStack) -> tuple[OpenedModels | None, Findings]:
-    """The models of a recipe's merge, open until `stack` closes them (None after an error), and the findings."""
+def open_recipe(
+    request: MergeRequest, stack: ExitStack, written_in: Path | None = None
+) -> tuple[OpenedModels | None, Findings]:
+    """The models of a recipe's merge, open until `stack` closes them (None after an error), and the findings. A model
+    that an earlier document makes is read below `written_in` if it was written there, else merged when it is read."""
     findings, named = Findings(), request.recipe
     by_role: dict[str, Folder] = {}
     parts: list[Part] = []
     with findings.collect():
-        by_role = _open_folders(named, request.inputs, stack)
+        by_role = _open_folders(named, request.inputs, stack, findings, written_in)
         folders = {model: by_role[role] for model, role in named.roles.items()}
         check_vocabulary_sizes(named.recipe, {model: number_of_rows(folder) for model, folder in folders.items()})
         plan = plan_recipe(named.recipe, folders)
@@ -55,7 +61,8 @@ def open_recipe(request: MergeRequest, stack: ExitStack) -> tuple[OpenedModels |
         for line in named.recipe.filters_without_effect(names):
             findings.warn(line)
         _compare(by_role, vocabulary, findings)
-        _warn_of_unrelated(plan, parts, findings)
+        if all(getattr(folder, "has_values", True) for folder in by_role.values()):
+            _warn_of_unrelated(plan, parts, findings)
     if findings.errors:
         return None, findings
     files = RecipeFiles(named.recipe, folders, parts, plan, vocabulary)
@@ -95,20 +102,43 @@ def _pairs(tensor: TensorMerge) -> list[tuple[Input, Input]]:
 def first_parameters(named: NamedRecipe, inputs: Mapping[str, Path]) -> MergeParameters:
     """The parameters of the first tensor of a recipe's merge, for its record. Reads headers alone."""
     with ExitStack() as stack:
-        by_role = _open_folders(named, inputs, stack)
+        by_role = _open_folders(named, inputs, stack, Findings())
         plan = plan_recipe(named.recipe, {model: by_role[role] for model, role in named.roles.items()})
         return ParametersOfTensors(named.recipe).of(plan[0])
 
 
-def _open_folders(named: NamedRecipe, inputs: Mapping[str, Path], stack: ExitStack) -> dict[str, Folder]:
-    """The folders by role; adapters after the models that they change."""
+def _open_folders(
+    named: NamedRecipe,
+    inputs: Mapping[str, Path],
+    stack: ExitStack,
+    findings: Findings,
+    written_in: Path | None = None,
+) -> dict[str, Folder]:
+    """The folders by role; adapters after the models that they change. Findings on earlier documents are added."""
     by_role: dict[str, Folder] = {}
     for role, folder in sorted(inputs.items(), key=lambda item: item[0] in named.adapters):
         if role in named.adapters:
             by_role[role] = AdaptedFolder(folder, by_role[named.adapters[role]])
-        else:
+        elif role not in named.made:
             by_role[role] = stack.enter_context(CheckpointFolder(folder))
+        elif written_in is not None and place_of(named.made[role], written_in).is_dir():
+            by_role[role] = stack.enter_context(CheckpointFolder(place_of(named.made[role], written_in)))
+        else:
+            by_role[role] = _open_made(named.made[role], stack, findings, written_in)
     return by_role
+
+
+def _open_made(request: MergeRequest, stack: ExitStack, findings: Findings, written_in: Path | None) -> MadeModel:
+    opened, found = open_recipe(request, stack, written_in)
+    for warning in found.warnings:
+        findings.warn(warning.text)
+    found.stop_at_errors()
+    return MadeModel(request, opened, place_of(request, Path(stack.enter_context(TemporaryDirectory()))))
+
+
+def place_of(made: MergeRequest, written_in: Path) -> Path:
+    """The folder of a document's model among those that are written."""
+    return written_in / quote(made.recipe.recipe.name, safe="")
 
 
 class RecipeFiles:

@@ -107,18 +107,85 @@ def test_check_reads_headers_and_writes_nothing(recipe, tmp_path, capsys):
         main(["merge", recipe(TIES), str(tmp_path / "merged"), "--check"])
     assert status.value.code == 0
     assert "no errors" in capsys.readouterr().out
-    with pytest.raises(UserError, match="goes beyond the 3 layers"):
+    with pytest.raises(SystemExit) as status:
         main(["merge", recipe(STACK.replace("[1, 3]", "[1, 4]")), str(tmp_path / "merged"), "--check"])
+    assert status.value.code == 2
+    assert "goes beyond the 3 layers" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yml"]
 
 
-def test_intermediate_models_are_removed(recipe, tmp_path):
-    main(["merge", recipe(TWO_DOCUMENTS), str(tmp_path / "merged")])
-    assert {path.name for path in tmp_path.iterdir()} == {"merged", "recipe.yml", "logs"}
-    record = json.loads((tmp_path / "merged" / "merge_record.json").read_text())
-    assert record["recipe"]["earlier_documents"][0]["merge_method"] == "ties"
-    with pytest.raises(UserError, match="several documents; run the recipe again"):
-        main(["merge", "--from_record", str(tmp_path / "merged" / "merge_record.json")])
+def document(method: str, models: list[str], base: str | None = None, **keys: object) -> str:
+    """A recipe in YAML, which JSON is too."""
+    places = [model if model == "FIRST" else f"{MODELS}/{model}" for model in (*models, *([base] if base else []))]
+    fields = {"merge_method": method, "models": [{"model": place} for place in places[: len(models)]], **keys}
+    return json.dumps(fields | ({"base_model": places[-1]} if base else {})) + "\n"
+
+
+BOTH = ["instruct", "math"]
+EARLIER = {
+    "ties": document("ties", BOTH, "base", parameters={"weight": 0.5, "density": [0.4, 0.8]}),
+    "dare_ties": document("dare_ties", BOTH, "base", parameters={"weight": 0.5, "density": 0.5}, seed=3),
+    "the paper's TIES": document("ties_merging", BOTH, "base", dtype="bfloat16"),
+    "slerp": document("slerp", ["math"], "instruct", parameters={"t": 0.3}),
+    "whole tensors": document("iso_c", BOTH, "base"),
+    "another vocabulary": document("linear", BOTH, parameters={"weight": 1}, tokenizer_source="union"),
+}
+LATER = {
+    "linear": document("linear", ["FIRST", "code"], parameters={"weight": 1}, tokenizer_source="union"),
+    "model_stock": document("model_stock", ["FIRST", "code"], "base", tokenizer_source="base"),
+    "ties on it": document(
+        "ties", ["code"], "FIRST", parameters={"weight": 1, "density": 0.5}, tokenizer_source="union"
+    ),
+}
+
+
+@pytest.mark.parametrize("earlier", EARLIER)
+@pytest.mark.parametrize("later", LATER)
+def test_documents_in_one_file_make_what_they_make_one_after_the_other(earlier, later, recipe, tmp_path):
+    first = tmp_path / "first"
+    main(["merge", recipe(EARLIER[earlier]), str(first)])
+    main(["merge", recipe(LATER[later].replace("FIRST", str(first))), str(tmp_path / "second")])
+    named = json.dumps({"name": "one", **json.loads(EARLIER[earlier])})
+    main(["merge", recipe(f"{named}\n---\n{LATER[later].replace('FIRST', 'one')}"), str(tmp_path / "merged")])
+    assert {path.name for path in tmp_path.iterdir()} == {"first", "second", "merged", "recipe.yml", "logs"}
+    files, wanted = files_of(tmp_path / "merged"), files_of(tmp_path / "second")
+    assert {**files, "README.md": b""} == {**wanted, "README.md": b""}
+
+
+def test_a_finished_file_of_several_documents_is_recognised(recipe, tmp_path, caplog):
+    save_models(tmp_path, ("base", "instruct", "math", "code"))
+    text = TWO_DOCUMENTS.replace(str(MODELS), str(tmp_path))
+    main(["merge", recipe(text), str(tmp_path / "merged")])
+    before = files_of(tmp_path / "merged")
+    caplog.clear()
+    main(["merge", recipe(text), str(tmp_path / "merged")])
+    assert "already merged" in caplog.text and "merging" not in caplog.text.replace("merging_methods", "")
+    with pytest.raises(UserError, match="holds the results of another run"):
+        main(["merge", recipe(text.replace("density: 0.7", "density: 0.6")), str(tmp_path / "merged")])
+    shutil.rmtree(tmp_path / "math")
+    save_model(tmp_path / "math", seed=77)
+    with pytest.raises(UserError, match="holds the results of another run"):
+        main(["merge", recipe(text), str(tmp_path / "merged")])
+    assert files_of(tmp_path / "merged") == before
+
+
+def test_the_record_of_several_documents_repeats_them(recipe, tmp_path):
+    save_models(tmp_path, ("base", "instruct", "math", "code"))
+    main(["merge", recipe(TWO_DOCUMENTS.replace(str(MODELS), str(tmp_path))), str(tmp_path / "merged"), "--overwrite"])
+    record = tmp_path / "merged" / "merge_record.json"
+    (tmp_path / "math").rename(tmp_path / "moved")
+    command = ["merge", "--from_record", str(record), "--output_dir", str(tmp_path / "again")]
+    with pytest.raises(UserError, match="math: no such model folder"):
+        main(command)
+    with pytest.raises(UserError, match=r"this merge has no one\.math model"):
+        main([*command, "--models", f"one.math={tmp_path / 'moved'}"])
+    main([*command, "--models", f"pretrained.math={tmp_path / 'moved'}"])
+    again = next((tmp_path / "again").rglob("merge_record.json"))
+    assert {**files_of(again.parent), "README.md": b""} == {**files_of(tmp_path / "merged"), "README.md": b""}
+    shutil.rmtree(tmp_path / "moved")
+    save_model(tmp_path / "moved", seed=77)
+    with pytest.raises(UserError, match=r"math model's model\.safetensors is not the file"):
+        main([*command, "--models", f"pretrained.math={tmp_path / 'moved'}", "--overwrite"])
 
 
 def test_an_adapter_is_applied_to_its_own_model(tmp_path, recipe):
