@@ -9,11 +9,12 @@ import yaml
 from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder
 from model_merging_methods.kernels.stored_dtypes import LONG_NAMES, is_floating
 from model_merging_methods.merge_parameters import MergeParameters
-from model_merging_methods.merge_request import MergeRequest
+from model_merging_methods.merge_request import PRETRAINED, MergeRequest
 from model_merging_methods.method import Value
 from model_merging_methods.methods import METHODS
 from model_merging_methods.recipes.mergekit_methods import RECIPE_METHODS, Base
 from model_merging_methods.recipes.read_recipes import recipe_from_plain
+from model_merging_methods.recipes.recipe import with_models
 from utils.errors import UserError
 
 _NAMES = {"scaling_coefficient": "lambda", "ram_alpha": "alpha"}  # in mergekit's methods
@@ -22,6 +23,9 @@ _IMPLIED = ("task_vectors",)  # by a base model
 
 def recipe_text(request: MergeRequest) -> str:
     """A merge's recipe. Raises UserError for a merge that recipes cannot describe."""
+    if request.recipe is not None:
+        documents = _documents(request)
+        return "---\n".join(yaml.safe_dump(one, sort_keys=False, allow_unicode=True) for one in documents.values())
     parameters, models = request.parameters, dict(request.finetuned)
     method = RECIPE_METHODS[parameters.method]
     shared, own = _settings(parameters, list(models))
@@ -54,6 +58,34 @@ def recipe_text(request: MergeRequest) -> str:
             f"--print_recipe: recipes cannot describe this merge ({error}); keep the command line"
         ) from None
     return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+
+
+def _documents(request: MergeRequest) -> dict[str | None, dict[str, Any]]:
+    """The documents of a recipe by name, the result last, with the places of models and, for random masks, their names
+    here."""
+    found: dict[str | None, dict[str, Any]] = {}
+    for made in request.made.values():
+        found |= _documents(made)
+    named = request.recipe
+    places = {role: str(path) for role, path in request.inputs.items()}
+    places |= {role: f"{places[base]}+{places[role]}" for role, base in named.adapters.items()}
+    document = with_models(_with_names(named.fields["document"]), places)
+    found[named.recipe.name] = document | ({"seed": named.recipe.seed} if named.recipe.is_random else {})
+    return found
+
+
+def _with_names(value: Any) -> Any:
+    """A recipe's plain values, in which every source has the name of its role."""
+    if isinstance(value, list):
+        return [_with_names(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    named = {key: _with_names(one) for key, one in value.items()}
+    for entries in (named.get("models"), named.get("sources")):
+        for entry in entries or ():
+            if entry["model"] != PRETRAINED:
+                entry["name"] = entry["model"]
+    return named
 
 
 def _reads_base(parameters: MergeParameters) -> bool:

@@ -46,6 +46,37 @@ def test_a_printed_recipe_makes_the_same_weights(options, tmp_path, capsys):
         assert values.dtype == found[name].dtype and values.equal(found[name]), name
 
 
+RECIPE = f"""
+name: drawn
+merge_method: dare_ties
+base_model: {MODELS}/base
+models:
+- {{model: {MODELS}/instruct, name: first, parameters: {{weight: [0.2, 0.8], density: 0.5}}}}
+- {{model: {MODELS}/math, parameters: {{weight: 0.5, density: 0.7}}}}
+---
+merge_method: slerp
+base_model: drawn
+slices:
+- sources:
+  - {{model: drawn, layer_range: [0, 3]}}
+  - {{model: {MODELS}/code, layer_range: [0, 3]}}
+parameters: {{t: [{{filter: mlp, value: 0.2}}, {{value: 0.6}}]}}
+tokenizer_source: union
+"""
+
+
+@pytest.mark.parametrize("text", [RECIPE, RECIPE.split("---")[0]], ids=["two documents", "one"])
+def test_the_printed_recipe_of_a_record_makes_the_same_model(text, tmp_path, capsys):
+    (tmp_path / "recipe.yml").write_text(text)
+    main(["merge", str(tmp_path / "recipe.yml"), str(tmp_path / "merged"), "--seed", "3"])
+    capsys.readouterr()
+    main(["merge", "--from_record", str(tmp_path / "merged" / "merge_record.json"), "--print_recipe"])
+    (tmp_path / "printed.yml").write_text(capsys.readouterr().out)
+    main(["merge", str(tmp_path / "printed.yml"), str(tmp_path / "again")])
+    for name, values in tensors_of(tmp_path / "merged").items():
+        assert values.equal(tensors_of(tmp_path / "again")[name]), name
+
+
 @pytest.mark.parametrize("method", ["average_merging", "task_arithmetic", "ties_merging", "ties_per_tensor", "nuslerp"])
 def test_ratios_by_layer_are_those_of_the_layer(method, tmp_path):
     """Three layers, and what is outside of them with the first one."""
