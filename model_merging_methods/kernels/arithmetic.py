@@ -13,10 +13,15 @@ import numpy as np
 
 from model_merging_methods.kernels.block_kernels import (
     AVERAGE_MERGING,
+    CONSENSUS_TA,
     LINEAR,
+    LOCALIZE_AND_STITCH,
+    MAGMAX,
     MAGNITUDE_MASK,
     MASK_NUMBERS,
+    NEARSWAP,
     NO_MASK,
+    RAM,
     RANDOM_MASK,
     TASK_ARITHMETIC,
     TIES_MERGING,
@@ -37,7 +42,6 @@ from model_merging_methods.kernels.block_kernels import (
     note_candidates,
     place_of_equal,
 )
-from model_merging_methods.kernels.loops import LOOPS
 from model_merging_methods.kernels.magnitude_thresholds import EVERYWHERE, BlockCounts, ThresholdSearch
 from model_merging_methods.kernels.selection import kth_of_counted
 from model_merging_methods.kernels.stored_dtypes import F16, F32
@@ -52,11 +56,23 @@ if TYPE_CHECKING:
 
 COMPILED_METHODS = {
     "average_merging": AVERAGE_MERGING,
+    "consensus_ta": CONSENSUS_TA,
     "linear": LINEAR,
+    "localize_and_stitch": LOCALIZE_AND_STITCH,
+    "magmax": MAGMAX,
+    "nearswap": NEARSWAP,
+    "ram": RAM,
     "task_arithmetic": TASK_ARITHMETIC,
     "ties_merging": TIES_MERGING,
     "ties_per_tensor": TIES_PER_TENSOR,
     "ties_per_tensor_mergellm": TIES_MERGING,
+}
+# The numbers of the kernels that take others than weights and thresholds, from the formula's options and the tensor's.
+_NUMBERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Sequence[float]]] = {
+    "consensus_ta": lambda options, found: (options["k"], *options["mask_lambda"]),
+    "localize_and_stitch": lambda options, found: found.get("largest_threshold", ()),
+    "nearswap": lambda options, found: (options["t"],),
+    "ram": lambda options, found: (options["epsilon"],),
 }
 _DIVISORS = {"linear": linear.divisor, "task_arithmetic": task_arithmetic.divisor}
 _PIECE = 1 << 15  # values of each model that a formula in torch gets at once
@@ -149,8 +165,8 @@ class CompiledArithmetic:
     def _merge_by_formula(
         self, numbers: TensorNumbers, block: StoredBlock, output_dtype: int, output: np.ndarray, sums: Sums
     ) -> int:
-        """`merge` by the method's compiled loop or its formula in torch, in pieces that stay in a core's cache."""
-        formula = self._loop(numbers) if self._parameters.method in LOOPS else self._formula(numbers)
+        """`merge` by the method's formula in torch, in pieces that stay in a core's cache."""
+        formula = self._formula(numbers)
         size, not_finite, fits = min(block.size, _PIECE), 0, True
         rows = np.empty((2 * self._models + 1, size), np.float32)
         plan = self._plan(numbers)
@@ -161,20 +177,8 @@ class CompiledArithmetic:
             fits &= encode(merged, output_dtype, first, output)
         return not_finite if not_finite or fits else -1
 
-    def _loop(self, numbers: TensorNumbers) -> Callable[[int, np.ndarray], np.ndarray]:
-        """The compiled loop, as a function of a first position and of θ0, θ1 … θK, δ1 … δK in rows."""
-        loop, numbers_of = LOOPS[self._parameters.method]
-        arguments = numbers_of(self._parameters.formula_options(self._models), numbers)
-
-        def merge(start: int, rows: np.ndarray) -> np.ndarray:
-            merged = np.empty(rows.shape[1], np.float32)
-            loop(rows[0], rows[1 : self._models + 1], rows[self._models + 1 :], start, merged, *arguments)
-            return merged
-
-        return merge
-
     def _formula(self, numbers: TensorNumbers) -> Callable[[int, np.ndarray], np.ndarray]:
-        """The same for the formula in torch."""
+        """The formula as a function of a first position and of θ0, θ1 … θK, δ1 … δK in rows."""
         import torch
 
         from model_merging_methods.kernels.torch_arithmetic import merged_values, one_thread
@@ -270,6 +274,7 @@ class CompiledArithmetic:
             lasts=np.array(lasts, np.int64),
             normalizes=bool(values.get("normalize")),
             elects_by_count=values.get("elect_by") == "count",
+            numbers=self._per_model(self._numbers(numbers)),
             mask=NO_MASK if mask is None else RANDOM_MASK if mask.declared.keeps is None else MAGNITUDE_MASK,
             masks_deltas=mask is not None and mask.masks_deltas,
             rounds_masked=mask is not None and mask.declared.rounds(mask.values),
@@ -279,6 +284,12 @@ class CompiledArithmetic:
 
     def _trim_thresholds(self, numbers: TensorNumbers) -> Sequence[float]:
         return numbers.statistics.get("trim_thresholds", (0.0,) * self._models)
+
+    def _numbers(self, numbers: TensorNumbers) -> Sequence[float]:
+        if self._parameters.method not in _NUMBERS:
+            return ()
+        options = self._parameters.formula_options(self._models)
+        return _NUMBERS[self._parameters.method](options, numbers.statistics)
 
     def _per_model(self, values: Sequence[float]) -> np.ndarray:
         return np.array(values, np.float32)

@@ -88,7 +88,8 @@ class Case:
 
 @st.composite
 def cases(draw) -> Case:
-    models = draw(st.integers(2, 4))
+    method = draw(st.sampled_from(list(COMPILED_METHODS)))
+    models = 1 if method == "nearswap" else draw(st.integers(2, 4))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     size = draw(st.integers(1, 80) | st.integers(1, 2500))
     shape = (models + 1, size)
@@ -110,7 +111,6 @@ def cases(draw) -> Case:
     places = rng.integers(size, size=models)
     own = np.abs(values[1:] - values[0])[range(models), places].astype(np.float32)
     thresholds = draw(st.sampled_from([own, np.zeros(models, np.float32), np.full(models, 0.25, np.float32)]))
-    method = draw(st.sampled_from(list(COMPILED_METHODS)))
     start = draw(st.integers(0, 9) | st.integers(0, 2**40))
     options, statistics = {}, {}
     ratios = ratios if METHODS[method].takes_ratios else None
@@ -127,6 +127,14 @@ def cases(draw) -> Case:
         lasts = [start + draw(st.integers(-1, size)) for _ in range(models)]
         statistics = {"kept": list(zip(thresholds.tolist(), lasts, strict=True))}
         options["elect_by"] = draw(st.sampled_from(["sum", "count"]))
+    if method == "localize_and_stitch":
+        statistics = {"largest_threshold": thresholds.tolist()}
+    if method == "consensus_ta":
+        options |= {"k": draw(st.integers(0, 3)), "mask_lambda": draw(st.sampled_from([0.2, 0.0, 1.0]))}
+    if method == "ram":
+        options["epsilon"] = draw(st.sampled_from([1e-5, 0.0, 0.25]))
+    if method == "nearswap":
+        options["t"] = draw(st.sampled_from([0.001, 0.0, 0.25, 10.0]))
     return Case(
         parameters=parameters_of(method, mask=mask, mixup=Mixup(ratios) if ratios else None, **options),
         numbers=TensorNumbers(ratios=ratios, statistics=statistics),
@@ -265,6 +273,10 @@ def plain_case(method: str, values: np.ndarray, **options: float) -> Case:
     statistics = {"trim_thresholds": [0.0] * models, "majority_sign": 0}
     if method == "ties_per_tensor":
         statistics = {"kept": [[-1.0, -1]] * models}
+    if method == "localize_and_stitch":
+        statistics = {"largest_threshold": [0.0] * models}
+    if method == "nearswap":
+        options["t"] = 0.5
     return Case(
         parameters=parameters_of(method, **options),
         numbers=TensorNumbers(statistics=statistics),
