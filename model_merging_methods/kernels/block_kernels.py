@@ -683,10 +683,11 @@ def merge_block(plan, block, output_dtype, output, sums):
 
 @intrinsic
 def _add_in_lanes(_context, x, y, lanes):
-    """Σ x y of float32 arrays in float64: lane l of `lanes` (float64 [8]) gets positions l, l + 8, l + 16 … in order.
+    """Σ x x, Σ x y and Σ y y of float32 arrays in float64, one in each row of `lanes` (float64 [3, 8]): lane l gets the
+    positions l, l + 8, l + 16 … in order.
 
-    Written for vectors of eight, because the compiler adds scalars one by one. Positions after the last eight are left
-    out.
+    Written for vectors of eight, because the compiler adds scalars one by one; the three sums do not wait for each
+    other. Positions after the last eight are left out.
     """
 
     def generate(context, builder, signature, arguments):
@@ -694,26 +695,39 @@ def _add_in_lanes(_context, x, y, lanes):
         arrays = [context.make_array(kind)(context, builder, array) for kind, array in pairs]
         floats, doubles = ir.VectorType(ir.FloatType(), 8), ir.VectorType(ir.DoubleType(), 8)
         eight = ir.Constant(ir.IntType(64), 8)
-        total = cgutils.alloca_once_value(builder, ir.Constant(doubles, [0.0] * 8))
+        totals = [cgutils.alloca_once_value(builder, ir.Constant(doubles, [0.0] * 8)) for _ in range(3)]
         with cgutils.for_range(builder, builder.udiv(builder.extract_value(arrays[0].shape, 0), eight)) as loop:
             first = builder.mul(loop.index, eight)
             places = [builder.bitcast(builder.gep(of.data, [first]), floats.as_pointer()) for of in arrays[:2]]
-            factors = [builder.fpext(builder.load(place, align=4), doubles) for place in places]
-            builder.store(builder.fadd(builder.load(total), builder.fmul(*factors)), total)
-        builder.store(builder.load(total), builder.bitcast(arrays[2].data, doubles.as_pointer()), align=8)
+            x, y = (builder.fpext(builder.load(place, align=4), doubles) for place in places)
+            for total, factors in zip(totals, ((x, x), (x, y), (y, y)), strict=True):
+                builder.store(builder.fadd(builder.load(total), builder.fmul(*factors)), total)
+        rows = builder.bitcast(arrays[2].data, doubles.as_pointer())
+        for number, total in enumerate(totals):
+            place = builder.gep(rows, [ir.Constant(ir.IntType(64), number)])
+            builder.store(builder.load(total), place, align=8)
         return context.get_dummy_value()
 
     return types.void(x, y, lanes), generate
 
 
 @exact
-def _product(x, y, lanes):
-    """Σ x y in float64, in eight interleaved sums that are added in a fixed order. `lanes` is room for them."""
+def _products(x, y, lanes):
+    """Σ x x, Σ x y and Σ y y in float64, each in eight interleaved sums that are added in a fixed order. `lanes` is room
+    for them, float64 [3, 8]."""
     _add_in_lanes(x, y, lanes)
-    total = ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]))
+    xx, xy, yy = _sum_of_lanes(lanes[0]), _sum_of_lanes(lanes[1]), _sum_of_lanes(lanes[2])
     for j in range(x.size // 8 * 8, x.size):
-        total += np.float64(x[j]) * np.float64(y[j])
-    return total
+        one, other = np.float64(x[j]), np.float64(y[j])
+        xx += one * one
+        xy += one * other
+        yy += other * other
+    return xx, xy, yy
+
+
+@exact
+def _sum_of_lanes(lanes):
+    return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]))
 
 
 @exact
@@ -723,7 +737,7 @@ def gram_block(plan, of_task_vectors, block, gram):
     models = block.stored.shape[0] - 1
     chunks = np.empty(2 * models * CHUNK, np.float32)
     rows = np.empty((2, CHUNK), np.float32)
-    no_sums, lanes = np.zeros((models, 4)), np.empty(8)
+    no_sums, lanes = np.zeros((models, 4)), np.empty((3, 8))
     not_finite = 0
     for first in range(0, block.size, CHUNK):
         size = min(CHUNK, block.size - first)
@@ -731,21 +745,41 @@ def gram_block(plan, of_task_vectors, block, gram):
         deltas = chunks[models * CHUNK : models * (CHUNK + size)].reshape(models, size)
         pretrained = rows[0, :size]
         _load(plan, block, first, pretrained, finetuned, deltas)
-        if plan.reads_pretrained and not all_finite(pretrained):
-            not_finite |= 1
-        for i in range(models):
-            if not all_finite(finetuned[i]):
-                not_finite |= 2 << i
         if plan.mask != NO_MASK:
             _mask(plan, block, first, pretrained, finetuned, deltas, rows[1, :size], no_sums)
-        x = deltas if of_task_vectors else finetuned
-        for i in range(models):
-            for k in range(i, models):
-                gram[i, k] += _product(x[i], x[k], lanes)
+        squares = _add_products(deltas if of_task_vectors else finetuned, lanes, gram)
+        if not np.isfinite(squares) or (plan.reads_pretrained and not of_task_vectors):
+            _load(plan, block, first, pretrained, finetuned, deltas)  # unmasked
+            if plan.reads_pretrained and not all_finite(pretrained):
+                not_finite |= 1
+            for i in range(models):
+                if not all_finite(finetuned[i]):
+                    not_finite |= 2 << i
     for i in range(models):
         for k in range(i):
             gram[i, k] = gram[k, i]
     return not_finite
+
+
+@exact
+def _add_products(x, lanes, gram):
+    """Add the inner products of the rows of `x` to the upper triangle of `gram`. Returns the sum of their squares."""
+    models = x.shape[0]
+    squares = 0.0
+    if models == 1:
+        squares, _, _ = _products(x[0], x[0], lanes)
+        gram[0, 0] += squares
+    for i in range(models):
+        for k in range(i + 1, models):
+            own, between, others = _products(x[i], x[k], lanes)
+            gram[i, k] += between
+            if k == i + 1:
+                gram[i, i] += own
+                squares += own
+            if i == models - 2:
+                gram[k, k] += others
+                squares += others
+    return squares
 
 
 @exact
@@ -754,7 +788,7 @@ def mask_sums(plan, block, sums):
     Returns a bit for each model with values that are not finite."""
     models = block.stored.shape[0] - 1
     room = np.empty((2 * models + 2) * CHUNK, np.float32)
-    lanes = np.empty(8)
+    lanes = np.empty((3, 8))
     not_finite = 0
     for first in range(0, block.size, CHUNK):
         pretrained, finetuned, deltas = _load_chunk(plan, block, first, room, False)
@@ -768,9 +802,9 @@ def mask_sums(plan, block, sums):
             _keep_mask(plan, block, first, i, values, keep)
             for j in range(values.size):
                 values[j] = abs(values[j])
-            sums[i, 1] += _product(values, keep, lanes)
+            sums[i, 1] += _products(values, keep, lanes)[1]
             keep[:] = ONE
-            sums[i, 0] += _product(values, keep, lanes)
+            sums[i, 0] += _products(values, keep, lanes)[1]
     return not_finite
 
 
