@@ -219,7 +219,8 @@ def merge_parameters(options: argparse.Namespace, roles: Sequence[str]) -> Merge
     elif options.mixup:
         mixup = Mixup(draw_ratios(value("alpha"), len(roles), value("seed")), value("alpha"))
     if mixup is not None and "weight" in own:
-        raise UserError("--weight has no effect with M3's ratios, which replace it; remove one of them")
+        name = "--scaling_coefficient for each model" if options.weight is None else "--weight"
+        raise UserError(f"{name} has no effect with M3's ratios, which replace it; remove one of them")
     parameters = parameters_of(
         method,
         mask=None if mask is None else mask_of(mask, weight_format=value("weight_format"), **of_mask),

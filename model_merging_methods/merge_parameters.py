@@ -170,7 +170,9 @@ class MergeParameters:
         """Raise UserError, naming the option, for a value that makes no sense."""
         _check_number_of_models(self.declared, number_of_models)
         if self.mixup and not self.declared.takes_ratios:
-            raise UserError(f"--mixup: {self.method} takes no ratios of M3; remove --mixup or --mixup_lambda")
+            raise UserError(
+                f"--mixup: {self.method} takes no ratios of M3; remove --mixup, --mixup_lambda or --ratio_by_layer"
+            )
         if self.mixup and len(self.mixup.ratios) != number_of_models:
             raise UserError(f"--mixup_lambda: {len(self.mixup.ratios)} ratios for {number_of_models} models")
         if self.mixup and not sum_to_one(self.mixup.ratios):

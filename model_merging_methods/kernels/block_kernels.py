@@ -713,8 +713,8 @@ def _add_in_lanes(_context, x, y, lanes):
 
 @exact
 def _products(x, y, lanes):
-    """Σ x x, Σ x y and Σ y y in float64, each in eight interleaved sums that are added in a fixed order. `lanes` is room
-    for them, float64 [3, 8]."""
+    """Σ x x, Σ x y and Σ y y in float64, each in eight interleaved sums that are added in a fixed order. `lanes` is
+    room for them, float64 [3, 8]."""
     _add_in_lanes(x, y, lanes)
     xx, xy, yy = _sum_of_lanes(lanes[0]), _sum_of_lanes(lanes[1]), _sum_of_lanes(lanes[2])
     for j in range(x.size // 8 * 8, x.size):

@@ -22,6 +22,7 @@ EXAMPLES = f"""examples:
 _FLAGS_WITHOUT_EFFECT = (
     *("copy-tokenizer", "lazy-unpickle", "low-cpu-memory", "clone-tensors", "safe-serialization", "write-model-card"),
     *("allow-crimes", "read-to-gpu", "multi-gpu", "gpu-rich", "async-write", "quiet", "verbose", "lazy-loader"),
+    "unsafe-truncate-embeddings",
 )
 _VALUES_WITHOUT_EFFECT = ("lora-merge-cache", "transformers-cache", "num-threads", "write-threads", "lora-merge-dtype")
 
@@ -76,7 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         *("--seed", "--random-seed", "--random_seed"), type=whole_number, help="seed of random masks (default: 0)"
     )
-    parser.add_argument("--device", choices=("cpu", "cuda", "auto"), help="device of the arithmetic (default: cpu)")
+    text = "device of the arithmetic: cpu, cuda, or auto for a GPU if there is one (default: cpu)"
+    parser.add_argument("--device", type=_device, help=text)
     parser.add_argument("--cuda", action=argparse.BooleanOptionalAction, help="the same as --device cuda")
     parser.add_argument(
         *("--out-shard-size", "--out_shard_size"),
@@ -88,13 +90,22 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--{name}", f"--no-{name}", dest=name, action="store_true", help=argparse.SUPPRESS)
     for name in _VALUES_WITHOUT_EFFECT:
         parser.add_argument(f"--{name}", dest=name, help=argparse.SUPPRESS)
+    parser.add_argument("-j", dest="num-threads", help=argparse.SUPPRESS)
     parser.add_argument("-v", dest="verbose", action="count", help=argparse.SUPPRESS)
-    parser.add_argument("--trust-remote-code", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--trust-remote-code", action=argparse.BooleanOptionalAction, help=argparse.SUPPRESS)
     return parser
 
 
 def _without_effect(options: argparse.Namespace) -> list[str]:
     return [name for name in (*_FLAGS_WITHOUT_EFFECT, *_VALUES_WITHOUT_EFFECT) if getattr(options, name)]
+
+
+def _device(text: str) -> str:
+    """cpu, cuda or auto; `cuda:0` is the first GPU, which cuda means too."""
+    device = text.removesuffix(":0")
+    if device not in ("cpu", "cuda", "auto"):
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from cpu, cuda, auto)")
+    return device
 
 
 def _number_of_values(text: str) -> int:

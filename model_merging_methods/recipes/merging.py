@@ -16,6 +16,7 @@ from model_merging_methods.recipes.opening import first_parameters, open_recipe
 from model_merging_methods.recipes.read_recipes import read_recipes, with_seed
 from model_merging_methods.recipes.recipe import Recipe
 from model_merging_methods.recipes.references import ModelReference
+from model_merging_methods.recipes.tokenizer import TOKENIZER_KEYWORDS
 from utils.errors import UserError
 from utils.findings import Findings
 from utils.model_folders import find_model_folder, free_name
@@ -92,8 +93,10 @@ def recipe_request(
         if model.lora is not None:
             folders[model] = _find(recipe, model.lora, headers_in)
             adapters[model] = whole
-    names = {source.model: source.name for one in recipe.slices for source in one.sources if source.name}
-    roles = dict(zip(folders, _roles(list(folders), names), strict=True))
+    # A role in the place of a tokenizer's source must not read as one of its keywords.
+    has_tokenizer = recipe.tokenizer is not None and isinstance(recipe.tokenizer.source, ModelReference)
+    reserved = TOKENIZER_KEYWORDS if has_tokenizer else ()
+    roles = dict(zip(folders, _roles(list(folders), recipe.given_names, reserved), strict=True))
     by_role = {roles[model]: folder for model, folder in folders.items()}
     of_adapters = {roles[model]: roles[whole] for model, whole in adapters.items()}
     of_documents = {role: made[model.path] for model, role in roles.items() if model.path in made and not model.lora}
@@ -111,12 +114,13 @@ def _find(recipe: Recipe, model: ModelReference, headers_in: Path | None = None)
         raise UserError(f"{place}: model: {error}") from None
 
 
-def _roles(models: Sequence[ModelReference], names: Mapping[ModelReference, str]) -> list[str]:
-    """The roles of models: the first is the pretrained one, the others have their given names or their folders'."""
+def _roles(models: Sequence[ModelReference], names: Mapping[ModelReference, str], reserved: Sequence[str]) -> list[str]:
+    """The roles of models: the first is the pretrained one, the others have their given names or their folders', with a
+    number if these are taken or reserved."""
     roles = [PRETRAINED]
     for model in models[1:]:
         name = names.get(model) or _word(Path(model.lora.path if model.lora else model.path).name)
-        roles.append(free_name(name, roles))
+        roles.append(free_name(name, (*roles, *reserved)))
     return roles
 
 

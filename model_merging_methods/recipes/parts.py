@@ -110,7 +110,8 @@ def make_parts(
                 findings.warn(
                     f"{recipe.place}: {name}: all models tie it to {matrix}, so it is merged with that one's parameters"
                 )
-        names = ["+".join(dict.fromkeys(roles[one.model] for one in column.values())) for column in inputs]
+        known = {**roles, **recipe.given_names}  # the first model's role is not its given name
+        names = ["+".join(dict.fromkeys(known[one.model] for one in column.values())) for column in inputs]
         parts.append(Part(models, _distinct(names), of_tensors))
     return parts
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -138,11 +138,23 @@ def _read(document: Node, file: str) -> Recipe:
     if "exclude_param_names_regex" in entries:
         patterns = _read_patterns(entries["exclude_param_names_regex"], recipe)
         recipe = replace(recipe, exclude_param_names_regex=patterns)
+    _check_names(slices)
     for one in slices:
         check_slice(one, recipe)
     if "seed" in entries:
         _check_seed(entries["seed"], recipe)
     return recipe
+
+
+def _check_names(slices: Sequence[Slice]) -> None:
+    """Raise UserError for a name of two models, or a model with two names."""
+    models: dict[str, ModelReference] = {}
+    names: dict[ModelReference, str] = {}
+    for source in (source for one in slices for source in one.sources if source.name):
+        if models.setdefault(source.name, source.model) != source.model:
+            raise UserError(f"{source.place}: name: {source.name} is the name of two models; rename one")
+        if names.setdefault(source.model, source.name) != source.name:
+            raise UserError(f"{source.place}: name: {source.model} has another name before; give it one")
 
 
 def _read_method(node: Node) -> RecipeMethod:

@@ -31,7 +31,7 @@ from model_merging_methods.mixup import Mixup
 from model_merging_methods.recipes.mergekit_methods import MASK_PARAMETERS, Base, Parameter, RecipeMethod
 from model_merging_methods.recipes.references import ModelReference
 from model_merging_methods.recipes.settings import Settings
-from model_merging_methods.recipes.tokenizer import Tokenizer
+from model_merging_methods.recipes.tokenizer import TOKENIZER_KEYWORDS, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,11 @@ class Recipe:
             named += [source.model for source in self.tokenizer.tokens.values() if source.model]
         return tuple(dict.fromkeys(named))
 
+    @property
+    def given_names(self) -> dict[ModelReference, str]:
+        """The names that the recipe gives to models."""
+        return {source.model: source.name for one in self.slices for source in one.sources if source.name}
+
     def filters_without_effect(self, names: Collection[str]) -> list[str]:
         """Lines on the filters of parameters that fit none of these names of tensors."""
         of_sources = [source.parameters for one in self.slices for source in one.sources]
@@ -138,22 +143,26 @@ class Recipe:
         return parameters_of(self.method, self.mask)
 
 
-def with_models(value: Any, names: Mapping[str, str]) -> Any:
-    """A recipe's plain values with other names of its models."""
+def with_models(value: Any, names: Mapping[str, str], within: str = "") -> Any:
+    """A recipe's plain values with other names of its models; `within` is the key that they belong to."""
     if isinstance(value, list):
         return [with_models(one, names) for one in value]
     if not isinstance(value, dict):
         return value
-    keys = ("model", "base_model", "tokenizer_source", "source")
-    return {
-        key: names[_as_text(one)] if key in keys and _as_text(one) in names else with_models(one, names)
-        for key, one in value.items()
-    }
+    renamed = {}
+    for key, one in value.items():
+        of_tokenizer = key == "tokenizer_source" or (within == "tokenizer" and key == "source")
+        is_model = key in ("model", "base_model", "tokenizer_source", "source") and _as_text(one) in names
+        if is_model and not (of_tokenizer and one in TOKENIZER_KEYWORDS):
+            renamed[key] = names[_as_text(one)]
+        else:
+            renamed[key] = with_models(one, names, key)
+    return renamed
 
 
 def _as_text(model: Any) -> str | None:
     """A model that is written as a text or as a mapping of path, revision and lora, as a text."""
-    if not isinstance(model, dict):
+    if not isinstance(model, dict) or "kind" in model:  # a token's row
         return model if isinstance(model, str) else None
     if "path" in model:
         return str(ModelReference(model["path"], model.get("revision")))

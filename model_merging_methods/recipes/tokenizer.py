@@ -10,6 +10,7 @@ from model_merging_methods.recipes.reading import Node, choice
 from model_merging_methods.recipes.references import ModelReference, read_model
 
 CHAT_TEMPLATES = ("auto", "alpaca", "chatml", "exaone", "llama3", "mistral")
+TOKENIZER_KEYWORDS = ("union", "base")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def read_tokenizer(entries: Mapping[str, Node]) -> Tokenizer | None:
 def _read_tokenizer_source(node: Node, entries: Mapping[str, Node]) -> str | ModelReference:
     if node.value == "base" and "base_model" not in entries:
         raise node.error("base is asked for, but there is no base_model; add one, or write union")
-    return node.value if node.value in ("union", "base") else read_model(node)
+    return node.value if node.value in TOKENIZER_KEYWORDS else read_model(node)
 
 
 def _read_token(node: Node) -> TokenSource:

@@ -15,7 +15,9 @@ from model_merging_methods.methods import METHODS
 from model_merging_methods.recipes.mergekit_methods import RECIPE_METHODS, Base
 from model_merging_methods.recipes.read_recipes import recipe_from_plain
 from model_merging_methods.recipes.recipe import with_models
+from model_merging_methods.recipes.vocabulary import number_of_rows
 from utils.errors import UserError
+from utils.weight_files import is_adapter_folder
 
 _NAMES = {"scaling_coefficient": "lambda", "ram_alpha": "alpha"}  # in mergekit's methods
 _IMPLIED = ("task_vectors",)  # by a base model
@@ -28,15 +30,20 @@ def recipe_text(request: MergeRequest) -> str:
         return "---\n".join(yaml.safe_dump(one, sort_keys=False, allow_unicode=True) for one in documents.values())
     parameters, models = request.parameters, dict(request.finetuned)
     method = RECIPE_METHODS[parameters.method]
+    _check(request)
     shared, own = _settings(parameters, list(models))
+
+    def place(folder: Path) -> str:
+        return f"{request.pretrained}+{folder}" if is_adapter_folder(folder) else str(folder)
+
     if method.base is Base.FIRST:
-        base = str(next(iter(models.values())))
+        base = place(next(iter(models.values())))
     else:
         base = str(request.pretrained) if method.base is not Base.INPUT and _reads_base(parameters) else None
     document: dict[str, Any] = {"merge_method": parameters.method}
     document |= {"base_model": base} if base else {}
     document["models"] = [
-        {"model": str(folder), "name": name, **({"parameters": own[name]} if own[name] else {})}
+        {"model": place(folder), "name": name, **({"parameters": own[name]} if own[name] else {})}
         for name, folder in models.items()
     ]
     document |= {"parameters": shared} if shared else {}
@@ -54,10 +61,24 @@ def recipe_text(request: MergeRequest) -> str:
     try:
         recipe_from_plain(document, Path("recipe"))
     except UserError as error:
-        raise UserError(
-            f"--print_recipe: recipes cannot describe this merge ({error}); keep the command line"
-        ) from None
+        raise _refusal(str(error)) from None
     return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+
+
+def _check(request: MergeRequest) -> None:
+    """Raise UserError for a merge that no recipe means."""
+    if request.parameters.config_from is not None:
+        raise _refusal("they have no --config_from")
+    if request.parameters.exclude_param_names_regex and RECIPE_METHODS[request.parameters.method].base is Base.FIRST:
+        raise _refusal(f"excluded parameters of {request.parameters.method} are the first model's there")
+    with ExitStack() as stack:
+        whole = [folder for folder in request.inputs.values() if not is_adapter_folder(folder)]
+        if len({number_of_rows(stack.enter_context(CheckpointFolder(folder))) for folder in whole}) > 1:
+            raise _refusal("they give tokens that a model lacks other rows of embeddings")
+
+
+def _refusal(reason: str) -> UserError:
+    return UserError(f"--print_recipe: recipes cannot describe this merge ({reason}); keep the command line")
 
 
 def _documents(request: MergeRequest) -> dict[str | None, dict[str, Any]]:

@@ -33,6 +33,7 @@ models:
   parameters: {{weight: 0.5, density: 0.7}}
 """
 DARE = TIES.replace("ties", "dare_ties")
+TO_BASE = "tokenizer_source: base"
 TWO_DOCUMENTS = f"""
 name: first
 {TIES}
@@ -85,6 +86,55 @@ def test_the_record_of_a_recipe_repeats_the_merge(recipe, tmp_path):
     assert fingerprints[0] == fingerprints[1]
 
 
+TOKEN = f"""
+merge_method: linear
+models:
+- {{model: {MODELS}/instruct, parameters: {{weight: 1}}}}
+- {{model: {MODELS}/code, parameters: {{weight: 1}}}}
+tokenizer:
+  tokens:
+    "<s>": {{source: {{kind: model_token, model: {MODELS}/code, token: "</s>"}}, force: true}}
+"""
+NAMED_BASE = f"""
+merge_method: linear
+base_model: {MODELS}/math
+models:
+- {{model: {MODELS}/math, parameters: {{weight: 1}}}}
+- {{model: {MODELS}/base, parameters: {{weight: 1}}}}
+tokenizer_source: {MODELS}/base
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "old", "new"), [(TOKEN, "</s>", "<unk>"), (NAMED_BASE, f"tokenizer_source: {MODELS}/base", TO_BASE)]
+)
+def test_the_record_keeps_every_part_of_a_tokenizer(text, old, new, recipe, tmp_path):
+    main(["merge", recipe(text), str(tmp_path / "merged")])
+    record = tmp_path / "merged" / "merge_record.json"
+    main(["merge", "--from_record", str(record), "--output_dir", str(tmp_path / "again")])
+    again = next((tmp_path / "again").rglob("merge_record.json")).parent
+    assert files_of(again) == files_of(tmp_path / "merged")
+    with pytest.raises(UserError, match="holds the results of another run"):
+        main(["merge", recipe(text.replace(old, new)), str(tmp_path / "merged")])
+
+
+def test_the_name_of_any_model_decides_its_random_mask(recipe, tmp_path):
+    text = f"""
+merge_method: linear
+models:
+- {{model: {MODELS}/instruct, name: NAME, parameters: {{weight: 1}}}}
+- {{model: {MODELS}/code, name: two, parameters: {{weight: 1}}}}
+mask: {{name: dare, weight_format: finetuned_weight}}
+parameters: {{weight_mask_rate: 0.5}}
+"""
+    for name in ("one", "uno"):
+        main(["merge", recipe(text.replace("NAME", name)), str(tmp_path / name)])
+    one, uno = (tensors_of(tmp_path / name)["lm_head.weight"] for name in ("one", "uno"))
+    assert not one.equal(uno)
+    with pytest.raises(UserError, match=r"recipe.yml:\d+: name: two is the name of two models"):
+        main(["merge", recipe(text.replace("NAME", "two")), str(tmp_path / "other")])
+
+
 def test_the_seed_of_mergekit_s_option_draws_other_masks(recipe, tmp_path):
     for seed in ("0", "1"):
         main(["merge", recipe(DARE), str(tmp_path / seed), "--random-seed", seed])
@@ -94,8 +144,9 @@ def test_the_seed_of_mergekit_s_option_draws_other_masks(recipe, tmp_path):
 
 def test_options_of_mergekit_without_effect_are_named_once(recipe, tmp_path, caplog):
     options = ["--copy-tokenizer", "--lazy-unpickle", "--out-shard-size", "1000", "--no-cuda", "--allow-crimes"]
+    options += ["-j", "2", "--device", "cpu", "--no-trust-remote-code"]
     main(["merge", recipe(TIES), str(tmp_path / "merged"), *options])
-    assert "without effect here: --copy-tokenizer, --lazy-unpickle, --allow-crimes" in caplog.text
+    assert "without effect here: --copy-tokenizer, --lazy-unpickle, --allow-crimes, --num-threads" in caplog.text
     assert len(list((tmp_path / "merged").glob("*.safetensors"))) > 10
     AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     with pytest.raises(UserError, match="--trust-remote-code: code of models is never run"):

@@ -4,6 +4,7 @@ import pytest
 
 from model_merging_methods.__main__ import main
 from tests.model_merging_methods.recipes.test_golden_recipes import GOLDEN, tensors_of
+from tests.model_merging_methods.small_models import save_model
 from utils.errors import UserError
 
 MODELS = GOLDEN.parent / "methods" / "models" / "float32"
@@ -31,6 +32,7 @@ def options_of(*options):
         "--use_weight_rescale --weight_mask_rate 0.4 --mask_apply_method ties_merging --seed 2",
         "--weight_mask_rate 0.4 --mask_apply_method average_merging --weight_format finetuned_weight",
         "--mask_strategy breadcrumbs --density 0.5 --mask_apply_method task_arithmetic",
+        "--weight_mask_rate 0.3 --mask_apply_method linear --weight_format finetuned_weight --weight math=0.9 --seed 7",
     ],
 )
 def test_a_printed_recipe_makes_the_same_weights(options, tmp_path, capsys):
@@ -104,7 +106,19 @@ def test_senseless_ratios_by_layer_are_refused():
         main([*options_of(*method, "0.2", "0.8"), "--models", *(f"{n}={MODELS / 'math'}" for n in "abc")])
 
 
-def test_a_merge_that_recipes_cannot_describe_is_refused():
-    options = options_of("--weight_mask_rate", "0.4", "--mask_apply_method", "karcher")
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--weight_mask_rate 0.4 --mask_apply_method karcher",
+        "--merging_method_name slerp --t 0.3 --exclude_param_names_regex mlp",
+        "--merging_method_name average_merging --config_from math",
+        f"--merging_method_name average_merging --models a={MODELS}/instruct more={MODELS}/more",
+    ],
+)
+def test_a_merge_that_recipes_cannot_describe_is_refused(options, tmp_path):
+    base = save_model(tmp_path / "base", seed=0)
+    save_model(tmp_path / "more", 1, base=base, added_tokens=("[PAD]",))
+    more = options.replace(f"{MODELS}/more", f"{tmp_path}/more").replace(f"{MODELS}/instruct", f"{tmp_path}/base")
+    pretrained = ["--pretrained_model", f"{tmp_path}/base"] if "more" in options else []
     with pytest.raises(UserError, match="--print_recipe: recipes cannot describe this merge"):
-        main([*options, "--print_recipe"])
+        main([*options_of(*more.split(), *pretrained), "--print_recipe"])
