@@ -3,7 +3,7 @@
 Several threads take blocks in any order, which does not affect the results.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from threading import Lock, local
@@ -15,10 +15,11 @@ from model_merging_methods.checkpoints.aligned_models import BASE, AlignedModels
 from model_merging_methods.checkpoints.checkpoint_folder import not_finite_error
 from model_merging_methods.checkpoints.checkpoint_writer import CheckpointWriter, Shard, TensorForm
 from model_merging_methods.kernels.arithmetic import TensorNumbers, sees_blocks
-from model_merging_methods.kernels.block_kernels import Sums, all_finite, decode, encode
+from model_merging_methods.kernels.block_kernels import StoredBlock, Sums, all_finite, decode, encode
 from model_merging_methods.kernels.block_passes import Block
 from model_merging_methods.kernels.stored_dtypes import FLOATING_CODES, is_floating
 from model_merging_methods.merge_parameters import MergeParameters
+from model_merging_methods.method import Sees
 from model_merging_methods.model_blocks import BLOCK_SIZE, ModelBlocks
 from model_merging_methods.passes import ModelPasses, mask_numbers
 from model_merging_methods.statistics import Statistics
@@ -28,6 +29,8 @@ from utils.safetensors_files import ITEM_SIZES
 
 # Called with a shard whose last block was written, and the report on each of its parameters, by name.
 ShardFinished = Callable[[Shard, dict[str, "TensorReport"]], None]
+
+_MOST_KEPT = 140_000_000  # bytes of small parameters that all threads together keep
 
 # Called with a merged block's bytes.
 KeepOutput = Callable[[Block, np.ndarray], None]
@@ -84,9 +87,23 @@ class Merge:
         """What the merge so far found that the user should look at."""
         return self._whole.warnings
 
-    def statistics(self) -> Statistics:
-        """The numbers that depend on whole models or tensors. They must be known before the first block is merged."""
-        return self.passes.find_statistics()
+    def statistics(self, before_writing: bool = False) -> Statistics:
+        """The numbers that depend on whole models or tensors. They must be known before the first block is merged,
+        except the inner products of small parameters: `before_writing` leaves these out, and `write` finds them."""
+        return self.passes.find_statistics(self._kept_names() if before_writing else ())
+
+    def _kept_names(self) -> set[str]:
+        """The parameters of which each thread can keep a whole one in memory between finding its inner products and
+        merging it, so that it is read once."""
+        if self.parameters.declared.sees is not Sees.GRAM or self.blocks.block_size != BLOCK_SIZE:
+            return set()
+        most = _MOST_KEPT // self.blocks.threads // len(self.models.models)
+        return {name for name in self.merged_names if self.blocks.numel(name) * self._item_size([name]) <= most}
+
+    def _item_size(self, names: Iterable[str]) -> int:
+        """The most bytes per value that a model has of these parameters."""
+        read = self.blocks.models_read()
+        return max((self.models.item_size(model, name) for model in read for name in names), default=1)
 
     def write(
         self, writer: CheckpointWriter, shards: Sequence[Shard], statistics: Statistics, finished: ShardFinished
@@ -134,19 +151,30 @@ class Merge:
         """Merge or copy parameters, block by block or, where the merge needs it, whole."""
         blocks, work_on = self.blocks, []
         blocks.mask_numbers = mask_numbers(statistics)
-        numbers = {name: blocks.numbers(name, statistics) for name in names if name in blocks.merged}
+        whole = self._names_to_keep(names, statistics)
+        if self.needs_whole_tensors:
+            whole = {name for name in names if name in blocks.merged and blocks.numel(name)}
+        kept_item = self._item_size(whole)
+        numbers = {
+            name: blocks.numbers(name, statistics) for name in names if name in blocks.merged and name not in whole
+        }
         for name in names:
-            whole = self.needs_whole_tensors and name in blocks.merged and blocks.numel(name)
-            work_on += [Block(name, 0, blocks.numel(name))] if whole else reversed(blocks.blocks([name]))
+            work_on += [Block(name, 0, blocks.numel(name))] if name in whole else reversed(blocks.blocks([name]))
 
         def new_worker() -> Callable[[Block], None]:
-            room = blocks.new_room()
+            room, rooms = blocks.new_room(), []
+            width = blocks.block_size * kept_item
             output = np.empty(blocks.block_size * max(ITEM_SIZES.values()), np.uint8)
 
             def work(block: Block) -> None:
                 form, shard = forms[block.name], shard_of(block.name)
-                if self.needs_whole_tensors and block.name in numbers:
+                if block.name in whole and self.needs_whole_tensors:
                     self._merge_whole(block.name, form, statistics, keep, shard, output)
+                elif block.name in whole:
+                    number = -(-block.stop // blocks.block_size)
+                    new_room = blocks.arithmetic(block.name).room
+                    rooms.extend(new_room(len(room), width) for _ in range(number - len(rooms)))
+                    self._merge_kept(block.name, form, statistics, keep, shard, output, rooms)
                 else:
                     written = output[: (block.stop - block.start) * ITEM_SIZES[form.dtype]]
                     self._merge_block(block, form.dtype, numbers.get(block.name), room, written, shard)
@@ -155,6 +183,38 @@ class Merge:
             return work
 
         blocks.for_every(work_on, new_worker, "merging")
+
+    def _names_to_keep(self, names: Sequence[str], statistics: Statistics) -> set[str]:
+        """The parameters whose inner products are not known yet."""
+        if self.parameters.declared.sees is not Sees.GRAM or self.needs_whole_tensors:
+            return set()
+        merged = [name for name in names if name in self.blocks.merged]
+        return {name for name in merged if "gram" not in statistics.at(self.models.matrix(name))}
+
+    def _merge_kept(
+        self,
+        name: str,
+        form: TensorForm,
+        statistics: Statistics,
+        keep: KeepOutput,
+        shard: "_OpenShard | None",
+        output: np.ndarray,
+        rooms: list[np.ndarray],
+    ) -> None:
+        """Find a parameter's inner products and merge it, with its blocks kept in `rooms` meanwhile."""
+        blocks, arithmetic = self.blocks, self.blocks.arithmetic(name)
+        own_blocks, kept, gram = blocks.blocks([name]), [], 0
+        for block, room in zip(own_blocks, rooms, strict=False):
+            kept.append(blocks.read(block, room, shard and shard.keep_input))
+            part = np.zeros((len(self.roles), len(self.roles)))
+            blocks.check_finite(arithmetic.gram(kept[-1], part), name)
+            gram = gram + part
+        found = Statistics(of_tensor={self.models.matrix(name): {"gram": gram}})
+        numbers = blocks.numbers(name, statistics.plus(found))
+        for block, stored in zip(reversed(own_blocks), reversed(kept), strict=True):
+            written = output[: (block.stop - block.start) * ITEM_SIZES[form.dtype]]
+            self._merge_stored(block, form.dtype, numbers, stored, written, shard)
+            keep(block, written)
 
     def reader(self, forms: Mapping[str, TensorForm], statistics: Statistics) -> Callable[[Block, np.ndarray], None]:
         """A function that merges a block into an array (uint8), in the dtype of its form; several threads may call it.
@@ -183,8 +243,19 @@ class Merge:
         if numbers is None:
             self._copy(block, dtype, output)
             return
-        sums = shard.sums(block) if shard else Sums.of(np.zeros(Sums.width(len(self.roles))), len(self.roles))
         stored = self.blocks.read(block, room, shard and shard.keep_input)
+        self._merge_stored(block, dtype, numbers, stored, output, shard)
+
+    def _merge_stored(
+        self,
+        block: Block,
+        dtype: str,
+        numbers: TensorNumbers,
+        stored: StoredBlock,
+        output: np.ndarray,
+        shard: "_OpenShard | None",
+    ) -> None:
+        sums = shard.sums(block) if shard else Sums.of(np.zeros(Sums.width(len(self.roles))), len(self.roles))
         code = self.blocks.arithmetic(block.name).merge(numbers, stored, FLOATING_CODES[dtype], output, sums)
         self.blocks.check_finite(code, block.name, dtype)
 

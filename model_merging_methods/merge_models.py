@@ -311,7 +311,7 @@ def _write_weights(
     if progress.statistics is None:
         found = Statistics()
         for merge, _ in merges:
-            found = found.plus(merge.statistics())
+            found = found.plus(merge.statistics(before_writing=True))
         progress.keep_statistics(found)
     with CheckpointWriter(folder, left, forms) as writer, ThreadPoolExecutor(1) as pool:
         kept = []

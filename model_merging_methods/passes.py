@@ -4,7 +4,7 @@ The order in which threads take blocks does not affect the results: counts are i
 kept by block and added in block order.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from operator import attrgetter
 from threading import Lock
@@ -57,13 +57,13 @@ class ModelPasses:
     def options(self, name: str) -> dict[str, Value]:
         return self._blocks.parameters_at(name).formula_options(self.number_of_models)
 
-    def find_statistics(self) -> Statistics:
-        """Everything that the merge's mask and method declared."""
+    def find_statistics(self, without_products: Collection[str] = ()) -> Statistics:
+        """Everything that the merge's mask and method declared; of some parameters without the inner products."""
         parameters = self._blocks.parameters
         method, found = parameters.declared, Statistics(of_tensor=self._mask_numbers())
         self._blocks.mask_numbers = mask_numbers(found)
         if method.sees is Sees.GRAM and sees_blocks(parameters):
-            found = found.plus(Statistics(of_tensor=self._grams()))
+            found = found.plus(Statistics(of_tensor=self._grams(without_products)))
         for statistic in method.statistics:
             found = found.plus(statistic.find(self, parameters.formula_options(self.number_of_models), found))
         return found
@@ -76,10 +76,11 @@ class ModelPasses:
         """The same sums over everything, without merging."""
         return self._compare(self._blocks.blocks(self.merged_names), "comparing")
 
-    def _grams(self) -> dict[str, dict[str, list]]:
-        """The inner products of each parameter's masked task vectors, or of its weights if θ0 is not read: float64
-        [K, K]."""
-        totals = self._totals(attrgetter("gram"), self.number_of_models, "inner products")
+    def _grams(self, left_out: Collection[str]) -> dict[str, dict[str, list]]:
+        """The inner products of each other parameter's masked task vectors, or of its weights if θ0 is not read:
+        float64 [K, K]."""
+        names = [name for name in self.merged_names if name not in left_out]
+        totals = self._totals(names, attrgetter("gram"), self.number_of_models, "inner products")
         return {name: {"gram": total.tolist()} for name, total in totals.items()}
 
     def magnitude_thresholds(
@@ -206,14 +207,18 @@ class ModelPasses:
     def _mask_sums(self) -> dict[str, np.ndarray]:
         """The sums of each parameter's magnitudes before the mask and after it: float64 [K, 2]. Its blocks have one
         size, as those of inner products."""
-        return self._totals(attrgetter("mask_sums"), 2, "sums of magnitudes")
+        return self._totals(self.merged_names, attrgetter("mask_sums"), 2, "sums of magnitudes")
 
     def _totals(
-        self, adds: Callable[[Any], Callable[[StoredBlock, np.ndarray], int]], columns: int, title: str
+        self,
+        names: Sequence[str],
+        adds: Callable[[Any], Callable[[StoredBlock, np.ndarray], int]],
+        columns: int,
+        title: str,
     ) -> dict[str, np.ndarray]:
         """By parameter, the sum of what a method of its arithmetic adds to an array, float64 [K, columns], for each
         block. The blocks have one size, so that sums are the same whatever the merge's block size."""
-        blocks = self._blocks.blocks(self.merged_names, BLOCK_SIZE)
+        blocks = self._blocks.blocks(names, BLOCK_SIZE)
         part_of = {block: np.zeros((self.number_of_models, columns)) for block in blocks}
 
         def new_worker() -> Callable[[Block], None]:

@@ -133,6 +133,10 @@ class AlignedModels:
         source, stored_name = self._stored(model, name)
         return source.tensors[stored_name]
 
+    def item_size(self, model: int, name: str) -> int:
+        """The bytes per value that `read_into` writes for a model's parameter."""
+        return ITEM_SIZES["F32"] if self.has_different_rows(model, name) else self.stored_tensor(model, name).item_size
+
     def stored_name(self, model: int, name: str) -> str:
         """A model's own name of a parameter."""
         return self._stored_names[model][name]
