@@ -141,11 +141,20 @@ def check_inference_options(arguments: argparse.Namespace) -> None:
         raise UserError("--max_tokens has no effect with --backend replay, which generates nothing; remove it")
     check_engine_dtype(arguments)
     prompt_format(arguments)
-    judge_of_options(arguments)
+    _check_judge(arguments)
     if arguments.output_dir.exists() and not arguments.output_dir.is_dir():
         raise UserError(f"--output_dir {arguments.output_dir} is not a folder; choose another")
     if arguments.end_index is not None and arguments.end_index <= arguments.start_index:
         raise UserError("--end_index must be larger than --start_index")
+
+
+def _check_judge(arguments: argparse.Namespace) -> None:
+    """Raise `UserError` for options of the judge that contradict each other, or have no effect."""
+    tasks = getattr(arguments, "tasks", ())  # None: those of the merged models
+    if judge_of_options(arguments) is not None and tasks is not None and "alpaca_eval" not in tasks:
+        names = ("annotators_config", "judge_model", "judge_base_url")
+        given = next(name for name in names if getattr(arguments, name) is not None)
+        raise UserError(f"--{given} has no effect without the task alpaca_eval; remove it")
 
 
 def check_engine(arguments: argparse.Namespace) -> None:

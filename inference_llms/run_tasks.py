@@ -10,6 +10,7 @@ from typing import Any
 
 from inference_llms.answer_health import Health, health_of
 from inference_llms.engines.engine import Completion, Engine
+from inference_llms.evaluators.results import to_type
 from inference_llms.prompt_format import PAPER_PROMPTS, PromptFormat
 from inference_llms.raw_generations import (
     Completions,
@@ -335,7 +336,12 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
         if warning := Health(**score["health"]).warning():
             lines.append(f"  check the completions in {score['raw_generations']}: {warning}")
         if score["evaluator_command"]:
-            lines.append(f"  to score: {score['evaluator_command']}")
+            evaluator = TASKS[name].evaluator
+            files = [Path(file).absolute() for file in score["files"]]
+            full = evaluator.full_command(files, score["evaluator_command"])
+            command, *more = to_type(full, evaluator.name)
+            lines += [f"  to score: {command}", *(f"  {line}" for line in more)]
         if score["evalplus_command"]:
-            lines.append(f"  with EvalPlus's tests: {score['evalplus_command']}")
+            command, *more = to_type(score["evalplus_command"], "evalplus")
+            lines += [f"  with EvalPlus's tests: {command}", *(f"  {line}" for line in more)]
     return lines

@@ -16,15 +16,20 @@ fail() {
 }
 
 environment() { # NAME PACKAGE...: an environment with these packages
-    local folder=.venv_evaluators/$1 python=${PYTHON:-.venv/bin/python}
+    local folder=.venv_evaluators/$1 python=.venv/bin/python
     shift
-    [ -x "$python" ] || python=$(type -P "$python" || type -P python3) || fail "no Python; set PYTHON=/path/to/python"
+    if [ -n "${PYTHON:-}" ]; then
+        python=$(type -P "$PYTHON") || fail "PYTHON=$PYTHON: no such program"
+    elif [ ! -x "$python" ]; then
+        python=$(type -P python3) || fail "no Python; set PYTHON=/path/to/python"
+    fi
     if [ ! -f "$folder/.set_up" ] || [ "$(cat "$folder/.set_up")" != "$*" ]; then
         rm -rf "$folder"
         "$python" -m venv "$folder"
-        "$folder/bin/python" -m pip install --quiet "$@" || fail "$folder: pip failed; see above, fix it and rerun this"
-        printf '%s' "$*" > "$folder/.set_up"
     fi
+    # Quick if all is there; else it puts back what has changed since.
+    "$folder/bin/python" -m pip install --quiet "$@" || fail "$folder: pip failed; see above, fix it and rerun this"
+    printf '%s' "$*" > "$folder/.set_up"
     echo "$folder is ready"
 }
 

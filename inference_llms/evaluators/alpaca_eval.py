@@ -4,6 +4,7 @@ import csv
 import os
 import shlex
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -83,11 +84,18 @@ class Judge:
         """Raise UserError unless the server answers."""
         if self.base_url is None:
             return
+        if "://" not in self.base_url:
+            raise UserError(f"--judge_base_url {self.base_url}: is not a URL; give it with http:// or https://")
         try:
             with urllib.request.urlopen(f"{self.base_url.rstrip('/')}/models", timeout=SECONDS_TO_ANSWER):
                 pass
-        except urllib.error.HTTPError:
-            pass  # it answers; some servers ask for a key, or do not list models
+        except urllib.error.HTTPError as error:
+            # Some servers ask for a key, or do not list models.
+            if error.code == 404 and not urllib.parse.urlsplit(self.base_url).path.strip("/"):
+                raise UserError(
+                    f"--judge_base_url {self.base_url}: a server answers, but not at this path; give the whole URL, "
+                    f"such as {self.base_url.rstrip('/')}/v1"
+                ) from error
         except (OSError, ValueError) as error:
             raise UserError(
                 f"--judge_base_url {self.base_url}: no server answers ({getattr(error, 'reason', error)}); start it, "

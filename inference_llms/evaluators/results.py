@@ -25,6 +25,7 @@ from utils.errors import UserError
 # Where scripts/setup_evaluators.sh makes an environment for each tool.
 EVALUATORS = Path(__file__).resolve().parents[2] / ".venv_evaluators"
 SET_UP = ".set_up"  # in an environment that is complete
+TOOLS = ("alpaca_eval", "evalplus", "bigcode-evaluation-harness", "livebench")  # that scripts/setup_evaluators.sh knows
 # Errors from reading files that are damaged or have another form.
 BROKEN = (ValueError, KeyError, TypeError, IndexError, AttributeError, ZeroDivisionError)
 _HASH_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
@@ -182,6 +183,19 @@ def installed_program(name: str, tool: str | None = None) -> str:
     if path is None:
         raise UserError(f"{name} is not installed; run `bash scripts/setup_evaluators.sh {tool or name}`")
     return path
+
+
+def to_type(command: str, evaluator: str) -> list[str]:
+    """A recorded command as a user can run it, in lines: with the path of a program that is not on the PATH, and with
+    what installs one that is missing."""
+    if evaluator in TOOLS:
+        is_set_up = (EVALUATORS / evaluator / SET_UP).is_file()
+        return [command] if is_set_up else [command, f"before: bash scripts/setup_evaluators.sh {evaluator}"]
+    program, _, options = command.partition(" ")
+    beside = Path(sys.executable).with_name(program)
+    if shutil.which(program) is None and beside.is_file():
+        return [f"{shlex.quote(str(beside))} {options}"]
+    return [command]
 
 
 def check_versions(program: str, needed: Mapping[str, str]) -> None:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from inference_llms.lm_eval_tasks import check_installed
-from scripts.mergebench.plan import MERGE, BenchSetting, BenchStep, merged_model, steps_of_base
+from scripts.mergebench.plan import MERGE, TASKS, BenchSetting, BenchStep, merged_model, steps_of_base
 from scripts.mergebench.scores import evalplus_commands
 from scripts.mergebench.suite import FULL, SAFETY, TINY, Suite
 from scripts.mergebench.table import write_tables
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 STEPS = "steps"  # below the results folder: the record and the log of every step
 SAFETY_EVAL_DIR = "SAFETY_EVAL_DIR"
+FOLDERS = ("data_dir", "lm_eval_include_path")  # options of inference_llms that name folders with files of tasks
 EXAMPLES = f"""examples:
   bash scripts/paper/mergebench.sh --models tiny --allow_code_execution   its shape on the tiny models, on a laptop
   bash scripts/paper/mergebench.sh --dry_run                              commands, disk and hours; writes nothing
@@ -119,11 +120,15 @@ def setting_of_options(options: argparse.Namespace) -> BenchSetting:
     task_options = dict(suite.task_options)
     if options.data_dir is not None:
         task_options["data_dir"] = str(from_root(options.data_dir, options.working_folder))
+        if not (ROOT / task_options["data_dir"]).is_dir():
+            raise UserError(f"--data_dir {options.data_dir}: no such folder")
     suite = replace(suite, bases=tuple(bases.values()), methods=methods, task_options=task_options)
     default = Path("mergebench_results_tiny" if is_tiny else "mergebench_results")
     given = options.results_dir
     results_dir = default if given is None else from_root(given, options.working_folder)
     safety_eval = os.environ.get(SAFETY_EVAL_DIR)
+    if safety_eval and not Path(safety_eval).is_dir():
+        raise UserError(f"{SAFETY_EVAL_DIR}={safety_eval}: no such folder")
     return BenchSetting(
         suite=suite,
         is_tiny=is_tiny,
@@ -151,13 +156,24 @@ def record_path(step: BenchStep, setting: BenchSetting) -> Path:
 
 
 def step_record(step: BenchStep, setting: BenchSetting) -> dict | None:
-    """The record of a finished step: `command`, `seconds`, `peak_bytes`. None if it, or another command, has not
-    finished."""
+    """The record of a finished step: `command`, `inputs`, `seconds`, `peak_bytes`. None if it has not finished, or with
+    another command or other files, or if its scores are gone."""
     path = record_path(step, setting)
     if not path.is_file():
         return None
     record = read_json_object(path, "remove it and rerun the command")
-    return record if record.get("command") == step.text else None
+    is_same = record.get("command") == step.text and record.get("inputs", {}) == local_files(step, setting)
+    has_scores = step.kind != TASKS or any(setting.folder(step.base, step.subject).glob("save_scores/**/*.json"))
+    return record if is_same and has_scores else None
+
+
+def local_files(step: BenchStep, setting: BenchSetting) -> dict[str, list[int]]:
+    """Size and time of every file that a step's tasks read on this machine."""
+    if step.kind != TASKS:
+        return {}
+    folders = [Path(ROOT, setting.suite.task_options[name]) for name in FOLDERS if name in setting.suite.task_options]
+    files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+    return {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
 
 
 def run_steps(steps: Sequence[BenchStep], setting: BenchSetting, delete_merged_models: bool) -> list[BenchStep]:
@@ -219,7 +235,8 @@ def run_step(step: BenchStep, setting: BenchSetting) -> str | None:
     if process.returncode != 0:
         return why_it_ended(process.returncode, path.with_suffix(".log"), start)
     seconds = round(time.monotonic() - started, 1)
-    write_json(path, {"command": step.text, "seconds": seconds, "peak_bytes": 1024 * usage.ru_maxrss})
+    found = {"command": step.text, "inputs": local_files(step, setting)}
+    write_json(path, {**found, "seconds": seconds, "peak_bytes": 1024 * usage.ru_maxrss})
     return None
 
 

@@ -51,6 +51,8 @@ def save_weights(folder: Path, values: numpy.ndarray) -> None:
         ("--tasks gsm8k --max_tokens 9 --backend replay --replay_from x", "--max_tokens"),
         ("--tasks gsm8k --engine_dtype auto --backend vllm", "--engine_dtype auto has no effect"),
         ("--tasks gsm8k --overwr", "--overwr"),
+        ("--tasks gsm8k --judge_model x", "--judge_model has no effect without the task alpaca_eval"),
+        ("--tasks gsm8k --show gsm8k", "--tasks has no effect with --show"),
         (f"--tasks gsm8k --output_dir {__file__}", "--output_dir"),
         ("--tasks gsm8k --backend replay --replay_from x --data_dir nowhere", "nowhere"),
         ("--tasks human_eval --backend transformers", "some/model"),
@@ -74,6 +76,7 @@ def test_scores_are_printed_with_the_evaluators_command(tmp_path):
     assert finished.returncode == 0, finished.stderr
     assert "alpaca_eval: 1 examples" in finished.stdout
     assert f"'{tmp_path}/my out/save_gen_instruct_responses_results" in finished.stdout
+    assert " --output_path " in finished.stdout  # where tables read the result
 
 
 def test_a_killed_run_is_finished_by_the_same_command(tmp_path):

@@ -148,7 +148,7 @@ def test_a_judge_is_chosen_by_its_options_alone(references, tmp_path):
     ("options", "reason"),
     [
         (["--judge_base_url", "http://127.0.0.1:9/v1"], "--judge_base_url http://127.0.0.1:9/v1: no server answers"),
-        (["--judge_base_url", "localhost"], "--judge_base_url localhost: no server answers (unknown url type"),
+        (["--judge_base_url", "localhost"], "--judge_base_url localhost: is not a URL; give it with http://"),
         (["--annotators_config", "a", "--judge_model", "b"], "--annotators_config brings its own model"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -86,7 +87,9 @@ def test_the_tiny_suite_runs_resumes_and_makes_its_table(tmp_path):
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "steps").glob("*.json")}
     lost = tmp_path / "steps" / "tiny_math_tasks.json"
     lost.unlink()
+    without_scores = tmp_path / "steps" / "tiny_instruction_tasks.json"
+    shutil.rmtree(tmp_path / "tiny" / "instruction" / "save_scores")
     again = run_script("mergebench", *words)
     assert again.returncode == 0, again.stderr
     assert "3 of 6, tiny/math/tasks: done" in again.stdout
-    assert {path for path, time in times.items() if path.stat().st_mtime_ns != time} == {lost}
+    assert {path for path, time in times.items() if path.stat().st_mtime_ns != time} == {lost, without_scores}
