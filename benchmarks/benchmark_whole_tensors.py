@@ -9,6 +9,7 @@ Two fine-tunes are the base plus a small low-rank and a small random change, rou
 import argparse
 import ctypes
 import json
+import math
 import os
 import statistics
 import sys
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.benchmark_processes import machine
-from model_merging_methods.method import Method, Sees, Tensors
+from model_merging_methods.method import Method, Sees, WholeTensor
 from model_merging_methods.methods import METHODS
 from utils.command_line import OneLineParser, positive_number
 from utils.errors import UserError, run_command_line
@@ -80,7 +81,7 @@ class Result:
 
     seconds: None if the time limit ruled out a run; `estimate` then is the reason, in seconds.
     steps: how many steps were run, if `seconds` are scaled from them.
-    memory: the peak with the inputs and the result, in float32 tensors of this shape.
+    memory: the peak with what was read and the result, in float32 tensors of this shape.
     difference: the largest difference from the CPU's result, as a share of the largest change from the base.
     """
 
@@ -141,7 +142,7 @@ def run(options: argparse.Namespace) -> dict:
     for name in options.methods:  # libraries load on first use
         timed_run(
             WHOLE[name],
-            as_seen(WHOLE[name], used_by(WHOLE[name], synthetic_models((8, 24))), options.device),
+            as_seen(used_by(WHOLE[name], synthetic_models((8, 24))), options.device),
             {"iterations": 1} if name in TIMED_STEPS else {},
             options.device,
         )
@@ -181,7 +182,7 @@ def measure(method: Method, models: Sequence[Tensor], known: Sequence[Result], o
         return Result(method.name, shape, count, None, estimate)
     device, steps = options.device, TIMED_STEPS.get(method.name)
     more = {} if steps is None else {"iterations": steps}
-    inputs = as_seen(method, used, device)
+    inputs = as_seen(used, device)
     seconds, memory, merged = timed_run(method, inputs, more, device)
     if seconds < LONG:  # the first run warmed up
         runs = [timed_run(method, inputs, more, device)[:2] for _ in range(options.repeats)]
@@ -191,7 +192,7 @@ def measure(method: Method, models: Sequence[Tensor], known: Sequence[Result], o
         seconds = one + (STEPS - 1) * max(seconds - one, 0) / (steps - 1)
     difference = None
     if device == "cuda" and not known:
-        reference = timed_run(method, as_seen(method, used, "cpu"), more, "cpu")[2]
+        reference = timed_run(method, as_seen(used, "cpu"), more, "cpu")[2]
         change = (reference - used[0]).abs().max()
         difference = float((merged.cpu() - reference).abs().max() / change)
     return Result(method.name, shape, count, seconds, None, steps, memory, difference)
@@ -202,26 +203,26 @@ def used_by(method: Method, models: Sequence[Tensor]) -> Sequence[Tensor]:
     return models[: 1 + (method.models[1] or 2)]
 
 
-def as_seen(method: Method, models: Sequence[Tensor], device: str) -> Tensors:
-    """Models as the method's formula gets them in a merge."""
-    base, *finetuned = (model.to(device) for model in models)
-    if method.uses_weights:
-        return Tensors(NAME, tuple(base.shape), 0, base, weights=finetuned)
-    return Tensors(NAME, tuple(base.shape), 0, base, task_vectors=[theta - base for theta in finetuned])
+def as_seen(models: Sequence[Tensor], device: str) -> WholeTensor:
+    """Models as a formula gets them in a merge. They stay on the CPU, as they stay in files in a merge."""
+
+    def read(model: int, as_delta: bool) -> Tensor:
+        values = models[model].clone()
+        return (values.sub_(models[0]) if as_delta else values).to(device)
+
+    return WholeTensor(NAME, tuple(models[0].shape), len(models) - 1, read)
 
 
-def timed_run(method: Method, inputs: Tensors, more: Mapping[str, int], device: str) -> tuple[float, float, Tensor]:
+def timed_run(method: Method, inputs: WholeTensor, more: Mapping[str, int], device: str) -> tuple[float, float, Tensor]:
     """Seconds, peak memory in tensors, and the result."""
     defaults = {name: option.default for name, option in method.options.items()}
-    x = Tensors(inputs.name, inputs.shape, 0, inputs.base, inputs.weights, inputs.task_vectors)  # nothing cached
     with peak_memory(device) as peak:
         started = time.perf_counter()
-        merged = method.formula(x, **defaults | more)
+        merged = method.formula(inputs, **defaults | more)
         if device == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
-    size = 4 * inputs.base.numel()
-    return seconds, (inputs.number_of_models + 1) + peak[0] / size, merged
+    return seconds, peak[0] / (4 * math.prod(inputs.shape)), merged
 
 
 @contextmanager
@@ -309,7 +310,7 @@ def report(runs: Sequence[Mapping]) -> str:
         lines += [f"* {line}" for line in (*figures["machine"], load)] + [""]
     lines += [
         "Two fine-tunes and a base, float32; arcee_fusion merges one. Default options. A method's time is for the",
-        "arithmetic alone, without reading and writing. Memory is the peak with the inputs (K + 1) and the result, in",
+        "arithmetic alone, without reading and writing. Memory is the peak with what was read and the result, in",
         "float32 tensors of the matrix's shape. ≈: not run, estimated from the shape above.",
         f"wudi's {STEPS} steps are scaled from {TIMED_STEPS['wudi']}.",
         "",

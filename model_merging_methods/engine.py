@@ -78,9 +78,9 @@ class Merge:
         return sum(map(self.blocks.numel, self.merged_names))
 
     @property
-    def memory_of_whole_tensors(self) -> int:
-        """Bytes that the tensors in work take at most."""
-        return self._whole.memory
+    def memory_of_whole_tensors(self) -> tuple[int, int]:
+        """Bytes that the tensors in work take at most, and K + 2 times the largest tensor in float32."""
+        return self._whole.memory, self._whole.bound
 
     @property
     def warnings(self) -> list[str]:
@@ -269,9 +269,8 @@ class Merge:
         output: np.ndarray,
     ) -> None:
         with self._whole.turn(name):
-            values = self._whole.read(name, shard and shard.keep_input, shard and shard.sums)
-            merged = self._whole.merge(name, values, statistics)
-            del values
+            self._whole.check(name, shard and shard.keep_input, shard and shard.sums)
+            merged = self._whole.merge(name, statistics)
             for block in reversed(self.blocks.blocks([name])):
                 written = output[: (block.stop - block.start) * ITEM_SIZES[form.dtype]]
                 fits = encode(merged[block.start : block.stop], FLOATING_CODES[form.dtype], 0, written)

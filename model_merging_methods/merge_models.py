@@ -305,9 +305,16 @@ def _write_weights(
         for merge, _ in merges:
             check_related(merge)
     write_index(folder, shards, forms)
-    memory = max(merge.memory_of_whole_tensors for merge, _ in merges) / 1e9
-    if any(merge.needs_whole_tensors for merge, _ in merges):
-        log.info("this merge needs whole tensors: up to %.2g GB of memory for them, or of a GPU's (--device)", memory)
+    whole = [merge.memory_of_whole_tensors for merge, _ in merges if merge.needs_whole_tensors]
+    if whole:
+        memory, bound = max(whole)
+        times = memory / bound if bound else 0
+        more = f"; {times:.1f} times the largest tensor of all models and the result in float32" if times > 1 else ""
+        log.info(
+            "this merge needs whole tensors: up to %.2g GB of memory for them, or of a GPU's (--device)%s",
+            memory / 1e9,
+            more,
+        )
     if progress.statistics is None:
         found = Statistics()
         for merge, _ in merges:

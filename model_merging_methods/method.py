@@ -87,9 +87,9 @@ class Option:
 
 @dataclass(frozen=True)
 class Tensors:
-    """One parameter of all models, as a formula sees it: float32.
+    """A stretch of one parameter of all models, as a BLOCK formula sees it: float32, positions `start` … of the
+    flattened parameter, of this `shape`.
 
-    BLOCK: positions `start` … of the flattened parameter, one-dimensional. TENSOR: all of it, in its `shape`.
     base: θ0. weights and task_vectors: θi and δi as far as they are known; `finetuned` and `deltas` give both.
     ratios: M3's w1 … wK, or None for the plain method. statistics: those that the method declared, by name.
     """
@@ -119,20 +119,67 @@ class Tensors:
         return len(self.weights if self.task_vectors is None else self.task_vectors)
 
 
+class Reading(Sequence):
+    """Tensors that are read when they are asked for, each time anew."""
+
+    def __init__(self, read: Callable[[int], Tensor], count: int):
+        self._read, self._count = read, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, place: int) -> Tensor:
+        if not 0 <= place < self._count:
+            raise IndexError(place)
+        return self._read(place)
+
+
+@dataclass(frozen=True)
+class WholeTensor:
+    """One whole parameter of all models, as a TENSOR formula sees it: float32, in its `shape`.
+
+    Each use of `base`, `finetuned[i]` and `deltas[i]` reads the values anew. So only those that a formula holds take
+    memory, and it may overwrite them.
+    read: the values of θ0 (0) or of θi, or of δi if the second argument says so.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    number_of_models: int
+    read: Callable[[int, bool], Tensor]
+
+    @property
+    def base(self) -> Tensor:
+        return self.read(0, False)
+
+    @property
+    def finetuned(self) -> Sequence[Tensor]:
+        return Reading(lambda place: self.read(place + 1, False), self.number_of_models)
+
+    @property
+    def deltas(self) -> Sequence[Tensor]:
+        return Reading(lambda place: self.read(place + 1, True), self.number_of_models)
+
+    def moved(self, delta: Tensor, scaling_coefficient: float = 1.0) -> Tensor:
+        """θ0 + s δ. Overwrites δ."""
+        return self.base.add_(delta.mul_(scaling_coefficient))
+
+
 @dataclass(frozen=True)
 class Method:
     """A merging method.
 
-    formula: for BLOCK and TENSOR a function of `Tensors` and the options that returns the merged values, in the shape
-    of θ0. For GRAM a function of `gram`, the float64 products [..., K, K] of the K models' vectors, and the options,
-    that returns K coefficients ci, [..., K]: the result is Σ ci θi, or θ0 + Σ ci δi with `reads_base`.
+    formula: for BLOCK a function of `Tensors`, for TENSOR of `WholeTensor`, and the options that returns the merged
+    formula: for BLOCK a function of `Tensors`, for TENSOR of `WholeTensor`, and the options that returns the merged
+    values, in the shape of θ0. For GRAM a function of `gram`, the float64 products [..., K, K] of the K models'
+    vectors, and the options, that returns K coefficients ci, [..., K]: the result is Σ ci θi, or θ0 + Σ ci δi with
+    `reads_base`.
     models: the least and the largest number of fine-tuned models (None: any number).
     reads_base: whether the result depends on θ0, or a function of the options that says so.
     takes_ratios: whether M3's ratios apply. They replace the option `weight` if the method has one.
     takes_mask: whether the models may be masked before.
-    uses_weights: for TENSOR, whether the formula uses θi besides δi, which takes more memory.
-    memory: for TENSOR, how many float32 values the formula holds at its peak besides θ0, the models and the result,
-    for K models of m × n values each: a function of m, n and K.
+    memory: for TENSOR, how many float32 values the formula holds at its peak, with what it read and the result, for K
+    models of m × n values each: a function of m, n and K.
     merges: whether a parameter of this name and shape is merged; the others keep the values of θ0.
     vectors: for GRAM, from the options: "tensor" (a parameter is one vector), "rows" or "columns" (each is one).
     """
@@ -146,8 +193,7 @@ class Method:
     reads_base: bool | Callable[[Mapping[str, Value]], bool] = True
     takes_ratios: bool = False
     takes_mask: bool = True
-    uses_weights: bool = False
-    memory: Callable[[int, int, int], float] = lambda m, n, k: 4 * m * n
+    memory: Callable[[int, int, int], float] = lambda m, n, k: (k + 6) * m * n
     statistics: tuple[Any, ...] = ()
     merges: Callable[[str, tuple[int, ...]], bool] = lambda name, shape: True
     vectors: Callable[[Mapping[str, Value]], str] = lambda options: "tensor"

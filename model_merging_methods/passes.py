@@ -132,8 +132,8 @@ class ModelPasses:
             def view(block: Block) -> None:
                 if whole:
                     with tensors.turn(block.name), one_thread():
-                        x = tensors.tensors(block.name, tensors.read(block.name), found)
-                        result = function(x).cpu().numpy()
+                        tensors.check(block.name)
+                        result = function(tensors.tensors(block.name, found)).cpu().numpy()
                 else:
                     numbers = self._blocks.numbers(block.name, found)
                     arithmetic = arithmetic_of(self._blocks.parameters_at(block.name))

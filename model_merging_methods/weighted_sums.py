@@ -6,7 +6,7 @@ saved in 16 bits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def weighted_sum(terms: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+def weighted_sum(terms: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
     """Σ wi xi, each product rounded to float32, added in order."""
-    total = terms[0] * weights[0]
-    for term, weight in zip(terms[1:], weights[1:], strict=True):
+    terms = iter(terms)
+    total = next(terms) * weights[0]
+    for term, weight in zip(terms, weights[1:], strict=True):
         total += term * weight
     return total
 

@@ -21,15 +21,16 @@ from model_merging_methods.checkpoints.tensor_names import is_stored_transposed
 from model_merging_methods.kernels.arithmetic import CompiledArithmetic, TensorNumbers
 from model_merging_methods.kernels.block_kernels import Sums, decode
 from model_merging_methods.kernels.block_passes import Block
-from model_merging_methods.method import MaskPlace, Sees, Tensors
+from model_merging_methods.method import MaskPlace, Sees, Tensors, WholeTensor
 from model_merging_methods.model_blocks import KeepInput, ModelBlocks
 from model_merging_methods.statistics import Statistics
+from model_merging_methods.task_vectors import squared_norm
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 # float32 values for each value of a parameter that a mask of one model needs: in torch, ranks and probabilities.
-_MASKING, _MASKING_COMPILED = 14, 6
+_MASKING, _MASKING_COMPILED = 14, 1
 _FAR = 10.0  # merged distance in units of the largest |δi| of a tensor, from which a merge warns
 
 
@@ -48,17 +49,25 @@ class WholeTensors:
         """Bytes that the tensors in work take at most, in all models, in the result and in the formula."""
         return self._budget.largest
 
+    @property
+    def bound(self) -> int:
+        """Bytes of all models and a result of the largest tensor, in float32: K + 2 times its size."""
+        largest = max(map(self._blocks.numel, self._blocks.models.forms), default=0)
+        return 4 * (len(self._blocks.roles) + 2) * largest
+
     def _peak(self, name: str) -> int:
-        """Bytes for one tensor: its values in all models and in the result, and what the formula needs besides."""
-        parameters, models = self._blocks.parameters, len(self._blocks.roles)
-        shape, numel = self._shape(name), self._blocks.numel(name)
+        """Bytes for one tensor: what the formula holds, with what it reads and the result, and what the mask needs."""
+        parameters, models, numel = self._blocks.parameters, len(self._blocks.roles), self._blocks.numel(name)
+        shape, method = self._shape(name), parameters.declared
         rows, columns = shape if len(shape) == 2 else (numel, 1)
-        method = parameters.declared
-        needed = 5 * models * numel if method.sees is Sees.GRAM else method.memory(rows, columns, models)
+        needed = {
+            Sees.GRAM: (6 * models + 2) * numel,
+            Sees.BLOCK: (models + 1) * numel,
+            Sees.TENSOR: math.ceil(method.memory(rows, columns, models)),
+        }[method.sees]
         if parameters.mask is not None:
-            on_cpu = self._blocks.device == "cpu"
-            needed = max(needed, (_MASKING_COMPILED if on_cpu else _MASKING) * numel)
-        return 4 * ((models + 2) * numel + math.ceil(needed))
+            needed += (_MASKING_COMPILED if self._blocks.device == "cpu" and len(shape) <= 2 else _MASKING) * numel
+        return 4 * needed
 
     def _shape(self, name: str) -> tuple[int, ...]:
         """A parameter's shape as formulas see it."""
@@ -71,34 +80,35 @@ class WholeTensors:
         with self._budget.reserved(self._peak(name)):
             yield
 
-    def read(
+    def check(
         self, name: str, keep_input: KeepInput | None = None, sums: Callable[[Block], Sums] | None = None
-    ) -> np.ndarray:
-        """All models' values of a parameter, float32 [K + 1, n]; θ0 as zeros if it is not read. Each block is compared
-        into `sums`."""
+    ) -> None:
+        """Raise UserError if a value of a parameter is not finite. Each block is compared into `sums`."""
         blocks = self._blocks
-        values = np.zeros((len(blocks.roles) + 1, blocks.numel(name)), np.float32)
         room = blocks.new_room()
         no_sums = Sums.of(np.zeros(Sums.width(len(blocks.roles))), len(blocks.roles))
         for block in blocks.blocks([name]):
             stored = blocks.read(block, room, keep_input)
             blocks.check_finite(self._comparing.compare(stored, sums(block) if sums else no_sums), name)
-            for model in blocks.models_read():
-                decode(stored.stored[model], stored.dtypes[model], 0, values[model, block.start : block.stop])
-        return values
 
-    def merge(self, name: str, values: np.ndarray, statistics: Statistics) -> np.ndarray:
+    def merge(self, name: str, statistics: Statistics) -> np.ndarray:
         """The merged values of a parameter: float32 [n]."""
-        from model_merging_methods.kernels.torch_arithmetic import merged_by_vectors, merged_values, one_thread
+        from model_merging_methods.kernels.torch_arithmetic import (
+            merged_by_vectors,
+            merged_in_stretches,
+            merged_values,
+            one_thread,
+        )
 
         parameters = self._blocks.parameters_at(name)
         with one_thread():
-            x = self.tensors(name, values, statistics)
-            merge = merged_by_vectors if parameters.declared.sees is Sees.GRAM else merged_values
-            merged = merge(parameters, x)
             if parameters.declared.sees is Sees.TENSOR:
+                x = self._on_demand(name, self._blocks.numbers(name, statistics))
+                merged = merged_values(parameters, x)
                 self._note_distance(x, merged)
-            merged = merged.reshape(x.shape)
+            else:
+                merge = merged_by_vectors if parameters.declared.sees is Sees.GRAM else merged_in_stretches
+                merged = merge(parameters, self.tensors(name, statistics)).reshape(self._shape(name))
             if self._is_transposed(name):
                 merged = merged.T
             return merged.reshape(-1).cpu().contiguous().numpy()
@@ -114,9 +124,9 @@ class WholeTensors:
             "that is farthest; choose another method or a smaller --scaling_coefficient"
         ]
 
-    def _note_distance(self, x: Tensors, merged: "Tensor") -> None:
-        largest = max(float(delta.norm()) for delta in x.deltas)
-        distance = float((merged - x.base).norm())
+    def _note_distance(self, x: WholeTensor, merged: "Tensor") -> None:
+        largest = math.sqrt(max(squared_norm(delta) for delta in x.deltas))
+        distance = math.sqrt(squared_norm(x.base.sub_(merged)))
         with self._lock:
             if distance > 0:
                 self._farthest = max(self._farthest, (distance / largest if largest else math.inf, x.name))
@@ -125,38 +135,55 @@ class WholeTensors:
         """Whether a matrix is stored as (in, out)."""
         return is_stored_transposed(name, self._blocks.models.models[BASE].config)
 
-    def tensors(self, name: str, values: np.ndarray, statistics: Statistics) -> Tensors:
-        """A parameter as the method's formula sees it: in its shape, or flat for BLOCK."""
+    def tensors(self, name: str, statistics: Statistics) -> Tensors:
+        """A whole parameter of the masked models, for a GRAM method in its shape, for BLOCK flat."""
+        parameters, numbers = self._blocks.parameters_at(name), self._blocks.numbers(name, statistics)
+        x = self._on_demand(name, numbers)
+        shape = (-1,) if parameters.declared.sees is Sees.BLOCK else x.shape
+        reads_base = parameters.declared.reads_base_with(parameters.values)
+        models = [model.reshape(shape) for model in (x.deltas if reads_base else x.finetuned)]
+        known = {"task_vectors" if reads_base else "weights": models}
+        base = x.base if reads_base else models[0]
+        return Tensors(
+            name, x.shape, 0, base.reshape(shape), ratios=numbers.ratios, statistics=numbers.statistics, **known
+        )
+
+    def _on_demand(self, name: str, numbers: TensorNumbers) -> WholeTensor:
+        """A parameter of the masked models."""
+        numbers = replace(numbers, shape=self._shape(name))
+        mask = self._blocks.parameters_at(name).mask
+
+        def read(model: int, as_delta: bool) -> "Tensor":
+            if mask is None or model == 0:
+                return self._read(name, model, as_delta)
+            masked = self._masked(self._read(name, model, mask.masks_deltas), model - 1, numbers)
+            if mask.masks_deltas and as_delta and mask.declared.rounds(mask.values):
+                base = self._read(name, 0)
+                return masked.add_(base).sub_(base)
+            if mask.masks_deltas is as_delta:
+                return masked
+            base = self._read(name, 0)
+            return masked.sub_(base) if as_delta else masked.add_(base)
+
+        return WholeTensor(name, numbers.shape, len(self._blocks.roles), read)
+
+    def _read(self, name: str, model: int, as_delta: bool = False) -> "Tensor":
+        """θ0 (0) or θi, or δi, in its shape."""
         import torch
 
-        parameters, numbers = self._blocks.parameters_at(name), self._blocks.numbers(name, statistics)
-        method, mask = parameters.declared, parameters.mask
-        loaded = torch.from_numpy(values).to(self._blocks.device).unflatten(1, numbers.shape or (1,))
-        if self._is_transposed(name):
-            loaded = loaded.transpose(1, 2)
-        numbers = replace(numbers, shape=self._shape(name))
-        shape = (-1,) if method.sees is Sees.BLOCK else numbers.shape
-        base, *models = loaded
-        has_deltas = False
-        if mask is not None:
-            has_deltas = mask.masks_deltas
-            for number, model in enumerate(models):
-                if has_deltas:
-                    model -= base
-                model.copy_(self._masked(model, number, numbers))
-            if has_deltas and mask.declared.rounds(mask.values):
-                has_deltas = False
-                for model in models:
-                    model += base
-        if not has_deltas and method.reads_base_with(parameters.values) and not method.uses_weights:
-            has_deltas = True
-            for model in models:
-                model -= base
-        models = [model.reshape(shape) for model in models]
-        known = {"task_vectors" if has_deltas else "weights": models}
-        return Tensors(
-            name, numbers.shape, 0, base.reshape(shape), ratios=numbers.ratios, statistics=numbers.statistics, **known
-        )
+        models, values = self._blocks.models, np.empty(self._blocks.numel(name), np.float32)
+        stored = np.empty(self._blocks.block_size * models.largest_item, np.uint8)
+        base = np.empty(self._blocks.block_size, np.float32)
+        for start in range(0, len(values), len(base)):
+            part = values[start : start + len(base)]
+            place = (name, start, start + len(part))
+            decode(stored, models.read_into(stored, model, *place), 0, part)
+            if as_delta:
+                decode(stored, models.read_into(stored, BASE, *place), 0, base[: len(part)])
+                part -= base[: len(part)]
+        shape = self._shape(name)
+        loaded = torch.from_numpy(values).to(self._blocks.device)
+        return loaded.view(shape[::-1]).T.contiguous() if self._is_transposed(name) else loaded.view(shape)
 
     def _masked(self, values: "Tensor", model: int, numbers: TensorNumbers) -> "Tensor":
         mask = self._blocks.parameters_at(numbers.name).mask

@@ -7,6 +7,7 @@ page-locked memory, which lets copies run in parallel with the arithmetic.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -19,7 +20,8 @@ from model_merging_methods.kernels.magnitude_thresholds import BlockCounts
 from model_merging_methods.kernels.mask_weights import apply_mask, magnitude_keep_mask, random_drop_mask
 from model_merging_methods.kernels.stored_dtypes import BF16, F16, F32, F64
 from model_merging_methods.merge_parameters import MergeParameters
-from model_merging_methods.method import Sees, Tensors
+from model_merging_methods.method import Sees, Tensors, WholeTensor
+from model_merging_methods.stretches import STRETCH
 from model_merging_methods.weighted_sums import weighted_sum
 
 _DTYPES = {F16: torch.float16, BF16: torch.bfloat16, F32: torch.float32, F64: torch.float64}
@@ -298,7 +300,7 @@ class TorchArithmetic:
         return weighted_sum(trimmed, [1.0] * self._models).sign()
 
 
-def merged_values(parameters: MergeParameters, x: Tensors) -> Tensor:
+def merged_values(parameters: MergeParameters, x: Tensors | WholeTensor) -> Tensor:
     """The formula's values. For a GRAM method, `x.ratios` are its coefficients."""
     method = parameters.declared
     if method.sees is Sees.GRAM:
@@ -306,6 +308,18 @@ def merged_values(parameters: MergeParameters, x: Tensors) -> Tensor:
             return weighted_sum(x.finetuned, x.ratios)
         return x.base + weighted_sum(x.deltas, x.ratios)
     return method.formula(x, **parameters.formula_options(x.number_of_models))
+
+
+def merged_in_stretches(parameters: MergeParameters, x: Tensors) -> Tensor:
+    """The values of a BLOCK method, written over a whole θ0."""
+    for start in range(0, x.base.numel(), STRETCH):
+        part = slice(start, start + STRETCH)
+        models = {
+            what: values and [model[part] for model in values]
+            for what, values in (("weights", x.weights), ("task_vectors", x.task_vectors))
+        }
+        x.base[part] = merged_values(parameters, replace(x, start=start, base=x.base[part], **models))
+    return x.base
 
 
 def merged_by_vectors(parameters: MergeParameters, x: Tensors) -> Tensor:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from model_merging_methods.method import Sees, Tensors, merging_method
+from model_merging_methods.method import Sees, WholeTensor, merging_method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,10 +18,9 @@ _STRETCH = 1 << 16  # values that stay in a CPU's cache in float64
     paper="Arcee Fusion; as in mergekit",
     sees=Sees.TENSOR,
     models=(1, 1),
-    uses_weights=True,
-    memory=lambda m, n, k: 6 * m * n,
+    memory=lambda m, n, k: 3 * m * n,
 )
-def arcee_fusion(x: Tensors) -> Tensor:
+def arcee_fusion(x: WholeTensor) -> Tensor:
     """Add only the values of a task vector that are exceptionally important for their tensor.
 
     A value's importance is |δ| · KL, where KL is the divergence between the softmaxes of its row and the base's row.
@@ -31,10 +28,11 @@ def arcee_fusion(x: Tensors) -> Tensor:
     float32 rounds away the divergence of two nearly equal rows, and then mergekit's choice is arbitrary. Quantiles are
     over all values of the tensor; above a million, mergekit's are over a random sample.
     """
-    (delta,) = x.deltas
-    importance = delta.abs() * row_divergences(x.finetuned[0], x.base)
-    lower, median, upper = quantiles(importance, (0.25, 0.5, 0.75))
-    return x.base + delta.where(importance >= median + 1.5 * (upper - lower), 0)
+    divergences, delta = row_divergences(x.finetuned[0], x.base), x.deltas[0]
+    lower, median, upper = quantiles(delta.double().abs_().mul_(divergences), (0.25, 0.5, 0.75))
+    for values, divergence in zip(delta.view(-1, x.shape[-1]), divergences.view(-1, 1), strict=True):
+        values.masked_fill_(values.abs() * divergence < median + 1.5 * (upper - lower), 0)
+    return x.moved(delta)
 
 
 def row_divergences(theta: Tensor, base: Tensor) -> Tensor:
@@ -53,6 +51,8 @@ def row_divergences(theta: Tensor, base: Tensor) -> Tensor:
 
 
 def quantiles(values: Tensor, fractions: Sequence[float]) -> list[float]:
-    """For each fraction f the int(f · (n − 1))-th smallest value, counted from 0."""
+    """For each fraction f the int(f · (n − 1))-th smallest value, counted from 0. Changes their order."""
     places = [int(fraction * (values.numel() - 1)) for fraction in fractions]
-    return np.partition(values.flatten().cpu().numpy(), places)[places].tolist()
+    numbers = values.view(-1).cpu().numpy()
+    numbers.partition(places)
+    return numbers[places].tolist()

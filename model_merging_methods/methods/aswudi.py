@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Annotated
 
-from model_merging_methods.interference import all_negligible, changed, initial, spectrum
-from model_merging_methods.method import About, Sees, Tensors, is_linear_weight, merging_method
+from model_merging_methods.interference import all_negligible, changed, initial, memory_of_spectrum, spectrum
+from model_merging_methods.method import About, Sees, WholeTensor, is_linear_weight, merging_method
 from model_merging_methods.task_vectors import mean
 
 if TYPE_CHECKING:
@@ -19,10 +19,10 @@ RULES = ("participation_sqrt", "stable_rank", "entropy", "participation", "gavis
     paper="the repository of OptMerge, WalkerWorldPeace/MLLMerging, 2026",
     sees=Sees.TENSOR,
     merges=is_linear_weight,
-    memory=lambda m, n, k: (3 * k + 2) * m * n + 8 * min(k * m, n) ** 2,
+    memory=memory_of_spectrum,
 )
 def aswudi(
-    x: Tensors,
+    x: WholeTensor,
     *,
     auto_rank_method: Annotated[str, About("how many eigenvectors count", choices=RULES)] = "participation_sqrt",
     init_mode: Annotated[
@@ -40,12 +40,14 @@ def aswudi(
     along all other eigenvectors, and scales the result by about 1/K.
     """
     if all_negligible(x.deltas):
-        return x.base + scaling_coefficient * mean(x.deltas)
+        return x.moved(mean(x.deltas), scaling_coefficient)
     deltas = changed(x.deltas)
     curvature = spectrum(deltas)
     rank = max(1, min(effective_rank(curvature.e, x.shape, auto_rank_method), x.shape[1]))
     share = curvature.e.new_ones(rank)
-    return x.base + scaling_coefficient * curvature.minimise(initial(deltas, init_mode), share)
+    merged = curvature.minimise(initial(deltas, init_mode), share)
+    del curvature
+    return x.moved(merged, scaling_coefficient)
 
 
 def effective_rank(e: Tensor, shape: tuple[int, ...], rule: str) -> int:

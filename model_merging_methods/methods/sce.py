@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from model_merging_methods.largest_magnitudes import largest
-from model_merging_methods.method import About, Sees, Tensors, merging_method
+from model_merging_methods.method import About, Sees, WholeTensor, merging_method
 from model_merging_methods.sign_election import elect, taking_part
 from model_merging_methods.stretches import in_stretches
 from model_merging_methods.task_vectors import squared_norm
@@ -22,10 +22,10 @@ _LEAST_SUM = 1e-6
     paper="FuseChat (Wan et al. 2024, arXiv 2408.07990); as in mergekit",
     sees=Sees.TENSOR,
     models=(1, None),
-    memory=lambda m, n, k: (k + 3) * m * n,
+    memory=lambda m, n, k: (k + 1.3) * m * n,
 )
 def sce(
-    x: Tensors,
+    x: WholeTensor,
     *,
     select_topk: Annotated[float, About("share of the values that is merged, of those that differ", 0, 1)] = 1.0,
 ) -> Tensor:
@@ -36,13 +36,18 @@ def sce(
     variance above 0. If the mean squares sum to less than 1e-6, all models weigh the same. That is the case for task
     vectors of about 1e-3 and below. A single model varies nowhere: with select_topk below 1 the result is the base.
     """
-    deltas = x.deltas
+    deltas = list(x.deltas)
     if select_topk < 1:
         variance = in_stretches(variance_over_models, deltas)
-        selected = largest(variance, int(int(variance.count_nonzero()) * select_topk))
-        deltas = [delta.where(selected, 0) for delta in deltas]
+        dropped = largest(variance, int(int(variance.count_nonzero()) * select_topk)).logical_not_()
+        del variance
+        for delta in deltas:
+            delta.masked_fill_(dropped, 0)
+        del delta, dropped
     weights = shares_of_mean_squares(deltas)
-    return x.base + in_stretches(lambda stretches: mean_of_elected(stretches, weights), deltas)
+    merged = in_stretches(lambda stretches: mean_of_elected(stretches, weights), deltas, deltas[0])
+    del deltas
+    return x.moved(merged)
 
 
 def variance_over_models(deltas: Sequence[Tensor]) -> Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from model_merging_methods.interference import all_negligible, changed, initial, spectrum
-from model_merging_methods.method import About, Sees, Tensors, is_linear_weight, merging_method
+from model_merging_methods.interference import all_negligible, changed, initial, memory_of_spectrum, spectrum
+from model_merging_methods.method import About, Sees, WholeTensor, is_linear_weight, merging_method
 from model_merging_methods.task_vectors import mean
 
 if TYPE_CHECKING:
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     paper="the repository of OptMerge, WalkerWorldPeace/MLLMerging, 2026",
     sees=Sees.TENSOR,
     merges=is_linear_weight,
-    memory=lambda m, n, k: (3 * k + 2) * m * n + 8 * min(k * m, n) ** 2,
+    memory=memory_of_spectrum,
 )
 def swudi(
-    x: Tensors,
+    x: WholeTensor,
     *,
     exp_time: Annotated[float, About("how far to descend: the filter is 1 − exp(−e exp_time)", 0)] = 300.0,
     truncate_rank_ratio: Annotated[float, About("share of the eigenvectors to move along, the largest", 0, 1)] = 0.85,
@@ -41,9 +41,11 @@ def swudi(
     along all other eigenvectors, and scales the result by about 1/K.
     """
     if all_negligible(x.deltas):
-        return x.base + scaling_coefficient * mean(x.deltas)
+        return x.moved(mean(x.deltas), scaling_coefficient)
     deltas = changed(x.deltas)
     curvature = spectrum(deltas)
     e = curvature.e[: max(1, int(x.shape[1] * truncate_rank_ratio + 0.999))]
     share = 1 - (-e * exp_time).exp() if filter_type == "exponential" else e.new_ones(len(e))
-    return x.base + scaling_coefficient * curvature.minimise(initial(deltas, init_mode), share)
+    merged = curvature.minimise(initial(deltas, init_mode), share)
+    del curvature
+    return x.moved(merged, scaling_coefficient)

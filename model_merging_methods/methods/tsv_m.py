@@ -5,8 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
-from model_merging_methods.method import About, Sees, Tensors, merging_method
-from model_merging_methods.singular_values import polar_factor, triplets
+from model_merging_methods.method import About, Sees, WholeTensor, merging_method
+from model_merging_methods.singular_values import (
+    Short,
+    gram,
+    in_strips,
+    polar,
+    product,
+    short_polar_factor,
+    short_vectors,
+    square_values,
+    strip_values,
+)
 from model_merging_methods.task_vectors import mean
 
 if TYPE_CHECKING:
@@ -16,27 +26,38 @@ if TYPE_CHECKING:
 @merging_method(
     paper="Gargiulo et al. 2025, arXiv 2412.00081",
     sees=Sees.TENSOR,
-    memory=lambda m, n, k: 5 * m * n + 9 * min(m, n) ** 2,
+    memory=lambda m, n, k: 3 * m * n + (2 if m > n else 3) * square_values(m, n) + 3 * strip_values(m, n),
 )
 def tsv_m(
-    x: Tensors, *, scaling_coefficient: Annotated[float, About("factor on the merged task vector")] = 1.0
+    x: WholeTensor, *, scaling_coefficient: Annotated[float, About("factor on the merged task vector")] = 1.0
 ) -> Tensor:
     """Cut each task matrix to its first singular vectors, make those of all models orthogonal and add them.
 
     Each model gives int(rank/K) triplets. Other tensors than matrices: the mean task vector. Null directions are left
     out, before the models are stacked and in the polar factors; the published code returns arbitrary vectors there.
     """
+    from torch import cat, float32
+
     if len(x.shape) != 2:
-        return x.base + scaling_coefficient * mean(x.deltas)
-    u, sigma, v = stacked_triplets(x.deltas)
-    merged = (polar_factor(u) * sigma) @ polar_factor(v)
-    return x.base + scaling_coefficient * merged.float()
+        return x.moved(mean(x.deltas), scaling_coefficient)
+    count, is_tall = min(x.shape) // len(x.deltas), x.shape[0] > x.shape[1]
+    shorts = [short_vectors(gram(delta), count) for delta in x.deltas]
+    v = stacked_long_vectors(shorts, x)
+    u = short_polar_factor([short.u for short in shorts], is_tall)
+    sigma = cat([short.sigma for short in shorts])
+    del shorts
+    w, merged = polar(v), v.new_empty(x.shape, dtype=float32)
+    in_strips(lambda strip: product(u, sigma, w @ strip, is_tall), [v], merged)
+    del v
+    return x.moved(merged, scaling_coefficient)
 
 
-def stacked_triplets(deltas: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """U, S and V' of each model's first int(rank/K) singular triplets, side by side."""
-    from torch import cat
-
-    count = min(deltas[0].shape) // len(deltas)
-    u, sigma, v = zip(*(triplets(delta, count) for delta in deltas), strict=True)
-    return cat(u, dim=1), cat(sigma), cat(v)
+def stacked_long_vectors(shorts: Sequence[Short], x: WholeTensor) -> Tensor:
+    """V' of all models, one under the other."""
+    ranks = [len(short.sigma) for short in shorts]
+    v = shorts[0].u.new_empty(sum(ranks), max(x.shape))
+    if x.shape[0] > x.shape[1]:  # as `stacked`
+        v = v.view(v.shape[::-1]).T
+    for short, delta, rows in zip(shorts, x.deltas, v.split(ranks), strict=True):
+        in_strips(short.longer, [delta], rows)
+    return v

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 from model_merging_methods.checkpoints.vocabulary_matrices import INPUT_EMBEDDINGS
-from model_merging_methods.method import About, Sees, Tensors, merging_method
+from model_merging_methods.method import About, Sees, WholeTensor, merging_method
 from model_merging_methods.weighted_sums import weighted_sum
 
 if TYPE_CHECKING:
@@ -17,11 +17,10 @@ _STRETCH = 1 << 18  # values that are in float64 at a time
 @merging_method(
     paper="WIDEN (Yu et al. 2024, arXiv 2408.03092), as in MergeLLM",
     sees=Sees.TENSOR,
-    uses_weights=True,
-    memory=lambda m, n, k: (k + 2) * m * n,
+    memory=lambda m, n, k: 3 * m * n + 10 * _STRETCH,
 )
 def widen(
-    x: Tensors,
+    x: WholeTensor,
     *,
     above_average_value_ratio: Annotated[
         float, About("columns that rank higher than this times the mean are important", low=0)
@@ -38,6 +37,11 @@ def widen(
     """
     import torch
 
+    has_tokens = x.name.endswith(INPUT_EMBEDDINGS)
+
+    def in_columns(theta: Tensor) -> Tensor:
+        return theta.T if has_tokens else theta.flatten(0, -2)
+
     def scores(significance: Tensor, is_important: Tensor) -> Tensor:
         return significance.softmax(0).where(~is_important, score_calibration_value)
 
@@ -46,16 +50,17 @@ def widen(
         count = ranks.shape[1]
         return scores(ranks.double() / count, 2 * ranks > above_average_value_ratio * (count - 1))
 
-    if x.base.dim() < 2:
+    if len(x.shape) < 2:
         magnitudes = torch.stack([delta.double().abs() for delta in x.deltas])
         mean = magnitudes.mean(-1, keepdim=True)
         weights = scores(magnitudes, magnitudes > above_average_value_ratio * mean)
-        return x.base + weighted_sum(x.deltas, weights.float())
-    has_tokens = x.name.endswith(INPUT_EMBEDDINGS)
-    base, *finetuned = (theta.T if has_tokens else theta.flatten(0, -2) for theta in (x.base, *x.finetuned))
-    lengths, directions = map(torch.stack, zip(*(column_changes(theta, base) for theta in finetuned), strict=True))
+        return x.moved(weighted_sum(x.deltas, weights.float()))
+    base = in_columns(x.base)
+    changes = [column_changes(in_columns(theta), base) for theta in x.finetuned]
+    del base
+    lengths, directions = map(torch.stack, zip(*changes, strict=True))
     weights = ((scores_of_ranks(lengths) + scores_of_ranks(directions)) / 2).float()
-    return x.base + weighted_sum(x.deltas, weights.unsqueeze(-1) if has_tokens else weights)
+    return x.moved(weighted_sum(x.deltas, weights.unsqueeze(-1) if has_tokens else weights))
 
 
 def column_changes(theta: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from model_merging_methods.interference import changed
-from model_merging_methods.method import About, Sees, Tensors, is_linear_weight, merging_method
+from model_merging_methods.method import About, Sees, WholeTensor, is_linear_weight, merging_method
+from model_merging_methods.singular_values import STRIP
 from model_merging_methods.task_vectors import squared_norm, total
 
 if TYPE_CHECKING:
@@ -16,10 +18,10 @@ if TYPE_CHECKING:
     paper="Cheng et al. 2025, arXiv 2503.08099",
     sees=Sees.TENSOR,
     merges=is_linear_weight,
-    memory=lambda m, n, k: 7 * m * n + 2 * n * n,
+    memory=lambda m, n, k: 5 * m * n + 2 * min(m, STRIP) * n + max(2 * n * n - 2 * m * n, n * n),
 )
 def wudi(
-    x: Tensors,
+    x: WholeTensor,
     *,
     iterations: Annotated[int, About("steps of Adam", 0)] = 300,
     learning_rate: Annotated[float, About("learning rate of Adam: about how far a value moves in a step", 0)] = 1e-5,
@@ -30,22 +32,41 @@ def wudi(
     The interference is Σ |(θ − δi) δi'|² / |δi|². Adam moves each value by about the learning rate a step, whatever the
     size of the task vectors, so 300 steps move it by at most about 0.003. A model with δi = 0 is left out.
     """
-    from torch import zeros_like
-    from torch.optim import Adam
-
     deltas = changed(x.deltas)
     if not deltas:
-        return x.base.clone()
-    # θ = Σ δi + step, with the gradient at Σ δi apart: no digits cancel, and an iteration takes one product.
-    step, start, curvature = zeros_like(x.base), zeros_like(x.base), x.base.new_zeros(x.shape[1], x.shape[1])
+        return x.base
+    step = descent(*gradient_at_sum(deltas), iterations, learning_rate)
+    return x.moved(total(deltas).add_(step), scaling_coefficient)
+
+
+def gradient_at_sum(deltas: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The gradient at Σ δi, and the curvature: how it changes with a step is the step times the curvature."""
+    from torch import zeros_like
+
+    start = zeros_like(deltas[0])
+    curvature = start.new_zeros(start.shape[1], start.shape[1])
     for i, delta in enumerate(deltas):
         gram = delta.T @ delta
         gram *= 2 / squared_norm(delta)
         curvature += gram
-        for other in deltas[:i] + deltas[i + 1 :]:
-            start.addmm_(other, gram)
-    adam = Adam([step], lr=learning_rate)
+        del delta
+        for other in range(len(deltas)):
+            if other != i:
+                start.addmm_(deltas[other], gram)
+    return start, curvature
+
+
+def descent(start: Tensor, curvature: Tensor, iterations: int, learning_rate: float) -> Tensor:
+    """Adam's step from Σ δi. The gradient there stays apart: no digits cancel, and an iteration takes one product."""
+    from torch import addmm, zeros_like
+    from torch.optim import Adam
+
+    step, gradient = zeros_like(start), zeros_like(start)
+    parts = step.split(STRIP)  # Adam's own intermediate results are as large as a part
+    for part, of_gradient in zip(parts, gradient.split(STRIP), strict=True):
+        part.grad = of_gradient
+    adam = Adam(parts, lr=learning_rate)
     for _ in range(iterations):
-        step.grad = start.addmm(step, curvature)
+        addmm(start, step, curvature, out=gradient)
         adam.step()
-    return x.base + scaling_coefficient * (total(deltas) + step)
+    return step

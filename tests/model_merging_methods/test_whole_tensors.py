@@ -1,6 +1,7 @@
 """Merges by methods that see a whole tensor, where their published forms fail."""
 
 import logging
+import math
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import torch
 from transformers import GPT2Config
 
 from model_merging_methods.merge_parameters import parameters_of
+from model_merging_methods.method import Sees
+from model_merging_methods.methods import METHODS
 from tests.model_merging_methods.merges import merge, read_weights
 from tests.model_merging_methods.small_models import change_json, change_tensors, save_family, save_models
 
@@ -28,6 +31,29 @@ def test_two_copies_of_a_fine_tune_give_that_fine_tune(models, tmp_path, method)
     expected = read_weights(models / "first")
     for name in (name for name in found if "proj" in name):
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-6)
+
+
+# Methods that need more for a pair of Llama-2-13B; docs/memory_and_disk.md says so.
+ABOVE_BOUND = {"ace", "aswudi", "iso_cts", "swudi"}
+WHOLE = {name for name, method in METHODS.items() if method.sees is Sees.TENSOR}
+
+
+@pytest.mark.parametrize("name", sorted(WHOLE - ABOVE_BOUND))
+@pytest.mark.parametrize(("hidden", "intermediate"), [(4096, 11008), (5120, 13824)])
+def test_a_pair_of_llama_2_takes_no_more_than_its_models_and_result_of_the_largest_tensor(name, hidden, intermediate):
+    method = METHODS[name]
+    embeddings, models = (32000, hidden), method.models[1] or 2
+    shapes = [(hidden, hidden), (intermediate, hidden), (hidden, intermediate)]
+    shapes += [embeddings] if method.merges("model.embed_tokens.weight", embeddings) else []
+    assert max(method.memory(*shape, models) for shape in shapes) <= (models + 2) * math.prod(embeddings)
+
+
+@pytest.mark.parametrize(("method", "is_above"), [("ace", True), ("ramplus_tl", False)])
+def test_a_merge_that_takes_more_than_that_says_so_before_it_starts(models, tmp_path, caplog, method, is_above):
+    with caplog.at_level(logging.INFO):
+        merge(models, tmp_path / "out", parameters_of(method), ROLES, allow_unrelated=True)
+    (line,) = [record.message for record in caplog.records if "needs whole tensors" in record.message]
+    assert ("times the largest tensor" in line) is is_above
 
 
 @pytest.mark.parametrize("method", ["pcb_nlp", "pcb_vision"])
