@@ -50,7 +50,9 @@ def wide(matrix: Tensor) -> Tensor:
 def gram(matrix: Tensor) -> Tensor:
     """The smaller of A A' and A'A: float64, in memory as columns."""
     matrix = wide(matrix.double())
-    return as_columns(matrix @ matrix.T)
+    square = matrix @ matrix.T
+    del matrix
+    return as_columns(square)
 
 
 def as_columns(matrix: Tensor) -> Tensor:
