@@ -385,8 +385,8 @@ def ram(deltas, epsilon, merged, counts):
     merged[:] = ZERO
     for i in range(deltas.shape[0]):
         for j in range(merged.size):
-            delta = deltas[i, j] if abs(deltas[i, j]) > epsilon else ZERO
-            merged[j] += delta / max(counts[j], ONE)
+            is_active = ONE if abs(deltas[i, j]) > epsilon else ZERO
+            merged[j] += deltas[i, j] * is_active / max(counts[j], ONE)
 
 
 @exact
@@ -401,7 +401,7 @@ def consensus_ta(deltas, k, mask_lambda, merged, votes):
         for j in range(merged.size):
             votes[j] += ONE if abs(deltas[i, j]) > abs(merged[j] - deltas[i, j]) * own else ZERO
     for j in range(merged.size):
-        merged[j] = merged[j] if votes[j] >= k else ZERO
+        merged[j] = merged[j] * (ONE if votes[j] >= k else ZERO)
 
 
 @exact
@@ -410,7 +410,7 @@ def localize_and_stitch(deltas, thresholds, merged, overlap):
     for i in range(deltas.shape[0]):
         for j in range(merged.size):
             overlap[j] += ONE if abs(deltas[i, j]) >= thresholds[i] else ZERO
-    merged[:] = ZERO
+    merged[:] = -ZERO  # so that a sum of −0 stays −0, as in the formula
     for i in range(deltas.shape[0]):
         for j in range(merged.size):
             share = (ONE if abs(deltas[i, j]) >= thresholds[i] else ZERO) / max(overlap[j], ONE)
