@@ -170,7 +170,6 @@ class Method:
     """A merging method.
 
     formula: for BLOCK a function of `Tensors`, for TENSOR of `WholeTensor`, and the options that returns the merged
-    formula: for BLOCK a function of `Tensors`, for TENSOR of `WholeTensor`, and the options that returns the merged
     values, in the shape of θ0. For GRAM a function of `gram`, the float64 products [..., K, K] of the K models'
     vectors, and the options, that returns K coefficients ci, [..., K]: the result is Σ ci θi, or θ0 + Σ ci δi with
     `reads_base`.
