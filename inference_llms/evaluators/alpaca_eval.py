@@ -172,7 +172,7 @@ def call(answers: AnswerFiles) -> tuple[Path, str]:
     folder = result_folder(answers.files)
     command = f"{answers.command} {EVALUATOR.result_option} {shlex.quote(str(folder))}"
     program = installed_program("alpaca_eval")
-    check_versions(program, NEEDED)
+    check_versions(program, NEEDED, "alpaca_eval")
     words = shlex.split(command.removeprefix(KEY_OR_NONE))
     own_judge = judge_folder(answers.files[0].absolute())
     if str(own_judge) in words:

@@ -15,6 +15,7 @@ from inference_llms.evaluators.results import (
     EVALUATORS,
     Verdicts,
     check_hashes,
+    check_versions,
     checked_share,
     evaluator_program,
     installed_program,
@@ -28,6 +29,7 @@ from utils.output_places import OutputPlaces
 from utils.whole_files import write_whole
 
 log = logging.getLogger(__name__)
+NEEDED = {"transformers": ">=4.55,<5", "datasets": ">=3.6,<4"}
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = "bigcode-evaluation-harness"
@@ -91,6 +93,8 @@ def examples_of(answers: AnswerFiles) -> list[Example]:
 def call_harness(answers: AnswerFiles) -> tuple[Path, str]:
     result = metrics_file(answers.files)
     accelerate = installed_program("accelerate", TOOL)
+    if Path(accelerate).is_relative_to(EVALUATORS):
+        check_versions(accelerate, NEEDED, TOOL)
     with tempfile.TemporaryDirectory() as folder:
         programs, metrics = Path(folder, "programs.json"), Path(folder, "metrics.json")
         shutil.copyfile(answers.files[0], programs)

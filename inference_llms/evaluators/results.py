@@ -198,9 +198,9 @@ def to_type(command: str, evaluator: str) -> list[str]:
     return [command]
 
 
-def check_versions(program: str, needed: Mapping[str, str]) -> None:
-    """Raise UserError unless a program's environment has the needed versions of packages. An environment whose
-    interpreter is not beside the program is not checked."""
+def check_versions(program: str, needed: Mapping[str, str], tool: str) -> None:
+    """Raise UserError unless the environment of a tool's program has the needed versions of packages. An environment
+    whose interpreter is not beside the program is not checked."""
     python = Path(program).with_name("python")
     if not python.is_file():
         return
@@ -211,5 +211,5 @@ def check_versions(program: str, needed: Mapping[str, str]) -> None:
         if not SpecifierSet(wanted).contains(version, prereleases=True):
             raise UserError(
                 f"{program}: {package} {version} is installed there, and {wanted} works; run "
-                f"`bash scripts/setup_evaluators.sh {Path(program).name}`"
+                f"`bash scripts/setup_evaluators.sh {tool}`"
             )

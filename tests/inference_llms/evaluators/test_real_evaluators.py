@@ -164,8 +164,10 @@ def test_a_tool_of_the_wrong_version_gets_one_line(tmp_path):
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho 0.6.6 3.0.1\n")
     python.chmod(0o755)
-    with pytest.raises(UserError, match=r"pandas 3\.0\.1 is installed there, and <3 works; run `bash scripts/setup_"):
-        check_versions(str(tmp_path / "alpaca_eval"), {"alpaca_eval": ">=0.6.6,<0.7", "pandas": "<3"})
+    with pytest.raises(
+        UserError, match=r"pandas 3\.0\.1 is installed there, and <3 works; run `bash scripts/setup_evaluators.sh it`"
+    ):
+        check_versions(str(tmp_path / "alpaca_eval"), {"alpaca_eval": ">=0.6.6,<0.7", "pandas": "<3"}, "it")
 
 
 @needs("bigcode-evaluation-harness")
