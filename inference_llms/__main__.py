@@ -48,12 +48,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = build_parser().parse_args(arguments)
-    check_inference_options(argparse.Namespace(**{**vars(options), "tasks": options.tasks or options.show}))
-    check_tasks_option(options)
     if options.show and options.tasks:
         raise UserError("--tasks has no effect with --show, which names tasks itself; remove one of them")
     if options.show:
-        print("\n".join(show_prompts(options, options.show)))
+        options.tasks = list(dict.fromkeys(options.show))
+    check_inference_options(options)
+    check_tasks_option(options)
+    if options.show:
+        print("\n".join(show_prompts(options, options.tasks)))
         return
     if options.tasks is None:
         raise UserError("--tasks is missing; name one or more of them, see --help")

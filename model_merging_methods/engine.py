@@ -90,9 +90,9 @@ class Merge:
     def statistics(self, before_writing: bool = False) -> Statistics:
         """The numbers that depend on whole models or tensors. They must be known before the first block is merged,
         except the inner products of small parameters: `before_writing` leaves these out, and `write` finds them."""
-        return self.passes.find_statistics(self._kept_names() if before_writing else ())
+        return self.passes.find_statistics(self._small_names() if before_writing else ())
 
-    def _kept_names(self) -> set[str]:
+    def _small_names(self) -> set[str]:
         """The parameters of which each thread can keep a whole one in memory between finding its inner products and
         merging it, so that it is read once."""
         if self.parameters.declared.sees is not Sees.GRAM or self.blocks.block_size != BLOCK_SIZE:
@@ -151,9 +151,7 @@ class Merge:
         """Merge or copy parameters, block by block or, where the merge needs it, whole."""
         blocks, work_on = self.blocks, []
         blocks.mask_numbers = mask_numbers(statistics)
-        whole = self._names_to_keep(names, statistics)
-        if self.needs_whole_tensors:
-            whole = {name for name in names if name in blocks.merged and blocks.numel(name)}
+        whole = {name for name in names if name in blocks.merged and self._is_taken_whole(name, statistics)}
         kept_item = self._item_size(whole)
         numbers = {
             name: blocks.numbers(name, statistics) for name in names if name in blocks.merged and name not in whole
@@ -184,12 +182,13 @@ class Merge:
 
         blocks.for_every(work_on, new_worker, "merging")
 
-    def _names_to_keep(self, names: Sequence[str], statistics: Statistics) -> set[str]:
-        """The parameters whose inner products are not known yet."""
-        if self.parameters.declared.sees is not Sees.GRAM or self.needs_whole_tensors:
-            return set()
-        merged = [name for name in names if name in self.blocks.merged]
-        return {name for name in merged if "gram" not in statistics.at(self.models.matrix(name))}
+    def _is_taken_whole(self, name: str, statistics: Statistics) -> bool:
+        """Whether a parameter with values is merged as a whole: because the merge needs that, or to find its inner
+        products."""
+        if self.needs_whole_tensors or self.blocks.numel(name) == 0:
+            return self.blocks.numel(name) > 0
+        sees_products = self.parameters.declared.sees is Sees.GRAM
+        return sees_products and "gram" not in statistics.of_tensor.get(self.models.matrix(name), {})
 
     def _merge_kept(
         self,
@@ -209,8 +208,9 @@ class Merge:
             part = np.zeros((len(self.roles), len(self.roles)))
             blocks.check_finite(arithmetic.gram(kept[-1], part), name)
             gram = gram + part
-        found = Statistics(of_tensor={self.models.matrix(name): {"gram": gram}})
-        numbers = blocks.numbers(name, statistics.plus(found))
+        matrix = self.models.matrix(name)
+        found = Statistics(of_tensor={matrix: {**statistics.at(matrix), "gram": gram}})
+        numbers = blocks.numbers(name, found)
         for block, stored in zip(reversed(own_blocks), reversed(kept), strict=True):
             written = output[: (block.stop - block.start) * ITEM_SIZES[form.dtype]]
             self._merge_stored(block, form.dtype, numbers, stored, written, shard)

@@ -82,10 +82,6 @@ class MergeRequest:
         if self.recipe is None:
             self.parameters.check(len(self.finetuned))
 
-    def base_of(self, role: str) -> str:
-        """The role of the model that an adapter changes."""
-        return self.recipe.adapters.get(role, PRETRAINED) if self.recipe else PRETRAINED
-
     @property
     def inputs(self) -> dict[str, Path]:
         """All models by role, the pretrained one first: their folders, or the names of documents that make them."""

@@ -61,7 +61,7 @@ def open_recipe(
         for line in named.recipe.filters_without_effect(names):
             findings.warn(line)
         _compare(by_role, vocabulary, findings)
-        if all(getattr(folder, "has_values", True) for folder in by_role.values()):
+        if not any(isinstance(folder, MadeModel) and not folder.has_values for folder in by_role.values()):
             _warn_of_unrelated(plan, parts, findings)
     if findings.errors:
         return None, findings

@@ -216,7 +216,7 @@ def run_step(step: BenchStep, setting: BenchSetting) -> str | None:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     if setting.is_tiny:
         environment["HF_HUB_OFFLINE"] = "1"
-    started = time.monotonic()
+    started, inputs = time.monotonic(), local_files(step, setting)
     with open(path.with_suffix(".log"), "wb") as output:
         output.write(f"$ {step.text}\n".encode())
         output.flush()
@@ -235,8 +235,8 @@ def run_step(step: BenchStep, setting: BenchSetting) -> str | None:
     if process.returncode != 0:
         return why_it_ended(process.returncode, path.with_suffix(".log"), start)
     seconds = round(time.monotonic() - started, 1)
-    found = {"command": step.text, "inputs": local_files(step, setting)}
-    write_json(path, {**found, "seconds": seconds, "peak_bytes": 1024 * usage.ru_maxrss})
+    peak = 1024 * usage.ru_maxrss
+    write_json(path, {"command": step.text, "inputs": inputs, "seconds": seconds, "peak_bytes": peak})
     return None
 
 

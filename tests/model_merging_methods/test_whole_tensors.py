@@ -111,3 +111,12 @@ def test_gpt2_merges_as_if_its_layers_were_stored_as_linear_ones(gpt2, tmp_path,
     expected = merge(linear, tmp_path / "expected", parameters_of(method), roles, allow_unrelated=True)
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["karcher", "iso_c", "task_arithmetic"])
+def test_a_tensor_without_values_stays_one(tmp_path, method):
+    models = save_models(tmp_path / "models", ROLES)
+    for folder in models.iterdir():
+        change_tensors(folder, lambda tensors: {**tensors, "model.nothing.weight": torch.zeros(0, 4)})
+    found = merge(models, tmp_path / "out", parameters_of(method), ROLES, allow_unrelated=True)
+    assert found["model.nothing.weight"].shape == (0, 4)
