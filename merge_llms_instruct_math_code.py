@@ -40,6 +40,7 @@ from model_merging_methods.command_line import (
     requested_merge,
 )
 from model_merging_methods.merge_request import PRETRAINED, MergeRequest, run_name, tasks_name
+from model_merging_methods.recipes.option_recipe import read_option_recipe
 from utils.command_line import OneLineParser, options_on_record
 from utils.custom_code import check_runs_without_code
 from utils.errors import UserError, run_command_line
@@ -67,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add_merge_options(parser)
-    parser.add_argument("--recipe", type=Path, metavar="FILE", help="merge this recipe in mergekit's YAML instead")
+    parser.add_argument("--recipe", type=Path, metavar="FILE", help="merge this recipe instead (docs/recipes.md)")
     running = parser.add_argument_group("running")
     running.add_argument("--check", action="store_true", help="check the inputs, print the findings, and stop")
     running.add_argument("--merge_only", action="store_true", help="stop after saving the merged model")
@@ -92,6 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         models = (PRETRAINED, *FINETUNED_MODELS)
         others = ("from_record", "models", "allow_unrelated", *(f"{role}_model" for role in models))
         check_nothing_else(options, "--recipe", others)
+        held = read_option_recipe(options.recipe)
+        if held is not None:
+            options = argparse.Namespace(**{**vars(options), **vars(held), "device": options.device, "recipe": None})
     if options.check and options.recipe is not None:
         from model_merging_methods.recipes.merging import check_recipe
 

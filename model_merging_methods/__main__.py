@@ -74,7 +74,7 @@ def merge(arguments: Sequence[str]) -> None:
     if options.print_recipe:
         from model_merging_methods.recipes.writing import recipe_text
 
-        print(recipe_text(requested_merge(options)), end="")
+        print(recipe_text(requested_merge(options), options.allow_unrelated), end="")
         return
     with logged_run() as keep_log:
         log.info("command: %s", shlex.join([*PROGRAM.split(), "merge", *arguments]))

@@ -207,13 +207,13 @@ def _make_folders(
 def _check_place(target: Path, request: MergeRequest) -> None:
     """Raise UserError if the merged model can never be written to `target`."""
     if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise UserError(f"{target}: is not a folder; remove it or choose another --output_dir")
+        raise UserError(f"{target}: is not a folder; remove it or choose another output folder")
     parent = next(parent for parent in target.absolute().parents if parent.exists())
     if not parent.is_dir():
-        raise UserError(f"{parent}: is not a folder; remove it or choose another --output_dir")
+        raise UserError(f"{parent}: is not a folder; remove it or choose another output folder")
     for _, folder in request.all_folders():
         if target.resolve() == folder.resolve():
-            raise UserError(f"{target}: is one of the models to merge; choose another --output_dir")
+            raise UserError(f"{target}: is one of the models to merge; choose another output folder")
 
 
 def _is_done(target: Path, request: MergeRequest) -> bool:
@@ -226,9 +226,9 @@ def _is_done(target: Path, request: MergeRequest) -> bool:
             damage = find_damage(target, record)
             if damage is None:
                 return True
-            raise UserError(f"{damage}; make the merge again with --overwrite, or choose another --output_dir")
+            raise UserError(f"{damage}; make the merge again with --overwrite, or choose another output folder")
     raise UserError(
-        f"{target}: holds the results of another run; choose another --output_dir, or replace it with --overwrite"
+        f"{target}: holds the results of another run; choose another output folder, or replace it with --overwrite"
     )
 
 
@@ -419,5 +419,5 @@ def _check_room(folder: Path, needed: int) -> None:
     if free < needed:
         raise UserError(
             f"{folder.parent}: {free / 1e9:.1f} GB free, but the merged model needs {needed / 1e9:.1f} GB; "
-            "make room or choose another --output_dir"
+            "make room or choose another output folder"
         )

@@ -180,6 +180,7 @@ class MergeParameters:
         if self.mask and not self.declared.takes_mask:
             raise UserError(f"--mask_apply_method {self.method}: takes no mask; choose another method")
         _check_options(self.values, self.declared.options, number_of_models)
+        self.declared.check(self.formula_options(number_of_models))
         chosen = {"--dtype": (self.dtype, (None, *DTYPE_NAMES, "float64"))}  # float64: of recipes
         if self.mask:
             _check_options(self.mask.values, self.mask.declared.options, number_of_models)

@@ -181,6 +181,7 @@ class Method:
     models of m × n values each: a function of m, n and K.
     merges: whether a parameter of this name and shape is merged; the others keep the values of θ0.
     vectors: for GRAM, from the options: "tensor" (a parameter is one vector), "rows" or "columns" (each is one).
+    check: raises UserError for options, K numbers for one per model, that make no sense together.
     """
 
     name: str
@@ -196,6 +197,7 @@ class Method:
     statistics: tuple[Any, ...] = ()
     merges: Callable[[str, tuple[int, ...]], bool] = lambda name, shape: True
     vectors: Callable[[Mapping[str, Value]], str] = lambda options: "tensor"
+    check: Callable[[Mapping[str, Any]], Any] = lambda options: None
 
     def reads_base_with(self, options: Mapping[str, Value]) -> bool:
         return self.reads_base(options) if callable(self.reads_base) else self.reads_base

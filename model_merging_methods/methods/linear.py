@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     models=(1, None),
     reads_base=False,
     takes_ratios=True,
+    check=lambda options: options["normalize"] and divisor(options["weight"]),
 )
 def linear(
     x: Tensors,

@@ -20,6 +20,7 @@ _NOISE = 3e-8
     models=(1, None),
     reads_base=lambda options: options["task_vectors"],
     takes_ratios=True,
+    check=lambda options: normalized(options["weight"]) if options["normalize_weights"] else None,
 )
 def multislerp(
     gram: np.ndarray,
@@ -36,11 +37,7 @@ def multislerp(
     """
     if len(weight) == 1:
         return np.ones(1)
-    w = np.array(weight)
-    if normalize_weights:
-        if not w.sum():
-            raise UserError("multislerp: the weights sum to 0; change --weight or switch normalize_weights off")
-        w = w / w.sum()
+    w = normalized(weight) if normalize_weights else np.array(weight)
     lengths = norms(gram)
     if not lengths.any():
         return np.zeros(len(w))
@@ -51,3 +48,11 @@ def multislerp(
             return w
         raise UserError(f"multislerp: the directions of these {len(w)} models cancel in a parameter; change --weight")
     return shares / np.sqrt(squared_mean) * (w @ lengths)
+
+
+def normalized(weight: PerModel) -> np.ndarray:
+    """The weights divided by their sum. Raises UserError if that is 0."""
+    w = np.array(weight)
+    if not w.sum():
+        raise UserError("multislerp: the weights sum to 0; change --weight or switch normalize_weights off")
+    return w / w.sum()

@@ -62,7 +62,9 @@ def _check_required(one: Slice, recipe: Recipe) -> None:
         if any(name in level for level in (one.parameters, *recipe.levels)):
             continue
         if not parameter.is_per_model:
-            raise UserError(f"{recipe.place}: {name}: {recipe.method.name} needs it; add it to parameters")
+            raise UserError(
+                f"{recipe.place_of('merge_method')}: {name}: {recipe.method.name} needs it; add it to parameters"
+            )
         for source in one.inputs(recipe.method.base):
             if name not in source.parameters:
                 raise UserError(

@@ -29,7 +29,8 @@ _VALUES_WITHOUT_EFFECT = ("lora-merge-cache", "transformers-cache", "num-threads
 
 def is_recipe(arguments: Sequence[str]) -> bool:
     """Whether the arguments of `merge` name a recipe file."""
-    return any(re.search(r"\.ya?ml$", text) and not text.startswith("-") for text in arguments)
+    is_named_so = any(re.search(r"\.ya?ml$", text) and not text.startswith("-") for text in arguments)
+    return is_named_so or (bool(arguments) and not arguments[0].startswith("-"))
 
 
 def merge_recipe_file(arguments: Sequence[str]) -> None:

@@ -10,9 +10,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 from model_merging_methods.before_download import check_before_download
+from model_merging_methods.command_line import chosen_roles, merge_parameters, requested_merge
 from model_merging_methods.merge_models import MergeWork, merge_models
-from model_merging_methods.merge_request import PRETRAINED, RECIPE, MergeRequest, NamedRecipe
+from model_merging_methods.merge_request import PRETRAINED, MergeRequest, NamedRecipe
+from model_merging_methods.preflight import print_findings
 from model_merging_methods.recipes.opening import first_parameters, open_recipe
+from model_merging_methods.recipes.option_recipe import read_option_recipe
 from model_merging_methods.recipes.read_recipes import read_recipes, with_seed
 from model_merging_methods.recipes.recipe import Recipe
 from model_merging_methods.recipes.references import ModelReference
@@ -33,17 +36,24 @@ def merge_recipe(
     seed: int | None = None,
     values_per_file: int | None = None,
 ) -> None:
-    """Merge a recipe file into a model folder. `seed` replaces the recipes' own, `values_per_file` the size in bytes at
+    """Merge a recipe file into a model folder, which gets the first model's tokenizer if the recipe holds options, else
+    the one that the recipe says. `seed` replaces the recipes' own, `values_per_file` the size in bytes at
     which weight files are cut.
 
     Raises UserError, naming file, line and key, for a recipe that cannot be merged; else like `merge_models`.
     """
-    recipes = [recipe if seed is None else with_seed(recipe, seed) for recipe in read_recipes(file)]
-    check_before_download(lambda headers_in: request_of_recipes(recipes, headers_in))
-    request = request_of_recipes(recipes)
+    options = read_option_recipe(file)
+    if options is not None:
+        options.seed = options.seed if seed is None else seed
+        request = requested_merge(options)
+        work = replace(work, allow_unrelated=options.allow_unrelated)
+    else:
+        recipes = [recipe if seed is None else with_seed(recipe, seed) for recipe in read_recipes(file)]
+        check_before_download(lambda headers_in: request_of_recipes(recipes, headers_in))
+        request = request_of_recipes(recipes)
     if values_per_file is not None:
         work = replace(work, values_per_file=values_per_file)
-    merge_models(request, {RECIPE: target.resolve()}, overwrite=overwrite, work=work)
+    merge_models(request, {request.roles[0]: target.resolve()}, overwrite=overwrite, work=work)
 
 
 def recipe_run_name(file: Path) -> str:
@@ -55,11 +65,17 @@ def recipe_run_name(file: Path) -> str:
 
 def is_random(file: Path) -> bool:
     """Whether a recipe's result depends on a seed."""
+    options = read_option_recipe(file)
+    if options is not None:
+        return merge_parameters(options, chosen_roles(options)).uses_seed
     return any(recipe.is_random for recipe in read_recipes(file))
 
 
 def check_recipe(file: Path) -> int:
     """Print every error and warning of a recipe and its models. Returns the exit status: 2 after an error, else 0."""
+    options = read_option_recipe(file)
+    if options is not None:
+        return print_findings(requested_merge(options), options.allow_unrelated)
     recipes, findings = read_recipes(file), Findings()
     with findings.collect(), ExitStack() as stack:
         findings.found += open_recipe(request_of_recipes(recipes), stack)[1].found

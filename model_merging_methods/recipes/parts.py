@@ -1,6 +1,7 @@
 """The parts of a recipe's merged model: stored tensors under the merged model's names, and the parameters of each."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from model_merging_methods.checkpoints.aligned_models import align_models
@@ -28,17 +29,18 @@ def plan_recipe(recipe: Recipe, folders: Folders) -> list[TensorMerge]:
     method = METHODS[plan[0].steps.method]
     if method.sees_model and len(set(map(_kind, plan))) > 1:
         raise UserError(
-            f"{recipe.place}: slices: {recipe.method.name} looks at whole models, so each slice needs the same number "
-            "of sources"
+            f"{recipe.place_of('slices')}: slices: {recipe.method.name} looks at whole models, so each slice needs the "
+            "same number of sources"
         )
     for name in (name for statistic in method.statistics if not statistic.by_tensor for name in statistic.depends_on):
         if len({one.steps.options.get(name) for one in plan}) > 1:
             raise UserError(
-                f"{recipe.place}: {name}: {recipe.method.name} looks at whole models, so all tensors need one value; "
-                "move it to the recipe's parameters"
+                f"{recipe.place_of(name)}: {name}: {recipe.method.name} looks at whole models, so all tensors need one "
+                "value; move it to the recipe's parameters"
             )
     if len({one.steps.mask for one in plan}) > 1:
-        raise UserError(f"{recipe.place}: rescale: must be on or off for all tensors; give it without filters")
+        place = recipe.place_of("rescale")
+        raise UserError(f"{place}: rescale: must be on or off for all tensors; give it without filters")
     check_layers_alike(recipe, plan, folders)
     return plan
 
@@ -60,14 +62,15 @@ def check_layers_alike(recipe: Recipe, plan: Sequence[TensorMerge], folders: Fol
     for layer in range(number):
         if frozenset(by_layer.get(layer, ())) not in known:
             raise UserError(
-                f"{recipe.place}: layer_range: merged layer {layer} lacks tensors that other layers have; complete the "
-                "models' files, or choose layers of one model"
+                f"{recipe.place_of('slices')}: layer_range: merged layer {layer} lacks tensors that other layers have; "
+                "complete the models' files, or choose layers of one model"
             )
     kinds = [own[model] for model in dict.fromkeys(source_of.values())]
     if len(kinds) > 1 and not set.intersection(*kinds):
         names = " and ".join(map(str, dict.fromkeys(source_of.values())))
         raise UserError(
-            f"{recipe.place}: slices: layers of {names} differ in tensors or shapes; stack models of one size"
+            f"{recipe.place_of('slices')}: slices: layers of {names} differ in tensors or shapes; "
+            "stack models of one size"
         )
 
 
@@ -150,7 +153,13 @@ class ParametersOfTensors:
             exclude_param_names_regex=recipe.exclude_param_names_regex,
             **options,
         )
-        parameters.check(len(tensor.inputs))
+        try:
+            parameters.check(len(tensor.inputs))
+        except UserError as error:
+            option = re.compile(r"--(\w+)")
+            place = recipe.place_of(*option.findall(str(error)))
+            text = option.sub(r"\1", str(error))
+            raise UserError(f"{place}: {text}") from None
         return parameters
 
 

@@ -206,7 +206,7 @@ class _LookUp:
         if parameter.name == "weight" and self.recipe.mixup is not None:
             return 0.0  # replaced by the ratios
         if parameter.default is None:
-            place = self.recipe.place if source is None else source.place
+            place = self.recipe.place_of(parameter.name, "parameters") if source is None else source.place
             raise UserError(
                 f"{place}: {parameter.name}: has no value for {name}; add one that no filter limits, such as - value: 1"
             )

@@ -132,6 +132,7 @@ def _read(document: Node, file: str) -> Recipe:
         mixup=None,
         seed=_read_seed(entries["seed"]) if "seed" in entries else 0,
         place=document.place,
+        places={key: node.place for key, node in entries.items()},
     )
     if "mixup" in entries:
         recipe = replace(recipe, mixup=_read_mixup(entries["mixup"], recipe))
@@ -306,10 +307,12 @@ def _read_mixup(node: Node, recipe: Recipe) -> Mixup:
     if "ratio_by_layer" in entries:
         points = entries["ratio_by_layer"]
         given = [Node(one.value, points.name, one.place).typed(float) for one in points.items()]
+        if models != 2:
+            raise points.error(f"is for two models, not {models}; give ratios, one for each model")
         try:
             return ratios_by_layer(given, models)
         except UserError:
-            raise points.error(f"give two ratios or more between 0 and 1, for two models, not {models}") from None
+            raise points.error("give two ratios or more between 0 and 1") from None
     ratios = entries["ratios"]
     given = [Node(one.value, ratios.name, one.place).typed(float) for one in _as_items(ratios)]
     try:

@@ -30,7 +30,7 @@ from model_merging_methods.masks import MASKS
 from model_merging_methods.mixup import Mixup
 from model_merging_methods.recipes.mergekit_methods import MASK_PARAMETERS, Base, Parameter, RecipeMethod
 from model_merging_methods.recipes.references import ModelReference
-from model_merging_methods.recipes.settings import Settings
+from model_merging_methods.recipes.settings import Setting, Settings
 from model_merging_methods.recipes.tokenizer import TOKENIZER_KEYWORDS, Tokenizer
 
 
@@ -84,7 +84,7 @@ class RecipeMask:
 @dataclass(frozen=True)
 class Recipe:
     """One merge. Parameters of the module and of the whole recipe are `levels`, in the order of a look-up. `document`
-    holds the plain values that it was read from."""
+    holds the plain values that it was read from, `places` the "FILE:LINE" of its keys."""
 
     file: str
     document: Mapping[str, Any]
@@ -101,6 +101,7 @@ class Recipe:
     mixup: Mixup | None
     seed: int
     place: str
+    places: Mapping[str, str]
     exclude_param_names_regex: tuple[str, ...] = ()
 
     @property
@@ -127,15 +128,23 @@ class Recipe:
 
     def filters_without_effect(self, names: Collection[str]) -> list[str]:
         """Lines on the filters of parameters that fit none of these names of tensors."""
-        of_sources = [source.parameters for one in self.slices for source in one.sources]
-        levels = [*of_sources, *(one.parameters for one in self.slices), *self.levels]
         return [
             f"{setting.place}: {setting.name}: the filter {branch.filter} fits no tensor"
-            for level in levels
-            for setting in level.values()
+            for setting in self._settings
             for branch in setting.branches
             if not any(map(branch.applies_to, names))
         ]
+
+    def place_of(self, *names: str) -> str:
+        """The place of the first of these parameters or keys that the recipe has; its own if it has none."""
+        places = {**self.places, **{setting.name: setting.place for setting in reversed(self._settings)}}
+        return next((places[name] for name in names if name in places), self.place)
+
+    @property
+    def _settings(self) -> list[Setting]:
+        of_sources = [source.parameters for one in self.slices for source in one.sources]
+        levels = [*of_sources, *(one.parameters for one in self.slices), *self.levels]
+        return [setting for level in levels for setting in level.values()]
 
     @property
     def parameters(self) -> dict[str, Parameter]:

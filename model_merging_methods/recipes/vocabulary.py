@@ -84,8 +84,12 @@ def build_vocabulary(recipe: Recipe, folders: Folders) -> BuiltVocabulary | None
 def _vocabulary_of(recipe: Recipe, model: ModelReference, folder: Folder) -> Vocabulary:
     tokens = read_tokens(tokenizer_folder(folder))
     if tokens is None:
-        raise UserError(f"{recipe.place}: tokenizer: {model} has none; add its tokenizer files to {folder.folder}")
+        raise UserError(f"{_place(recipe)}: tokenizer: {model} has none; add its tokenizer files to {folder.folder}")
     return Vocabulary(tokens, number_of_rows(folder))
+
+
+def _place(recipe: Recipe) -> str:
+    return recipe.place_of("tokenizer", "tokenizer_source")
 
 
 def tokenizer_folder(folder: Folder) -> Path:
@@ -111,10 +115,10 @@ def _token_row(
     row = source.token_id if source.token_id is not None else tokens.get(wanted)
     if source.token_id is not None and not 0 <= row < rows:
         raise UserError(
-            f"{recipe.place}: token_id: {source.model} has no row {row}; give a number from 0 to {rows - 1}"
+            f"{_place(recipe)}: token_id: {source.model} has no row {row}; give a number from 0 to {rows - 1}"
         )
     if row is None:
-        raise UserError(f"{recipe.place}: tokens: {source.model} has no token {wanted}; name one of its tokens")
+        raise UserError(f"{_place(recipe)}: tokens: {source.model} has no token {wanted}; name one of its tokens")
     return TokenRow(models.index(source.model), row, source.force)
 
 

@@ -212,7 +212,7 @@ def start_on_a_full_disk(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make_full", "message"), [(start_on_a_full_disk, ["GB free", "--output_dir"]), (fill_disk, ["No space left"])]
+    ("make_full", "message"), [(start_on_a_full_disk, ["GB free", "output folder"]), (fill_disk, ["No space left"])]
 )
 def test_a_full_disk_gets_one_line_and_leaves_nothing(models, tmp_path, monkeypatch, make_full, message):
     make_full(monkeypatch)

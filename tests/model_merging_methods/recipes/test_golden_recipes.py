@@ -34,7 +34,7 @@ REFUSED = {
     "bad_multi_circular": (1, "name"),
     "bad_multi_two_unnamed": (6, "name"),
     "bad_slerp_three_models": (1, "models"),
-    "bad_slerp_without_t": (1, "t"),
+    "bad_slerp_without_t": (4, "t"),
     "bad_slice_lengths": (2, "layer_range"),
     "bad_ties_without_base": (1, "base_model"),
     "bad_two_tokenizers": (6, "tokenizer"),

@@ -449,3 +449,16 @@ def test_a_filter_that_fits_no_tensor_is_named(recipe, tmp_path, caplog):
 def test_a_chat_template_that_is_not_jinja_is_refused(recipe, tmp_path):
     with pytest.raises(UserError, match=r"chat_template: is not Jinja \(.*\); correct it"):
         main(["merge", recipe(TIES + 'chat_template: "{{ bad"'), str(tmp_path / "merged")])
+
+
+@pytest.mark.parametrize(
+    ("more", "error"),
+    [
+        ("parameters: {weight: 0}", r"recipe.yml:6: linear: the weights sum to 0; change weight"),
+        ("mixup: {ratio_by_layer: [0.5]}", r"recipe.yml:6: ratio_by_layer: give two ratios or more between 0 and 1"),
+    ],
+)
+def test_numbers_that_make_no_sense_name_file_and_line(more, error, recipe, tmp_path):
+    models = f"models:\n- model: {MODELS}/base\n- model: {MODELS}/math\n"
+    with pytest.raises(UserError, match=error):
+        main(["merge", recipe(f"merge_method: linear\n{models}dtype: float32\n{more}\n"), str(tmp_path / "m")])

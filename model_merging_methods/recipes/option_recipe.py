@@ -1,0 +1,109 @@
+"""Recipes whose keys are the options of `merge`: all that a command line can say.
+
+merging_method_name: mask_merging       # the key that marks this form
+pretrained_model: org/base
+models: {chat: org/chat, math: org/math}
+mask_apply_method: slerp
+weight_mask_rate: {chat: 0.2, math: 0.3}
+seed: 1
+"""
+
+import argparse
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from model_merging_methods.command_line import add_merge_options, chosen_roles, merge_parameters
+from model_merging_methods.merge_parameters import MergeParameters
+from model_merging_methods.merge_request import MergeRequest
+from model_merging_methods.method import Value
+from model_merging_methods.methods import METHODS
+from model_merging_methods.recipes.reading import Node, read_documents
+from utils.command_line import OneLineParser
+from utils.errors import UserError
+
+MARK = "merging_method_name"
+_NO_KEYS = ("from_record", "device")  # a record holds a merge of its own; a device does not define one
+
+
+def read_option_recipe(file: Path) -> argparse.Namespace | None:
+    """The options that a recipe holds; None for a recipe in mergekit's form.
+
+    Raises UserError, naming file, line and key, for options that the command line would refuse.
+    """
+    documents = read_documents(file)
+    marked = [node.entries()[MARK] for node in documents if MARK in node.entries()]
+    if not marked:
+        return None
+    if len(documents) > 1:
+        raise marked[0].error("a recipe of options is alone in its file; move the other documents to other files")
+    parser = OneLineParser(allow_abbrev=False)
+    add_merge_options(parser)
+    known = vars(parser.parse_args([])).keys() - set(_NO_KEYS)
+    entries = documents[0].mapping(*sorted(known))
+    for node in entries.values():
+        _parse(parser, node)
+    options = parser.parse_args([text for node in entries.values() for text in _arguments(node)])
+    try:
+        merge_parameters(options, chosen_roles(options))
+    except UserError as error:
+        named = [entries[name] for name in re.findall(r"--(\w+)", str(error)) if name in entries]
+        raise UserError(f"{(named or documents)[0].place}: {error}") from None
+    return options
+
+
+def _parse(parser: OneLineParser, node: Node) -> None:
+    try:
+        parser.parse_args(_arguments(node))
+    except UserError as error:
+        text = str(error).removeprefix(f"argument --{node.name}: ").removesuffix("; see --help")
+        raise node.error(f"{text}; correct it") from None
+
+
+def _arguments(node: Node) -> list[str]:
+    """A key as arguments of a command line: a list is several values, a mapping a value for each model."""
+    value = node.plain
+    if isinstance(value, bool):
+        return [f"--{node.name}" if value else f"--no-{node.name}"]
+    if isinstance(value, dict):
+        return [f"--{node.name}", *(f"{role}={one}" for role, one in value.items())]
+    return [f"--{node.name}", *map(str, value)] if isinstance(value, list) else [f"--{node.name}={value}"]
+
+
+def option_recipe(request: MergeRequest, allow_unrelated: bool) -> dict[str, Any]:
+    """The recipe of a merge that options define."""
+    parameters, roles = request.parameters, list(request.finetuned)
+    recipe: dict[str, Any] = {MARK: parameters.merging_method_name, "pretrained_model": str(request.pretrained)}
+    recipe["models"] = {role: str(folder) for role, folder in request.finetuned.items()}
+    if parameters.mask is not None:
+        recipe |= {"mask_apply_method": parameters.method, "mask_strategy": parameters.mask.strategy}
+        recipe["weight_format"] = parameters.mask.weight_format
+    recipe |= _declared_options(parameters, roles) | _mixup(parameters)
+    recipe |= {"seed": parameters.seed} if parameters.uses_seed else {}
+    recipe |= {"dtype": parameters.dtype} if parameters.dtype else {}
+    if parameters.exclude_param_names_regex:
+        recipe["exclude_param_names_regex"] = list(parameters.exclude_param_names_regex)
+    recipe |= {"config_from": parameters.config_from} if parameters.config_from else {}
+    return recipe | ({"allow_unrelated": True} if allow_unrelated else {})
+
+
+def _declared_options(parameters: MergeParameters, roles: list[str]) -> dict[str, Any]:
+    """The options of method and mask, without the method's defaults."""
+    declared = METHODS[parameters.method].options
+    values: Mapping[str, Value] = {
+        name: value for name, value in parameters.options if value != declared[name].default
+    } | (parameters.mask.values if parameters.mask else {})
+    return {
+        name: dict(zip(roles, value, strict=True)) if isinstance(value, tuple) else value
+        for name, value in values.items()
+    }
+
+
+def _mixup(parameters: MergeParameters) -> dict[str, Any]:
+    mixup = parameters.mixup
+    if mixup is None:
+        return {}
+    if mixup.by_layer:
+        return {"ratio_by_layer": list(mixup.by_layer)}
+    return {"mixup_lambda": list(mixup.ratios)} if mixup.alpha is None else {"mixup": True, "alpha": mixup.alpha}

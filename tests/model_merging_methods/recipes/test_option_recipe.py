@@ -1,0 +1,71 @@
+"""Recipes whose keys are the options of `merge`."""
+
+import json
+
+import pytest
+
+import merge_llms_instruct_math_code
+from model_merging_methods.__main__ import main
+from tests.model_merging_methods.recipes.test_writing import MODELS
+from utils.errors import UserError
+
+RECIPE = f"""merging_method_name: ties_merging
+pretrained_model: {MODELS}/base
+models: {{instruct: {MODELS}/instruct, math: {MODELS}/math}}
+mixup: true
+seed: 2
+"""
+
+
+def write(tmp_path, text):
+    file = tmp_path / "recipe.yml"
+    file.write_text(text)
+    return str(file)
+
+
+def record_of(folder):
+    return json.loads((folder / "merge_record.json").read_text())
+
+
+def test_a_seed_of_the_command_replaces_the_recipes(tmp_path):
+    file = write(tmp_path, RECIPE)
+    main(["merge", file, str(tmp_path / "two")])
+    main(["merge", file, str(tmp_path / "three"), "--seed", "3"])
+    main(["merge", write(tmp_path, RECIPE.replace("seed: 2", "seed: 3")), str(tmp_path / "three")])  # done already
+    two, three = record_of(tmp_path / "two")["parameters"], record_of(tmp_path / "three")["parameters"]
+    assert (two["seed"], three["seed"]) == (2, 3)
+    assert two["mixup"]["weights"] != three["mixup"]["weights"]
+
+
+def test_the_main_job_takes_a_recipe_as_its_options(tmp_path):
+    options = ["--recipe", write(tmp_path, RECIPE), "--merge_only", "--output_dir", str(tmp_path / "out")]
+    merge_llms_instruct_math_code.main(options)
+    made = sorted(record_of(path.parent)["tokenizer_from"] for path in tmp_path.glob("out/**/merge_record.json"))
+    assert made == ["instruct", "math"]
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (RECIPE + "alhpa: 0.5\n", r"recipe.yml:6: alhpa: unknown key; did you mean alpha\?"),
+        (RECIPE + "alpha: much\n", "recipe.yml:6: alpha: invalid float value: 'much'; correct it"),
+        (RECIPE + "from_record: x\n", "recipe.yml:6: from_record: unknown key"),
+        (RECIPE.replace("mixup: true\n", "") + "alpha: 0.1\n", "recipe.yml:5: --alpha 0.1 has no effect"),
+        (RECIPE + "param_value_mask_rate: 7\n", "recipe.yml:6: --param_value_mask_rate 7.0: give"),
+        (RECIPE + "weight: {cook: 0.5}\n", "recipe.yml:6: --weight.* has no effect"),
+        (RECIPE.replace("ties_merging", "tise"), "recipe.yml:1: merging_method_name: invalid choice: 'tise'"),
+        (RECIPE + "---\n" + RECIPE, "recipe.yml:1: merging_method_name: a recipe of options is alone in its file"),
+    ],
+)
+def test_a_bad_recipe_of_options_names_line_and_key(text, error, tmp_path):
+    with pytest.raises(UserError, match=error) as raised:
+        main(["merge", write(tmp_path, text), str(tmp_path / "merged")])
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_recipe_may_have_any_file_name(tmp_path):
+    file = tmp_path / "recipe.txt"
+    file.write_text(RECIPE)
+    main(["merge", str(file), str(tmp_path / "merged")])
+    assert record_of(tmp_path / "merged")["parameters"]["method"] == "ties_merging"
