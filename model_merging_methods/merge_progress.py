@@ -1,6 +1,7 @@
 """The state of an unfinished merge, from which the next run resumes."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -14,6 +15,8 @@ from utils.content_hashes import read_tensor_digest
 from utils.errors import UserError
 from utils.safetensors_files import read_at, read_header
 from utils.whole_files import empty_folder, write_json
+
+log = logging.getLogger(__name__)
 
 PROGRESS_FILE = "merge_progress.json"
 
@@ -67,6 +70,13 @@ class MergeProgress:
                     for shard in shards
                     if shard.file in left.shards and _is_whole(folder, shard, left.shards[shard.file], block_size)
                 }
+            elif left.shards:
+                log.warning(
+                    "warning: %s held an interrupted merge of other inputs or parameters; its %d whole weight files are "
+                    "removed",
+                    folder,
+                    len(left.shards),
+                )
         empty_folder(folder, keep={*self.reports, PROGRESS_FILE} if self.statistics else ())
 
     def _write(self) -> None:

@@ -128,11 +128,12 @@ def test_the_next_run_has_the_bytes_of_an_undisturbed_one(models, tmp_path, inte
     assert names[0] == names[1]
 
 
-def test_changed_inputs_are_merged_from_the_beginning(models, tmp_path):
+def test_changed_inputs_are_merged_from_the_beginning(models, tmp_path, caplog):
     root = shutil.copytree(models, tmp_path / "models")
     interrupt(root, tmp_path / "merged", signal.SIGKILL)
     shutil.copytree(root / "instruct", root / "math", dirs_exist_ok=True)
     merge(root, tmp_path / "merged")
+    assert "held an interrupted merge of other inputs or parameters; its" in caplog.text
     merge(root, tmp_path / "other")
     assert file_bytes(tmp_path / "merged") == file_bytes(tmp_path / "other")
 
