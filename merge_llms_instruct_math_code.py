@@ -168,7 +168,7 @@ def run_and_score(
 
 def merge_recipe_infer_score(options: argparse.Namespace, command: str, keep_log: Callable[[Path], None]) -> None:
     """The same for a recipe, whose merged model runs all tasks."""
-    from model_merging_methods.merge_models import MergeWork
+    from model_merging_methods.merge_folders import MergeWork
     from model_merging_methods.recipes.merging import merge_recipe, recipe_run_name
 
     places = OutputPlaces(options.output_dir, RECIPE, recipe_run_name(options.recipe))
@@ -202,10 +202,10 @@ def merge(
         folder = check_tokenizer([request.finetuned.get(role, request.pretrained), request.pretrained])
         check_chat_template(folder, prompt_format(options))
     # The processes that vLLM starts import this script; its CPU build stumbles over numba there.
-    from model_merging_methods.merge_models import MergeWork, merge_models
+    from model_merging_methods.merge_folders import MergeWork, merge_folders
 
     work = MergeWork(device=options.device or "cpu", allow_unrelated=options.allow_unrelated)
-    merge_models(request, targets, overwrite=options.overwrite, made_from=options.from_record, work=work)
+    merge_folders(request, targets, overwrite=options.overwrite, made_from=options.from_record, work=work)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from benchmarks.benchmark_checkpoints import LlamaShape, make_checkpoint
 from inference_llms import __main__ as generation
 from inference_llms.engines import transformers as _transformers  # noqa: F401 (imported before the forks)
 from merge_llms_instruct_math_code import main as merge_main
-from model_merging_methods import candidate_weights, merge_models  # noqa: F401
+from model_merging_methods import candidate_weights, merge_folders  # noqa: F401
 from scripts import search_mixup
 from scripts.paper_tables import run_cells
 from utils.errors import run_command_line

@@ -2,3 +2,29 @@
 
 This package knows nothing about prompts, tasks or engines.
 """
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def merge_models(
+    recipe: str | Path | Mapping[str, Any],
+    out_dir: str | Path,
+    *,
+    seed: int | None = None,
+    overwrite: bool = False,
+    device: str = "cpu",
+) -> None:
+    """Merge what a recipe says into a model folder. docs/recipes.md describes recipes.
+
+    recipe: a YAML file, or its content as plain values. seed: replaces the recipe's own. device: cpu, cuda or auto.
+
+    Raises UserError, naming file, line and key, for a recipe or models that cannot be merged, and for a folder that
+    holds anything but this merge (unless `overwrite`).
+    """
+    from model_merging_methods.merge_folders import MergeWork  # slow to import
+    from model_merging_methods.recipes.merging import merge_recipe
+
+    source = dict(recipe) if isinstance(recipe, Mapping) else Path(recipe)
+    merge_recipe(source, Path(out_dir), seed=seed, overwrite=overwrite, work=MergeWork(device=device))

@@ -79,12 +79,12 @@ def merge(arguments: Sequence[str]) -> None:
     with logged_run() as keep_log:
         log.info("command: %s", shlex.join([*PROGRAM.split(), "merge", *arguments]))
         request = requested_merge(options)
-        from model_merging_methods.merge_models import MergeWork, merge_models
+        from model_merging_methods.merge_folders import MergeWork, merge_folders
 
         places = OutputPlaces(options.output_dir, tasks_name(request.roles), request.run_name)
         targets = {role: places.merged_model(role) for role in request.roles}
         work = MergeWork(device=options.device or "cpu", allow_unrelated=options.allow_unrelated)
-        merge_models(request, targets, overwrite=options.overwrite, made_from=options.from_record, work=work)
+        merge_folders(request, targets, overwrite=options.overwrite, made_from=options.from_record, work=work)
         keep_log(places.log(log_time()))
 
 

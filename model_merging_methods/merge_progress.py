@@ -72,8 +72,8 @@ class MergeProgress:
                 }
             elif left.shards:
                 log.warning(
-                    "warning: %s held an interrupted merge of other inputs or parameters; its %d whole weight files are "
-                    "removed",
+                    "warning: %s held an interrupted merge of other inputs or parameters; its %d whole weight files "
+                    "are removed",
                     folder,
                     len(left.shards),
                 )

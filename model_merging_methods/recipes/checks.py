@@ -35,7 +35,7 @@ def _check_mask(one: Slice, recipe: Recipe) -> None:
     if recipe.method.base in (Base.INPUT, Base.FIRST):
         raise UserError(
             f"{mask.place}: mask: {recipe.method.name} uses no task vectors that can be masked; choose another method, "
-            "or mask: with weight_format: finetuned_weight"
+            "a mask with weight_format: finetuned_weight, or a recipe of our options (docs/recipes.md)"
         )
     if one.base_source is None:
         raise UserError(f"{mask.place}: mask: masking task vectors needs a base; add base_model: with a model")

@@ -38,7 +38,7 @@ def merge_recipe_file(arguments: Sequence[str]) -> None:
     if options.trust_remote_code:
         raise UserError("--trust-remote-code: code of models is never run here, and merges do not need it; remove it")
     unused = [f"--{name}" for name in _without_effect(options)]
-    from model_merging_methods.merge_models import MergeWork
+    from model_merging_methods.merge_folders import MergeWork
     from model_merging_methods.recipes.merging import check_recipe, is_random, merge_recipe
     from utils.run_log import log_time, logged_run
 

@@ -11,12 +11,13 @@ from types import MappingProxyType
 
 from model_merging_methods.before_download import check_before_download
 from model_merging_methods.command_line import chosen_roles, merge_parameters, requested_merge
-from model_merging_methods.merge_models import MergeWork, merge_models
+from model_merging_methods.merge_folders import MergeWork, merge_folders
 from model_merging_methods.merge_request import PRETRAINED, MergeRequest, NamedRecipe
 from model_merging_methods.preflight import print_findings
 from model_merging_methods.recipes.opening import first_parameters, open_recipe
 from model_merging_methods.recipes.option_recipe import read_option_recipe
 from model_merging_methods.recipes.read_recipes import read_recipes, with_seed
+from model_merging_methods.recipes.reading import RecipeSource
 from model_merging_methods.recipes.recipe import Recipe
 from model_merging_methods.recipes.references import ModelReference
 from model_merging_methods.recipes.tokenizer import TOKENIZER_KEYWORDS
@@ -28,7 +29,7 @@ _PLAIN_WORK = MergeWork()
 
 
 def merge_recipe(
-    file: Path,
+    source: RecipeSource,
     target: Path,
     *,
     overwrite: bool = False,
@@ -36,24 +37,24 @@ def merge_recipe(
     seed: int | None = None,
     values_per_file: int | None = None,
 ) -> None:
-    """Merge a recipe file into a model folder, which gets the first model's tokenizer if the recipe holds options, else
+    """Merge a recipe into a model folder, which gets the first model's tokenizer if the recipe holds options, else
     the one that the recipe says. `seed` replaces the recipes' own, `values_per_file` the size in bytes at
     which weight files are cut.
 
-    Raises UserError, naming file, line and key, for a recipe that cannot be merged; else like `merge_models`.
+    Raises UserError, naming file, line and key, for a recipe that cannot be merged; else like `merge_folders`.
     """
-    options = read_option_recipe(file)
+    options = read_option_recipe(source)
     if options is not None:
         options.seed = options.seed if seed is None else seed
         request = requested_merge(options)
         work = replace(work, allow_unrelated=options.allow_unrelated)
     else:
-        recipes = [recipe if seed is None else with_seed(recipe, seed) for recipe in read_recipes(file)]
+        recipes = [recipe if seed is None else with_seed(recipe, seed) for recipe in read_recipes(source)]
         check_before_download(lambda headers_in: request_of_recipes(recipes, headers_in))
         request = request_of_recipes(recipes)
     if values_per_file is not None:
         work = replace(work, values_per_file=values_per_file)
-    merge_models(request, {request.roles[0]: target.resolve()}, overwrite=overwrite, work=work)
+    merge_folders(request, {request.roles[0]: target.resolve()}, overwrite=overwrite, work=work)
 
 
 def recipe_run_name(file: Path) -> str:

@@ -11,7 +11,6 @@ seed: 1
 import argparse
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from model_merging_methods.command_line import add_merge_options, chosen_roles, merge_parameters
@@ -19,7 +18,7 @@ from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merge_request import MergeRequest
 from model_merging_methods.method import Value
 from model_merging_methods.methods import METHODS
-from model_merging_methods.recipes.reading import Node, read_documents
+from model_merging_methods.recipes.reading import Node, RecipeSource, read_documents
 from utils.command_line import OneLineParser
 from utils.errors import UserError
 
@@ -27,12 +26,12 @@ MARK = "merging_method_name"
 _NO_KEYS = ("from_record", "device")  # a record holds a merge of its own; a device does not define one
 
 
-def read_option_recipe(file: Path) -> argparse.Namespace | None:
+def read_option_recipe(source: RecipeSource) -> argparse.Namespace | None:
     """The options that a recipe holds; None for a recipe in mergekit's form.
 
     Raises UserError, naming file, line and key, for options that the command line would refuse.
     """
-    documents = read_documents(file)
+    documents = read_documents(source)
     marked = [node.entries()[MARK] for node in documents if MARK in node.entries()]
     if not marked:
         return None

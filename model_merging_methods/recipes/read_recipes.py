@@ -16,7 +16,7 @@ from model_merging_methods.merge_parameters import PAPERS_WORDS, WEIGHT_FORMATS
 from model_merging_methods.mixup import Mixup, draw_ratios, given_ratios, ratios_by_layer
 from model_merging_methods.recipes.checks import check_slice
 from model_merging_methods.recipes.mergekit_methods import MASK_PARAMETERS, RECIPE_METHODS, RecipeMethod
-from model_merging_methods.recipes.reading import Node, choice, parse_documents, read_documents
+from model_merging_methods.recipes.reading import Node, RecipeSource, choice, parse_documents, read_documents
 from model_merging_methods.recipes.recipe import Recipe, RecipeMask, Slice, Source, parameters_of
 from model_merging_methods.recipes.references import ModelReference, read_layers, read_model
 from model_merging_methods.recipes.settings import SettingReader, Settings
@@ -45,21 +45,21 @@ _KEYS = (
 _MOE_KEYS = ("experts", "gate_mode", "experts_per_token", "shared_experts")
 
 
-def read_recipes(file: Path) -> list[Recipe]:
+def read_recipes(source: RecipeSource) -> list[Recipe]:
     """The merges of a file in the order to run them, the result last. Later ones use earlier ones by their names.
 
     A document without a name, or the only one, is the result; others that it does not need are left out. Raises
     UserError for anything that mergekit would refuse or ignore.
     """
-    documents = read_documents(file)
-    recipes = [_read(node, str(file)) for node in documents]
+    documents = read_documents(source)
+    recipes = [_read(node) for node in documents]
     return _ordered(recipes, [node.value for node in documents])
 
 
 def recipe_from_plain(document: Mapping[str, Any], file: Path) -> Recipe:
     """The recipe of plain values, as a record has them."""
     (node,) = parse_documents(yaml.safe_dump(dict(document), sort_keys=False).encode(), file)
-    return _read(node, str(file))
+    return _read(node)
 
 
 def with_seed(recipe: Recipe, seed: int) -> Recipe:
@@ -102,7 +102,7 @@ def _ordered(recipes: list[Recipe], entries: list[Mapping[str, Node]]) -> list[R
     return [by_name[name] for name in order if name in needed]
 
 
-def _read(document: Node, file: str) -> Recipe:
+def _read(document: Node) -> Recipe:
     entries = document.entries()
     moe = [key for key in entries if key in _MOE_KEYS]
     if moe:
@@ -117,7 +117,6 @@ def _read(document: Node, file: str) -> Recipe:
     base = read_model(entries["base_model"]) if "base_model" in entries else None
     slices, module_parameters = _read_form(document, entries, base, reader)
     recipe = Recipe(
-        file=file,
         document=document.plain,
         name=entries["name"].text() if "name" in entries else None,
         method=method,
@@ -183,7 +182,10 @@ def _read_mask(node: Node, method: RecipeMethod) -> RecipeMask:
         raise node.error(f"{method.name} {own}; remove this mask or choose another method")
     both = {one.name for one in method.parameters.values() if one.has_effect} & MASK_PARAMETERS[name].keys()
     if both:
-        raise node.error(f"{method.name} and {name} both have a parameter {min(both)}; choose another mask or method")
+        raise node.error(
+            f"{method.name} and {name} both have a parameter {min(both)}; choose another mask or method, or write a "
+            "recipe of our options (docs/recipes.md)"
+        )
     return RecipeMask(name, formats.chosen(WEIGHT_FORMATS) if formats else WEIGHT_FORMATS[0], node.place)
 
 

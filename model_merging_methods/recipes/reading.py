@@ -20,6 +20,7 @@ from utils.errors import UserError
 MOST_BYTES = 1 << 18
 MOST_VALUES = 100_000  # with all aliases expanded
 MOST_LEVELS = 50
+RecipeSource = Path | dict[str, Any]  # of a recipe
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {_TAG + name for name in ("str", "int", "float", "bool", "null")}
 
@@ -102,6 +103,11 @@ class Node:
 _IN_WORDS = {float: "a finite number", int: "a whole number", bool: "true or false", str: "a text"}
 
 
+def file_of(source: RecipeSource) -> Path:
+    """The file of a recipe, for messages."""
+    return Path("recipe") if isinstance(source, dict) else source
+
+
 def finite_number(value: Any) -> float | None:
     """The number that a scalar stands for; None if it is not a finite one."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -120,8 +126,12 @@ def choice(given: Any, known: Iterable[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
 
 
-def read_documents(file: Path) -> list[Node]:
-    """The documents of a YAML file. Raises UserError for a file that cannot be read, or breaks a rule above."""
+def read_documents(source: RecipeSource) -> list[Node]:
+    """The documents of a YAML file, or of plain values. Raises UserError for a file that cannot be read, or breaks a
+    rule above."""
+    file = file_of(source)
+    if isinstance(source, dict):
+        return parse_documents(yaml.safe_dump(source, sort_keys=False).encode(), file)
     try:
         content = file.read_bytes()
     except OSError as error:

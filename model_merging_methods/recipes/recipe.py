@@ -86,7 +86,6 @@ class Recipe:
     """One merge. Parameters of the module and of the whole recipe are `levels`, in the order of a look-up. `document`
     holds the plain values that it was read from, `places` the "FILE:LINE" of its keys."""
 
-    file: str
     document: Mapping[str, Any]
     name: str | None
     method: RecipeMethod

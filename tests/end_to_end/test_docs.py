@@ -13,7 +13,7 @@ import merge_llms_instruct_math_code
 from inference_llms import tasks
 from model_merging_methods.describe import markdown
 from model_merging_methods.masks import MASKS
-from model_merging_methods.merge_models import merge_models
+from model_merging_methods.merge_folders import merge_folders
 from model_merging_methods.merge_parameters import mask_of, parameters_from_fields, parameters_of
 from model_merging_methods.merge_request import MergeRequest
 from model_merging_methods.method import MaskPlace
@@ -68,7 +68,7 @@ def test_the_custom_mask_and_method_merge(monkeypatch, tmp_path):
         "masked": parameters_of("arc", mask=mask_of("middle", largest=0.02)),
         "sum": parameters_of("task_arithmetic", mask=mask_of("middle"), mixup=Mixup((0.4, 0.6))),
     }.items():
-        merge_models(MergeRequest(ZOO / "base", finetuned, parameters), {"math": tmp_path / name})
+        merge_folders(MergeRequest(ZOO / "base", finetuned, parameters), {"math": tmp_path / name})
         record = json.loads((tmp_path / name / "merge_record.json").read_text())
         assert parameters_from_fields(record["parameters"]) == parameters
 

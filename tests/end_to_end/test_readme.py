@@ -71,9 +71,8 @@ def test_the_python_snippet_merges_two_folders(monkeypatch, tmp_path):
     (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     for name in ("base", "instruct", "math"):
         (tmp_path / name).symlink_to(ZOO / name)
+    (tmp_path / "recipe.yml").write_text("{merge_method: linear, models: [{model: base, parameters: {weight: 1}}]}")
     monkeypatch.chdir(tmp_path)
     exec(snippet, {})
-    assert json.loads((tmp_path / "merged" / "merge_record.json").read_text())["parameters"]["mixup"]["weights"] == [
-        0.6,
-        0.4,
-    ]
+    record = json.loads((tmp_path / "merged_with_m3" / "merge_record.json").read_text())
+    assert record["parameters"]["mixup"]["weights"] == [0.6, 0.4]

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from model_merging_methods import merge_models
+from model_merging_methods import merge_folders
 from model_merging_methods.merge_request import MergeRequest
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -58,7 +58,7 @@ def stop_before_change(target: Path, by: int, is_reached: Callable[[int], bool])
     sys.addaudithook(hook)
 
 
-def merge_to_change(wanted: MergeRequest, target: Path, work: merge_models.MergeWork, last: int) -> int:
+def merge_to_change(wanted: MergeRequest, target: Path, work: merge_folders.MergeWork, last: int) -> int:
     """Merge, killed just before this change of the files; -1: not killed. Returns the number of changes."""
     numbers = []
 
@@ -67,7 +67,7 @@ def merge_to_change(wanted: MergeRequest, target: Path, work: merge_models.Merge
         return number == last
 
     stop_before_change(target, signal.SIGKILL, is_last)
-    merge_models.merge_models(wanted, {"math": target}, work=work)
+    merge_folders.merge_folders(wanted, {"math": target}, work=work)
     return len(numbers)
 
 
@@ -83,8 +83,8 @@ def merge_to_step(wanted: MergeRequest, targets: Mapping[str, Path], last: int, 
 
         return step
 
-    merge_models.CheckpointWriter.write = counted(merge_models.CheckpointWriter.write)
+    merge_folders.CheckpointWriter.write = counted(merge_folders.CheckpointWriter.write)
     os.link = counted(os.link)
     pathlib.Path.replace = counted(pathlib.Path.replace)
-    merge_models.merge_models(wanted, targets, work=merge_models.MergeWork(block_size=500), overwrite=overwrite)
+    merge_folders.merge_folders(wanted, targets, work=merge_folders.MergeWork(block_size=500), overwrite=overwrite)
     return next(steps) - 1

@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model_merging_methods.merge_models import MergeWork, merge_models
+from model_merging_methods.merge_folders import MergeWork, merge_folders
 from model_merging_methods.merge_parameters import MergeParameters, mask_of, parameters_of
 from model_merging_methods.merge_request import MergeRequest
 from model_merging_methods.mixup import Mixup
@@ -44,7 +44,7 @@ def merge(
 ) -> dict[str, Tensor]:
     """Merge into `target` with a role's tokenizer (default: the last role's), and read the result."""
     role = role or list(roles)[-1]
-    merge_models(request(models, parameters, roles), {role: target}, work=MergeWork(**work))
+    merge_folders(request(models, parameters, roles), {role: target}, work=MergeWork(**work))
     return read_weights(target)
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from model_merging_methods.candidate_weights import CandidateMerges
 from model_merging_methods.engine import Merge
-from model_merging_methods.merge_models import MergeWork, merge_models
+from model_merging_methods.merge_folders import MergeWork, merge_folders
 from model_merging_methods.merge_parameters import MergeParameters, mask_of, parameters_of
 from model_merging_methods.merge_request import MergeRequest
 from model_merging_methods.mixup import Mixup
@@ -31,7 +31,7 @@ CANDIDATES = [
 
 
 def saved(parameters: MergeParameters, target: Path) -> dict[str, torch.Tensor]:
-    merge_models(MergeRequest(ZOO / "base", MODELS, parameters), {"math": target}, work=MergeWork())
+    merge_folders(MergeRequest(ZOO / "base", MODELS, parameters), {"math": target}, work=MergeWork())
     return load_file(target / "model.safetensors")
 
 

@@ -19,7 +19,7 @@ from merge_llms_instruct_math_code import build_parser
 from model_merging_methods.command_line import requested_merge
 from model_merging_methods.masks import MASKS
 from model_merging_methods.masks.della import keep_probabilities
-from model_merging_methods.merge_models import MergeWork, merge_models
+from model_merging_methods.merge_folders import MergeWork, merge_folders
 from model_merging_methods.method import MaskPlace
 from model_merging_methods.methods import METHODS
 
@@ -142,7 +142,7 @@ def merged(case: dict[str, Any], target: Path, dtype: str = "float32", **work: A
     options = build_parser().parse_args(command_line(case, dtype))
     request = requested_merge(options)
     role = next(iter(request.finetuned))
-    merge_models(request, {role: target}, work=MergeWork(allow_unrelated=True, **work))
+    merge_folders(request, {role: target}, work=MergeWork(allow_unrelated=True, **work))
     return {name: tensor for file in target.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 

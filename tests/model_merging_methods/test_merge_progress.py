@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.benchmark_checkpoints import LlamaShape, make_checkpoint
-from model_merging_methods.merge_models import MergeWork, merge_models
+from model_merging_methods.merge_folders import MergeWork, merge_folders
 from model_merging_methods.merge_parameters import MergeParameters, mask_of, parameters_of
 from model_merging_methods.merge_progress import PROGRESS_FILE
 from tests.model_merging_methods.killed_merges import forked, merge_to_change
@@ -45,7 +45,7 @@ def models(tmp_path_factory) -> Path:
 
 
 def merge(models: Path, target: Path, parameters: MergeParameters = PARAMETERS) -> None:
-    merge_models(request(models, parameters, PAIR), {"math": target}, work=WORK)
+    merge_folders(request(models, parameters, PAIR), {"math": target}, work=WORK)
 
 
 @pytest.fixture(scope="module")

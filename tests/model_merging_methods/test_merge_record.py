@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from inference_llms.model_folder import file_hashes, model_fingerprint, weights_fingerprint
 from model_merging_methods import preflight
 from model_merging_methods.engine import Merge
-from model_merging_methods.merge_models import MergeWork, merge_models
+from model_merging_methods.merge_folders import MergeWork, merge_folders
 from model_merging_methods.merge_record import RECORD_FILE, read_record, request_from_record
 from tests.model_merging_methods.merges import MERGES, request
 from tests.model_merging_methods.small_models import Tensors, change_tensors, save_models
@@ -37,7 +37,7 @@ def zoo(tmp_path_factory) -> Path:
     adapted.save_pretrained(root / "adapter")
     for path in root.rglob("*.*"):
         os.utime(path, LONG_AGO)
-    merge_models(request(root, MERGES["average"], ROLES), {role: root / "merged" / role for role in ROLES})
+    merge_folders(request(root, MERGES["average"], ROLES), {role: root / "merged" / role for role in ROLES})
     return root
 
 
@@ -49,7 +49,7 @@ def models(zoo, tmp_path) -> Path:
 
 
 def merge(models: Path, name: str = "merged", parameters=MERGES["average"], **options) -> None:
-    merge_models(request(models, parameters, ROLES), {role: models / name / role for role in ROLES}, **options)
+    merge_folders(request(models, parameters, ROLES), {role: models / name / role for role in ROLES}, **options)
 
 
 def change_value(path: Path, name: str = "model.norm.weight") -> None:
@@ -116,7 +116,7 @@ def test_the_same_contents_in_another_folder_are_the_same_merge(models):
     (models / "moved" / "model.safetensors").touch()
     moved = request(models, MERGES["average"], {"math": "moved", "code": "code"})
     before = (models / "merged" / "math").stat().st_ino
-    merge_models(moved, {"math": models / "merged" / "math"})
+    merge_folders(moved, {"math": models / "merged" / "math"})
     assert (models / "merged" / "math").stat().st_ino == before
 
 
@@ -239,7 +239,7 @@ def test_a_record_of_the_earlier_format_still_works(models):
         (folder / RECORD_FILE).write_text(json.dumps(record))
     merge(models)
     again = request_from_record(folders[0] / RECORD_FILE, {})
-    merge_models(again, {"math": models / "again"}, made_from=folders[0] / RECORD_FILE)
+    merge_folders(again, {"math": models / "again"}, made_from=folders[0] / RECORD_FILE)
     assert read_record(models / "again" / RECORD_FILE)["fingerprint"] == record["fingerprint"]
     (folders[1] / "config.json").unlink()
     with pytest.raises(UserError, match=r"config\.json: is missing"):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from model_merging_methods.kernels import arithmetic
 from model_merging_methods.masks import MASKS
-from model_merging_methods.merge_models import MergeWork, merge_models
+from model_merging_methods.merge_folders import MergeWork, merge_folders
 from model_merging_methods.merge_parameters import MergeParameters, mask_of, parameters_of
 from model_merging_methods.merge_progress import MergeProgress
 from model_merging_methods.method import Sees
@@ -134,7 +134,7 @@ def models(tmp_path_factory) -> Path:
 def merged(models: Path, target: Path, parameters: MergeParameters, roles=None, **work: Any) -> dict[str, bytes]:
     roles = roles or ROLES[: number_of_models(parameters.method)]
     work.setdefault("allow_unrelated", True)
-    merge_models(request(models, parameters, roles), {next(iter(roles)): target}, work=MergeWork(**work))
+    merge_folders(request(models, parameters, roles), {next(iter(roles)): target}, work=MergeWork(**work))
     return file_bytes(target)
 
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from merge_llms_instruct_math_code import main
 from model_merging_methods.candidate_weights import CandidateMerges
 from model_merging_methods.diagnose import main as diagnose
-from model_merging_methods.merge_models import merge_models
+from model_merging_methods.merge_folders import merge_folders
 from model_merging_methods.merge_parameters import parameters_of
 from model_merging_methods.merge_record import read_record
 from model_merging_methods.merge_request import MergeRequest
@@ -200,7 +200,7 @@ def test_unusable_files_are_named_with_the_remedy(models, change, message):
 def test_a_value_that_is_not_finite_stops_the_merge(models, tmp_path):
     tensors(lambda stored: {**stored, UP: stored[UP].fill_(float("-inf"))})(models / "math")
     with pytest.raises(UserError, match=rf"math/{WEIGHTS}: tensor {UP} holds NaN or infinity"):
-        merge_models(request(models), {"math": tmp_path / "merged"})
+        merge_folders(request(models), {"math": tmp_path / "merged"})
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
 
 
@@ -224,7 +224,7 @@ def test_weights_in_unusual_files_merge_to_the_same_values(models, tmp_path, cha
     for name in ("usual", "unusual"):
         if name == "unusual":
             change(models / "math")
-        merge_models(request(models), {"math": tmp_path / name})
+        merge_folders(request(models), {"math": tmp_path / name})
     assert (tmp_path / "usual" / WEIGHTS).read_bytes() == (tmp_path / "unusual" / WEIGHTS).read_bytes()
 
 
@@ -245,7 +245,7 @@ def test_integers_that_differ_stay_the_base_s_and_are_reported(models):
 
 def test_a_warning_of_float64_says_how_it_is_merged(models, tmp_path):
     doubles("norm")(models / "math")
-    merge_models(request(models), {"math": tmp_path / "merged"})
+    merge_folders(request(models), {"math": tmp_path / "merged"})
     warnings = read_record(tmp_path / "merged" / "merge_record.json")["found"]["warnings"]
     assert len(warnings) == 1 and "float64; merges compute in float32" in warnings[0]
 
@@ -254,7 +254,7 @@ def test_a_warning_of_float64_says_how_it_is_merged(models, tmp_path):
 def test_an_excluded_parameter_keeps_its_bytes(models, tmp_path, dtype):
     values = (torch.arange(40 * 16).view(40, 16) / 7).to(dtype)
     tensors(lambda stored: {**stored, "model.layers.0.mlp.up_proj.bias": values})(models / "base")
-    merge_models(request(models, "bias"), {"math": tmp_path / "merged"})
+    merge_folders(request(models, "bias"), {"math": tmp_path / "merged"})
     kept = load_file(tmp_path / "merged" / WEIGHTS)["model.layers.0.mlp.up_proj.bias"]
     assert kept.dtype == dtype and torch.equal(kept, values)
 
@@ -264,7 +264,7 @@ def test_excluded_rows_keep_their_bytes_when_the_vocabulary_grows(whole, models,
     doubles("embed_tokens")(models / "base")
     embedding = load_file(models / "base" / WEIGHTS)["model.embed_tokens.weight"] / 3
     tensors(lambda stored: {**stored, "model.embed_tokens.weight": embedding})(models / "base")
-    merge_models(request(models, "embed_tokens"), {"math": tmp_path / "merged"})
+    merge_folders(request(models, "embed_tokens"), {"math": tmp_path / "merged"})
     merged = load_file(tmp_path / "merged" / WEIGHTS)["model.embed_tokens.weight"]
     assert merged.dtype == torch.float64 and torch.equal(merged[:-1], embedding)
     torch.testing.assert_close(merged[-1], embedding.mean(dim=0), rtol=1e-6, atol=0)
@@ -321,7 +321,7 @@ def test_check_names_models_of_another_backbone(models, run_check):
 
 
 def test_check_of_a_record_compares_the_inputs_with_it(models, tmp_path):
-    merge_models(request(models), {"math": tmp_path / "merged"})
+    merge_folders(request(models), {"math": tmp_path / "merged"})
     record = ["--check", "--from_record", tmp_path / "merged" / "merge_record.json"]
     assert run_here(main, record).returncode == 0
     (models / "math" / "tokenizer_config.json").write_text("{}")

@@ -23,7 +23,7 @@ from model_merging_methods.checkpoints.lora_adapter import (
     LowRank,
     add_low_rank,
 )
-from model_merging_methods.merge_models import merge_models
+from model_merging_methods.merge_folders import merge_folders
 from model_merging_methods.merge_record import read_record, request_from_record
 from tests.model_merging_methods.merges import MERGES, file_bytes, merge
 from tests.model_merging_methods.small_models import change_json, save_model, small_config
@@ -418,7 +418,7 @@ def test_an_adapter_merges_to_the_same_bytes_for_any_blocks_and_again_from_the_r
     record = tmp_path / "first" / "merge_record.json"
     files = next(entry for entry in read_record(record)["inputs"] if entry["role"] == "math")["files"]
     assert [file["name"] for file in files] == [CONFIG, WEIGHTS]
-    merge_models(request_from_record(record, {}), {"code": tmp_path / "again"}, made_from=record)
+    merge_folders(request_from_record(record, {}), {"code": tmp_path / "again"}, made_from=record)
     assert file_bytes(tmp_path / "first") == file_bytes(tmp_path / "blocks") == file_bytes(tmp_path / "again")
 
 

@@ -5,7 +5,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from model_merging_methods.checkpoints.vocabulary import MISSING_ROW, Vocabulary, align_vocabularies
-from model_merging_methods.merge_models import merge_models
+from model_merging_methods.merge_folders import merge_folders
 from tests.model_merging_methods.merges import AVERAGE, request
 from tests.model_merging_methods.small_models import WORDS, save_model, small_tokenizer
 
@@ -63,7 +63,7 @@ def test_a_token_without_a_row_yields_to_another_model_s_row(tmp_path):
     small_tokenizer(("[PAD]",)).save_pretrained(math)
     save_model(tmp_path / "code", seed=2, base=base, added_tokens=("<pad>",))
     targets = {role: tmp_path / "merged" / role for role in ("math", "code")}
-    merge_models(request(tmp_path, AVERAGE, ("math", "code")), targets)
+    merge_folders(request(tmp_path, AVERAGE, ("math", "code")), targets)
     own = Tokenizer.from_file(str(targets["math"] / "tokenizer.json"))
     assert own.token_to_id("[PAD]") is None
     assert Tokenizer.from_file(str(targets["code"] / "tokenizer.json")).token_to_id("<pad>") == len(WORDS)
@@ -77,7 +77,7 @@ def merged_with_added_tokens(tmp_path_factory):
     save_model(root / "math", seed=1, base=base, added_tokens=("[PAD]",))
     save_model(root / "code", seed=2, base=base, added_tokens=("<tab>", "[PAD]"))
     targets = {role: root / "merged" / role for role in ("math", "code")}
-    merge_models(request(root, AVERAGE, ("math", "code")), targets)
+    merge_folders(request(root, AVERAGE, ("math", "code")), targets)
     return root, targets
 
 

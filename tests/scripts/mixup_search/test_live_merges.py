@@ -12,7 +12,7 @@ from inference_llms.engines.open_engine import open_engine
 from inference_llms.task import Task
 from inference_llms.tasks import alpaca_eval, gsm8k
 from model_merging_methods.candidate_weights import CandidateMerges
-from model_merging_methods.merge_models import merge_models
+from model_merging_methods.merge_folders import merge_folders
 from model_merging_methods.merge_parameters import MergeParameters, mask_of, parameters_of
 from model_merging_methods.merge_request import MergeRequest
 from model_merging_methods.mixup import Mixup
@@ -38,7 +38,7 @@ def saved(tmp_path_factory) -> dict[MergeParameters, dict[str, Path]]:
     root, folders = tmp_path_factory.mktemp("saved"), {}
     for parameters in (AVERAGE, TIES):
         folders[parameters] = {role: root / parameters.method / role for role in MODELS}
-        merge_models(MergeRequest(ZOO / "base", MODELS, parameters), folders[parameters])
+        merge_folders(MergeRequest(ZOO / "base", MODELS, parameters), folders[parameters])
     return folders
 
 

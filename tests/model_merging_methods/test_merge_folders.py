@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from model_merging_methods.merge_models import merge_models
+from model_merging_methods.merge_folders import merge_folders
 from model_merging_methods.merge_parameters import mask_of, parameters_of
 from tests.model_merging_methods.killed_merges import forked, merge_to_step
 from tests.model_merging_methods.merges import MERGES, ROLES, file_bytes, merge, request
@@ -57,7 +57,7 @@ def test_transformers_loads_and_runs_the_saved_dtype(models, tmp_path, dtype):
 
 def test_folders_share_weights_and_have_their_role_s_tokenizer(models, tmp_path):
     targets = {role: tmp_path / role for role in ROLES}
-    merge_models(request(models, MERGES["average"]), targets)
+    merge_folders(request(models, MERGES["average"]), targets)
     assert len({os.stat(target / "model.safetensors").st_ino for target in targets.values()}) == 1
     assert "[PAD]" in AutoTokenizer.from_pretrained(targets["math"]).get_vocab()
     assert "[PAD]" not in AutoTokenizer.from_pretrained(targets["instruct"]).get_vocab()
@@ -66,17 +66,17 @@ def test_folders_share_weights_and_have_their_role_s_tokenizer(models, tmp_path)
 
 def test_a_folder_is_replaced_only_by_overwrite(models, tmp_path):
     target, average = tmp_path / "merged", request(models, MERGES["average"])
-    merge_models(average, {"code": target})
+    merge_folders(average, {"code": target})
     made = os.stat(target).st_ino
-    merge_models(average, {"code": target})
+    merge_folders(average, {"code": target})
     assert os.stat(target).st_ino == made, "the same merge is kept"
     before = file_bytes(target)
     with pytest.raises(UserError, match=r"another run.*--overwrite"):
-        merge_models(request(models, MERGES["TIES"]), {"code": target})
+        merge_folders(request(models, MERGES["TIES"]), {"code": target})
     assert file_bytes(target) == before
-    merge_models(average, {"code": target}, overwrite=True)
+    merge_folders(average, {"code": target}, overwrite=True)
     assert os.stat(target).st_ino != made and file_bytes(target) == before
-    merge_models(request(models, MERGES["TIES"]), {"code": target}, overwrite=True)
+    merge_folders(request(models, MERGES["TIES"]), {"code": target}, overwrite=True)
     assert file_bytes(target) != before
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
 
@@ -114,13 +114,13 @@ def undisturbed(models, tmp_path_factory) -> dict[str, bytes]:
 def test_a_second_run_finishes_after_a_kill_at_any_step(models, undisturbed, tmp_path, steps, before_the_end, replaces):
     targets = {role: tmp_path / role for role in TWO}
     if replaces:
-        merge_models(request(models, MERGES["average"]), targets)
+        merge_folders(request(models, MERGES["average"]), targets)
     n = steps - {"all": steps - 1, "half": steps // 2}.get(before_the_end, before_the_end)
     status, _ = forked(merge_to_step, request(models, MERGES["DARE TIES"]), targets, n, replaces)
     assert status == -signal.SIGKILL
     for folder in tmp_path.glob("[!.]*"):
         AutoModelForCausalLM.from_pretrained(folder)  # a folder with its final name is whole
         assert (folder / "merge_record.json").exists()
-    merge_models(request(models, MERGES["DARE TIES"]), targets, overwrite=replaces)
+    merge_folders(request(models, MERGES["DARE TIES"]), targets, overwrite=replaces)
     assert file_bytes(tmp_path / "math") == file_bytes(tmp_path / "code") == undisturbed
     assert {path.name for path in tmp_path.iterdir()} == {"math", "code"}

@@ -93,7 +93,7 @@ class MergeInputs:
     made_from: Path | None
 
 
-def merge_models(
+def merge_folders(
     request: MergeRequest,
     targets: Mapping[str, Path],
     *,
@@ -169,7 +169,7 @@ def _write_documents(request: MergeRequest, place: Path, work: MergeWork) -> Non
         if must_be_written(made, request):
             log.info("merging document %s of the recipe", made.recipe.recipe.name)
             place.mkdir(parents=True, exist_ok=True)
-            merge_models(made, {RECIPE: place_of(made, place)}, work=work)
+            merge_folders(made, {RECIPE: place_of(made, place)}, work=work)
         else:
             _write_documents(made, place, work)
 
