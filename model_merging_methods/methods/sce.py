@@ -42,10 +42,11 @@ def sce(
         dropped = largest(variance, int(int(variance.count_nonzero()) * select_topk)).logical_not_()
         del variance
         for delta in deltas:
-            delta.masked_fill_(dropped, 0)
+            erase(delta, dropped)
         del delta, dropped
     weights = shares_of_mean_squares(deltas)
-    merged = in_stretches(lambda stretches: mean_of_elected(stretches, weights), deltas, deltas[0])
+    mean = mean_of_elected if deltas[0].device.type != "cpu" else compiled_mean_of_elected
+    merged = in_stretches(lambda stretches: mean(stretches, weights), deltas, deltas[0])
     del deltas
     return x.moved(merged)
 
@@ -55,6 +56,16 @@ def variance_over_models(deltas: Sequence[Tensor]) -> Tensor:
     values = [delta.double() for delta in deltas]
     mean = sum(values) / len(values)
     return sum((value - mean).square() for value in values) / len(values)
+
+
+def erase(delta: Tensor, dropped: Tensor) -> None:
+    """Set the dropped values of a task vector to 0."""
+    if delta.device.type != "cpu":
+        delta.masked_fill_(dropped, 0)
+        return
+    from model_merging_methods.kernels import elected_means
+
+    elected_means.erase(delta.view(-1).numpy(), dropped.view(-1).numpy())
 
 
 def shares_of_mean_squares(deltas: Sequence[Tensor]) -> list[float]:
@@ -69,3 +80,16 @@ def mean_of_elected(deltas: Sequence[Tensor], weights: Sequence[float]) -> Tenso
     present = [here.float() for here in taking_part(deltas, elect(deltas))]
     merged = weighted_sum([delta * here for delta, here in zip(deltas, present, strict=True)], weights)
     return merged / weighted_sum(present, weights).clamp(min=_LEAST_SUM)
+
+
+def compiled_mean_of_elected(deltas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """The same on the CPU."""
+    import numpy as np
+    import torch
+
+    from model_merging_methods.kernels import elected_means
+
+    mean = torch.empty_like(deltas[0])
+    numbers = np.array(weights, np.float32), np.float32(_LEAST_SUM)
+    elected_means.elected_means(torch.stack(tuple(deltas)).numpy(), *numbers, mean.numpy())
+    return mean
