@@ -52,6 +52,7 @@ def recipes(layers: int) -> dict[str, dict]:
     slerp = {"slices": [{"sources": whole}], "base_model": "instruct", "parameters": {"t": by_layer}}
     return {
         "linear": {"merge_method": "linear", "models": models(weight=0.5)},
+        "task_arithmetic": with_base("task_arithmetic", models(weight=0.5)),
         "slerp, gradients and filters": {"merge_method": "slerp", **slerp},
         "ties": with_base("ties", models(weight=0.5, density=0.5), normalize=True),
         "dare_ties": with_base("dare_ties", models(weight=0.5, density=0.5)),
@@ -59,6 +60,9 @@ def recipes(layers: int) -> dict[str, dict]:
         "multislerp": with_base("multislerp", models(weight=0.5)),
         "karcher": {"merge_method": "karcher", "models": models()},
         "nearswap": with_base("nearswap", models()[:1], t=0.001),
+        "arcee_fusion": with_base("arcee_fusion", models()[:1]),
+        "ram": with_base("ram", models()),
+        "ramplus_tl": with_base("ramplus_tl", models()),
         "sce": with_base("sce", models(), select_topk=0.5),
         "model_stock": with_base("model_stock", models()),
         "breadcrumbs": with_base("breadcrumbs", models(weight=0.5, density=0.5, gamma=0.01)),
