@@ -3,7 +3,7 @@
 Several threads take blocks in any order, which does not affect the results.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from threading import Lock, local
@@ -270,12 +270,22 @@ class Merge:
     ) -> None:
         with self._whole.turn(name):
             self._whole.check(name, shard and shard.keep_input, shard and shard.sums)
-            merged = self._whole.merge(name, statistics)
-            for block in reversed(self.blocks.blocks([name])):
+            for block, values in self._in_blocks(name, self._whole.merged(name, statistics)):
                 written = output[: (block.stop - block.start) * ITEM_SIZES[form.dtype]]
-                fits = encode(merged[block.start : block.stop], FLOATING_CODES[form.dtype], 0, written)
+                fits = encode(values, FLOATING_CODES[form.dtype], 0, written)
                 self.blocks.check_finite(0 if fits else -1, name, form.dtype)
                 keep(block, written)
+
+    def _in_blocks(self, name: str, pieces: Iterable[np.ndarray]) -> Iterator[tuple[Block, np.ndarray]]:
+        """A parameter's blocks, and their values from consecutive pieces of any size."""
+        left = np.empty(0, np.float32)
+        blocks = iter(self.blocks.blocks([name]))
+        block = next(blocks)
+        for piece in pieces:
+            left = np.concatenate([left, piece]) if left.size else piece
+            while block is not None and left.size >= block.stop - block.start:
+                yield block, left[: block.stop - block.start]
+                left, block = left[block.stop - block.start :], next(blocks, None)
 
     def _copy(self, block: Block, dtype: str, output: np.ndarray) -> None:
         """Copy the pretrained model's values: its bytes, unless they are saved in another dtype."""

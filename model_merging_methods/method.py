@@ -22,6 +22,7 @@ from model_merging_methods.checkpoints.vocabulary_matrices import is_vocabulary_
 from utils.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 # The type of an option that has one number per fine-tuned model. A formula gets a tuple of K numbers.
@@ -259,6 +260,8 @@ class MaskMethod:
     are kept, and those among them that are dropped. Such a mask works on any stretch of a parameter.
     restores_sum: whether survivors are multiplied to the sum of magnitudes from before, from the options.
     rounds: whether a masked task vector is added to θ0 and subtracted again, as DARE's code does, from the options.
+    in_rows: for a mask that treats each row by itself: masks float32 rows in place, from their `MaskPlace` and the
+    options, except for the factor of `restores_sum`. Returns their sums of magnitudes before and after, [r, 2].
     """
 
     name: str
@@ -270,6 +273,7 @@ class MaskMethod:
     keeps: Callable[..., tuple[Largest, Largest]] | None = None
     restores_sum: Callable[[Mapping[str, Value]], bool] = lambda options: False
     rounds: Callable[[Mapping[str, Value]], bool] = lambda options: False
+    in_rows: Callable[..., np.ndarray] | None = None
 
     @property
     def summary(self) -> str:

@@ -23,6 +23,7 @@ from model_merging_methods.kernels.block_kernels import Sums, decode
 from model_merging_methods.kernels.block_passes import Block
 from model_merging_methods.method import MaskPlace, Sees, Tensors, WholeTensor
 from model_merging_methods.model_blocks import KeepInput, ModelBlocks
+from model_merging_methods.row_strips import merged_strips, strip_size, works_in_strips
 from model_merging_methods.statistics import Statistics
 from model_merging_methods.task_vectors import squared_norm
 
@@ -59,6 +60,8 @@ class WholeTensors:
         """Bytes for one tensor: what the formula holds, with what it reads and the result, and what the mask needs."""
         parameters, models, numel = self._blocks.parameters, len(self._blocks.roles), self._blocks.numel(name)
         shape, method = self._shape(name), parameters.declared
+        if works_in_strips(self._blocks, name, shape):  # a strip of all models, and a bit for each value
+            return 4 * (models + 4) * strip_size(shape) + models * numel // 8
         rows, columns = shape if len(shape) == 2 else (numel, 1)
         needed = {
             Sees.GRAM: (6 * models + 2) * numel,
@@ -91,8 +94,16 @@ class WholeTensors:
             stored = blocks.read(block, room, keep_input)
             blocks.check_finite(self._comparing.compare(stored, sums(block) if sums else no_sums), name)
 
-    def merge(self, name: str, statistics: Statistics) -> np.ndarray:
-        """The merged values of a parameter: float32 [n]."""
+    def merged(self, name: str, statistics: Statistics) -> Iterator[np.ndarray]:
+        """The merged values of a parameter: float32, in consecutive pieces."""
+        if works_in_strips(self._blocks, name, self._shape(name)):
+            numbers = self._blocks.numbers(name, statistics)
+            yield from merged_strips(self._blocks, replace(numbers, shape=self._shape(name)))
+        else:
+            yield self._merge(name, statistics)
+
+    def _merge(self, name: str, statistics: Statistics) -> np.ndarray:
+        """The merged values of a parameter as a whole: float32 [n]."""
         from model_merging_methods.kernels.torch_arithmetic import (
             merged_by_vectors,
             merged_in_stretches,

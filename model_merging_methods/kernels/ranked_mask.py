@@ -14,20 +14,22 @@ def mask_by_rank(values, key, start, lowest, step, divides):
 
     The value of rank r in its row is kept with the probability `lowest` + r · `step`; equal magnitudes rank in order.
     `start` is the position of the first value in its tensor, and `key` that of the tensor's mask (uint64). `divides`:
-    divide each survivor by its probability. Returns Σ|x| before and after, added up in float64 in the values' order.
+    divide each survivor by its probability. Returns Σ|x| of each row before and after, added up in float64 in the
+    values' order: [rows, 2].
     """
     rows, length = values.shape
     order, spare = np.empty(length, np.int32), np.empty(length, np.int32)
     patterns = np.empty(length, np.int32)
     places = np.empty((_BYTES, _BINS), np.int64)
     probabilities = np.empty(length, np.float64)
-    before = after = 0.0
+    sums = np.zeros((rows, 2))
     for row in range(rows):
         in_row = values[row]
         order, spare = _sort(in_row.view(np.int32), patterns, order, spare, places)
         for rank in range(length):
             probabilities[order[rank]] = lowest + np.float64(rank) * step
         first = np.uint64(start + row * length)
+        before = after = 0.0
         for j in range(length):
             before += abs(np.float64(in_row[j]))
             word = random_word(key, first + np.uint64(j)) >> np.uint64(11)
@@ -36,7 +38,8 @@ def mask_by_rank(values, key, start, lowest, step, divides):
             elif divides:
                 in_row[j] /= np.float32(probabilities[j])
             after += abs(np.float64(in_row[j]))
-    return before, after
+        sums[row, 0], sums[row, 1] = before, after
+    return sums
 
 
 @exact

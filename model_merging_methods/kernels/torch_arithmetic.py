@@ -311,14 +311,14 @@ def merged_values(parameters: MergeParameters, x: Tensors | WholeTensor) -> Tens
 
 
 def merged_in_stretches(parameters: MergeParameters, x: Tensors) -> Tensor:
-    """The values of a BLOCK method, written over a whole θ0."""
+    """The values of a BLOCK method, written over θ0, in stretches that stay in a CPU's cache."""
     for start in range(0, x.base.numel(), STRETCH):
         part = slice(start, start + STRETCH)
         models = {
             what: values and [model[part] for model in values]
             for what, values in (("weights", x.weights), ("task_vectors", x.task_vectors))
         }
-        x.base[part] = merged_values(parameters, replace(x, start=start, base=x.base[part], **models))
+        x.base[part] = merged_values(parameters, replace(x, start=x.start + start, base=x.base[part], **models))
     return x.base
 
 

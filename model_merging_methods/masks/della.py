@@ -9,10 +9,31 @@ from model_merging_methods.survivors import keep, restoring_factor
 from utils.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 
-@mask_method(paper="Deep et al. 2024, arXiv 2406.11617", sees=Sees.TENSOR, is_random=True)
+def mask_rows(rows: np.ndarray, place: MaskPlace, *, density: float, epsilon: float, rescale: str) -> np.ndarray:
+    """Mask float32 rows [r, n] of a parameter in place, from its position `place.start` on, except for the factor that
+    restores its sum of magnitudes ("l1"). Returns each row's sum of magnitudes before and after: float64 [r, 2]."""
+    import numpy as np
+
+    from model_merging_methods.kernels.ranked_mask import mask_by_rank
+
+    check(density, epsilon)
+    key = np.uint64(place.key & (2**64 - 1))
+    spread = epsilon if 0 < density < 1 and rows.shape[1] > 1 else 0.0
+    step = 2 * spread / max(rows.shape[1] - 1, 1)
+    return mask_by_rank(rows, key, place.start, density - spread, step, rescale == "inverse")
+
+
+@mask_method(
+    paper="Deep et al. 2024, arXiv 2406.11617",
+    sees=Sees.TENSOR,
+    is_random=True,
+    in_rows=mask_rows,
+    restores_sum=lambda options: options["rescale"] == "l1",
+)
 def della(
     values: Tensor,
     place: MaskPlace,
@@ -30,33 +51,28 @@ def della(
         return values
     if density <= 0:
         return values * 0
-    if density - epsilon <= 0 or density + epsilon >= 1:
-        raise UserError(f"--epsilon {epsilon}: density ± epsilon must be inside 0 and 1, and density is {density}")
-    if values.dim() <= 2 and values.device.type == "cpu" and _length_of_rows(values) > 1:
-        return _mask_in_rows(values, place, density, epsilon, rescale)
+    check(density, epsilon)
+    if values.dim() <= 2 and values.device.type == "cpu":
+        import torch
+
+        masked = values.clone(memory_format=torch.contiguous_format)
+        rows = masked.view(-1, _length_of_rows(values)).numpy()
+        sums = mask_rows(rows, place, density=density, epsilon=epsilon, rescale=rescale)
+        return masked.mul_(restoring_factor(*sums.sum(axis=0).tolist())) if rescale == "l1" else masked
     kept, probabilities = draw(values, place, density, epsilon)
     return keep(values, kept, rescale, probabilities)
+
+
+def check(density: float, epsilon: float) -> None:
+    """Raise UserError for probabilities outside 0 and 1."""
+    if 0 < density < 1 and (density - epsilon <= 0 or density + epsilon >= 1):
+        raise UserError(f"--epsilon {epsilon}: density ± epsilon must be inside 0 and 1, and density is {density}")
 
 
 def draw(values: Tensor, place: MaskPlace, density: float, epsilon: float) -> tuple[Tensor, Tensor]:
     """Which values are kept, and their probabilities."""
     probabilities = keep_probabilities(values, density, epsilon)
     return uniform_numbers(place, values) < probabilities, probabilities.float()
-
-
-def _mask_in_rows(values: Tensor, place: MaskPlace, density: float, epsilon: float, rescale: str) -> Tensor:
-    """The mask, compiled."""
-    import numpy as np
-    import torch
-
-    from model_merging_methods.kernels.ranked_mask import mask_by_rank
-
-    masked = values.clone(memory_format=torch.contiguous_format)
-    rows = masked.view(-1, values.shape[-1])
-    key = np.uint64(place.key & (2**64 - 1))
-    step = 2 * epsilon / (rows.shape[1] - 1)
-    sums = mask_by_rank(rows.numpy(), key, place.start, density - epsilon, step, rescale == "inverse")
-    return masked.mul_(restoring_factor(*sums)) if rescale == "l1" else masked
 
 
 def _length_of_rows(values: Tensor) -> int:

@@ -231,7 +231,7 @@ def test_the_merge_of_recorded_random_masks_has_the_recorded_values(case, tmp_pa
 
     import dataclasses
 
-    recorded = dataclasses.replace(MASKS[mask], formula=keep_recorded, rounds=lambda options: False)
+    recorded = dataclasses.replace(MASKS[mask], formula=keep_recorded, rounds=lambda options: False, in_rows=None)
     monkeypatch.setitem(MASKS, mask, recorded)
     monkeypatch.setattr("model_merging_methods.kernels.arithmetic.masks_in_blocks", lambda mask: False)
     assert_agrees(case, merged(case, tmp_path / "merged"))

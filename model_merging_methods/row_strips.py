@@ -1,0 +1,135 @@
+"""A mask that treats each row by itself, before a method that works on any stretch: a parameter in strips of rows.
+
+A strip takes a few MB, where the whole parameter takes up to a GB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from model_merging_methods.checkpoints.aligned_models import BASE
+from model_merging_methods.kernels.arithmetic import TensorNumbers
+from model_merging_methods.method import MaskPlace, Sees, Tensors
+from model_merging_methods.model_blocks import ModelBlocks
+from model_merging_methods.survivors import restoring_factor
+
+if TYPE_CHECKING:
+    from model_merging_methods.merge_parameters import Mask
+
+_STRIP = 1 << 19  # values, at least a row
+
+
+def works_in_strips(blocks: ModelBlocks, name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a parameter that formulas see in this shape is stored as rows, one after the other, that can be masked
+    and merged strip by strip."""
+    parameters = blocks.parameters_at(name)
+    mask = parameters.mask
+    if mask is None or mask.declared.in_rows is None or parameters.declared.sees is not Sees.BLOCK:
+        return False
+    return blocks.device == "cpu" and len(shape) <= 2 and tuple(blocks.models.forms[name].shape or (1,)) == shape
+
+
+def strip_size(shape: tuple[int, ...]) -> int:
+    """The values of a strip."""
+    return max(1, _STRIP // shape[-1]) * shape[-1]
+
+
+def merged_strips(blocks: ModelBlocks, numbers: TensorNumbers) -> Iterator[np.ndarray]:
+    """The merged values of a parameter: float32, in consecutive strips."""
+    import torch
+
+    from model_merging_methods.kernels.torch_arithmetic import merged_in_stretches
+
+    parameters, name, read = blocks.parameters_at(numbers.name), numbers.name, blocks.models.read_float32
+    mask, keys = parameters.mask, blocks.mask_keys(name)
+    reads_base = parameters.declared.reads_base_with(parameters.values)
+    places = list(_places(numbers.shape, blocks.numel(name)))
+
+    def values(model: int, place: slice, base: np.ndarray | None = None) -> np.ndarray:
+        """What the mask of a model is applied to."""
+        of_model = read(model + 1, name, place.start, place.stop)
+        if mask.masks_deltas:
+            of_model -= read(BASE, name, place.start, place.stop) if base is None else base
+        return of_model
+
+    models = [
+        _MaskedModel.of(mask, model, numbers.shape, keys[model], places, partial(values, model))
+        for model in range(len(keys))
+    ]
+    for number, place in enumerate(places):
+        base = read(BASE, name, place.start, place.stop) if reads_base or mask.masks_deltas else None
+        masked = []
+        for model, of_model in enumerate(models):
+            one = of_model.mask(number, place, values(model, place, base))
+            if mask.masks_deltas is not reads_base:
+                one = one - base if reads_base else one + base
+            masked.append(torch.from_numpy(one))
+        known = {"task_vectors" if reads_base else "weights": masked}
+        x = Tensors(
+            name,
+            numbers.shape,
+            place.start,
+            torch.from_numpy(base) if reads_base else masked[0].clone(),
+            ratios=numbers.ratios,
+            statistics=numbers.statistics,
+            **known,
+        )
+        yield merged_in_stretches(parameters, x).numpy()
+
+
+def _places(shape: tuple[int, ...], numel: int) -> Iterator[slice]:
+    size = strip_size(shape)
+    return (slice(start, min(start + size, numel)) for start in range(0, numel, size))
+
+
+@dataclass(frozen=True)
+class _MaskedModel:
+    """The mask of one model in a parameter. kept: for each strip the bits of the values that are left, if a first pass
+    drew them to find the `factor` of survivors."""
+
+    mask_rows: Callable[..., np.ndarray]
+    options: Mapping[str, Any]
+    key: int
+    length: int
+    kept: list[np.ndarray]
+    factor: float = 1.0
+
+    @classmethod
+    def of(
+        cls,
+        mask: Mask,
+        model: int,
+        shape: tuple[int, ...],
+        key: int,
+        places: list[slice],
+        values: Callable[[slice], np.ndarray],
+    ) -> _MaskedModel:
+        drawn = cls(mask.declared.in_rows, mask.options_of_model(model), key, shape[-1], [])
+        if not mask.declared.restores_sum(mask.values):
+            return drawn
+        sums, kept = [], []
+        for place in places:
+            of_strip = values(place)
+            sums.append(drawn.draw(place, of_strip))
+            kept.append(np.packbits(of_strip != 0))
+        factor = restoring_factor(*np.concatenate(sums).sum(axis=0).tolist())
+        return cls(drawn.mask_rows, drawn.options, key, drawn.length, kept, factor)
+
+    def draw(self, place: slice, values: np.ndarray) -> np.ndarray:
+        """Mask a strip in place. Returns the sums of its rows' magnitudes before and after."""
+        rows = values.reshape(-1, self.length)
+        return self.mask_rows(rows, MaskPlace(rows.shape, place.start, self.key), **self.options)
+
+    def mask(self, number: int, place: slice, values: np.ndarray) -> np.ndarray:
+        """A strip's values, masked in place."""
+        if not self.kept:
+            self.draw(place, values)
+            return values
+        values *= np.unpackbits(self.kept[number], count=values.size)
+        values *= np.float32(self.factor)
+        return values

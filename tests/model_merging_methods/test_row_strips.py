@@ -1,0 +1,34 @@
+"""DELLA in strips of rows: the same bytes as with whole parameters."""
+
+import pytest
+
+from model_merging_methods import row_strips
+from model_merging_methods.merge_parameters import mask_of, parameters_of
+from model_merging_methods.whole_tensors import works_in_strips
+from tests.model_merging_methods.merges import file_bytes, merge
+from tests.model_merging_methods.small_models import save_models
+
+ROLES = ("first", "second")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return save_models(tmp_path_factory.mktemp("models"), ROLES)
+
+
+@pytest.mark.parametrize("method", ["average_merging", "task_arithmetic", "ties_per_tensor", "magmax"])
+@pytest.mark.parametrize("rescale", ["none", "inverse", "l1"])
+@pytest.mark.parametrize("weight_format", ["delta_weight", "finetuned_weight"])
+def test_strips_give_the_bytes_of_whole_parameters(models, tmp_path, monkeypatch, method, rescale, weight_format):
+    mask = mask_of("della", density=0.6, epsilon=0.2, rescale=rescale, weight_format=weight_format)
+    parameters = parameters_of(method, mask=mask, seed=3)
+    used = []
+    monkeypatch.setattr(row_strips, "_STRIP", 100)  # most parameters have many
+    monkeypatch.setattr(
+        "model_merging_methods.whole_tensors.works_in_strips", lambda *x: used.append(works_in_strips(*x)) or used[-1]
+    )
+    merge(models, tmp_path / "strips", parameters, ROLES, block_size=1000)
+    assert all(used)
+    monkeypatch.setattr("model_merging_methods.whole_tensors.works_in_strips", lambda *x: False)
+    merge(models, tmp_path / "whole", parameters, ROLES)
+    assert file_bytes(tmp_path / "strips") == file_bytes(tmp_path / "whole")
