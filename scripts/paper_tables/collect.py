@@ -12,7 +12,7 @@ from inference_llms.prompt_format import PAPER
 from inference_llms.raw_generations import stored_rows
 from inference_llms.tasks import LIVEBENCH_TASKS, LM_EVAL, TASKS
 from scripts.paper_tables.cell_runs import ROOT
-from scripts.paper_tables.cells import LIVEBENCH, MAIN_JOB
+from scripts.paper_tables.cells import ALONE, LIVEBENCH, MAIN_JOB
 from scripts.paper_tables.names import DATA_SETS, METHODS, dataset_name
 from scripts.paper_tables.results import (
     RERUN,
@@ -71,7 +71,7 @@ def task_scores(results: ResultsFolder) -> Iterator[Score]:
 
 def _task_score(results: ResultsFolder, record: TaskRecord, known: Mapping[str, Any]) -> Score:
     task, content = record.task, record.content
-    script = LIVEBENCH if task in LIVEBENCH_TASKS else MAIN_JOB
+    script = LIVEBENCH if task in LIVEBENCH_TASKS else ALONE if record.places.tasks == SINGLE_MODEL else MAIN_JOB
     about = {**known, **results.commands(record.places, script, task), "dataset": dataset_name(task)}
     if record.fault:
         return Score(**about, status=UNREADABLE, note=record.fault)

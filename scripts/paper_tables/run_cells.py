@@ -117,7 +117,7 @@ def run(options: argparse.Namespace) -> None:
         return
     if options.job is not None:
         if options.job >= len(jobs):
-            raise UserError(f"--job {options.job}: there are {len(jobs)} merges, numbered from 0")
+            raise UserError(f"--job {options.job}: there are {len(jobs)} models, numbered from 0")
         jobs, slots = [jobs[options.job]], slots[:1]
     try:
         outcomes = run_jobs(jobs, slots, options.delete_merged_models)
@@ -173,7 +173,7 @@ def from_root(path: Path, working_folder: Path) -> Path:
 def print_plan(jobs: Sequence[Job], results_dir: Path, jobs_at_once: int) -> None:
     """Print every command that would run, their number, and a time estimate from cells that ran before."""
     measured = measured_seconds(results_dir)
-    estimates, merges = [], 0
+    estimates, models = [], 0
     for job in jobs:
         shown: set[str] = set()  # a command that several cells of a job need runs once
         for run in job:
@@ -185,8 +185,8 @@ def print_plan(jobs: Sequence[Job], results_dir: Path, jobs_at_once: int) -> Non
             commands = [command.text for command in run.commands]
             print("\n".join(command for command in commands if command not in shown) or "# shares its command")
             shown |= {*commands}
-        merges += bool(shown)
-    print(f"\n{len(estimates)} cells of {merges} merges to run, {jobs_at_once} at a time")
+        models += bool(shown)
+    print(f"\n{len(estimates)} cells of {models} models to run, {jobs_at_once} at a time")
     known = [seconds for seconds in estimates if seconds is not None]
     if known:
         print(f"about {duration(sum(known) / jobs_at_once)} for {len(known)} of them, from cells that ran before")

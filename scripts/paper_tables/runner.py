@@ -1,6 +1,6 @@
 """Run cells on the GPUs and cores of this machine, or write them as a job array for Slurm.
 
-A job is a merge with all of its cells, so that it is merged once and its weights can then be deleted.
+A job is a merge with all of its cells, so that it is merged once and its weights can then be deleted; or a fine-tune.
 """
 
 import hashlib
@@ -258,7 +258,7 @@ def why_it_ended(status: int, log_file: Path, start: int) -> str:
 
 
 def write_job_array(cells: Sequence[Cell], jobs: int, setting: Setting, delete_merged_models: bool) -> Path:
-    """Write the cells and an sbatch script in which each task runs one of the `jobs` merges; returns the script.
+    """Write the cells and an sbatch script in which each task runs one of the `jobs`; returns the script.
 
     The file names depend on the content, so that a new array does not change the cells of a running one."""
     content = {"cells": [asdict(cell) for cell in cells]}

@@ -17,6 +17,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
+from inference_llms.__main__ import build_parser as inference_parser
 from merge_llms_instruct_math_code import build_parser as main_job_parser
 from ood_robust_inference import build_parser as livebench_parser
 from promptbench.run_attacks import build_parser as attack_parser
@@ -24,6 +25,7 @@ from promptbench.sst2 import TASK as SST2
 from scripts.make_tables import main as make_tables
 from scripts.paper_tables.cell_runs import CellRun, Command, Setting
 from scripts.paper_tables.cells import (
+    ALONE,
     DONE,
     FAILED,
     LIVEBENCH,
@@ -104,11 +106,13 @@ def commands_of_scores(results_dir: Path) -> list[str]:
 @pytest.mark.parametrize("models", [None, "tiny"])
 def test_every_command_is_one_that_its_script_accepts(models, tmp_path):
     parsers = {MAIN_JOB: main_job_parser(), LIVEBENCH: livebench_parser(), SEARCH: search_parser()}
+    parsers[ALONE] = inference_parser()
     setting = Setting(tmp_path, models, None, "auto", None, allow_code_execution=models is None)
     jobs = jobs_of_cells(cells_of_tables([*TABLES], [0, 1]), setting)
     assert len({job[0].places for job in jobs}) == len(jobs)  # no two jobs write to one place
     for command in (command for job in jobs for run in job for command in run.commands):
-        parsers.get(command.script, attack_parser(SST2)).parse_args(command.words[1:])
+        words = command.words[command.words.index(command.script) + 1 :]
+        parsers.get(command.script, attack_parser(SST2)).parse_args(words)
         assert shlex.split(command.text) == ["python", *command.words]
 
 
