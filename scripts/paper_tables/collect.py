@@ -243,7 +243,7 @@ def _attack_score(results: ResultsFolder, path: Path) -> Score:
     clean, attacked = (100 * report[name] for name in ("clean_accuracy", "attacked_accuracy"))
     note = f"accuracy {clean:.1f} clean, {attacked:.1f} attacked"
     if report["performance_drop_rate"] is None:
-        return Score(**about, status=MISSING, note=f"undefined, because the clean accuracy is 0; {note}")
+        return Score(**about, status=MISSING, note="no answer to the clean prompt is right, so there is no drop rate")
     right = (tuple(report["clean_right"]), tuple(report["attacked_right"]))
     low, high = drop_rate_interval(right[:1], right[1:])
     found = {"value": 100 * report["performance_drop_rate"], "low": 100 * low, "high": 100 * high, "right": right}

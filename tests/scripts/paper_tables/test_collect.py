@@ -149,7 +149,7 @@ def test_a_drop_rate_from_zero_accuracy_is_undefined(results, capsys):
     printed, scores = tables_of(results, capsys)
     row = scores["SST-2"]
     assert (row["status"], row["value"]) == ("missing", "")
-    assert row["note"].startswith("undefined, because the clean accuracy is 0; accuracy 0.0 clean, ")
+    assert row["note"] == "no answer to the clean prompt is right, so there is no drop rate"
     assert f"missing, 1 (LM & Code average SST-2 stresstest): {row['note']}" in printed
 
 
