@@ -37,6 +37,7 @@ from scripts.paper_tables.runner import (
 from scripts.plot_figures import plot_figures
 from utils.command_line import OneLineParser, positive_number, whole_number
 from utils.errors import UserError, run_command_line
+from utils.interrupts import report_when_terminated
 from utils.run_log import logged_run
 from utils.whole_files import locked
 
@@ -119,6 +120,7 @@ def run(options: argparse.Namespace) -> None:
         if options.job >= len(jobs):
             raise UserError(f"--job {options.job}: there are {len(jobs)} models, numbered from 0")
         jobs, slots = [jobs[options.job]], slots[:1]
+    report_when_terminated(lambda: [hours_line(jobs, setting, len(slots))])
     try:
         outcomes = run_jobs(jobs, slots, options.delete_merged_models)
     finally:  # after a stop too
