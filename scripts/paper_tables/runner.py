@@ -30,6 +30,7 @@ from scripts.paper_tables.cells import DONE, FAILED, PLANNED, RUNNING, Cell, opt
 from utils.child_processes import child_process, interrupt_children
 from utils.content_hashes import check_unchanged, file_states
 from utils.errors import UserError
+from utils.interrupts import INTERRUPTED
 from utils.machine import available_cores
 from utils.whole_files import Busy, locked, remove_folder, whole_file, write_json, write_whole
 
@@ -160,6 +161,8 @@ def run_job(job: Job, slot: dict[str, str], delete_merged_models: bool, stopped:
             continue
         reason = run_cell(run, slot, ran)
         outcomes.append(Outcome(run.cell, DONE if reason is None else FAILED, reason))
+        if reason is not None and stopped.is_set():
+            return outcomes  # interrupted too
         log.info("%s: %s%s", outcomes[-1].status, run.cell.name, "" if reason is None else f": {reason}")
     if delete_merged_models:
         places = job[0].places
@@ -248,6 +251,8 @@ def why_it_ended(status: int, log_file: Path, start: int) -> str:
     `log_file` from byte `start` on, else its last line there."""
     if status == -signal.SIGKILL:
         return "killed by SIGKILL; out of memory?"
+    if status == INTERRUPTED:
+        return "interrupted"  # its log names the command of the cell alone
     if status < 0:
         return f"killed by {SIGNALS.get(-status, f'signal {-status}')}"
     with open(log_file, "rb") as file:

@@ -175,11 +175,13 @@ def test_ctrl_c_ends_the_running_command_with_one_line(tmp_path):
     process = subprocess.Popen(
         [sys.executable, *map(str, words)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    while not (children := psutil.Process(process.pid).children()):
+    log = state_path(tmp_path, CELL).with_suffix(".log")
+    while not (children := log.is_file() and psutil.Process(process.pid).children()):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    printed, error = process.communicate(timeout=60)
+    assert printed == "used: 0 hours of one job; left: 1 cells\n"
     assert process.returncode == 130 and error.count("\n") == 1
     assert error.startswith(f"interrupted; rerun the command and it resumes: {sys.executable} -m scripts.paper_tables")
     gone, left = psutil.wait_procs(children, timeout=20)
@@ -336,6 +338,7 @@ def test_jobs_share_the_gpus_or_cores():
         ("warn('error: no such set'); print('[rank0] bye'); sys.exit(2)", "no such set"),
         ("sys.stderr.buffer.write(b'caf\\xe9\\n'); sys.exit(1)", "caf\N{REPLACEMENT CHARACTER}"),
         ("print('half way'); os._exit(3)", "half way"),  # output is not buffered
+        ("warn('interrupted; rerun the command and it resumes: python part.py'); sys.exit(130)", "interrupted"),
         ("sys.exit(3)", "ended with status 3 and no message"),
         ("warn('error: a warning')", None),
     ],
