@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from inference_llms.data_sets import read_rows
+from inference_llms.tasks import LM_EVAL
+from scripts.paper_tables.lm_eval_answers import readable_answer, readable_prompt
 from scripts.paper_tables.scores import MISSING, OK, Score
 from utils.errors import UserError
 from utils.pages import render_page
@@ -98,11 +100,18 @@ def _rows(score: Score) -> list[dict[str, Any]]:
     except UserError:  # reported where scores are collected
         return []
     verdicts = _verdicts(score, stored)
+    if score.dataset.startswith(LM_EVAL):
+        stored = [_readable(row) for row in stored]
     return [
         {"id": row.get("id"), "prompt": row.get("prompt", ""), "completion": row["completion"],
          "tokens": row.get("tokens"), "right": verdicts.get(row.get("id"))}
         for row in sorted(stored, key=lambda row: (str(type(row.get("id"))), row.get("id")))
     ]  # fmt: skip
+
+
+def _readable(row: Mapping[str, Any]) -> dict[str, Any]:
+    prompt = row.get("prompt", "")
+    return {**row, "prompt": readable_prompt(prompt), "completion": readable_answer(prompt, row["completion"])}
 
 
 def _verdicts(score: Score, stored: Sequence[Mapping[str, Any]]) -> dict[Any, float]:

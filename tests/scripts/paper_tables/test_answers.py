@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from scripts.make_tables import main as make_tables
+from tests.inference_llms.support import read_json_lines, write_rows
 from tests.scripts.paper_tables.support import read_scores
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -68,6 +69,21 @@ def test_single_answers_have_their_prompts_and_verdicts(tables, results):
         assert len(rows) == int(by_set[dataset]["examples"]) and all(prompts[str(row["id"])] for row in rows)
         right = [row["right"] for row in rows]
         assert None not in right and abs(100 * sum(right) / len(right) - float(by_set[dataset]["value"])) < 1e-4
+
+
+def test_answers_to_tasks_of_the_harness_are_readable(results):
+    scores = next(results.glob("save_scores/*/*.json"))
+    (raw,) = results.glob("save_raw_generations/*/*/gsm8k.jsonl")
+    rows = read_json_lines(raw)
+    there, samples = raw.with_name("lm_eval_own.jsonl"), results / "save_lm_eval_samples" / "own.jsonl"
+    write_rows(there, [{**row, "completion": json.dumps([[row["completion"]]])} for row in rows])
+    write_rows(samples, [{"id": row["id"], "right": True} for row in rows])
+    own = {"accuracy": 1.0, "raw_generations": str(there), "files": [str(samples)], "evaluator_command": None}
+    scores.write_text(json.dumps({"lm_eval:own": {**json.loads(scores.read_text())["gsm8k"], **own}}))
+    make_tables([str(results)])
+    boxes = {dataset: name for name, dataset in Page((results / "tables/tables.html").read_text()).boxes}
+    shown = {row["id"]: row["completion"] for row in data_of(results / "tables", boxes["lm_eval:own"])["rows"]}
+    assert shown == {row["id"]: row["completion"] for row in rows}
 
 
 def test_answers_cannot_break_out_of_their_file(results):
