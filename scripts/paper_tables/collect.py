@@ -79,6 +79,7 @@ def _task_score(results: ResultsFolder, record: TaskRecord, known: Mapping[str, 
     about["merge_command"] = about["merge_command"] or _merge_command(about, script)
     about |= {"backend": str(content.get("backend", "")), "examples": content["examples"]}
     about["tokens"] = content.get("tokens_per_answer")
+    about["metrics"] = "; ".join(f"{name} {value:.6g}" for name, value in record.metrics.items())
     about["completions_file"] = str(record.completions_file() or content.get("raw_generations", ""))
     about["evaluator_command"] = record.relocated(content.get("evaluator_command") or "")
     try:
@@ -100,6 +101,8 @@ def _task_score(results: ResultsFolder, record: TaskRecord, known: Mapping[str, 
         return Score(**about, status=MISSING, note=results.why_not_scored(record.files[0]))
     if verdicts.command is not None:
         about["evaluator_command"] = record.relocated(verdicts.command)
+    if not _is_share(record):
+        return Score(**about, metric=verdicts.metric, value=verdicts.score, is_share=False, note=about["metrics"])
     if verdicts.values is None:
         (low, high), values = share_interval(verdicts.score, verdicts.examples), None
     else:
@@ -134,8 +137,8 @@ def _verdicts(record: TaskRecord, command: str) -> tuple[Verdicts | None, str]:
         return verdicts, "" if verdicts is None else verdicts.note
     if "accuracy" not in content and content.get("evaluator_command"):
         return None, ""
-    if "accuracy" not in content and record.task.startswith(LM_EVAL):
-        raise UserError(f"{record.path}: its answers are not right or wrong; its metrics are there")
+    if not _is_share(record):
+        return Verdicts(*next(iter(record.metrics.items())), examples), ""
     accuracy = content.get("accuracy")
     if not isinstance(accuracy, int | float) or not 0 <= accuracy <= 1:
         raise UserError(
@@ -152,6 +155,11 @@ def _verdicts(record: TaskRecord, command: str) -> tuple[Verdicts | None, str]:
     if abs(sum(right.values()) - accuracy * examples) > 1e-6:
         raise UserError(f"{raw}: its completions do not give the recorded accuracy; {RERUN}")
     return Verdicts("accuracy", accuracy, examples, tuple(map(float, right.values())), tuple(right)), ""
+
+
+def _is_share(record: TaskRecord) -> bool:
+    """Whether the score is a share of the answers; those of the harness's perplexity tasks are not right or wrong."""
+    return not (record.task.startswith(LM_EVAL) and "accuracy" not in record.content and record.metrics)
 
 
 def _completions(path: Path, is_replay: bool) -> dict[int | str, str]:

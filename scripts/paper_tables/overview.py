@@ -92,7 +92,8 @@ def _merges(lines: Lines) -> dict[tuple, MergeScores]:
 def _by_merge(lines: Lines) -> dict[tuple, dict[str, Summary]]:
     by_merge: dict[tuple, dict[str, Summary]] = {}
     for line, summary in lines.items():
-        if summary.value is not None and not line[-1]:  # not of an attack
+        is_share = all(score.is_share for score in summary.scores)
+        if summary.value is not None and is_share and not line[-1]:  # not of an attack
             by_merge.setdefault(line[:6], {})[line[6]] = summary
     return by_merge
 

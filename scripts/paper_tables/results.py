@@ -76,6 +76,12 @@ class TaskRecord:
         return path if Path(self.content["raw_generations"]).parts[-len(tail) :] == tail else None
 
     @property
+    def metrics(self) -> dict[str, float]:
+        """The task's metrics; none if an earlier version did not list them."""
+        found = {name: self.content.get(name) for name in self.content.get("metrics") or ()}
+        return {name: value for name, value in found.items() if isinstance(value, int | float)}
+
+    @property
     def prompt_format(self) -> PromptFormat:
         """The format of the run's prompts. Raises UserError if the record has another form."""
         return read_prompt_format(self.path, self.content.get("identity"))
@@ -92,6 +98,7 @@ class TaskRecordShape:
     examples: int
     files: list[str]
     raw_generations: str
+    metrics: list[str] | None = None
     evaluator_command: str | None = None
     data_dir: str | None = None
     backend: str | None = None

@@ -243,6 +243,21 @@ def test_a_custom_task_has_its_accuracy_or_waits_for_its_evaluator(results, caps
     assert (essays["status"], essays["value"], essays["evaluator_command"]) == ("missing", "", "grade essays.json")
 
 
+def test_a_perplexity_is_given_with_all_metrics_and_is_in_no_mean(results, capsys):
+    before = tables_of(results, capsys)[1] and (results / "tables/overview.tex").read_text()
+    task, found = "lm_eval:wikitext", {"word_perplexity": 23.5, "bits_per_byte": 0.75}
+    raw = results / GSM8K.replace("gsm8k", "lm_eval_wikitext")
+    shutil.copy(results / GSM8K, raw)
+    change_record(results, task, raw_generations=str(raw), metrics=list(found), **found)
+    records = json.loads((results / SCORES).read_text())
+    del records[task]["accuracy"]
+    (results / SCORES).write_text(json.dumps(records))
+    row = tables_of(results, capsys)[1][task]
+    assert (row["status"], row["metric"], row["value"], row["low"]) == ("ok", "word_perplexity", "23.5", "")
+    assert row["metrics"] == "word_perplexity 23.5; bits_per_byte 0.75"
+    assert (results / "tables/overview.tex").read_text() == before
+
+
 def test_a_replay_is_scored_on_its_slice(results, tmp_path, capsys):
     again, given = tmp_path / "again", tmp_path / "given"
     rows = [{name: row[name] for name in ("id", "completion")} for row in read_json_lines(results / GSM8K)]
