@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from inference_llms.evaluators.alpaca_eval import Judge
-from inference_llms.model_folder import output_places
+from inference_llms.model_folder import check_tokenizer, output_places
 from inference_llms.prompt_format import PAPER_PROMPTS, PromptFormat
-from inference_llms.tasks import TASKS
+from inference_llms.tasks import TASKS, role_of_task
 from model_merging_methods.command_line import chosen_roles, merge_parameters, request_of_folders
 from model_merging_methods.merge_record import PRETRAINED, is_same_merge, list_input_files, read_record, tasks_name
 from model_merging_methods.merge_request import run_name
@@ -215,6 +215,13 @@ class CellRun:
                 path = ROOT / options[name]
                 inputs[f"--{name}"] = [file for file in sorted([path, *path.rglob("*")]) if file.is_file()]
         return {name: files for name, files in inputs.items() if files}
+
+    def tokenizer_folders(self) -> set[Path]:
+        """The folders on this machine whose tokenizers make the cell's prompts."""
+        folders = _model_folders(cells.merge_namespace(self._merge_options))
+        roles = {role_of_task(task, self.roles) for task in self.tasks}
+        pairs = [(folders[role], folders[PRETRAINED]) for role in roles if folders[role] is not None]
+        return {check_tokenizer([folder for folder in pair if folder is not None]) for pair in pairs}
 
     def hash_inputs(self) -> dict[str, str]:
         return {name: files_hash(files) for name, files in self.input_files().items()}

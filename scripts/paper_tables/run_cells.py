@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
-from inference_llms.command_line import add_judge_options, judge_of_options
-from inference_llms.prompt_format import add_prompt_options, prompt_format
+from inference_llms.command_line import add_judge_options, check_chat_template, judge_of_options
+from inference_llms.prompt_format import CHAT, add_prompt_options, prompt_format
 from scripts.make_tables import make_tables
 from scripts.paper_tables import cells
 from scripts.paper_tables.cell_runs import ROOT, TINY, Setting
@@ -120,6 +120,9 @@ def run(options: argparse.Namespace) -> None:
         if options.job >= len(jobs):
             raise UserError(f"--job {options.job}: there are {len(jobs)} models, numbered from 0")
         jobs, slots = [jobs[options.job]], slots[:1]
+    if setting.prompt_format.name == CHAT:
+        for folder in sorted({folder for job in jobs for run in job for folder in run.tokenizer_folders()}):
+            check_chat_template(folder, setting.prompt_format)
     report_when_terminated(lambda: [hours_line(jobs, setting, len(slots))])
     try:
         outcomes = run_jobs(jobs, slots, options.delete_merged_models)

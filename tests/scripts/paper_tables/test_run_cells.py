@@ -174,6 +174,7 @@ def test_a_task_of_a_job_array_runs_its_cells(tmp_path):
         (("--models", "no/such/folder"), "--models no/such/folder"),
         (("--tensor_parallel_size", "2", "--backend", "transformers"), "--tensor_parallel_size 2 has no effect"),
         (("--models", "tiny", "--job", "99"), "--job 99: there are 18 models"),
+        (("--models", "tiny", "--prompt_format", "chat"), "has no chat template"),
         ({"SEEDS": "0 x"}, "SEEDS=0 x: 'x' is not a whole number"),
         ({"PYTHON": "no-python"}, "PYTHON=no-python: no such"),
     ],
