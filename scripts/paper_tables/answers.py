@@ -44,7 +44,7 @@ class Result:
             "high": score.high,
             "examples": score.examples,
             "tokens": score.tokens,
-            "remark": (score.health and score.health.warning()) or score.note,
+            "remark": "; ".join(filter(None, (score.note, score.health and score.health.warning()))),
             "status": score.status,
             "record": os.path.relpath(score.result_file, folder) if score.result_file else "",
             "answers": self.answers,
@@ -81,7 +81,7 @@ def write_answers(folder: Path, scores: Sequence[Score]) -> list[Result]:
 
 def _draw(score: Score) -> str:
     mask = "DARE" if score.dare else ""
-    mixup = "M3" if score.mixup else ""
+    mixup = "" if not score.mixup else "M3" if score.alpha is None else f"M3 at α = {score.alpha:g}"
     return ", ".join(filter(None, (mask, mixup, "" if score.seed is None else f"seed {score.seed}")))
 
 
