@@ -11,10 +11,9 @@ from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normaliz
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from inference_llms.engines.engine import Engine, Sampling
+from inference_llms.prompt_format import CHAT_MARK
 from utils.errors import UserError
 
-# Around a chat, as JSON, in a context that is built before the model's template is known.
-CHAT_MARK = "\x00chat"
 DEFAULT_NEW_TOKENS = 256  # the harness's
 KNOWN_SETTINGS = {"do_sample", "temperature", "top_p", "until", "max_gen_toks"}
 

@@ -10,6 +10,8 @@ from utils.errors import UserError
 PAPER, CHAT, PLAIN = "paper", "chat", "plain"
 PROMPT_FORMATS = (PAPER, CHAT, PLAIN)
 END_OF_THINKING = "</think>"
+# Around a chat, as JSON, in a prompt that is built before the model's template is known.
+CHAT_MARK = "\x00chat"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from inference_llms.answer_health import Health
 from promptbench.prompt_accuracy import PromptAccuracy
 from promptbench.prompt_task import PromptTask
 from promptbench.search import SearchResult
-from utils.errors import UserError
 from utils.intervals import wilson_interval
 
 
@@ -61,15 +60,12 @@ def prompt_lines(report: Mapping[str, Any]) -> list[str]:
 
 def result_table(reports: Sequence[Mapping[str, Any]]) -> list[str]:
     """One line per attack: accuracies in percent with their intervals, PDR, number of queries."""
-    rows = [
-        [
-            report["attack"],
-            *(_percent(report[name], report[f"{name}_interval"]) for name in ("clean_accuracy", "attacked_accuracy")),
-            f"{100 * report['performance_drop_rate']:.1f}%",
-            report["number_of_queries"],
-        ]
-        for report in reports
-    ]
+    rows = []
+    for report in reports:
+        shown = [_percent(report[name], report[f"{name}_interval"]) for name in ("clean_accuracy", "attacked_accuracy")]
+        rate = report["performance_drop_rate"]
+        shown.append("undefined" if rate is None else f"{100 * rate:.1f}%")
+        rows.append([report["attack"], *shown, report["number_of_queries"]])
     headers = ["attack", "clean accuracy", "attacked accuracy", "PDR", "queries"]
     return tabulate(rows, headers, tablefmt="plain", colalign=("left", *["right"] * 4)).split("\n")
 
@@ -82,16 +78,16 @@ def health_lines(reports: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"check the completions with {name}: {warning}" for name, warning in warnings.items() if warning]
 
 
-def check_clean_prompt(task: PromptTask, model: str, accuracy: PromptAccuracy) -> None:
-    """Score the clean prompt. Raises UserError with the health of the answers if none of them is right, because the
+def why_no_drop_rate(task: PromptTask, model: str, accuracy: PromptAccuracy) -> str | None:
+    """Score the clean prompt; returns a line with the health of the answers if none of them is right, because the
     performance drop rate is then undefined."""
     if accuracy([task.prompt]) != [0]:
-        return
+        return None
     labels = " or ".join(map(repr, task.labels))
     completions = accuracy.completions(task.prompt)
     looks = accuracy.health(task.prompt).warning() or f"{len(completions)} answers, all with the wrong label"
     first, _ = completions[0]
-    raise UserError(
+    return (
         f"{model}: no answer to the clean prompt of {task.name} is right ({looks}; the first is {_shortened(first)}), "
         f"so an attack has no accuracy to lower; choose a model that answers {labels}"
     )

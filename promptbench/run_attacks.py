@@ -24,7 +24,7 @@ from promptbench import attacks
 from promptbench.attack import Attack, AttackParts, MissingPart
 from promptbench.prompt_accuracy import SAMPLING, PromptAccuracy
 from promptbench.prompt_task import PromptTask, Sample
-from promptbench.report import attack_report, check_clean_prompt, health_lines, prompt_lines, result_table
+from promptbench.report import attack_report, health_lines, prompt_lines, result_table, why_no_drop_rate
 from promptbench.search import search
 from utils.command_line import OneLineParser, options_on_record, positive_number, whole_number
 from utils.content_hashes import content_hash, folder_hash
@@ -154,9 +154,13 @@ def run_attacks(task: PromptTask, options: argparse.Namespace, command: str) -> 
         accuracy = held.enter_context(
             closing(PromptAccuracy(task, samples, completions, identity, source.open_engine, sampling, asked))
         )
-        check_clean_prompt(task, source.model, accuracy)
+        nothing_right = why_no_drop_rate(task, source.model, accuracy)
+        budget = options.query_budget
+        if nothing_right is not None:
+            log.info(nothing_right)
+            budget = 1  # the clean prompt alone
         for name, attack in opened.items():
-            result = search(attack, task.prompt, task.protected_words, accuracy, options.query_budget)
+            result = search(attack, task.prompt, task.protected_words, accuracy, budget)
             reports.append(attack_report(name, result, accuracy))
             run = {
                 "task": task.name,
@@ -166,7 +170,7 @@ def run_attacks(task: PromptTask, options: argparse.Namespace, command: str) -> 
                 "packages": package_versions((*PACKAGES, *PACKAGES_OF_ATTACKS)),
             }
             write_json(paths[name], {**run, "settings": settings[name], **reports[-1]})
-            for line in prompt_lines(reports[-1]):
+            for line in prompt_lines(reports[-1]) if nothing_right is None else ():
                 log.info(line)
     for line in [*result_table(reports), *health_lines(reports)]:
         log.info(line)

@@ -25,6 +25,7 @@ import shlex
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -66,6 +67,7 @@ from scripts.mixup_search.store import SearchStore
 from utils.command_line import OneLineParser, positive_number
 from utils.content_hashes import files_hash
 from utils.errors import UserError, run_command_line
+from utils.interrupts import report_when_terminated
 from utils.output_places import OutputPlaces
 from utils.run_log import logged_run
 from utils.whole_files import locked
@@ -294,10 +296,12 @@ def search_into(results: Path, options: argparse.Namespace, roles: Sequence[str]
     engines = RayEngines(options.ray, options.ray_engines or 2, setup) if options.ray else LiveMerges(setup)
     devices = (options.tensor_parallel_size or 1) * options.pipeline_parallel_size if has_gpus() else 1
     with closing(engines), SearchStore(results, identity) as store:
+        hours = partial(hours_lines, store, devices)
+        report_when_terminated(hours)
         try:
             Search(proposals, parts, store, engines).run()
         except BaseException:  # a stop: say what is left
-            for line in hours_lines(store, devices):
+            for line in hours():
                 log.info(line)
             raise
         if spent := engines.spent():

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from utils.interrupts import PARENT
+from utils.interrupts import PARENT, was_interrupted
 
 _running: set[subprocess.Popen] = set()
 
@@ -21,6 +21,8 @@ def child_process(words: Sequence[str], environment: Mapping[str, str], **option
     environment = {**environment, PARENT: str(os.getpid())}
     with subprocess.Popen(words, env=environment, start_new_session=True, **options) as process:
         _running.add(process)
+        if was_interrupted():  # meanwhile
+            interrupt_children()
         try:
             yield process
         finally:

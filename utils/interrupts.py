@@ -4,6 +4,7 @@ import _signal  # not signal: importing it takes as long as starting Python, and
 import atexit
 import os
 import sys
+from _collections_abc import Callable, Sequence  # loaded already, unlike collections.abc
 from types import FrameType
 
 INTERRUPTED = 130  # the exit status, as in a shell
@@ -13,6 +14,7 @@ _typed = os.environ.pop(TYPED, None)
 _is_prepared = False
 _is_interrupted = False
 _is_reported = False
+_progress: Callable[[], Sequence[str]] | None = None
 
 
 class Interrupted(BaseException):
@@ -55,6 +57,12 @@ def end_work() -> None:
     if _is_prepared:
         _signal.setitimer(_signal.ITIMER_REAL, 0)
         _signal.signal(_signal.SIGINT, _end_now)
+
+
+def report_when_terminated(progress: Callable[[], Sequence[str]]) -> None:
+    """From now on, SIGTERM prints these lines too, such as the hours used and left."""
+    global _progress
+    _progress = progress
 
 
 def was_interrupted() -> bool:
@@ -114,8 +122,12 @@ def _end_now(*_: object) -> None:
 def _terminate(*_: object) -> None:
     """Report SIGTERM, which batch systems send at the end of a job's time, and end by it, without clean-up."""
     _report_interrupt("terminated")
-    _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
-    os.kill(os.getpid(), _signal.SIGTERM)
+    _signal.signal(_signal.SIGTERM, _signal.SIG_IGN)  # sent twice, to a process and to its group
+    try:
+        os.write(2, "".join(f"{line}\n" for line in (_progress() if _progress else ())).encode())
+    finally:  # the work may be in any state
+        _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
+        os.kill(os.getpid(), _signal.SIGTERM)
 
 
 def _block_sigterm() -> None:

@@ -28,6 +28,7 @@ from scripts.paper_tables.runner import why_it_ended
 from utils.child_processes import child_process, interrupt_children
 from utils.command_line import OneLineParser
 from utils.errors import UserError, run_command_line
+from utils.interrupts import report_when_terminated
 from utils.json_files import read_json_object
 from utils.run_log import logged_run
 from utils.whole_files import locked, remove_folder, write_json
@@ -87,6 +88,7 @@ def run(options: argparse.Namespace) -> None:
         log.info("no safety sets: set %s to the folder of nouhadziri/safety-eval-fork", SAFETY_EVAL_DIR)
         steps = [step for step in steps if step.kind != SAFETY]
     with locked(setting.results_dir / STEPS):
+        report_when_terminated(lambda: [hours_line(steps, setting)])
         try:
             failed = run_steps(steps, setting, options.delete_merged_models)
         finally:  # after a stop too

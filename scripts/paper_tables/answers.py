@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from inference_llms.data_sets import read_rows
+from inference_llms.tasks import LM_EVAL
+from scripts.paper_tables.lm_eval_answers import readable_answer, readable_prompt
 from scripts.paper_tables.scores import MISSING, OK, Score
 from utils.errors import UserError
 from utils.pages import render_page
@@ -42,7 +44,7 @@ class Result:
             "high": score.high,
             "examples": score.examples,
             "tokens": score.tokens,
-            "remark": (score.health and score.health.warning()) or score.note,
+            "remark": "; ".join(filter(None, (score.note, score.health and score.health.warning()))),
             "status": score.status,
             "record": os.path.relpath(score.result_file, folder) if score.result_file else "",
             "answers": self.answers,
@@ -79,7 +81,7 @@ def write_answers(folder: Path, scores: Sequence[Score]) -> list[Result]:
 
 def _draw(score: Score) -> str:
     mask = "DARE" if score.dare else ""
-    mixup = "M3" if score.mixup else ""
+    mixup = "" if not score.mixup else "M3" if score.alpha is None else f"M3 at α = {score.alpha:g}"
     return ", ".join(filter(None, (mask, mixup, "" if score.seed is None else f"seed {score.seed}")))
 
 
@@ -98,11 +100,18 @@ def _rows(score: Score) -> list[dict[str, Any]]:
     except UserError:  # reported where scores are collected
         return []
     verdicts = _verdicts(score, stored)
+    if score.dataset.startswith(LM_EVAL):
+        stored = [_readable(row) for row in stored]
     return [
         {"id": row.get("id"), "prompt": row.get("prompt", ""), "completion": row["completion"],
          "tokens": row.get("tokens"), "right": verdicts.get(row.get("id"))}
         for row in sorted(stored, key=lambda row: (str(type(row.get("id"))), row.get("id")))
     ]  # fmt: skip
+
+
+def _readable(row: Mapping[str, Any]) -> dict[str, Any]:
+    prompt = row.get("prompt", "")
+    return {**row, "prompt": readable_prompt(prompt), "completion": readable_answer(prompt, row["completion"])}
 
 
 def _verdicts(score: Score, stored: Sequence[Mapping[str, Any]]) -> dict[Any, float]:

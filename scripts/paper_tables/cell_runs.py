@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from inference_llms.evaluators.alpaca_eval import Judge
+from inference_llms.model_folder import check_tokenizer, output_places
 from inference_llms.prompt_format import PAPER_PROMPTS, PromptFormat
-from inference_llms.tasks import TASKS
+from inference_llms.tasks import TASKS, role_of_task
 from model_merging_methods.command_line import chosen_roles, merge_parameters, request_of_folders
 from model_merging_methods.merge_record import PRETRAINED, is_same_merge, list_input_files, read_record, tasks_name
 from model_merging_methods.merge_request import run_name
 from scripts.paper_tables import cells
-from scripts.paper_tables.cells import MAIN_JOB, SEARCH, Cell, CellState
+from scripts.paper_tables.cells import ALONE, MAIN_JOB, SEARCH, Cell, CellState
 from scripts.paper_tables.method_scores import tested_examples
 from utils.content_hashes import files_hash
 from utils.errors import UserError
@@ -68,7 +69,8 @@ class Command:
 
     @property
     def words(self) -> list[str]:
-        return [self.script, *cells.option_words(self.options)]
+        script = ["-m", self.script] if self.script == ALONE else [self.script]
+        return [*script, *cells.option_words(self.options)]
 
     @property
     def text(self) -> str:
@@ -93,12 +95,14 @@ class CellRun:
 
     @cached_property
     def roles(self) -> list[str]:
-        return cells.merge_of_options(self.cell.merge)[0]
+        return chosen_roles(cells.merge_namespace(self.cell.merge))
 
     @cached_property
     def places(self) -> OutputPlaces:
-        """The places of the merge's outputs."""
+        """The places of the outputs of the merge, or of the fine-tune that runs alone."""
         root = self.setting.results_dir
+        if self.cell.is_alone:
+            return output_places(ROOT / self.model, root)
         if self.setting.is_tiny and self.cell.is_attack:
             root = root / cells.CLASSIFIER_RESULTS
         name = run_name(cells.merge_of_options(self.cell.merge)[1], len(self.roles))
@@ -119,6 +123,17 @@ class CellRun:
         """The merged folder that the cell runs on: the one with the first model's tokenizer."""
         return self.places.merged_model(self.roles[0])
 
+    @property
+    def model(self) -> str:
+        """The folder or hub id of the model that the cell runs on."""
+        if not self.cell.is_alone:
+            return str(self.merged_model)
+        role = self.roles[0]
+        if self.setting.is_tiny:
+            return str(TINY_ZOO / role)
+        folder = Path(self.setting.models or "") / FINETUNED_MODELS[role]
+        return str(folder) if (ROOT / folder).is_dir() else HUB_IDS[folder.name]
+
     @cached_property
     def commands(self) -> list[Command]:
         """The cell's commands; a merge comes before what runs on it."""
@@ -134,20 +149,17 @@ class CellRun:
                 running["allow_code_execution"] = True
             places = {"tasks": self.tasks, "results": str(self.result_files[0])}
             return [Command(SEARCH, {**merge, **parts, **options, **running, **places})]
+        if setting.is_tiny and (cell.is_alone or cell.script == MAIN_JOB) and "end_index" not in options:
+            running["end_index"] = TINY_EXAMPLES
         if cell.script == MAIN_JOB:
-            if setting.is_tiny and "end_index" not in options:
-                running["end_index"] = TINY_EXAMPLES
             return [Command(MAIN_JOB, {**merge, **options, **running, **output_dir})]
         if setting.is_tiny and cell.is_attack:
             running |= TINY_ATTACK
             if "bertattack" in cell.attacks:
                 running |= {"mask_lm": TINY_BERT, "sentence_encoder": TINY_BERT}
-        model = str(self.merged_model)
-        options = {name: model if value == cells.MERGED else value for name, value in options.items()}
-        return [
-            Command(MAIN_JOB, {**merge, "merge_only": True, **output_dir}),
-            Command(cell.script, {**options, **running, **output_dir}),
-        ]
+        options = {name: self.model if value == cells.MERGED else value for name, value in options.items()}
+        run = Command(cell.script, {**options, **running, **output_dir})
+        return [run] if cell.is_alone else [Command(MAIN_JOB, {**merge, "merge_only": True, **output_dir}), run]
 
     @property
     def _merge_options(self) -> dict[str, Any]:
@@ -203,6 +215,13 @@ class CellRun:
                 path = ROOT / options[name]
                 inputs[f"--{name}"] = [file for file in sorted([path, *path.rglob("*")]) if file.is_file()]
         return {name: files for name, files in inputs.items() if files}
+
+    def tokenizer_folders(self) -> set[Path]:
+        """The folders on this machine whose tokenizers make the cell's prompts."""
+        folders = _model_folders(cells.merge_namespace(self._merge_options))
+        roles = {role_of_task(task, self.roles) for task in self.tasks}
+        pairs = [(folders[role], folders[PRETRAINED]) for role in roles if folders[role] is not None]
+        return {check_tokenizer([folder for folder in pair if folder is not None]) for pair in pairs}
 
     def hash_inputs(self) -> dict[str, str]:
         return {name: files_hash(files) for name, files in self.input_files().items()}

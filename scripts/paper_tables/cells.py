@@ -25,8 +25,9 @@ from utils.whole_files import write_json
 MAIN_JOB = "merge_llms_instruct_math_code.py"
 LIVEBENCH = "ood_robust_inference.py"
 SEARCH = "scripts/search_mixup.py"
+ALONE = "inference_llms"  # a module: runs a fine-tune that is not merged
 ATTACK_SCRIPTS = ("promptbench/sst2.py", "promptbench/cola.py")
-MERGED = "MERGED"  # in a cell's options: the folder of its merge
+MERGED = "MERGED"  # in a cell's options: the folder of its merge, or of the fine-tune that runs alone
 
 STATES = "paper_cells"  # below the results folder
 # On the tiny models, attacked merges have a separate folder, and the tiny classifier is their first model: only it was
@@ -41,7 +42,8 @@ class Cell:
     """One call of an entry script, whose results are in `tables`.
 
     `merge`: the main job's options that make the model. `script` and `options`: the call itself; the main job merges
-    and runs the tasks in one call, and so does a search, whose options replace those of `merge`.
+    and runs the tasks in one call, and so does a search, whose options replace those of `merge`. For a fine-tune alone,
+    `merge` only names it.
     """
 
     tables: tuple[str, ...]
@@ -64,6 +66,10 @@ class Cell:
     @property
     def is_search(self) -> bool:
         return self.script == SEARCH
+
+    @property
+    def is_alone(self) -> bool:
+        return self.script == ALONE
 
     @property
     def tasks(self) -> list[str]:
@@ -99,12 +105,20 @@ def with_and_without_m3(models: Sequence[str], method: str, seeds: Sequence[int]
     return [plain, *({**plain, **M3, "seed": seed} for seed in seeds)]
 
 
+def finetune_cells(table: str, roles: Sequence[str]) -> Iterator[Cell]:
+    """Each fine-tune alone on its own tasks, for a merge's share of these scores."""
+    for role in roles:
+        options = {"load_model_path": MERGED, "tasks": list(TASKS_OF_ROLE[role])}
+        yield Cell((table,), merge_options([role]), ALONE, options)
+
+
 def performance_cells(seeds: Sequence[int]) -> Iterator[Cell]:
     """AlpacaEval, GSM8K, MATH, HumanEval, MBPP: pairs and all three, merged by each method."""
     for models in (*PAIRS, THREE):
         for method in METHODS:
             for merge in with_and_without_m3(models, method, seeds):
                 yield Cell(("performance",), merge)
+    yield from finetune_cells("performance", THREE)
 
 
 def dare_cells(seeds: Sequence[int]) -> Iterator[Cell]:
@@ -118,6 +132,7 @@ def dare_cells(seeds: Sequence[int]) -> Iterator[Cell]:
             yield Cell(("dare",), {**dare, "seed": seed})
             yield Cell(("dare",), with_m3)
             yield Cell(("dare",), {**dare, **M3, "seed": seed})
+    yield from finetune_cells("dare", models)
 
 
 def ood_cells(seeds: Sequence[int]) -> Iterator[Cell]:
@@ -145,11 +160,13 @@ def adversarial_cells(seeds: Sequence[int]) -> Iterator[Cell]:
 
 def alpha_cells(seeds: Sequence[int]) -> Iterator[Cell]:
     """M3 at several α: LM & Math, averaged. α sets how far λ strays from 0.5; this is not a search for the best λ."""
-    plain = merge_options(("instruct", "math"), merging_method_name="average_merging")
+    models = ("instruct", "math")
+    plain = merge_options(models, merging_method_name="average_merging")
     yield Cell(("alpha",), plain)
     for alpha in (0.2, 0.5, 1, 2, 5):
         for seed in seeds:
             yield Cell(("alpha",), {**plain, "mixup": True, "alpha": alpha, "seed": seed})
+    yield from finetune_cells("alpha", models)
 
 
 def methods_cells(seeds: Sequence[int]) -> Iterator[Cell]:
@@ -289,7 +306,8 @@ def read_state(path: Path) -> CellState:
     known = {field.name: value[field.name] for field in fields(CellState) if field.name in value}
     state = CellState(**{**known, "cell": _cell_of_json(value["cell"])})
     try:
-        merge_of_options(state.cell.merge), state.cell.tasks, state.cell.attacks, state.places(path.parent)
+        state.cell.is_alone or merge_of_options(state.cell.merge)
+        state.cell.tasks, state.cell.attacks, state.places(path.parent)
     except (UserError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a complete record of a cell; {REMEDY}") from error
     return state

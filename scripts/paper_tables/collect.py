@@ -12,7 +12,7 @@ from inference_llms.prompt_format import PAPER
 from inference_llms.raw_generations import stored_rows
 from inference_llms.tasks import LIVEBENCH_TASKS, LM_EVAL, TASKS
 from scripts.paper_tables.cell_runs import ROOT
-from scripts.paper_tables.cells import LIVEBENCH, MAIN_JOB
+from scripts.paper_tables.cells import ALONE, LIVEBENCH, MAIN_JOB
 from scripts.paper_tables.names import DATA_SETS, METHODS, dataset_name
 from scripts.paper_tables.results import (
     RERUN,
@@ -71,7 +71,7 @@ def task_scores(results: ResultsFolder) -> Iterator[Score]:
 
 def _task_score(results: ResultsFolder, record: TaskRecord, known: Mapping[str, Any]) -> Score:
     task, content = record.task, record.content
-    script = LIVEBENCH if task in LIVEBENCH_TASKS else MAIN_JOB
+    script = LIVEBENCH if task in LIVEBENCH_TASKS else ALONE if record.places.tasks == SINGLE_MODEL else MAIN_JOB
     about = {**known, **results.commands(record.places, script, task), "dataset": dataset_name(task)}
     if record.fault:
         return Score(**about, status=UNREADABLE, note=record.fault)
@@ -79,6 +79,7 @@ def _task_score(results: ResultsFolder, record: TaskRecord, known: Mapping[str, 
     about["merge_command"] = about["merge_command"] or _merge_command(about, script)
     about |= {"backend": str(content.get("backend", "")), "examples": content["examples"]}
     about["tokens"] = content.get("tokens_per_answer")
+    about["metrics"] = "; ".join(f"{name} {value:.6g}" for name, value in record.metrics.items())
     about["completions_file"] = str(record.completions_file() or content.get("raw_generations", ""))
     about["evaluator_command"] = record.relocated(content.get("evaluator_command") or "")
     try:
@@ -100,6 +101,8 @@ def _task_score(results: ResultsFolder, record: TaskRecord, known: Mapping[str, 
         return Score(**about, status=MISSING, note=results.why_not_scored(record.files[0]))
     if verdicts.command is not None:
         about["evaluator_command"] = record.relocated(verdicts.command)
+    if not _is_share(record):
+        return Score(**about, metric=verdicts.metric, value=verdicts.score, is_share=False, note=about["metrics"])
     if verdicts.values is None:
         (low, high), values = share_interval(verdicts.score, verdicts.examples), None
     else:
@@ -134,8 +137,8 @@ def _verdicts(record: TaskRecord, command: str) -> tuple[Verdicts | None, str]:
         return verdicts, "" if verdicts is None else verdicts.note
     if "accuracy" not in content and content.get("evaluator_command"):
         return None, ""
-    if "accuracy" not in content and record.task.startswith(LM_EVAL):
-        raise UserError(f"{record.path}: its answers are not right or wrong; its metrics are there")
+    if not _is_share(record):
+        return Verdicts(*next(iter(record.metrics.items())), examples), ""
     accuracy = content.get("accuracy")
     if not isinstance(accuracy, int | float) or not 0 <= accuracy <= 1:
         raise UserError(
@@ -152,6 +155,11 @@ def _verdicts(record: TaskRecord, command: str) -> tuple[Verdicts | None, str]:
     if abs(sum(right.values()) - accuracy * examples) > 1e-6:
         raise UserError(f"{raw}: its completions do not give the recorded accuracy; {RERUN}")
     return Verdicts("accuracy", accuracy, examples, tuple(map(float, right.values())), tuple(right)), ""
+
+
+def _is_share(record: TaskRecord) -> bool:
+    """Whether the score is a share of the answers; those of the harness's perplexity tasks are not right or wrong."""
+    return not (record.task.startswith(LM_EVAL) and "accuracy" not in record.content and record.metrics)
 
 
 def _completions(path: Path, is_replay: bool) -> dict[int | str, str]:
@@ -243,7 +251,7 @@ def _attack_score(results: ResultsFolder, path: Path) -> Score:
     clean, attacked = (100 * report[name] for name in ("clean_accuracy", "attacked_accuracy"))
     note = f"accuracy {clean:.1f} clean, {attacked:.1f} attacked"
     if report["performance_drop_rate"] is None:
-        return Score(**about, status=MISSING, note=f"undefined, because the clean accuracy is 0; {note}")
+        return Score(**about, status=MISSING, note="no answer to the clean prompt is right, so there is no drop rate")
     right = (tuple(report["clean_right"]), tuple(report["attacked_right"]))
     low, high = drop_rate_interval(right[:1], right[1:])
     found = {"value": 100 * report["performance_drop_rate"], "low": 100 * low, "high": 100 * high, "right": right}

@@ -1,7 +1,7 @@
 """The overview of merges: means over tasks, relative to the fine-tunes, tokens, and what M3 changes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 
 import numpy as np
@@ -53,7 +53,7 @@ def overview_table(lines: Lines) -> Table:
     head = ["models", "method", "DARE", "M3", "tasks", "mean", "of the fine-tunes", "tokens per answer"]
     table = Table("overview", "All merges", [*head, "M3 − without", "p, Holm"], 4)
     merges = _merges(lines)
-    alone = {line[0]: summaries for line, summaries in _by_merge(lines).items() if not line[1]}
+    alone = {(line[0], line[2]): summaries for line, summaries in _by_merge(lines).items() if not line[1]}
     changes = {key: change for key, merge in merges.items() if (change := _change(merge, merges)) is not None}
     corrected = holm({key: change[-1] for key, change in changes.items()})
     for key, merge in merges.items():
@@ -92,7 +92,8 @@ def _merges(lines: Lines) -> dict[tuple, MergeScores]:
 def _by_merge(lines: Lines) -> dict[tuple, dict[str, Summary]]:
     by_merge: dict[tuple, dict[str, Summary]] = {}
     for line, summary in lines.items():
-        if summary.value is not None and not line[-1]:  # not of an attack
+        is_share = all(score.is_share for score in summary.scores)
+        if summary.value is not None and is_share and not line[-1]:  # not of an attack
             by_merge.setdefault(line[:6], {})[line[6]] = summary
     return by_merge
 
@@ -126,7 +127,7 @@ def _pairs(first: Mapping[str, Summary], second: Mapping[str, Summary]) -> list[
     return pairs
 
 
-def _relative(merge: MergeScores, alone: Mapping[str, Mapping[str, Summary]]) -> str:
+def _relative(merge: MergeScores, alone: Mapping[tuple[str, str], Mapping[str, Summary]]) -> str:
     """The mean share of the fine-tunes' scores, in per cent, with its interval."""
     specialists = _specialists(merge)
     sets = {name: merge.by_set[name] for name in specialists if name in alone.get(specialists[name], {})}
@@ -139,8 +140,9 @@ def _relative(merge: MergeScores, alone: Mapping[str, Mapping[str, Summary]]) ->
     return text if len(sets) == len(merge.by_set) else f"{text} on {', '.join(sets)}"
 
 
-def _specialists(merge: MergeScores) -> dict[str, str]:
-    """The name of the fine-tune of each set, for sets whose fine-tune was merged."""
+def _specialists(merge: MergeScores) -> dict[str, tuple[str, str]]:
+    """The name of the fine-tune of each set, for sets whose fine-tune was merged, and the variant of its score by the
+    same prompts."""
     names = {name: role for role, name in ROLES.items()}
     roles = [names.get(part) for part in merge.key[0].split(" & ")]
     found = {}
@@ -148,7 +150,7 @@ def _specialists(merge: MergeScores) -> dict[str, str]:
         inputs = summary.scores[0].inputs.split(" + ")
         for role, model in zip(roles, inputs, strict=False):
             if role is not None and name in map(dataset_name, TASKS_OF_ROLE[role]):
-                found[name] = model
+                found[name] = model.split("/")[-1], replace(summary.scores[0], variant="").line[2]
     return found
 
 

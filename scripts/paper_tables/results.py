@@ -19,6 +19,7 @@ from model_merging_methods.merge_record import PRETRAINED, RECORD_FILE
 from model_merging_methods.method import Option, Value
 from model_merging_methods.model_card import model_name
 from scripts.paper_tables.cells import (
+    ALONE,
     DONE,
     FAILED,
     MAIN_JOB,
@@ -75,6 +76,12 @@ class TaskRecord:
         return path if Path(self.content["raw_generations"]).parts[-len(tail) :] == tail else None
 
     @property
+    def metrics(self) -> dict[str, float]:
+        """The task's metrics; none if an earlier version did not list them."""
+        found = {name: self.content.get(name) for name in self.content.get("metrics") or ()}
+        return {name: value for name, value in found.items() if isinstance(value, int | float)}
+
+    @property
     def prompt_format(self) -> PromptFormat:
         """The format of the run's prompts. Raises UserError if the record has another form."""
         return read_prompt_format(self.path, self.content.get("identity"))
@@ -91,6 +98,7 @@ class TaskRecordShape:
     examples: int
     files: list[str]
     raw_generations: str
+    metrics: list[str] | None = None
     evaluator_command: str | None = None
     data_dir: str | None = None
     backend: str | None = None
@@ -143,7 +151,9 @@ class ResultsFolder:
         if "fingerprint" in about:
             return about
         state = next((state for state in self.cells.values() if state.places(self.folder) == places), None)
-        return about if state is None else about | about_parameters(merge_of_options(state.cell.merge)[1])
+        if state is None or state.cell.is_alone:
+            return about
+        return about | about_parameters(merge_of_options(state.cell.merge)[1])
 
     def commands(self, places: OutputPlaces, script: str, task: str, attack: str = "") -> dict[str, str]:
         """The commands of the cell that made a result, or the last one of several. Empty without a cell."""
@@ -155,7 +165,7 @@ class ResultsFolder:
         ]
         state = max(states, key=lambda state: (state.status == DONE, state.started or 0), default=None)
         commands = [""] if state is None else state.commands
-        return {"command": commands[-1], "merge_command": commands[0]}
+        return {"command": commands[-1], "merge_command": "" if script == ALONE else commands[0]}
 
 
 def note_key(results_dir: Path, file: Path) -> str:

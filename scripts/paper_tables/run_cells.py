@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
-from inference_llms.command_line import add_judge_options, judge_of_options
-from inference_llms.prompt_format import add_prompt_options, prompt_format
+from inference_llms.command_line import add_judge_options, check_chat_template, judge_of_options
+from inference_llms.prompt_format import CHAT, add_prompt_options, prompt_format
 from scripts.make_tables import make_tables
 from scripts.paper_tables import cells
 from scripts.paper_tables.cell_runs import ROOT, TINY, Setting
@@ -37,6 +37,7 @@ from scripts.paper_tables.runner import (
 from scripts.plot_figures import plot_figures
 from utils.command_line import OneLineParser, positive_number, whole_number
 from utils.errors import UserError, run_command_line
+from utils.interrupts import report_when_terminated
 from utils.run_log import logged_run
 from utils.whole_files import locked
 
@@ -117,8 +118,12 @@ def run(options: argparse.Namespace) -> None:
         return
     if options.job is not None:
         if options.job >= len(jobs):
-            raise UserError(f"--job {options.job}: there are {len(jobs)} merges, numbered from 0")
+            raise UserError(f"--job {options.job}: there are {len(jobs)} models, numbered from 0")
         jobs, slots = [jobs[options.job]], slots[:1]
+    if setting.prompt_format.name == CHAT:
+        for folder in sorted({folder for job in jobs for run in job for folder in run.tokenizer_folders()}):
+            check_chat_template(folder, setting.prompt_format)
+    report_when_terminated(lambda: [hours_line(jobs, setting, len(slots))])
     try:
         outcomes = run_jobs(jobs, slots, options.delete_merged_models)
     finally:  # after a stop too
@@ -173,7 +178,7 @@ def from_root(path: Path, working_folder: Path) -> Path:
 def print_plan(jobs: Sequence[Job], results_dir: Path, jobs_at_once: int) -> None:
     """Print every command that would run, their number, and a time estimate from cells that ran before."""
     measured = measured_seconds(results_dir)
-    estimates, merges = [], 0
+    estimates, models = [], 0
     for job in jobs:
         shown: set[str] = set()  # a command that several cells of a job need runs once
         for run in job:
@@ -185,8 +190,8 @@ def print_plan(jobs: Sequence[Job], results_dir: Path, jobs_at_once: int) -> Non
             commands = [command.text for command in run.commands]
             print("\n".join(command for command in commands if command not in shown) or "# shares its command")
             shown |= {*commands}
-        merges += bool(shown)
-    print(f"\n{len(estimates)} cells of {merges} merges to run, {jobs_at_once} at a time")
+        models += bool(shown)
+    print(f"\n{len(estimates)} cells of {models} models to run, {jobs_at_once} at a time")
     known = [seconds for seconds in estimates if seconds is not None]
     if known:
         print(f"about {duration(sum(known) / jobs_at_once)} for {len(known)} of them, from cells that ran before")

@@ -1,6 +1,6 @@
 """Run cells on the GPUs and cores of this machine, or write them as a job array for Slurm.
 
-A job is a merge with all of its cells, so that it is merged once and its weights can then be deleted.
+A job is a merge with all of its cells, so that it is merged once and its weights can then be deleted; or a fine-tune.
 """
 
 import hashlib
@@ -30,6 +30,7 @@ from scripts.paper_tables.cells import DONE, FAILED, PLANNED, RUNNING, Cell, opt
 from utils.child_processes import child_process, interrupt_children
 from utils.content_hashes import check_unchanged, file_states
 from utils.errors import UserError
+from utils.interrupts import INTERRUPTED
 from utils.machine import available_cores
 from utils.whole_files import Busy, locked, remove_folder, whole_file, write_json, write_whole
 
@@ -160,6 +161,8 @@ def run_job(job: Job, slot: dict[str, str], delete_merged_models: bool, stopped:
             continue
         reason = run_cell(run, slot, ran)
         outcomes.append(Outcome(run.cell, DONE if reason is None else FAILED, reason))
+        if reason is not None and stopped.is_set():
+            return outcomes  # interrupted too
         log.info("%s: %s%s", outcomes[-1].status, run.cell.name, "" if reason is None else f": {reason}")
     if delete_merged_models:
         places = job[0].places
@@ -248,6 +251,8 @@ def why_it_ended(status: int, log_file: Path, start: int) -> str:
     `log_file` from byte `start` on, else its last line there."""
     if status == -signal.SIGKILL:
         return "killed by SIGKILL; out of memory?"
+    if status == INTERRUPTED:
+        return "interrupted"  # its log names the command of the cell alone
     if status < 0:
         return f"killed by {SIGNALS.get(-status, f'signal {-status}')}"
     with open(log_file, "rb") as file:
@@ -258,7 +263,7 @@ def why_it_ended(status: int, log_file: Path, start: int) -> str:
 
 
 def write_job_array(cells: Sequence[Cell], jobs: int, setting: Setting, delete_merged_models: bool) -> Path:
-    """Write the cells and an sbatch script in which each task runs one of the `jobs` merges; returns the script.
+    """Write the cells and an sbatch script in which each task runs one of the `jobs`; returns the script.
 
     The file names depend on the content, so that a new array does not change the cells of a running one."""
     content = {"cells": [asdict(cell) for cell in cells]}

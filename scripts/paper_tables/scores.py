@@ -22,9 +22,11 @@ class Score:
 
     `value`, `low` and `high` (95%) in per cent; None unless `status` is ok, and then `note` says why. `inputs`: the
     names of the merged models. `variant`: differences of the merge from the paper's parameters. `prompts`: their
-    format. `tokens`: of an answer, in the mean. `alpha`, `seed`, `ratios`: of M3; `seed` also of DARE. `health`: of the
-    answers, to the attacked prompt if there is one. Not in the CSV, for comparisons: `values` of each example by id, 0
-    to 1; `right` before and after an attack, for each sample; `completions_file`, of the raw completions.
+    format. `metrics`: all those of the task's record, as they are there. `tokens`: of an answer, in the mean. `alpha`,
+    `seed`, `ratios`: of M3; `seed` also of DARE. `health`: of the answers, to the attacked prompt if there is one. Not
+    in the CSV, for comparisons: `values` of each example by id, 0 to 1; `right` before and after an attack, for each
+    sample; `completions_file`, of the raw completions; `is_share`: False for a metric such as perplexity, whose value
+    is not in per cent and has no interval.
     """
 
     models: str = ""
@@ -40,6 +42,7 @@ class Score:
     dataset: str = ""
     attack: str = ""
     metric: str = ""
+    metrics: str = ""
     value: float | None = None
     low: float | None = None
     high: float | None = None
@@ -58,6 +61,7 @@ class Score:
     values: tuple[tuple[int | str, float], ...] | None = None
     right: tuple[tuple[bool, ...], tuple[bool, ...]] | None = None
     completions_file: str = ""
+    is_share: bool = True
 
     @property
     def line(self) -> tuple:
@@ -86,7 +90,7 @@ def share_interval(share: float, examples: int) -> tuple[float, float]:
     return 100 * low, 100 * high
 
 
-_NOT_IN_CSV = ("health", "values", "right", "completions_file")
+_NOT_IN_CSV = ("health", "values", "right", "completions_file", "is_share")
 COLUMNS = [field.name for field in fields(Score) if field.name not in _NOT_IN_CSV]
 HEALTH_COLUMNS = [field.name for field in fields(Health) if field.name != "answers"]  # their number is `examples`
 
@@ -168,6 +172,8 @@ def summarise(scores: Sequence[Score]) -> Summary:
     if len(valid) == 1:
         return Summary(tuple(scores), valid[0].value, valid[0].low, valid[0].high, examples=examples)
     values = [score.value for score in valid]
+    if not valid[0].is_share:
+        return Summary(tuple(scores), mean(values), spread=stdev(values), examples=examples)
     low, high = _interval_of_mean(valid, mean(values), examples)
     best = min(values) if valid[0].metric == PDR else max(values)
     return Summary(tuple(scores), mean(values), low, high, stdev(values), best, examples)

@@ -9,7 +9,7 @@ from promptbench.attack import AttackParts
 from promptbench.attacks import stresstest
 from promptbench.prompt_accuracy import SAMPLING, PromptAccuracy
 from promptbench.prompt_task import Sample
-from promptbench.report import attack_report, check_clean_prompt, health_lines, marked
+from promptbench.report import attack_report, health_lines, marked, why_no_drop_rate
 from promptbench.search import search
 from promptbench.sst2 import TASK
 from tests.inference_llms.support import MadeUpEngine
@@ -100,10 +100,9 @@ def test_an_attack_that_lowers_nothing_has_a_drop_rate_of_0(accuracy):
          "4 answers, all with the wrong label; the first is 'negative'"),
     ],
 )  # fmt: skip
-def test_a_model_that_is_never_right_is_not_attacked(answer, reason, accuracy):
-    with pytest.raises(UserError, match="no answer to the clean prompt of sst2 is right") as refused:
-        check_clean_prompt(TASK, "some/model", accuracy(MadeUpEngine(answer)))
-    assert reason in str(refused.value) and "\n" not in str(refused.value)
+def test_the_answers_of_a_model_that_is_never_right_are_described(answer, reason, accuracy):
+    line = why_no_drop_rate(TASK, "some/model", accuracy(MadeUpEngine(answer)))
+    assert "no answer to the clean prompt of sst2 is right" in line and reason in line and "\n" not in line
 
 
 def test_a_report_counts_faults_of_clean_and_attacked_answers(accuracy):
@@ -113,7 +112,7 @@ def test_a_report_counts_faults_of_clean_and_attacked_answers(accuracy):
         )
 
     with_engine = accuracy(MadeUpEngine(answer))
-    check_clean_prompt(TASK, "some/model", with_engine)
+    assert why_no_drop_rate(TASK, "some/model", with_engine) is None
     report = attack_report("stresstest", attack(with_engine), with_engine)
     assert report["clean_health"]["unreadable"] == report["clean_health"]["cut_off"] == 0
     assert report["attacked_health"]["unreadable"] == report["attacked_health"]["cut_off"] == 4

@@ -78,6 +78,16 @@ def test_results_have_prompts_accuracies_intervals_queries_and_options(attacked,
         assert result["attacked_prompt_marked"].replace("»", "").replace("«", "") == result["attacked_prompt"]
 
 
+def test_a_model_without_a_right_answer_has_a_result_without_a_drop_rate(tmp_path):
+    options = ("--model_path", ZOO / "math", "--attack_method", "stresstest", "deepwordbug", *TWENTY)
+    for _ in range(2):  # a second run finds the same result
+        done = attack(sst2.TASK, tmp_path, *options)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("no answer to the clean prompt of sst2 is right") == 1 and "undefined" in done.stdout
+    reports = [json.loads(path.read_text()) for path in tmp_path.rglob("save_adversarial_results/sst2/math/*.json")]
+    assert [(report["performance_drop_rate"], report["clean_accuracy"]) for report in reports] == [(None, 0)] * 2
+
+
 def test_a_second_run_generates_nothing_and_finds_the_same(attacked):
     rows = {path: path.read_bytes() for path in attacked.rglob("*.jsonl")}
     before = results(attacked, "sst2")

@@ -130,6 +130,18 @@ def test_sigterm_is_one_line_with_the_command_that_resumes(moment, tmp_path):
     assert (status, error) == (-signal.SIGTERM, "terminated; rerun the command and it resumes: as typed\n")
 
 
+@pytest.mark.parametrize(("progress", "printed"), [("['used: 1 hour']", "used: 1 hour\n"), ("1 / 0", "")])
+def test_sigterm_prints_the_progress_if_there_is_any(progress, printed):
+    done = run_interrupted(f"""
+from utils.interrupts import report_when_terminated
+def main():
+    report_when_terminated(lambda: {progress})
+    os.kill(os.getpid(), signal.SIGTERM)
+""")
+    assert done.returncode == -signal.SIGTERM
+    assert done.stderr == f"terminated; rerun the command and it resumes\n{printed}"
+
+
 def test_sigterm_to_a_forked_child_is_silent():
     done = run_interrupted("""
 def main():

@@ -4,12 +4,17 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from inference_llms.answer_health import Health
 from scripts.make_tables import main as make_tables
+from scripts.paper_tables.answers import Result, write_answers
+from scripts.paper_tables.scores import MISSING, Score
+from tests.inference_llms.support import read_json_lines, write_rows
 from tests.scripts.paper_tables.support import read_scores
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -68,6 +73,34 @@ def test_single_answers_have_their_prompts_and_verdicts(tables, results):
         assert len(rows) == int(by_set[dataset]["examples"]) and all(prompts[str(row["id"])] for row in rows)
         right = [row["right"] for row in rows]
         assert None not in right and abs(100 * sum(right) / len(right) - float(by_set[dataset]["value"])) < 1e-4
+
+
+def test_the_title_of_answers_names_alpha_and_the_seed(tmp_path):
+    write_rows(tmp_path / "raw.jsonl", [{"id": 0, "prompt": "?", "completion": "!"}])
+    score = Score(models="LM & Math", method="TIES", mixup=True, alpha=0.5, seed=2, dataset="GSM8K")
+    (result,) = write_answers(tmp_path, [replace(score, completions_file=str(tmp_path / "raw.jsonl"))])
+    assert data_of(tmp_path, result.answers)["title"] == "LM & Math TIES M3 at α = 0.5, seed 2"
+
+
+def test_a_missing_result_has_its_reason_beside_faults_of_its_answers(tmp_path):
+    health = Health(answers=4, empty=4, cut_off=0, repeating=0, unreadable=None, same=4)
+    score = Score(dataset="SST-2", attack="stresstest", status=MISSING, note="no drop rate", health=health)
+    assert Result(score, "").cells(tmp_path)["remark"] == "no drop rate; of 4 answers: 4 empty"
+
+
+def test_answers_to_tasks_of_the_harness_are_readable(results):
+    scores = next(results.glob("save_scores/*/*.json"))
+    (raw,) = results.glob("save_raw_generations/*/*/gsm8k.jsonl")
+    rows = read_json_lines(raw)
+    there, samples = raw.with_name("lm_eval_own.jsonl"), results / "save_lm_eval_samples" / "own.jsonl"
+    write_rows(there, [{**row, "completion": json.dumps([[row["completion"]]])} for row in rows])
+    write_rows(samples, [{"id": row["id"], "right": True} for row in rows])
+    own = {"accuracy": 1.0, "raw_generations": str(there), "files": [str(samples)], "evaluator_command": None}
+    scores.write_text(json.dumps({"lm_eval:own": {**json.loads(scores.read_text())["gsm8k"], **own}}))
+    make_tables([str(results)])
+    boxes = {dataset: name for name, dataset in Page((results / "tables/tables.html").read_text()).boxes}
+    shown = {row["id"]: row["completion"] for row in data_of(results / "tables", boxes["lm_eval:own"])["rows"]}
+    assert shown == {row["id"]: row["completion"] for row in rows}
 
 
 def test_answers_cannot_break_out_of_their_file(results):

@@ -149,7 +149,7 @@ def test_a_drop_rate_from_zero_accuracy_is_undefined(results, capsys):
     printed, scores = tables_of(results, capsys)
     row = scores["SST-2"]
     assert (row["status"], row["value"]) == ("missing", "")
-    assert row["note"].startswith("undefined, because the clean accuracy is 0; accuracy 0.0 clean, ")
+    assert row["note"] == "no answer to the clean prompt is right, so there is no drop rate"
     assert f"missing, 1 (LM & Code average SST-2 stresstest): {row['note']}" in printed
 
 
@@ -241,6 +241,21 @@ def test_a_custom_task_has_its_accuracy_or_waits_for_its_evaluator(results, caps
     assert "the task has no `is_right`" in scores["svamp"]["note"]
     essays = scores["essays"]
     assert (essays["status"], essays["value"], essays["evaluator_command"]) == ("missing", "", "grade essays.json")
+
+
+def test_a_perplexity_is_given_with_all_metrics_and_is_in_no_mean(results, capsys):
+    before = tables_of(results, capsys)[1] and (results / "tables/overview.tex").read_text()
+    task, found = "lm_eval:wikitext", {"word_perplexity": 23.5, "bits_per_byte": 0.75}
+    raw = results / GSM8K.replace("gsm8k", "lm_eval_wikitext")
+    shutil.copy(results / GSM8K, raw)
+    change_record(results, task, raw_generations=str(raw), metrics=list(found), **found)
+    records = json.loads((results / SCORES).read_text())
+    del records[task]["accuracy"]
+    (results / SCORES).write_text(json.dumps(records))
+    row = tables_of(results, capsys)[1][task]
+    assert (row["status"], row["metric"], row["value"], row["low"]) == ("ok", "word_perplexity", "23.5", "")
+    assert row["metrics"] == "word_perplexity 23.5; bits_per_byte 0.75"
+    assert (results / "tables/overview.tex").read_text() == before
 
 
 def test_a_replay_is_scored_on_its_slice(results, tmp_path, capsys):

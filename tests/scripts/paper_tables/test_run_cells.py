@@ -95,7 +95,7 @@ def test_cells_that_are_done_are_skipped(results, cells):
     assert "4 cells: 0 done now, 3 before, 1 failed" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
     planned = run_script("run", *options, "--dry_run").stdout
-    assert planned.count("# done: ") == 3 and "1 cells of 1 merges to run" in planned
+    assert planned.count("# done: ") == 3 and "1 cells of 1 models to run" in planned
     assert re.search(r"about \d+ s for 1 of them, from cells that ran before", planned)
 
 
@@ -127,7 +127,7 @@ def test_a_dry_run_prints_every_command_and_leaves_nothing(tmp_path):
     assert sum(MAIN_JOB in line for line in commands) > 50
     assert sum("ood_robust_inference.py" in line for line in commands) == 9
     assert sum("--attack_method bertattack" in line and "--mask_lm scripts/tiny_zoo" in line for line in commands) == 18
-    assert lines[-2].startswith("101 cells of ") and lines[-1].startswith("no time estimate for 101 of them")
+    assert lines[-2].startswith("104 cells of ") and lines[-1].startswith("no time estimate for 104 of them")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -146,7 +146,7 @@ def test_job_arrays_have_a_task_for_each_merge_and_do_not_share_files(tmp_path):
         assert "--gres=gpu:2\n" in text and "--tensor_parallel_size 2 " in text and str(ROOT) in text
     alpha, performance = sorted((tmp_path / "paper_jobs").glob("*.sbatch"))
     assert alpha.name.startswith("alpha_") and performance.name.startswith("performance_")
-    assert "#SBATCH --array=0-10\n" in alpha.read_text()  # one without M3, and two draws at each of five α
+    assert "#SBATCH --array=0-12\n" in alpha.read_text()  # one without M3, two draws at each of five α, two fine-tunes
     assert subprocess.run(["bash", "-n", alpha], check=False).returncode == 0
 
 
@@ -173,7 +173,8 @@ def test_a_task_of_a_job_array_runs_its_cells(tmp_path):
     [
         (("--models", "no/such/folder"), "--models no/such/folder"),
         (("--tensor_parallel_size", "2", "--backend", "transformers"), "--tensor_parallel_size 2 has no effect"),
-        (("--models", "tiny", "--job", "99"), "--job 99: there are 16 merges"),
+        (("--models", "tiny", "--job", "99"), "--job 99: there are 18 models"),
+        (("--models", "tiny", "--prompt_format", "chat"), "has no chat template"),
         ({"SEEDS": "0 x"}, "SEEDS=0 x: 'x' is not a whole number"),
         ({"PYTHON": "no-python"}, "PYTHON=no-python: no such"),
     ],

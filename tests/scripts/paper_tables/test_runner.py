@@ -17,6 +17,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
+from inference_llms.__main__ import build_parser as inference_parser
 from merge_llms_instruct_math_code import build_parser as main_job_parser
 from ood_robust_inference import build_parser as livebench_parser
 from promptbench.run_attacks import build_parser as attack_parser
@@ -24,6 +25,7 @@ from promptbench.sst2 import TASK as SST2
 from scripts.make_tables import main as make_tables
 from scripts.paper_tables.cell_runs import CellRun, Command, Setting
 from scripts.paper_tables.cells import (
+    ALONE,
     DONE,
     FAILED,
     LIVEBENCH,
@@ -104,11 +106,13 @@ def commands_of_scores(results_dir: Path) -> list[str]:
 @pytest.mark.parametrize("models", [None, "tiny"])
 def test_every_command_is_one_that_its_script_accepts(models, tmp_path):
     parsers = {MAIN_JOB: main_job_parser(), LIVEBENCH: livebench_parser(), SEARCH: search_parser()}
+    parsers[ALONE] = inference_parser()
     setting = Setting(tmp_path, models, None, "auto", None, allow_code_execution=models is None)
     jobs = jobs_of_cells(cells_of_tables([*TABLES], [0, 1]), setting)
     assert len({job[0].places for job in jobs}) == len(jobs)  # no two jobs write to one place
     for command in (command for job in jobs for run in job for command in run.commands):
-        parsers.get(command.script, attack_parser(SST2)).parse_args(command.words[1:])
+        words = command.words[command.words.index(command.script) + 1 :]
+        parsers.get(command.script, attack_parser(SST2)).parse_args(words)
         assert shlex.split(command.text) == ["python", *command.words]
 
 
@@ -171,11 +175,13 @@ def test_ctrl_c_ends_the_running_command_with_one_line(tmp_path):
     process = subprocess.Popen(
         [sys.executable, *map(str, words)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    while not (children := psutil.Process(process.pid).children()):
+    log = state_path(tmp_path, CELL).with_suffix(".log")
+    while not (children := log.is_file() and psutil.Process(process.pid).children()):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    printed, error = process.communicate(timeout=60)
+    assert printed == "used: 0 hours of one job; left: 1 cells\n"
     assert process.returncode == 130 and error.count("\n") == 1
     assert error.startswith(f"interrupted; rerun the command and it resumes: {sys.executable} -m scripts.paper_tables")
     gone, left = psutil.wait_procs(children, timeout=20)
@@ -332,6 +338,7 @@ def test_jobs_share_the_gpus_or_cores():
         ("warn('error: no such set'); print('[rank0] bye'); sys.exit(2)", "no such set"),
         ("sys.stderr.buffer.write(b'caf\\xe9\\n'); sys.exit(1)", "caf\N{REPLACEMENT CHARACTER}"),
         ("print('half way'); os._exit(3)", "half way"),  # output is not buffered
+        ("warn('interrupted; rerun the command and it resumes: python part.py'); sys.exit(130)", "interrupted"),
         ("sys.exit(3)", "ended with status 3 and no message"),
         ("warn('error: a warning')", None),
     ],

@@ -101,6 +101,12 @@ def test_draws_over_different_numbers_of_examples_have_no_interval():
     assert (summary.value, summary.low, summary.high) == (50, None, None)
 
 
+def test_draws_of_a_perplexity_have_a_mean_and_no_interval():
+    draws = [replace(draw(seed, True), value=value, is_share=False) for seed, value in ((1, 150.0), (2, 250.0))]
+    summary = summarise(draws)
+    assert (summary.value, summary.low, summary.high, summary.best) == (200, None, None, None)
+
+
 def test_a_draw_without_a_value_is_counted_and_noted():
     broken = replace(draw(2, True, True), value=None, low=None, high=None, values=None, status="unreadable", note="why")
     (m3,) = [lines for name, lines in cells(draw(1, True, False), broken).items() if name.startswith("yes")]
