@@ -219,7 +219,9 @@ def judge_of_options(options: argparse.Namespace) -> Judge | None:
             raise UserError(
                 "--annotators_config brings its own model; remove it, or remove --judge_model and --judge_base_url"
             )
-        return Judge(options.annotators_config)
+        judge = Judge(options.annotators_config)
+        judge.check_annotator()
+        return judge
     judge = Judge(ANNOTATOR, *own)
     return judge if judge.is_own else None
 
