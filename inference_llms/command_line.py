@@ -8,6 +8,7 @@ from pathlib import Path
 from inference_llms.engines.engine import Engine
 from inference_llms.engines.open_engine import check_engine_request, open_engine, resolve_backend
 from inference_llms.evaluators.alpaca_eval import ANNOTATOR, ANNOTATOR_MODEL, PAPER_ANNOTATOR, Judge
+from inference_llms.lm_eval_tasks import expand_names
 from inference_llms.model_folder import (
     check_model_folder,
     check_tokenizer,
@@ -27,7 +28,7 @@ from inference_llms.run_tasks import (
     run_tasks,
     score_lines,
 )
-from inference_llms.tasks import LM_EVAL, TASKS
+from inference_llms.tasks import LM_EVAL, TASK_NAMES
 from inference_llms.tasks.alpaca_eval import judged_by
 from utils.command_line import options_on_record, positive_number, whole_number
 from utils.content_hashes import FileStates, check_unchanged, file_states
@@ -37,24 +38,16 @@ from utils.model_folders import find_model_folder
 BACKENDS = ("auto", "vllm", "transformers", "replay")
 ENGINE_DTYPES = ("float32", "auto")
 SHOWN = 3  # prompts of a task
-TASK_NAMES = f"{', '.join(TASKS)}, or {LM_EVAL}NAME for a task of lm-evaluation-harness"
 
 
 def add_tasks_option(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument("--tasks", nargs="+", type=task_name, metavar="TASK", help=f"one or more of {TASK_NAMES}")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help=f"one or more of {TASK_NAMES}")
     parser.add_argument(
         "--lm_eval_include_path",
         type=Path,
         metavar="DIR",
         help="folder with YAML files of more tasks for lm-evaluation-harness",
     )
-
-
-def task_name(text: str) -> str:
-    """Parse the name of a task of ours or of lm-evaluation-harness."""
-    if text not in TASKS and not text.startswith(LM_EVAL):
-        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {TASK_NAMES})")
-    return text
 
 
 def add_inference_options(parser: argparse.ArgumentParser) -> None:
@@ -118,17 +111,15 @@ def add_engine_options(parser: argparse._ActionsContainer) -> None:
 
 
 def check_tasks_option(arguments: argparse.Namespace) -> None:
-    """Replace a group of lm-evaluation-harness by its tasks. Raise `UserError` for a task that is named twice or does
-    not exist, and for an option without effect."""
+    """Replace a group of lm-evaluation-harness by its tasks. Raise `UserError` for a task that is named twice, does
+    not exist or cannot run, and for an option without effect."""
     tasks, include_path = arguments.tasks or [], arguments.lm_eval_include_path
     if len(set(tasks)) < len(tasks):
         raise UserError("--tasks names a task twice; name each once")
-    if any(name.startswith(LM_EVAL) for name in tasks):
-        from inference_llms.lm_eval_tasks import expand_names
-
-        arguments.tasks = expand_names(tasks, include_path)
-    elif include_path is not None:
+    if include_path is not None and not any(name.startswith(LM_EVAL) for name in tasks):
         raise UserError(f"--lm_eval_include_path has no effect without a task named {LM_EVAL}NAME; remove it")
+    if tasks:
+        arguments.tasks = expand_names(tasks, include_path)
 
 
 def check_inference_options(arguments: argparse.Namespace) -> None:

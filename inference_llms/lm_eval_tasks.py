@@ -18,7 +18,7 @@ from inference_llms.data_sets import DataSet
 from inference_llms.engines.engine import Completion, Engine, Sampling
 from inference_llms.prompt_format import CHAT, PromptFormat
 from inference_llms.task import Answers, Example, Task
-from inference_llms.tasks import LM_EVAL
+from inference_llms.tasks import LM_EVAL, TASK_NAMES, TASKS
 from utils.content_hashes import json_hash
 from utils.errors import UserError
 from utils.json_files import write_json_lines
@@ -199,7 +199,10 @@ def open_task(name: str, include_path: Path | None) -> LmEvalTask:
 
 
 def expand_names(names: Sequence[str], include_path: Path | None) -> list[str]:
-    """The names with each group or tag of the harness replaced by its tasks, each once."""
+    """The names with each group or tag of the harness replaced by its tasks, each once.
+
+    Raises UserError for names that are not tasks, and for tasks of the harness that cannot run here."""
+    check_known(names, include_path)
     expanded = []
     for name in names:
         expanded += _tasks_of(name, include_path) if name.startswith(LM_EVAL) else [name]
@@ -209,6 +212,7 @@ def expand_names(names: Sequence[str], include_path: Path | None) -> list[str]:
 def _tasks_of(name: str, include_path: Path | None) -> list[str]:
     name_there = name.removeprefix(LM_EVAL)
     entry = _index_of(name_there, include_path).task_index[name_there]
+    check_can_run(name, entry)
     if entry.kind.name == "TAG":
         parts = sorted(entry.tags)
     elif entry.kind.name == "GROUP":
@@ -220,16 +224,53 @@ def _tasks_of(name: str, include_path: Path | None) -> list[str]:
     return [task for part in parts for task in _tasks_of(f"{LM_EVAL}{part}", include_path)]
 
 
+def check_known(names: Sequence[str], include_path: Path | None) -> None:
+    """Raise UserError for names that are not tasks, all in one, with near matches."""
+    unknown = []
+    for name in names:
+        prefix = LM_EVAL if name.startswith(LM_EVAL) else ""
+        bare = name.removeprefix(prefix)
+        known = _index_of(bare, include_path).task_index if prefix else TASKS
+        if bare not in known:
+            near = ", ".join(prefix + one for one in get_close_matches(bare, known))
+            unknown.append(f"{name} (near: {near})" if near else name)
+    if unknown:
+        raise UserError(f"unknown tasks: {', '.join(unknown)}; choose from {TASK_NAMES}")
+
+
+def check_can_run(name: str, entry: Any) -> None:
+    """Raise UserError if an entry of the harness's index is a task that cannot run here."""
+    config = entry.cfg or {}
+    if config.get("unsafe_code"):
+        raise UserError(
+            f"{name}: runs the programs that a model writes without protection; use human_eval or mbpp instead"
+        )
+    if "doc_to_image" in config or "doc_to_audio" in config or "MultiModal" in str(config.get("class")):
+        raise UserError(f"{name}: needs images or sound, and only text is supported; leave it out")
+
+
 def _index_of(name: str, include_path: Path | None) -> Any:
-    """The harness's index that has a name: that of the given folder alone if it can be. Raises UserError, with near
-    matches, if none has it."""
-    for with_defaults in (False, True) if include_path is not None else (True,):
-        index = _index(include_path, with_defaults)
+    """The harness's index that has a name: that of the given folder alone if it can be. If none has it, the index of
+    all. Raises UserError for a file that cannot be read in a folder without this name."""
+    if include_path is not None:
+        index = _index(include_path, with_defaults=False)
         if name in index.task_index:
             return index
-    near = get_close_matches(name, index.task_index, 3, 0.6)
-    meant = f"; near: {', '.join(LM_EVAL + match for match in near)}" if near else ""
-    raise UserError(f"{LM_EVAL}{name}: lm-evaluation-harness has no task of this name{meant}")
+        check_yaml_files(include_path)
+    return _index(include_path, with_defaults=True)
+
+
+@cache
+def check_yaml_files(folder: Path) -> None:
+    """Raise UserError for a YAML file that cannot be read. The harness skips such files."""
+    from lm_eval.tasks.manager import load_yaml
+
+    for path in sorted(folder.rglob("*.yaml")):
+        try:
+            load_yaml(path, resolve_func=False)
+        except Exception as error:  # of the YAML file, or of one that it includes
+            reason = " ".join(str(error).split())
+            raise UserError(f"--lm_eval_include_path: {path} cannot be read ({reason}); fix or remove it") from error
 
 
 @cache
@@ -254,14 +295,12 @@ def check_installed() -> None:
 @cache
 def load_task(name: str, include_path: Path | None) -> Any:
     """The harness's own object, with its data. Raises UserError for what cannot run here."""
+    check_known([f"{LM_EVAL}{name}"], include_path)
     index = _index_of(name, include_path)
     entry = index.task_index[name]
     if entry.kind.name not in ("TASK", "PY_TASK"):
         raise UserError(f"{LM_EVAL}{name} is a group of tasks; name its tasks, or give it with --tasks")
-    if (entry.cfg or {}).get("unsafe_code"):
-        raise UserError(
-            f"{LM_EVAL}{name}: runs the programs that a model writes without protection; use human_eval or mbpp instead"
-        )
+    check_can_run(f"{LM_EVAL}{name}", entry)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     try:
         with redirect_stderr(io.StringIO()):  # progress bars
@@ -273,8 +312,6 @@ def load_task(name: str, include_path: Path | None) -> Any:
             f"{LM_EVAL}{name}: cannot be loaded ({type(error).__name__}: {reason}); check its YAML file, or run it "
             "once with a network"
         ) from error
-    if getattr(loaded, "MULTIMODAL", False):
-        raise UserError(f"{LM_EVAL}{name}: needs images or sound, and only text is supported; leave it out")
     return loaded
 
 

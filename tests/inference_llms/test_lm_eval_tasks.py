@@ -188,19 +188,29 @@ def yaml(tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("lm_eval:own_choise", "no task of this name; near: lm_eval:own_choice"),
+        ("lm_eval:own_choise gsm9k", "lm_eval:own_choice, lm_eval:own_lost), gsm9k (near: gsm8k); choose from"),
         ("lm_eval:arc_eazy", "near: lm_eval:arc_easy"),
         ("lm_eval:own_lost", "cannot be loaded (FileNotFoundError"),
         ("lm_eval:humaneval", "without protection; use human_eval or mbpp instead"),
+        ("lm_eval:mmmu_val", "lm_eval:mmmu_val_art: needs images or sound"),
+        ("lm_eval:doc_vqa", "lm_eval:doc_vqa: needs images or sound"),
     ],
 )
 def test_a_task_that_cannot_run_gets_one_line(name, reason, yaml, tmp_path):
-    done = run_command_here(
-        "--load_model_path", ZOO / "math", "--tasks", name, "--lm_eval_include_path", yaml,
-        "--output_dir", tmp_path / "out",
-    )  # fmt: skip
+    out, model = tmp_path / "out", ZOO / "math" if name == "lm_eval:own_lost" else "no/model"
+    words = ["--load_model_path", model, "--lm_eval_include_path", yaml, "--output_dir", out]
+    done = run_command_here(*words, "--tasks", *name.split())
     assert done.returncode == 2 and reason in done.stderr and done.stderr.count("\n") == 1, done.stderr
-    assert not (tmp_path / "out").exists()
+    assert not out.exists()
+
+
+def test_a_broken_task_file_is_named_with_its_line(yaml, tmp_path):
+    folder = shutil.copytree(yaml, tmp_path / "yaml")
+    (folder / "arc_easy.yaml").write_text('task: arc_easy\ndoc_to_text: [a, "b\n')
+    words = ["--load_model_path", "no/model", "--lm_eval_include_path", folder, "--tasks", "lm_eval:arc_easy"]
+    refused = run_command_here(*words)
+    assert refused.returncode == 2 and f'in "{folder}/arc_easy.yaml", line 2' in refused.stderr
+    assert refused.stderr.endswith("fix or remove it\n") and refused.stderr.count("\n") == 1
 
 
 def test_perplexity_cannot_choose_a_merge():
