@@ -231,8 +231,8 @@ def check_chat_template(folder: Path, prompt_format: PromptFormat) -> None:
 
 def show_prompts(options: argparse.Namespace, tasks: Sequence[str]) -> list[str]:
     """The first prompts of each task as lines: the text of the tokens that the model of `--load_model_path` gets, the
-    number of tokens, and what ends an answer."""
-    from inference_llms.engines.model_loading import open_tokenizer, prompt_tokens, refusals_in_one_line
+    number of tokens, and what ends an answer or that it is scored."""
+    from inference_llms.engines.model_loading import open_tokenizer, refusals_in_one_line
 
     folder, asked = find_model_folder(str(options.load_model_path)), prompt_format(options)
     check_tokenizer([folder])
@@ -242,11 +242,12 @@ def show_prompts(options: argparse.Namespace, tasks: Sequence[str]) -> list[str]
     lines = []
     for name, examples in chosen_examples(options, tasks).items():
         task, shown = examples.task, examples.chosen[:SHOWN]
-        ends = ", ".join(map(repr, task.sampling.stop)) or "the model's own end tokens"
         lines.append(f"{name}: {len(shown)} of {len(examples.chosen)} prompts, format {asked}")
-        lines.append(f"at most {task.sampling.max_tokens} new tokens; an answer ends at {ends}")
-        for example, tokens in zip(shown, prompt_tokens(tokenizer, task.prompts(shown)), strict=True):
-            lines += [f"----- {name}, example {example.id}, {len(tokens)} tokens", tokenizer.decode(tokens)]
+        answered = None
+        for example, (how, number, text) in zip(shown, task.prompts_as_read(tokenizer, shown), strict=True):
+            lines += [how] if how != answered else []
+            lines += [f"----- {name}, example {example.id}, {number} tokens", text]
+            answered = how
     return lines
 
 

@@ -1,5 +1,7 @@
 """Tasks of lm-evaluation-harness by name: its prompts, filters and metrics, and our engines, records and searches."""
 
+from __future__ import annotations
+
 import importlib.metadata
 import importlib.util
 import io
@@ -12,7 +14,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inference_llms.data_sets import DataSet
 from inference_llms.engines.engine import Completion, Engine, Sampling
@@ -23,6 +25,9 @@ from utils.content_hashes import json_hash
 from utils.errors import UserError
 from utils.json_files import write_json_lines
 from utils.output_places import OutputPlaces
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # The task's own limit of new tokens applies; a smaller one is given by --max_tokens.
 NO_LIMIT = 2**31
@@ -55,18 +60,25 @@ class LmEvalTask(Task):
             for number, of_document in requests.items()
         ]
 
+    def prompts_as_read(
+        self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
+    ) -> Iterator[tuple[str, int, str]]:
+        """As `Task.prompts_as_read`. Texts to score are below the context that they are scored after."""
+        from inference_llms.lm_eval_requests import RequestEncoder, requests_as_read
+
+        encoder = RequestEncoder(tokenizer)
+        for example in examples:
+            yield requests_as_read(self._requests_as_read(tokenizer, example), encoder, self.sampling.max_tokens)
+
     def complete(self, engine: Engine, examples: Sequence[Example]) -> Iterator[tuple[int, Completion]]:
-        from inference_llms.lm_eval_requests import answer_requests, with_template
+        from inference_llms.lm_eval_requests import answer_requests
 
         requests, owners = [], []  # with the position of each request's example, document's request and repetition
-        render = partial(_rendered, engine, self.prompt_format)
         responses: list[list[list[Any]]] = []
         for position, example in enumerate(examples):
-            of_document = self._requests()[example.id]
+            of_document = self._requests_as_read(engine.tokenizer, example)
             responses.append([[None] * (request.repeats or 1) for request in of_document])
             for number, request in enumerate(of_document):
-                context, *others = request.args
-                request = replace(request, arguments=(with_template(context, render), *others))
                 for repetition in range(request.repeats or 1):
                     requests.append(request)
                     owners.append((position, number, repetition))
@@ -168,6 +180,17 @@ class LmEvalTask(Task):
     def _requests(self) -> Mapping[int, Sequence[Any]]:
         chat = self.prompt_format.name == CHAT
         return build_requests(self.lm_eval_name, self.include_path, chat, self.prompt_format.system_prompt)
+
+    def _requests_as_read(self, tokenizer: PreTrainedTokenizerBase, example: Example) -> list[Any]:
+        """A document's requests, with chats in the model's template."""
+        from inference_llms.lm_eval_requests import with_template
+
+        render = partial(_rendered, tokenizer, self.prompt_format)
+        requests = self._requests()[example.id]
+        return [
+            replace(request, arguments=(with_template(request.args[0], render), *request.args[1:]))
+            for request in requests
+        ]
 
 
 def _shown(metric: str, filter_name: str) -> str:
@@ -348,8 +371,10 @@ def _prompt_text(requests: Sequence[Any]) -> str:
     return "\n".join("\n-> ".join([context, *others]) for context, others in parts.items())
 
 
-def _rendered(engine: Engine, prompt_format: PromptFormat, history: list[dict[str, str]], ends_open: bool) -> str:
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat, history: list[dict[str, str]], ends_open: bool
+) -> str:
     """A chat of the harness in the model's template."""
     from inference_llms.engines.chat_templates import render
 
-    return render(engine.tokenizer, history, prompt_format.thinking, ends_open)
+    return render(tokenizer, history, prompt_format.thinking, ends_open)

@@ -102,6 +102,19 @@ def test_chats_have_the_harness_numbers(tmp_path):
     assert "be brief" in row["prompt"]
 
 
+def test_prompts_are_shown_with_the_choices_that_are_scored(tmp_path):
+    model = shutil.copytree(ZOO / "math", tmp_path / "chat-model")
+    (model / "chat_template.jinja").write_text(TEMPLATE)
+    words = ["--load_model_path", model, "--lm_eval_include_path", YAML, "--show", *OURS]
+    plain, chat = run_command_here(*words), run_command_here(*words, "--prompt_format", "chat", "--end_index", 1)
+    choices = '\n-> " 63"\n-> " 66"\n-> " 126"\n-> " 62"\n'
+    asked = "<s>Question: Ivo has 4 stones and buys 6 more. How many stones does Ivo have now?\nAnswer:"
+    assert f"{asked} 10 in all\n\n" in plain.stdout and f"shells does Ben have?\nAnswer:{choices}" in plain.stdout
+    assert f"{asked}\nAnswer: 10 in all\n" in chat.stdout and f"\nAnswer:\nAnswer:{choices}" in chat.stdout
+    for how in ("each text after -> is scored", "at most 48 new tokens; an answer ends at", "the whole text is scored"):
+        assert plain.stdout.count(how) == 1
+
+
 def test_numbers_of_a_merge_on_disk_and_live_in_a_search_equal_the_harness(merged, tmp_path):
     folder, scores = merged
     expected = by_the_harness(folder, tmp_path / "hf")
