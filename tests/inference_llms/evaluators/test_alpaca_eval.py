@@ -99,5 +99,5 @@ def test_a_misspelt_annotator_gets_near_matches(stand_in, tmp_path):
     (folder / "configs.yaml").touch()
     for name in ("chatgpt_fn", "chatgpt_fn/configs.yaml", str(tmp_path)):
         Judge(name).check_annotator()
-    with pytest.raises(UserError, match="--annotators_config chatgpt_fm: .* no such annotator; near: chatgpt_fn"):
+    with pytest.raises(UserError, match=r"--annotators_config chatgpt_fm: .* no such annotator; near: chatgpt_fn"):
         Judge("chatgpt_fm").check_annotator()
