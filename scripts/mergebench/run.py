@@ -79,13 +79,12 @@ def run(options: argparse.Namespace) -> None:
     setting = setting_of_options(options)
     if not options.dry_run:
         check_installed()
+    if setting.safety_eval is None and setting.suite.sets_of(SAFETY):
+        log.info("no safety sets: set %s to the folder of nouhadziri/safety-eval-fork", SAFETY_EVAL_DIR)
     steps = [step for base in setting.suite.bases for step in steps_of_base(base, setting)]
     if options.dry_run:
         print("\n".join(plan_lines(steps, setting)))
         return
-    if setting.safety_eval is None and any(step.kind == SAFETY for step in steps):
-        log.info("no safety sets: set %s to the folder of nouhadziri/safety-eval-fork", SAFETY_EVAL_DIR)
-        steps = [step for step in steps if step.kind != SAFETY]
     with locked(setting.results_dir / STEPS):
         try:
             failed = run_steps(steps, setting, options.delete_merged_models)
