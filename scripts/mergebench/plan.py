@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ MERGED_BYTES_PER_SECOND = 1_000_000_000  # of checkpoints read and written, on a
 @dataclass(frozen=True)
 class BenchSetting:
     """The options of a run. `suite`: the chosen part of it. `safety_eval`: the folder of the program safety-eval; None
-    leaves the safety sets out."""
+    leaves the safety sets out. `inputs`: size and time of every file on this machine that tasks read."""
 
     suite: Suite
     is_tiny: bool
@@ -35,6 +35,7 @@ class BenchSetting:
     tensor_parallel_size: int | None = None
     allow_code_execution: bool = False
     safety_eval: Path | None = None
+    inputs: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def folder(self, base: Base, subject: str) -> Path:
         """The root of a subject's outputs."""

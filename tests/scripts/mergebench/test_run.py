@@ -8,10 +8,12 @@ from dataclasses import replace
 import pytest
 
 from scripts.mergebench.plan import BenchSetting, steps_of_base
-from scripts.mergebench.run import main, run_steps
+from scripts.mergebench.run import build_parser, main, record_path, run_steps, setting_of_options
 from scripts.mergebench.suite import FULL
+from scripts.paper_tables.cell_runs import ROOT
 from tests.commands import run_here
 from tests.scripts.paper_tables.support import run_script
+from utils.whole_files import write_json
 
 NEEDS_LM_EVAL = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason='run `pip install -e ".[lm_eval]"` for this test'
@@ -59,6 +61,18 @@ def test_a_dry_run_knows_finished_steps_and_their_time(tmp_path):
     after = run_here(main, words).stdout
     assert "gemma-2-2b/dare/merge" not in after
     assert "# gemma-2-2b/task_arithmetic/merge: download 5.2 GB, write 5.2 GB, about 77 s of merging" in after
+
+
+def test_a_step_runs_again_after_a_file_of_its_sets_changed(tmp_path):
+    data = shutil.copytree(ROOT / "scripts/tiny_zoo/data", tmp_path / "data")
+    words = ["--models", "tiny", "--methods", "dare", "--data_dir", data, "--results_dir", tmp_path]
+    setting = setting_of_options(build_parser().parse_args(list(map(str, words))))
+    step = next(step for step in steps_of_base(setting.suite.bases[0], setting) if step.name == "tiny/math/tasks")
+    write_json(setting.folder(step.base, step.subject) / "save_scores" / "math.json", {})
+    write_json(record_path(step, setting), {"command": step.text, "inputs": setting.inputs, "seconds": 1.0})
+    assert step.name not in run_here(main, [*words, "--dry_run"]).stdout
+    next(data.glob("*.jsonl")).touch()
+    assert step.name in run_here(main, [*words, "--dry_run"]).stdout
 
 
 def test_after_a_failed_merge_only_its_tasks_do_not_run(tmp_path, monkeypatch, caplog):
