@@ -28,7 +28,7 @@ from inference_llms.run_tasks import (
     run_tasks,
     score_lines,
 )
-from inference_llms.tasks import LM_EVAL, TASK_NAMES
+from inference_llms.tasks import LM_EVAL, TASK_NAMES, find_task
 from inference_llms.tasks.alpaca_eval import judged_by
 from utils.command_line import options_on_record, positive_number, whole_number
 from utils.content_hashes import FileStates, check_unchanged, file_states
@@ -190,9 +190,9 @@ def chosen_examples(
     options: argparse.Namespace, tasks: Sequence[str], release: str | None = None
 ) -> dict[str, TaskExamples]:
     """The examples of these tasks, with prompts in the chosen format."""
-    limits = (options.start_index, options.end_index, options.max_tokens)
-    include_path = getattr(options, "lm_eval_include_path", None)
-    examples = load_task_examples(tasks, options.data_dir, *limits, release, prompt_format(options), include_path)
+    include_path, in_format = getattr(options, "lm_eval_include_path", None), prompt_format(options)
+    found = [find_task(name, include_path).in_format(in_format).capped(options.max_tokens) for name in tasks]
+    examples = load_task_examples(found, options.data_dir, options.start_index, options.end_index, release)
     judge = judge_of_options(options)
     if judge is not None and "alpaca_eval" in examples:
         judge.check_server()
