@@ -19,14 +19,13 @@ from inference_llms.command_line import (
     score_model_folder,
     show_prompts,
 )
-from inference_llms.tasks import TASKS
 from utils.command_line import OneLineParser
 from utils.errors import UserError, run_command_line
 
 EXAMPLES = """examples:
   python -m inference_llms --load_model_path DIR --tasks gsm8k MATH
   python -m inference_llms --load_model_path DIR --tasks human_eval --data_dir DATA --end_index 20
-  python -m inference_llms --load_model_path DIR --show gsm8k --prompt_format chat
+  python -m inference_llms --load_model_path DIR --show gsm8k lm_eval:arc_easy --prompt_format chat
 """
 
 
@@ -40,8 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--load_model_path", type=Path, required=True, help="a Hugging Face model folder, or a hub id")
     add_tasks_option(parser)
-    text = f"print a few prompts of these tasks as the model gets them, and stop: {', '.join(TASKS)}"
-    parser.add_argument("--show", nargs="+", choices=list(TASKS), metavar="TASK", help=text)
+    text = "print a few prompts of these tasks as the model gets them, and stop"
+    parser.add_argument("--show", nargs="+", metavar="TASK", help=text)
     add_inference_options(parser)
     return parser
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from inference_llms.engines.engine import Engine
 from inference_llms.engines.open_engine import check_engine_request, open_engine, resolve_backend
 from inference_llms.evaluators.alpaca_eval import ANNOTATOR, ANNOTATOR_MODEL, PAPER_ANNOTATOR, Judge
+from inference_llms.lm_eval_tasks import expand_names
 from inference_llms.model_folder import (
     check_model_folder,
     check_tokenizer,
@@ -27,7 +28,7 @@ from inference_llms.run_tasks import (
     run_tasks,
     score_lines,
 )
-from inference_llms.tasks import LM_EVAL, TASKS
+from inference_llms.tasks import LM_EVAL, TASK_NAMES, find_task
 from inference_llms.tasks.alpaca_eval import judged_by
 from utils.command_line import options_on_record, positive_number, whole_number
 from utils.content_hashes import FileStates, check_unchanged, file_states
@@ -37,24 +38,16 @@ from utils.model_folders import find_model_folder
 BACKENDS = ("auto", "vllm", "transformers", "replay")
 ENGINE_DTYPES = ("float32", "auto")
 SHOWN = 3  # prompts of a task
-TASK_NAMES = f"{', '.join(TASKS)}, or {LM_EVAL}NAME for a task of lm-evaluation-harness"
 
 
 def add_tasks_option(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument("--tasks", nargs="+", type=task_name, metavar="TASK", help=f"one or more of {TASK_NAMES}")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help=f"one or more of {TASK_NAMES}")
     parser.add_argument(
         "--lm_eval_include_path",
         type=Path,
         metavar="DIR",
         help="folder with YAML files of more tasks for lm-evaluation-harness",
     )
-
-
-def task_name(text: str) -> str:
-    """Parse the name of a task of ours or of lm-evaluation-harness."""
-    if text not in TASKS and not text.startswith(LM_EVAL):
-        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {TASK_NAMES})")
-    return text
 
 
 def add_inference_options(parser: argparse.ArgumentParser) -> None:
@@ -118,17 +111,15 @@ def add_engine_options(parser: argparse._ActionsContainer) -> None:
 
 
 def check_tasks_option(arguments: argparse.Namespace) -> None:
-    """Replace a group of lm-evaluation-harness by its tasks. Raise `UserError` for a task that is named twice or does
-    not exist, and for an option without effect."""
+    """Replace a group of lm-evaluation-harness by its tasks. Raise `UserError` for a task that is named twice, does
+    not exist or cannot run, and for an option without effect."""
     tasks, include_path = arguments.tasks or [], arguments.lm_eval_include_path
     if len(set(tasks)) < len(tasks):
         raise UserError("--tasks names a task twice; name each once")
-    if any(name.startswith(LM_EVAL) for name in tasks):
-        from inference_llms.lm_eval_tasks import expand_names
-
-        arguments.tasks = expand_names(tasks, include_path)
-    elif include_path is not None:
+    if include_path is not None and not any(name.startswith(LM_EVAL) for name in tasks):
         raise UserError(f"--lm_eval_include_path has no effect without a task named {LM_EVAL}NAME; remove it")
+    if tasks:
+        arguments.tasks = expand_names(tasks, include_path)
 
 
 def check_inference_options(arguments: argparse.Namespace) -> None:
@@ -199,9 +190,9 @@ def chosen_examples(
     options: argparse.Namespace, tasks: Sequence[str], release: str | None = None
 ) -> dict[str, TaskExamples]:
     """The examples of these tasks, with prompts in the chosen format."""
-    limits = (options.start_index, options.end_index, options.max_tokens)
-    include_path = getattr(options, "lm_eval_include_path", None)
-    examples = load_task_examples(tasks, options.data_dir, *limits, release, prompt_format(options), include_path)
+    include_path, in_format = getattr(options, "lm_eval_include_path", None), prompt_format(options)
+    found = [find_task(name, include_path).in_format(in_format).capped(options.max_tokens) for name in tasks]
+    examples = load_task_examples(found, options.data_dir, options.start_index, options.end_index, release)
     judge = judge_of_options(options)
     if judge is not None and "alpaca_eval" in examples:
         judge.check_server()
@@ -219,7 +210,9 @@ def judge_of_options(options: argparse.Namespace) -> Judge | None:
             raise UserError(
                 "--annotators_config brings its own model; remove it, or remove --judge_model and --judge_base_url"
             )
-        return Judge(options.annotators_config)
+        judge = Judge(options.annotators_config)
+        judge.check_annotator()
+        return judge
     judge = Judge(ANNOTATOR, *own)
     return judge if judge.is_own else None
 
@@ -238,8 +231,8 @@ def check_chat_template(folder: Path, prompt_format: PromptFormat) -> None:
 
 def show_prompts(options: argparse.Namespace, tasks: Sequence[str]) -> list[str]:
     """The first prompts of each task as lines: the text of the tokens that the model of `--load_model_path` gets, the
-    number of tokens, and what ends an answer."""
-    from inference_llms.engines.model_loading import open_tokenizer, prompt_tokens, refusals_in_one_line
+    number of tokens, and what ends an answer or that it is scored."""
+    from inference_llms.engines.model_loading import open_tokenizer, refusals_in_one_line
 
     folder, asked = find_model_folder(str(options.load_model_path)), prompt_format(options)
     check_tokenizer([folder])
@@ -249,11 +242,12 @@ def show_prompts(options: argparse.Namespace, tasks: Sequence[str]) -> list[str]
     lines = []
     for name, examples in chosen_examples(options, tasks).items():
         task, shown = examples.task, examples.chosen[:SHOWN]
-        ends = ", ".join(map(repr, task.sampling.stop)) or "the model's own end tokens"
         lines.append(f"{name}: {len(shown)} of {len(examples.chosen)} prompts, format {asked}")
-        lines.append(f"at most {task.sampling.max_tokens} new tokens; an answer ends at {ends}")
-        for example, tokens in zip(shown, prompt_tokens(tokenizer, task.prompts(shown)), strict=True):
-            lines += [f"----- {name}, example {example.id}, {len(tokens)} tokens", tokenizer.decode(tokens)]
+        answered = None
+        for example, (how, number, text) in zip(shown, task.prompts_as_read(tokenizer, shown), strict=True):
+            lines += [how] if how != answered else []
+            lines += [f"----- {name}, example {example.id}, {number} tokens", text]
+            answered = how
     return lines
 
 

@@ -1,6 +1,7 @@
 """Answer lm-evaluation-harness's requests with an engine: the harness's own encoding, all requests in one call."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from transformers import PreTrainedTokenizerBase
 
 from inference_llms.engines.engine import Engine, Sampling
 from inference_llms.prompt_format import CHAT_MARK
@@ -31,10 +33,12 @@ class Response:
 class RequestEncoder(TemplateLM):
     """Turns requests into tokens as the harness's own models do, and answers none."""
 
-    def __init__(self, engine: Engine):
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, context: int = sys.maxsize, longest_scored: int = sys.maxsize
+    ):
+        """`context` and `longest_scored`: the engine's; without them nothing is cut."""
         super().__init__()
-        self._engine = engine
-        self.tokenizer = engine.tokenizer
+        self.tokenizer, self._context, self._longest_scored = tokenizer, context, longest_scored
 
     @property
     def eot_token_id(self) -> int:
@@ -56,11 +60,11 @@ class RequestEncoder(TemplateLM):
         """The encoded requests themselves, cut on the left to what the engine can score."""
         texts = []
         for _words, before, after in requests:
-            excess = max(len(before) + len(after) - self._engine.longest_scored, 0)
+            excess = max(len(before) + len(after) - self._longest_scored, 0)
             if excess >= len(before):
                 raise UserError(
                     f"a text of {len(after)} tokens to score does not fit into the model's context of "
-                    f"{self._engine.context}; leave its task out"
+                    f"{self._context}; leave its task out"
                 )
             texts.append((before[excess:], after))
         return texts
@@ -71,16 +75,16 @@ class RequestEncoder(TemplateLM):
 
     def windows(self, text: str) -> list[tuple[list[int], list[int]]]:
         """A whole text as pairs of context and continuation, in which each token is scored once."""
-        size = self._engine.longest_scored - 1
+        size = self._longest_scored - 1
         windows = get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, size, context_len=1)
         return [make_disjoint_window(window) for window in windows]
 
     def prompt(self, context: str, new_tokens: int) -> list[int]:
         """The tokens of a context, cut on the left to leave room for `new_tokens`."""
-        room = self._engine.context - new_tokens
+        room = self._context - new_tokens
         if room <= 0:
             raise UserError(
-                f"the task asks for {new_tokens} new tokens, and the model's context has {self._engine.context}; "
+                f"the task asks for {new_tokens} new tokens, and the model's context has {self._context}; "
                 "give a smaller --max_tokens"
             )
         return self.tok_encode(context)[-room:]
@@ -107,11 +111,12 @@ def answer_requests(engine: Engine, requests: Sequence[Instance], max_tokens: in
     by_kind: dict[str, list[int]] = {}
     for position, request in enumerate(requests):
         by_kind.setdefault(request.request_type, []).append(position)
+    encoder = RequestEncoder(engine.tokenizer, engine.context, engine.longest_scored)
     for kind, positions in by_kind.items():
         if kind not in ANSWERS:
             raise UserError(f"lm_eval: requests of the kind {kind} are not supported; leave the task out")
         of_kind = [requests[position] for position in positions]
-        yield from ANSWERS[kind](Work(engine, RequestEncoder(engine), positions, of_kind, max_tokens))
+        yield from ANSWERS[kind](Work(engine, encoder, positions, of_kind, max_tokens))
 
 
 def _score_pairs(work: Work) -> Iterator[Response]:
@@ -160,6 +165,25 @@ def _sampling(settings: Mapping[str, Any], encoder: RequestEncoder, max_tokens: 
         temperature=settings["temperature"],
         top_p=settings.get("top_p", 1.0),
     )
+
+
+def requests_as_read(requests: Sequence[Instance], encoder: RequestEncoder, max_tokens: int) -> tuple[str, int, str]:
+    """How the requests of a document are answered, the number of tokens of the longest, and the text of their tokens:
+    each context once, with the texts to score below, as JSON."""
+    if requests[0].request_type == "generate_until":
+        context, settings = requests[0].args
+        tokens = encoder.tok_encode(context)
+        return _sampling(settings, encoder, max_tokens).in_words(), len(tokens), encoder.tokenizer.decode(tokens)
+    if requests[0].request_type == "loglikelihood_rolling":
+        ((before, after),) = encoder.windows(requests[0].args[0])
+        return "the whole text is scored", len(before + after), encoder.tokenizer.decode(before + after)
+    texts = encoder.texts(requests)
+    by_context: dict[str, list[str]] = {}
+    for before, after in texts:
+        scored = json.dumps(encoder.tokenizer.decode(after), ensure_ascii=False)
+        by_context.setdefault(encoder.tokenizer.decode(before), []).append(scored)
+    text = "\n".join("\n-> ".join([context, *scored]) for context, scored in by_context.items())
+    return "nothing is generated; each text after -> is scored", max(len(a + b) for a, b in texts), text
 
 
 def chat_as_text(history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:

@@ -1,5 +1,7 @@
 """Tasks of lm-evaluation-harness by name: its prompts, filters and metrics, and our engines, records and searches."""
 
+from __future__ import annotations
+
 import importlib.metadata
 import importlib.util
 import io
@@ -12,17 +14,20 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inference_llms.data_sets import DataSet
 from inference_llms.engines.engine import Completion, Engine, Sampling
 from inference_llms.prompt_format import CHAT, PromptFormat
 from inference_llms.task import Answers, Example, Task
-from inference_llms.tasks import LM_EVAL
+from inference_llms.tasks import LM_EVAL, TASK_NAMES, TASKS
 from utils.content_hashes import json_hash
 from utils.errors import UserError
 from utils.json_files import write_json_lines
 from utils.output_places import OutputPlaces
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # The task's own limit of new tokens applies; a smaller one is given by --max_tokens.
 NO_LIMIT = 2**31
@@ -55,18 +60,25 @@ class LmEvalTask(Task):
             for number, of_document in requests.items()
         ]
 
+    def prompts_as_read(
+        self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
+    ) -> Iterator[tuple[str, int, str]]:
+        """As `Task.prompts_as_read`. Texts to score are below the context that they are scored after."""
+        from inference_llms.lm_eval_requests import RequestEncoder, requests_as_read
+
+        encoder = RequestEncoder(tokenizer)
+        for example in examples:
+            yield requests_as_read(self._requests_as_read(tokenizer, example), encoder, self.sampling.max_tokens)
+
     def complete(self, engine: Engine, examples: Sequence[Example]) -> Iterator[tuple[int, Completion]]:
-        from inference_llms.lm_eval_requests import answer_requests, with_template
+        from inference_llms.lm_eval_requests import answer_requests
 
         requests, owners = [], []  # with the position of each request's example, document's request and repetition
-        render = partial(_rendered, engine, self.prompt_format)
         responses: list[list[list[Any]]] = []
         for position, example in enumerate(examples):
-            of_document = self._requests()[example.id]
+            of_document = self._requests_as_read(engine.tokenizer, example)
             responses.append([[None] * (request.repeats or 1) for request in of_document])
             for number, request in enumerate(of_document):
-                context, *others = request.args
-                request = replace(request, arguments=(with_template(context, render), *others))
                 for repetition in range(request.repeats or 1):
                     requests.append(request)
                     owners.append((position, number, repetition))
@@ -169,6 +181,17 @@ class LmEvalTask(Task):
         chat = self.prompt_format.name == CHAT
         return build_requests(self.lm_eval_name, self.include_path, chat, self.prompt_format.system_prompt)
 
+    def _requests_as_read(self, tokenizer: PreTrainedTokenizerBase, example: Example) -> list[Any]:
+        """A document's requests, with chats in the model's template."""
+        from inference_llms.lm_eval_requests import with_template
+
+        render = partial(_rendered, tokenizer, self.prompt_format)
+        requests = self._requests()[example.id]
+        return [
+            replace(request, arguments=(with_template(request.args[0], render), *request.args[1:]))
+            for request in requests
+        ]
+
 
 def _shown(metric: str, filter_name: str) -> str:
     return metric if filter_name == "none" else f"{metric},{filter_name}"
@@ -199,7 +222,10 @@ def open_task(name: str, include_path: Path | None) -> LmEvalTask:
 
 
 def expand_names(names: Sequence[str], include_path: Path | None) -> list[str]:
-    """The names with each group or tag of the harness replaced by its tasks, each once."""
+    """The names with each group or tag of the harness replaced by its tasks, each once.
+
+    Raises UserError for names that are not tasks, and for tasks of the harness that cannot run here."""
+    check_known(names, include_path)
     expanded = []
     for name in names:
         expanded += _tasks_of(name, include_path) if name.startswith(LM_EVAL) else [name]
@@ -209,6 +235,7 @@ def expand_names(names: Sequence[str], include_path: Path | None) -> list[str]:
 def _tasks_of(name: str, include_path: Path | None) -> list[str]:
     name_there = name.removeprefix(LM_EVAL)
     entry = _index_of(name_there, include_path).task_index[name_there]
+    check_can_run(name, entry)
     if entry.kind.name == "TAG":
         parts = sorted(entry.tags)
     elif entry.kind.name == "GROUP":
@@ -220,16 +247,53 @@ def _tasks_of(name: str, include_path: Path | None) -> list[str]:
     return [task for part in parts for task in _tasks_of(f"{LM_EVAL}{part}", include_path)]
 
 
+def check_known(names: Sequence[str], include_path: Path | None) -> None:
+    """Raise UserError for names that are not tasks, all in one, with near matches."""
+    unknown = []
+    for name in names:
+        prefix = LM_EVAL if name.startswith(LM_EVAL) else ""
+        bare = name.removeprefix(prefix)
+        known = _index_of(bare, include_path).task_index if prefix else TASKS
+        if bare not in known:
+            near = ", ".join(prefix + one for one in get_close_matches(bare, known))
+            unknown.append(f"{name} (near: {near})" if near else name)
+    if unknown:
+        raise UserError(f"unknown tasks: {', '.join(unknown)}; choose from {TASK_NAMES}")
+
+
+def check_can_run(name: str, entry: Any) -> None:
+    """Raise UserError if an entry of the harness's index is a task that cannot run here."""
+    config = entry.cfg or {}
+    if config.get("unsafe_code"):
+        raise UserError(
+            f"{name}: runs the programs that a model writes without protection; use human_eval or mbpp instead"
+        )
+    if "doc_to_image" in config or "doc_to_audio" in config or "MultiModal" in str(config.get("class")):
+        raise UserError(f"{name}: needs images or sound, and only text is supported; leave it out")
+
+
 def _index_of(name: str, include_path: Path | None) -> Any:
-    """The harness's index that has a name: that of the given folder alone if it can be. Raises UserError, with near
-    matches, if none has it."""
-    for with_defaults in (False, True) if include_path is not None else (True,):
-        index = _index(include_path, with_defaults)
+    """The harness's index that has a name: that of the given folder alone if it can be. If none has it, the index of
+    all. Raises UserError for a file that cannot be read in a folder without this name."""
+    if include_path is not None:
+        index = _index(include_path, with_defaults=False)
         if name in index.task_index:
             return index
-    near = get_close_matches(name, index.task_index, 3, 0.6)
-    meant = f"; near: {', '.join(LM_EVAL + match for match in near)}" if near else ""
-    raise UserError(f"{LM_EVAL}{name}: lm-evaluation-harness has no task of this name{meant}")
+        check_yaml_files(include_path)
+    return _index(include_path, with_defaults=True)
+
+
+@cache
+def check_yaml_files(folder: Path) -> None:
+    """Raise UserError for a YAML file that cannot be read. The harness skips such files."""
+    from lm_eval.tasks.manager import load_yaml
+
+    for path in sorted(folder.rglob("*.yaml")):
+        try:
+            load_yaml(path, resolve_func=False)
+        except Exception as error:  # of the YAML file, or of one that it includes
+            reason = " ".join(str(error).split())
+            raise UserError(f"--lm_eval_include_path: {path} cannot be read ({reason}); fix or remove it") from error
 
 
 @cache
@@ -254,14 +318,12 @@ def check_installed() -> None:
 @cache
 def load_task(name: str, include_path: Path | None) -> Any:
     """The harness's own object, with its data. Raises UserError for what cannot run here."""
+    check_known([f"{LM_EVAL}{name}"], include_path)
     index = _index_of(name, include_path)
     entry = index.task_index[name]
     if entry.kind.name not in ("TASK", "PY_TASK"):
         raise UserError(f"{LM_EVAL}{name} is a group of tasks; name its tasks, or give it with --tasks")
-    if (entry.cfg or {}).get("unsafe_code"):
-        raise UserError(
-            f"{LM_EVAL}{name}: runs the programs that a model writes without protection; use human_eval or mbpp instead"
-        )
+    check_can_run(f"{LM_EVAL}{name}", entry)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     try:
         with redirect_stderr(io.StringIO()):  # progress bars
@@ -273,8 +335,6 @@ def load_task(name: str, include_path: Path | None) -> Any:
             f"{LM_EVAL}{name}: cannot be loaded ({type(error).__name__}: {reason}); check its YAML file, or run it "
             "once with a network"
         ) from error
-    if getattr(loaded, "MULTIMODAL", False):
-        raise UserError(f"{LM_EVAL}{name}: needs images or sound, and only text is supported; leave it out")
     return loaded
 
 
@@ -311,8 +371,10 @@ def _prompt_text(requests: Sequence[Any]) -> str:
     return "\n".join("\n-> ".join([context, *others]) for context, others in parts.items())
 
 
-def _rendered(engine: Engine, prompt_format: PromptFormat, history: list[dict[str, str]], ends_open: bool) -> str:
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat, history: list[dict[str, str]], ends_open: bool
+) -> str:
     """A chat of the harness in the model's template."""
     from inference_llms.engines.chat_templates import render
 
-    return render(engine.tokenizer, history, prompt_format.thinking, ends_open)
+    return render(tokenizer, history, prompt_format.thinking, ends_open)

@@ -11,7 +11,6 @@ from typing import Any
 from inference_llms.answer_health import Health, health_of
 from inference_llms.engines.engine import Completion, Engine
 from inference_llms.evaluators.results import to_type
-from inference_llms.prompt_format import PAPER_PROMPTS, PromptFormat
 from inference_llms.raw_generations import (
     Completions,
     StoredCompletion,
@@ -21,7 +20,7 @@ from inference_llms.raw_generations import (
     stored_completions,
 )
 from inference_llms.task import Answers, Example, Task
-from inference_llms.tasks import TASKS, find_task
+from inference_llms.tasks import TASKS
 from utils.errors import UserError
 from utils.machine import package_versions
 from utils.output_places import OutputPlaces
@@ -84,32 +83,23 @@ class TaskExamples:
 
 
 def load_task_examples(
-    task_names: Sequence[str],
-    data_dir: Path | None,
-    start_index: int,
-    end_index: int | None,
-    max_tokens: int | None = None,
-    release: str | None = None,
-    prompt_format: PromptFormat = PAPER_PROMPTS,
-    lm_eval_include_path: Path | None = None,
+    tasks: Sequence[Task], data_dir: Path | None, start_index: int, end_index: int | None, release: str | None = None
 ) -> dict[str, TaskExamples]:
-    """The examples of each task, sliced like a Python list. Nothing is written. `max_tokens` caps completions;
-    `lm_eval_include_path`: see `find_task`.
+    """The examples of each task by its name, sliced like a Python list. Nothing is written.
 
     Raises `UserError` for a faulty set and for a slice without examples.
     """
     loaded = {}
-    for name in task_names:
-        task = find_task(name, lm_eval_include_path).in_format(prompt_format).capped(max_tokens)
+    for task in tasks:
         whole_set = task.load_examples(data_dir, release)
         chosen = whole_set[start_index:end_index]
         if not chosen:
             end = "" if end_index is None else f" and --end_index {end_index}"
             raise UserError(
-                f"--start_index {start_index}{end} leaves none of the {len(whole_set)} examples of {name}; "
+                f"--start_index {start_index}{end} leaves none of the {len(whole_set)} examples of {task.name}; "
                 f"choose numbers from 0 to {len(whole_set)}"
             )
-        loaded[name] = TaskExamples(task, whole_set, chosen, data_dir, release)
+        loaded[task.name] = TaskExamples(task, whole_set, chosen, data_dir, release)
     return loaded
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inference_llms.data_sets import DataSet
 from inference_llms.engines.engine import Completion, Engine, Prompt, Sampling
@@ -25,6 +25,9 @@ from inference_llms.prompt_format import PAPER_PROMPTS, PromptFormat
 from utils.errors import UserError
 from utils.output_places import OutputPlaces
 from utils.whole_files import write_whole
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LENIENT = "lenient_accuracy"
 
@@ -204,6 +207,16 @@ class Task:
     def prompts(self, examples: Sequence[Example]) -> list[Prompt]:
         """What an engine gets for these examples."""
         return [self.prompt_format.prompt(example.prompt) for example in examples]
+
+    def prompts_as_read(
+        self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
+    ) -> Iterator[tuple[str, int, str]]:
+        """Yield for each example how it is answered, the number of the prompt's tokens, and the text of these tokens.
+        Raises UserError for chats without a chat template."""
+        from inference_llms.engines.model_loading import prompt_tokens  # imports transformers, which takes seconds
+
+        for tokens in prompt_tokens(tokenizer, self.prompts(examples)):
+            yield self.sampling.in_words(), len(tokens), tokenizer.decode(tokens)
 
     def complete(self, engine: Engine, examples: Sequence[Example]) -> Iterator[tuple[int, Completion]]:
         """Yield (position in `examples`, completion) as each ends, from one call of the engine."""

@@ -27,6 +27,11 @@ class Sampling:
         """The same sampling with at most `max_tokens` new tokens; None: unchanged."""
         return self if max_tokens is None else replace(self, max_tokens=min(self.max_tokens, max_tokens))
 
+    def in_words(self) -> str:
+        """What ends an answer."""
+        ends = ", ".join(map(repr, self.stop)) or "the model's own end tokens"
+        return f"at most {self.max_tokens} new tokens; an answer ends at {ends}"
+
 
 @dataclass(frozen=True)
 class Chat:

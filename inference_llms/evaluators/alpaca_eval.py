@@ -8,6 +8,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,15 @@ class Judge:
         """A mark for files of this judge's answers; none for the default judge."""
         return "" if self == Judge() else f"_{json_hash(asdict(self))[:8]}"
 
+    def check_annotator(self) -> None:
+        """Raise UserError if the installed AlpacaEval has no such annotator."""
+        name, folder = self.annotators_config, annotators_folder()
+        if folder is None or (folder / name).exists() or Path(name).exists():
+            return
+        near = get_close_matches(name, [path.parent.name for path in folder.glob("*/configs.yaml")])
+        remedy = f"near: {', '.join(near)}" if near else f"choose one of the folders in {folder}"
+        raise UserError(f"--annotators_config {name}: AlpacaEval has no such annotator; {remedy}")
+
     def check_server(self) -> None:
         """Raise UserError unless the server answers."""
         if self.base_url is None:
@@ -104,6 +114,15 @@ class Judge:
 
 
 PUBLISHED_JUDGE = Judge()
+
+
+def annotators_folder() -> Path | None:
+    """The folder of the installed AlpacaEval with a folder for each annotator; None if it is not installed."""
+    try:
+        environment = Path(installed_program("alpaca_eval")).parents[1]
+    except UserError:
+        return None
+    return next(environment.glob("lib/python*/site-packages/alpaca_eval/evaluators_configs"), None)
 
 
 def judge_folder(outputs: Path) -> Path:

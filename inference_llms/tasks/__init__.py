@@ -21,6 +21,7 @@ TASKS_OF_ROLE: dict[str, tuple[str, ...]] = {
 }
 
 LM_EVAL = "lm_eval:"  # before the names of tasks of lm-evaluation-harness
+TASK_NAMES = f"{', '.join(TASKS)}, or {LM_EVAL}NAME for a task of lm-evaluation-harness"
 LIVEBENCH_TASKS = tuple(name for name, task in TASKS.items() if isinstance(task.data_set, LiveBenchSet))
 
 

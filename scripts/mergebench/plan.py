@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ MERGED_BYTES_PER_SECOND = 1_000_000_000  # of checkpoints read and written, on a
 
 @dataclass(frozen=True)
 class BenchSetting:
-    """The options of a run. `suite`: the chosen part of it. `safety_eval`: the folder of the program safety-eval, if
-    there is one."""
+    """The options of a run. `suite`: the chosen part of it. `safety_eval`: the folder of the program safety-eval; None
+    leaves the safety sets out. `inputs`: size and time of every file on this machine that tasks read."""
 
     suite: Suite
     is_tiny: bool
@@ -35,6 +35,7 @@ class BenchSetting:
     tensor_parallel_size: int | None = None
     allow_code_execution: bool = False
     safety_eval: Path | None = None
+    inputs: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def folder(self, base: Base, subject: str) -> Path:
         """The root of a subject's outputs."""
@@ -72,18 +73,22 @@ def steps_of_base(base: Base, setting: BenchSetting) -> Iterator[BenchStep]:
     """The steps of a base: its own tasks, each specialist's, and each merge with its tasks."""
     suite = setting.suite
     sizes = {BASE: base.stored_bytes, **{domain: base.bytes for domain in suite.domains}}
-    downloads = {} if setting.is_tiny else sizes
-    yield from _test(base, BASE, base.hub_id, suite.data_sets, setting, downloads.get(BASE, 0))
-    for domain in suite.domains:
-        sets = suite.sets_of(domain)
-        yield from _test(base, domain, base.specialists[domain], sets, setting, downloads.get(domain, 0))
+    to_download = {} if setting.is_tiny else dict(sizes)
+    models = {BASE: base.hub_id, **{domain: base.specialists[domain] for domain in suite.domains}}
+    for subject, model in models.items():
+        sets = suite.data_sets if subject == BASE else suite.sets_of(subject)
+        for step in _test(base, subject, model, sets, setting):
+            yield replace(step, downloaded=to_download.pop(subject, 0))
     for name, method in suite.methods.items():
         options = _merge_options(base, method, setting)
         words = ("-m", "model_merging_methods", "merge", *option_words(options))
         words += ("--output_dir", str(setting.folder(base, name)))
         seconds = (method.reads * sum(sizes.values()) + base.bytes) / MERGED_BYTES_PER_SECOND
         work = (MERGE, str(method.reads))
-        yield BenchStep(base, name, MERGE, words, work, None, None if setting.is_tiny else seconds, written=base.bytes)
+        seconds = None if setting.is_tiny else seconds
+        downloaded = sum(to_download.values())  # specialists without a step of their own
+        to_download.clear()
+        yield BenchStep(base, name, MERGE, words, work, None, seconds, base.bytes, downloaded)
         yield from _test(base, name, str(merged_model(base, name, setting)), suite.data_sets, setting)
 
 
@@ -103,9 +108,10 @@ def merged_model(base: Base, subject: str, setting: BenchSetting) -> Path:
 
 
 def _test(
-    base: Base, subject: str, model: str, data_sets: Sequence[BenchSet], setting: BenchSetting, downloaded: int = 0
+    base: Base, subject: str, model: str, data_sets: Sequence[BenchSet], setting: BenchSetting
 ) -> Iterator[BenchStep]:
-    """The steps that run these data sets on a model: with inference_llms, and the safety sets with safety-eval."""
+    """The steps that run these data sets on a model: with inference_llms, and the safety sets with safety-eval if it
+    is there."""
     own = [one for one in data_sets if one.harness != SAFETY_EVAL]
     others = [one for one in data_sets if one.harness == SAFETY_EVAL]
     folder = setting.folder(base, subject)
@@ -122,9 +128,9 @@ def _test(
         words = ("-m", "inference_llms", *option_words(options))
         work = (TASKS, *options["tasks"])
         seconds = None if setting.is_tiny else estimated_seconds(base, own)
-        yield BenchStep(base, subject, TASKS, words, work, None, seconds, downloaded=downloaded)
-    if others:
-        yield _safety_step(base, subject, model, others, setting, 0 if own else downloaded)
+        yield BenchStep(base, subject, TASKS, words, work, None, seconds)
+    if others and setting.safety_eval is not None:
+        yield _safety_step(base, subject, model, others, setting)
 
 
 def _task_options(data_sets: Sequence[BenchSet], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,7 +140,7 @@ def _task_options(data_sets: Sequence[BenchSet], options: Mapping[str, Any]) -> 
 
 
 def _safety_step(
-    base: Base, subject: str, model: str, data_sets: Sequence[BenchSet], setting: BenchSetting, downloaded: int
+    base: Base, subject: str, model: str, data_sets: Sequence[BenchSet], setting: BenchSetting
 ) -> BenchStep:
     """The call of safety-eval, as in MergeBench's `scripts/evaluate.sh`."""
     folder = setting.folder(base, subject).absolute()
@@ -148,10 +154,8 @@ def _safety_step(
         "batch_size": 8,
     }
     words = ("evaluation/eval.py", "generators", *option_words(options))
-    cwd = setting.safety_eval or Path("SAFETY_EVAL_DIR")
-    return BenchStep(
-        base, subject, SAFETY, words, (SAFETY,), cwd, estimated_seconds(base, data_sets), downloaded=downloaded
-    )
+    seconds = estimated_seconds(base, data_sets)
+    return BenchStep(base, subject, SAFETY, words, (SAFETY,), setting.safety_eval, seconds)
 
 
 def estimated_seconds(base: Base, data_sets: Sequence[BenchSet]) -> float:

@@ -80,13 +80,12 @@ def run(options: argparse.Namespace) -> None:
     setting = setting_of_options(options)
     if not options.dry_run:
         check_installed()
+    if setting.safety_eval is None and setting.suite.sets_of(SAFETY):
+        log.info("no safety sets: set %s to the folder of nouhadziri/safety-eval-fork", SAFETY_EVAL_DIR)
     steps = [step for base in setting.suite.bases for step in steps_of_base(base, setting)]
     if options.dry_run:
         print("\n".join(plan_lines(steps, setting)))
         return
-    if setting.safety_eval is None and any(step.kind == SAFETY for step in steps):
-        log.info("no safety sets: set %s to the folder of nouhadziri/safety-eval-fork", SAFETY_EVAL_DIR)
-        steps = [step for step in steps if step.kind != SAFETY]
     with locked(setting.results_dir / STEPS):
         report_when_terminated(lambda: [hours_line(steps, setting)])
         try:
@@ -139,6 +138,7 @@ def setting_of_options(options: argparse.Namespace) -> BenchSetting:
         tensor_parallel_size=options.tensor_parallel_size,
         allow_code_execution=options.allow_code_execution,
         safety_eval=None if not safety_eval else Path(safety_eval),
+        inputs=local_files(task_options),
     )
 
 
@@ -164,16 +164,18 @@ def step_record(step: BenchStep, setting: BenchSetting) -> dict | None:
     if not path.is_file():
         return None
     record = read_json_object(path, "remove it and rerun the command")
-    is_same = record.get("command") == step.text and record.get("inputs", {}) == local_files(step, setting)
+    is_same = record.get("command") == step.text and record.get("inputs", {}) == _inputs(step, setting)
     has_scores = step.kind != TASKS or any(setting.folder(step.base, step.subject).glob("save_scores/**/*.json"))
     return record if is_same and has_scores else None
 
 
-def local_files(step: BenchStep, setting: BenchSetting) -> dict[str, list[int]]:
-    """Size and time of every file that a step's tasks read on this machine."""
-    if step.kind != TASKS:
-        return {}
-    folders = [Path(ROOT, setting.suite.task_options[name]) for name in FOLDERS if name in setting.suite.task_options]
+def _inputs(step: BenchStep, setting: BenchSetting) -> Mapping[str, Sequence[int]]:
+    return setting.inputs if step.kind == TASKS else {}
+
+
+def local_files(task_options: Mapping[str, str]) -> dict[str, list[int]]:
+    """Size and time of every file in the folders that options of inference_llms name."""
+    folders = [Path(ROOT, task_options[name]) for name in FOLDERS if name in task_options]
     files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
     return {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
 
@@ -218,7 +220,7 @@ def run_step(step: BenchStep, setting: BenchSetting) -> str | None:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     if setting.is_tiny:
         environment["HF_HUB_OFFLINE"] = "1"
-    started, inputs = time.monotonic(), local_files(step, setting)
+    started = time.monotonic()
     with open(path.with_suffix(".log"), "wb") as output:
         output.write(f"$ {step.text}\n".encode())
         output.flush()
@@ -238,7 +240,7 @@ def run_step(step: BenchStep, setting: BenchSetting) -> str | None:
         return why_it_ended(process.returncode, path.with_suffix(".log"), start)
     seconds = round(time.monotonic() - started, 1)
     peak = 1024 * usage.ru_maxrss
-    write_json(path, {"command": step.text, "inputs": inputs, "seconds": seconds, "peak_bytes": peak})
+    write_json(path, {"command": step.text, "inputs": _inputs(step, setting), "seconds": seconds, "peak_bytes": peak})
     return None
 
 

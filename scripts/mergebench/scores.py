@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 
@@ -25,12 +25,13 @@ Values = Mapping[tuple[str, int | str], float]  # by task and example, from 0 to
 @dataclass(frozen=True)
 class SetScore:
     """A subject's score on a data set, from 0 to 1. `values`: the single answers'; empty if only the score is known.
-    `note`: why there is no score."""
+    `note`: why there is no score. `tokens`: the mean of the answers'; None if none is generated or it is not known."""
 
     value: float | None = None
     values: Values = field(default_factory=dict)
     examples: int = 0
     note: str = ""
+    tokens: float | None = None
 
 
 SubjectScores = Mapping[str, SetScore]  # by data set
@@ -61,7 +62,11 @@ def _read_set(folder: Path, records: Mapping[str, TaskRecord], data_set: BenchSe
             return SetScore(note=f"{name} has not run")
         found |= of_name
     try:
-        return _joined([_read_record(record, data_set) for record in found.values()], data_set)
+        parts = [
+            replace(_read_record(record, data_set), tokens=record.content.get("tokens_per_answer"))
+            for record in found.values()
+        ]
+        return _joined(parts, data_set)
     except (UserError, KeyError, TypeError, ValueError) as error:
         return SetScore(note=str(error))
 
@@ -125,7 +130,11 @@ def _joined(parts: Sequence[SetScore], data_set: BenchSet) -> SetScore:
     values = {key: one for part in parts for key, one in part.values.items()}
     if len(values) != examples:
         values = {}
-    return SetScore(_from_0_to_1(value, data_set), {k: _from_0_to_1(v, data_set) for k, v in values.items()}, examples)
+    tokens = None
+    if all(part.tokens for part in parts):  # likelihoods have 0 tokens
+        tokens = sum(part.tokens * part.examples for part in parts) / examples
+    values = {key: _from_0_to_1(one, data_set) for key, one in values.items()}
+    return SetScore(_from_0_to_1(value, data_set), values, examples, tokens=tokens)
 
 
 def _from_0_to_1(value: float, data_set: BenchSet) -> float:

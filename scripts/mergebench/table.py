@@ -1,4 +1,4 @@
-"""The tables of MergeBench: Markdown, and JSON with the same numbers."""
+"""The tables of MergeBench: Markdown, a page, and JSON with the same numbers."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from scripts.mergebench.suite import BASELINE, GENERAL, Base, Suite, published_v
 from scripts.paper_tables.method_scores import LEVEL, holm
 from scripts.paper_tables.names import Published
 from scripts.paper_tables.scores import share_interval
-from scripts.paper_tables.tables import NOTHING, CellLines, Table, markdown, signed, with_interval
+from scripts.paper_tables.tables import NOTHING, CellLines, Table, html_page, markdown, signed, with_interval
 from utils.whole_files import write_json, write_whole
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Row:
 
 
 def write_tables(setting: BenchSetting, costs: Costs) -> None:
-    """Write tables/mergebench.md and tables/mergebench.json below the results folder, if there is a result."""
+    """Write tables/mergebench.md, .html and .json below the results folder, if there is a result."""
     rows = all_rows(setting, costs)
     if not rows:
         log.info("no results yet, so no table")
@@ -69,6 +69,7 @@ def write_tables(setting: BenchSetting, costs: Costs) -> None:
     folder = setting.results_dir / "tables"
     tables = [summary_table(rows, setting.suite), sets_table(rows, setting.suite)]
     write_whole(folder / "mergebench.md", markdown(tables))
+    write_whole(folder / "mergebench.html", html_page(tables, {}))
     write_json(folder / "mergebench.json", {"rows": [row_on_record(row, setting.suite) for row in rows]})
     log.info("tables: %s", folder)
 
@@ -148,14 +149,17 @@ def _rows_of_base(
 def summary_table(rows: Sequence[Row], suite: Suite) -> Table:
     """Rows: base, specialists and merges; columns: the domains, and the three metrics."""
     domains = suite.domains
+    is_compared = BASELINE in suite.methods
     head = ["base", "method", *domains, "relative to specialists", "forgetting", "seconds", "peak memory"]
-    table = Table("mergebench", "MergeBench", [*head, "minus Task Arithmetic", "p, Holm"], 2)
+    head += ["minus Task Arithmetic", "p, Holm"] if is_compared else []
+    table = Table("mergebench", "MergeBench", head, 2)
     for row in rows:
         cells: list[CellLines] = [_domain_cell(row, domain, suite) for domain in domains]
         cells += [_relative_cell(table, row, domains), _signed_cell(row.forgetting)]
         cells += [(NOTHING if row.seconds is None else f"{row.seconds:.1f}",)]
         cells += [(NOTHING if row.peak_bytes is None else f"{row.peak_bytes / 1e9:.2f} GB",)]
-        cells += [("baseline",) if row.subject == BASELINE else _signed_cell(row.difference), (_p(row),)]
+        if is_compared:
+            cells += [("baseline",) if row.subject == BASELINE else _signed_cell(row.difference), (_p(row),)]
         table.add([row.base, row.title], cells)
     table.remarks += _remarks(rows, suite)
     return table
@@ -215,10 +219,13 @@ def sets_table(rows: Sequence[Row], suite: Suite) -> Table:
         cells = []
         for one in suite.data_sets:
             line = (f"published {published[one.name].value:.1f}",) if one.name in published else ()
-            cells.append((_set_cell(table, row.scores[one.name]), *line))
+            score = row.scores[one.name]
+            line += (f"{score.tokens:.0f} tokens",) if score.tokens else ()
+            cells.append((_set_cell(table, score), *line))
         table.add([row.base, row.title], cells)
     metrics = "; ".join(f"{one.name}: {'1 − ' if one.lower_is_better else ''}{one.metric}" for one in suite.data_sets)
     table.remarks.append(f"Per cent, with Wilson's 95% interval where single answers are known. Metrics: {metrics}.")
+    table.remarks.append("Tokens: the mean of the generated answers.")
     sizes = {one.name: sorted({row.scores[one.name].examples for row in rows} - {0}) for one in suite.data_sets}
     shown = ", ".join(f"{name} {' or '.join(map(str, numbers))}" for name, numbers in sizes.items() if numbers)
     table.remarks.append(f"Examples: {shown}.")
@@ -248,17 +255,21 @@ def _remarks(rows: Sequence[Row], suite: Suite) -> list[str]:
         for method in suite.methods.values()
     )
     number = sum(row.corrected is not None for row in rows)
+    comparison = [
+        "Minus Task Arithmetic: the mean difference over the domains' data sets whose single answers are known. p: by "
+        f"a paired randomisation test, with Holm's correction over all {number} comparisons; better and worse: at most "
+        "0.05. Intervals are not corrected."
+    ]
     return [
-        "Per cent, with 95% intervals by the bootstrap over the examples (paired where two models are compared). A "
-        "domain's score is the mean over its data sets. Relative to specialists: the mean over the domains of the "
-        "score divided by that of the domain's specialist. Forgetting: the base's score minus the merge's, averaged "
-        f"over {', '.join(one.name for one in suite.sets_of(GENERAL))}; negative where the merge is better. Data sets "
+        "Per cent, with 95% intervals: Wilson's for a domain of one data set, else by the bootstrap over the examples "
+        "(paired where two models are compared). A domain's score is the mean over its data sets. Relative to "
+        "specialists: the mean over the domains of the score divided by that of the domain's specialist. Forgetting: "
+        "the base's score minus the merge's, averaged over "
+        f"{', '.join(one.name for one in suite.sets_of(GENERAL))}; negative where the merge is better. Data sets "
         "without single answers keep their scores in the samples.",
         "Seconds and peak memory: of the whole command that merges; resident memory, with the parts of input files "
         "that it maps.",
-        "Minus Task Arithmetic: the mean difference over the domains' data sets whose single answers are known. p: by "
-        f"a paired randomisation test, with Holm's correction over all {number} comparisons; better and worse: at most "
-        "0.05. Intervals are not corrected.",
+        *(comparison if BASELINE in suite.methods else []),
         f"Nothing is tuned here. The options are those of MergeBench's scripts/merge.sh: {options}.",
     ]
 
@@ -273,6 +284,7 @@ def row_on_record(row: Row, suite: Suite) -> dict[str, Any]:
         one.name: {
             "value": row.scores[one.name].value,
             "examples": row.scores[one.name].examples,
+            "tokens_per_answer": row.scores[one.name].tokens,
             "metric": one.metric,
             "note": row.scores[one.name].note,
         }

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, product
 
-from scripts.mixup_search.search_space import EQUAL_RATIOS, Candidate, alone, drawing_order
+from scripts.mixup_search.search_space import EQUAL_RATIOS, Candidate, alone, drawing_order, number_of_draws
 from scripts.mixup_search.store import TEST, VALIDATION, Part, Result, SearchStore, health_of_answers
 from utils.errors import UserError
 from utils.intervals import paired_difference_interval
@@ -199,8 +199,8 @@ class SearchSummary:
     def missing(self) -> Iterator[str]:
         """A line for each unfinished part of the search."""
         identity, numbers, sizes = self.identity, self.numbers, self.identity["validation"]
-        drawn, wanted = len(self.draws), identity["num_draws"]
-        if drawn < wanted and identity["draw_by"] != "grid":  # a lattice may have fewer points
+        drawn, wanted = len(self.draws), number_of_draws(identity)
+        if drawn < wanted:
             yield f"{wanted - drawn} of {wanted} draws are not drawn yet"
         for task in self.tasks:
             without = [draw.name for draw in self.draws if task not in self.reached.get(draw.name, {})]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from scripts.mixup_search.search_space import number_of_draws
 from scripts.mixup_search.store import TEST, VALIDATION, SearchStore
 
 TESTED = 2  # the chosen draw and the baseline
@@ -33,7 +34,7 @@ def hours_lines(store: SearchStore, devices: int = 1) -> list[str]:
 def _planned(store: SearchStore) -> Mapping[tuple[str, str], int]:
     """How many answers the whole search has, by task and part."""
     identity = store.identity
-    draws = identity["num_draws"]
+    draws = number_of_draws(identity)
     references = sum(candidate.kind != "draw" for candidate in store.candidates())
     rungs, answers, kept = identity["rungs"], 0, draws
     for before, size in zip([0, *rungs], rungs, strict=False):

@@ -306,6 +306,12 @@ class Proposals:
         return Candidate(f"draw {number}", "draw", self.space.merge(ratios, options), alpha)
 
 
+def number_of_draws(identity: Mapping[str, Any]) -> int:
+    """The number of draws of the whole search that has this identity."""
+    space = space_from_fields(identity["space"])
+    return Proposals(space, identity["draw_by"], identity["num_draws"], identity["seed"]).total
+
+
 def _drawn(proposals: Proposals, number: int, scored: Scored) -> Draw:
     """Ratios ~ Beta or Dirichlet(α), those of the main job's `--mixup --seed seed+number`. Listed options cycle
     through all combinations; ranges are uniform."""

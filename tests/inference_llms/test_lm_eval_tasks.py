@@ -102,6 +102,19 @@ def test_chats_have_the_harness_numbers(tmp_path):
     assert "be brief" in row["prompt"]
 
 
+def test_prompts_are_shown_with_the_choices_that_are_scored(tmp_path):
+    model = shutil.copytree(ZOO / "math", tmp_path / "chat-model")
+    (model / "chat_template.jinja").write_text(TEMPLATE)
+    words = ["--load_model_path", model, "--lm_eval_include_path", YAML, "--show", *OURS]
+    plain, chat = run_command_here(*words), run_command_here(*words, "--prompt_format", "chat", "--end_index", 1)
+    choices = '\n-> " 63"\n-> " 66"\n-> " 126"\n-> " 62"\n'
+    asked = "<s>Question: Ivo has 4 stones and buys 6 more. How many stones does Ivo have now?\nAnswer:"
+    assert f"{asked} 10 in all\n\n" in plain.stdout and f"shells does Ben have?\nAnswer:{choices}" in plain.stdout
+    assert f"{asked}\nAnswer: 10 in all\n" in chat.stdout and f"\nAnswer:\nAnswer:{choices}" in chat.stdout
+    for how in ("each text after -> is scored", "at most 48 new tokens; an answer ends at", "the whole text is scored"):
+        assert plain.stdout.count(how) == 1
+
+
 def test_numbers_of_a_merge_on_disk_and_live_in_a_search_equal_the_harness(merged, tmp_path):
     folder, scores = merged
     expected = by_the_harness(folder, tmp_path / "hf")
@@ -188,19 +201,29 @@ def yaml(tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("lm_eval:own_choise", "no task of this name; near: lm_eval:own_choice"),
+        ("lm_eval:own_choise gsm9k", "lm_eval:own_choice, lm_eval:own_lost), gsm9k (near: gsm8k); choose from"),
         ("lm_eval:arc_eazy", "near: lm_eval:arc_easy"),
         ("lm_eval:own_lost", "cannot be loaded (FileNotFoundError"),
         ("lm_eval:humaneval", "without protection; use human_eval or mbpp instead"),
+        ("lm_eval:mmmu_val", "lm_eval:mmmu_val_art: needs images or sound"),
+        ("lm_eval:doc_vqa", "lm_eval:doc_vqa: needs images or sound"),
     ],
 )
 def test_a_task_that_cannot_run_gets_one_line(name, reason, yaml, tmp_path):
-    done = run_command_here(
-        "--load_model_path", ZOO / "math", "--tasks", name, "--lm_eval_include_path", yaml,
-        "--output_dir", tmp_path / "out",
-    )  # fmt: skip
+    out, model = tmp_path / "out", ZOO / "math" if name == "lm_eval:own_lost" else "no/model"
+    words = ["--load_model_path", model, "--lm_eval_include_path", yaml, "--output_dir", out]
+    done = run_command_here(*words, "--tasks", *name.split())
     assert done.returncode == 2 and reason in done.stderr and done.stderr.count("\n") == 1, done.stderr
-    assert not (tmp_path / "out").exists()
+    assert not out.exists()
+
+
+def test_a_broken_task_file_is_named_with_its_line(yaml, tmp_path):
+    folder = shutil.copytree(yaml, tmp_path / "yaml")
+    (folder / "arc_easy.yaml").write_text('task: arc_easy\ndoc_to_text: [a, "b\n')
+    words = ["--load_model_path", "no/model", "--lm_eval_include_path", folder, "--tasks", "lm_eval:arc_easy"]
+    refused = run_command_here(*words)
+    assert refused.returncode == 2 and f'in "{folder}/arc_easy.yaml", line 2' in refused.stderr
+    assert refused.stderr.endswith("fix or remove it\n") and refused.stderr.count("\n") == 1
 
 
 def test_perplexity_cannot_choose_a_merge():

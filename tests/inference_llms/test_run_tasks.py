@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from inference_llms.run_tasks import ModelSource, ModelTasks, ReplaySource, TaskExamples, load_task_examples, run_tasks
+from inference_llms.tasks import TASKS
 from tests.inference_llms.support import MadeUpEngine, read_json_lines, write_rows
 from utils.errors import UserError
 from utils.output_places import OutputPlaces
@@ -53,12 +54,12 @@ def data(tmp_path) -> Path:
 
 @pytest.fixture
 def gsm8k(data) -> dict[str, TaskExamples]:
-    return load_task_examples(["gsm8k"], data, 0, None)
+    return load_task_examples([TASKS["gsm8k"]], data, 0, None)
 
 
 @pytest.fixture
 def math(data) -> dict[str, TaskExamples]:
-    return load_task_examples(["MATH"], data, 0, None)
+    return load_task_examples([TASKS["MATH"]], data, 0, None)
 
 
 @pytest.fixture
@@ -160,7 +161,7 @@ def test_a_full_disk_is_reported_with_the_file_and_a_rerun_resumes(data, disk):
     # Two pages of memory with the completions, and one is free.
     rows = [{"question": f"{n:0300}+{n}?", "answer": f"#### {2 * n}"} for n in range(12)]
     write_rows(data / "gsm8k_test.jsonl", rows)
-    examples = load_task_examples(["gsm8k"], data, 0, None)
+    examples = load_task_examples([TASKS["gsm8k"]], data, 0, None)
     full, engine = OutputPlaces(disk("size=12k"), "a", "b"), Adder()
     with pytest.raises(OSError, match="No space left") as error:
         run(examples, full, source(Adder()))
@@ -223,26 +224,26 @@ def test_damaged_or_foreign_completions_are_named(gsm8k, data, places, spoil, me
     run(gsm8k, places, source(Adder()))
     spoil(data, places.raw_generations("gsm8k"))
     with pytest.raises(UserError, match=message):
-        run(load_task_examples(["gsm8k"], data, 0, None), places, source())
+        run(load_task_examples([TASKS["gsm8k"]], data, 0, None), places, source())
 
 
 def test_slices_accumulate_and_none_shrinks_the_results(data, places):
     for start, end, known, new in ((2, 6, 4, 4), (0, 3, 6, 2), (8, 10, 8, 2), (0, 100, 12, 4), (4, 6, 12, 0)):
         engine = Adder()
-        scores = run(load_task_examples(["gsm8k"], data, start, end), places, source(engine))
+        scores = run(load_task_examples([TASKS["gsm8k"]], data, start, end), places, source(engine))
         assert (scores["gsm8k"]["examples"], scores["gsm8k"]["accuracy"]) == (known, 1.0)
         assert len(engine.prompts) == new
-    scores = run(load_task_examples(["gsm8k"], data, 4, 6), places, source(Adder()), overwrite=True)
+    scores = run(load_task_examples([TASKS["gsm8k"]], data, 4, 6), places, source(Adder()), overwrite=True)
     assert scores["gsm8k"]["examples"] == 2
 
 
 def test_a_cap_reaches_the_engine_and_the_identity(gsm8k, data, places):
     engine = Adder()
-    (score,) = run(load_task_examples(["gsm8k"], data, 0, None, 7), places, source(engine)).values()
+    (score,) = run(load_task_examples([TASKS["gsm8k"].capped(7)], data, 0, None), places, source(engine)).values()
     assert engine.sampling.max_tokens == 7 == score["identity"]["sampling"]["max_tokens"]
     with pytest.raises(UserError, match="another sampling"):
         run(gsm8k, places, source())
-    longer = load_task_examples(["gsm8k"], data, 0, None, 10**6)
+    longer = load_task_examples([TASKS["gsm8k"].capped(10**6)], data, 0, None)
     assert longer["gsm8k"].task.sampling == gsm8k["gsm8k"].task.sampling
 
 
@@ -279,7 +280,7 @@ def test_folders_of_one_merge_share_a_scores_file_and_are_checked_first(gsm8k, m
     assert list(scores_in(places)) == ["gsm8k", "MATH"]
     before = files_below(places.root)
     write_rows(data / "MATH_test.jsonl", [{"instruction": "7+7?", "output": "\\boxed{14}"}])
-    math = load_task_examples(["MATH"], data, 0, None)
+    math = load_task_examples([TASKS["MATH"]], data, 0, None)
     work = [ModelTasks(gsm8k, source(weights="w")), ModelTasks(math, source(model="e", weights="w"))]
     with pytest.raises(UserError, match="another data set"):
         run_tasks(work, places)
@@ -293,16 +294,16 @@ def test_a_replay_of_raw_generations_scores_the_same(gsm8k, math, data, places, 
     for overwrite in (False, True):
         assert run(gsm8k | math, places, replay, overwrite) == scores
     assert files_below(places.root) == before
-    part = run(load_task_examples(["gsm8k"], data, 4, 6), OutputPlaces(tmp_path / "other", "a", "b"), replay)
+    part = run(load_task_examples([TASKS["gsm8k"]], data, 4, 6), OutputPlaces(tmp_path / "other", "a", "b"), replay)
     assert part["gsm8k"]["examples"] == 2
 
 
 def test_a_replay_skips_the_half_written_line_of_a_killed_run(gsm8k, data, places, tmp_path):
-    first = load_task_examples(["gsm8k"], data, 0, 6)
+    first = load_task_examples([TASKS["gsm8k"]], data, 0, 6)
     run(first, places, source(Adder()))
     path = places.raw_generations("gsm8k")
     path.write_bytes(path.read_bytes()[:-9])
-    whole_rows, other = load_task_examples(["gsm8k"], data, 1, 6), OutputPlaces(tmp_path / "other", "a", "b")
+    whole_rows, other = load_task_examples([TASKS["gsm8k"]], data, 1, 6), OutputPlaces(tmp_path / "other", "a", "b")
     assert run(whole_rows, other, ReplaySource("m", path.parent))["gsm8k"]["examples"] == 5
     with pytest.raises(UserError, match="no completion of id 0"):
         run(first, other, ReplaySource("m", path.parent))

@@ -10,6 +10,7 @@ import pytest
 from inference_llms.engines.open_engine import open_engine
 from inference_llms.model_folder import file_hashes, model_fingerprint, output_places, weights_fingerprint
 from inference_llms.run_tasks import ModelSource, ModelTasks, load_task_examples, run_tasks
+from inference_llms.tasks import find_task
 from scripts import run_demo
 from scripts.run_demo import DATA, TASKS, TASKS_OF_ROLE, ZOO, Step
 from utils.errors import UserError
@@ -23,7 +24,7 @@ def scores_of(folder: Path, out: Path) -> dict[str, float]:
         weights_fingerprint(folder, file_hashes(folder)),
         lambda: open_engine("transformers", folder, 1, 1),
     )
-    work = [ModelTasks(load_task_examples(TASKS, DATA, 0, None), source)]
+    work = [ModelTasks(load_task_examples([find_task(name) for name in TASKS], DATA, 0, None), source)]
     scores = run_tasks(work, output_places(folder, out))
     return {task: run_demo.task_score(task, scores[task]) for task in TASKS}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from inference_llms.evaluators import results
-from inference_llms.evaluators.alpaca_eval import result_folder
+from inference_llms.evaluators.alpaca_eval import Judge, result_folder
 from inference_llms.evaluators.results import hashes_file
 from inference_llms.task import AnswerFiles
 from inference_llms.tasks import TASKS
@@ -90,3 +90,14 @@ def test_a_program_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     with pytest.raises(UserError, match=r"^alpaca_eval is not installed; run `bash scripts/setup_eval"):
         TASK.evaluator.run(answer(tmp_path, "Red.", "Hi"))
+
+
+def test_a_misspelt_annotator_gets_near_matches(stand_in, tmp_path):
+    Judge("chatgpt_fm").check_annotator()  # not known to be wrong: the stand-in has no annotators
+    folder = tmp_path / "lib/python3.11/site-packages/alpaca_eval/evaluators_configs/chatgpt_fn"
+    folder.mkdir(parents=True)
+    (folder / "configs.yaml").touch()
+    for name in ("chatgpt_fn", "chatgpt_fn/configs.yaml", str(tmp_path)):
+        Judge(name).check_annotator()
+    with pytest.raises(UserError, match=r"--annotators_config chatgpt_fm: .* no such annotator; near: chatgpt_fn"):
+        Judge("chatgpt_fm").check_annotator()

@@ -8,17 +8,20 @@ from dataclasses import replace
 import pytest
 
 from scripts.mergebench.plan import BenchSetting, steps_of_base
-from scripts.mergebench.run import main, run_steps
-from scripts.mergebench.suite import FULL, SAFETY
+from scripts.mergebench.run import build_parser, main, record_path, run_steps, setting_of_options
+from scripts.mergebench.suite import FULL
+from scripts.paper_tables.cell_runs import ROOT
 from tests.commands import run_here
 from tests.scripts.paper_tables.support import run_script
+from utils.whole_files import write_json
 
 NEEDS_LM_EVAL = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason='run `pip install -e ".[lm_eval]"` for this test'
 )
 
 
-def test_dry_run_prints_commands_disk_and_hours_and_writes_nothing(tmp_path):
+def test_dry_run_prints_commands_disk_and_hours_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAFETY_EVAL_DIR", str(tmp_path))
     done = run_script("mergebench", "--bases", "Llama-3.1-8B", "--dry_run", "--results_dir", tmp_path / "results")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -30,6 +33,14 @@ def test_dry_run_prints_commands_disk_and_hours_and_writes_nothing(tmp_path):
     assert "25 of 25 steps to run: download 96.4 GB, write 96.4 GB" in done.stdout
     assert " h of tasks" in lines[-3]
     assert not (tmp_path / "results").exists()
+
+
+def test_a_dry_run_without_safety_eval_counts_no_safety_steps(tmp_path, monkeypatch):
+    monkeypatch.delenv("SAFETY_EVAL_DIR", raising=False)
+    done = run_here(main, ["--bases", "Llama-3.1-8B", "--dry_run", "--results_dir", tmp_path])
+    assert "no safety sets: set SAFETY_EVAL_DIR to the folder" in done.stdout
+    assert "evaluation/eval.py" not in done.stdout
+    assert "17 of 17 steps to run: download 96.4 GB, write 96.4 GB" in done.stdout
 
 
 @pytest.mark.parametrize(("option", "name"), [("--bases", "Llama-4"), ("--methods", "tie")])
@@ -49,7 +60,19 @@ def test_a_dry_run_knows_finished_steps_and_their_time(tmp_path):
     (tmp_path / "steps" / "gemma-2-2b_dare_merge.json").write_text(json.dumps(record))
     after = run_here(main, words).stdout
     assert "gemma-2-2b/dare/merge" not in after
-    assert "# gemma-2-2b/task_arithmetic/merge: write 5.2 GB, about 77 s of merging" in after
+    assert "# gemma-2-2b/task_arithmetic/merge: download 5.2 GB, write 5.2 GB, about 77 s of merging" in after
+
+
+def test_a_step_runs_again_after_a_file_of_its_sets_changed(tmp_path):
+    data = shutil.copytree(ROOT / "scripts/tiny_zoo/data", tmp_path / "data")
+    words = ["--models", "tiny", "--methods", "dare", "--data_dir", data, "--results_dir", tmp_path]
+    setting = setting_of_options(build_parser().parse_args(list(map(str, words))))
+    step = next(step for step in steps_of_base(setting.suite.bases[0], setting) if step.name == "tiny/math/tasks")
+    write_json(setting.folder(step.base, step.subject) / "save_scores" / "math.json", {})
+    write_json(record_path(step, setting), {"command": step.text, "inputs": setting.inputs, "seconds": 1.0})
+    assert step.name not in run_here(main, [*words, "--dry_run"]).stdout
+    next(data.glob("*.jsonl")).touch()
+    assert step.name in run_here(main, [*words, "--dry_run"]).stdout
 
 
 def test_after_a_failed_merge_only_its_tasks_do_not_run(tmp_path, monkeypatch, caplog):
@@ -58,7 +81,7 @@ def test_after_a_failed_merge_only_its_tasks_do_not_run(tmp_path, monkeypatch, c
     base, methods = FULL.bases[0], {name: FULL.methods[name] for name in ("dare", "ties")}
     suite = replace(FULL, bases=(base,), methods=methods)
     setting = BenchSetting(suite, False, tmp_path / "results", "transformers")
-    steps = [step for step in steps_of_base(base, setting) if step.subject == "dare" and step.kind != SAFETY]
+    steps = [step for step in steps_of_base(base, setting) if step.subject == "dare"]
     steps += [step for step in steps_of_base(base, setting) if step.subject == "coding"]
     with caplog.at_level("INFO"):
         failed = run_steps(steps, setting, delete_merged_models=False)

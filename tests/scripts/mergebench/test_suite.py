@@ -66,8 +66,9 @@ def test_methods_have_valid_options_and_separate_folders(suite):
         assert len(set(folders)) == len(suite.methods)
 
 
-def test_each_model_of_a_base_is_downloaded_once():
-    setting = BenchSetting(FULL, False, Path("results"), "auto")
+@pytest.mark.parametrize("safety_eval", [None, Path("safety-eval")])
+def test_each_model_of_a_base_is_downloaded_once(safety_eval):
+    setting = BenchSetting(FULL, False, Path("results"), "auto", safety_eval=safety_eval)
     for base in FULL.bases:
         downloaded = sum(step.downloaded for step in steps_of_base(base, setting))
         assert downloaded == base.stored_bytes + 5 * base.bytes

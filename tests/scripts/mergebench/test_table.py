@@ -8,7 +8,7 @@ import pytest
 from scripts.mergebench.plan import BenchSetting
 from scripts.mergebench.scores import evalplus_commands
 from scripts.mergebench.suite import FULL
-from scripts.mergebench.table import all_rows, write_tables
+from scripts.mergebench.table import all_rows, row_on_record, sets_table, summary_table, write_tables
 from scripts.paper_tables.tables import markdown
 
 METHODS = ("model_soup", "task_arithmetic", "dare")
@@ -52,7 +52,7 @@ def store(root, subject, task, data_set, right) -> dict:
     raw = root / "save_raw_generations" / "single_model" / subject / file.name
     value = data_set.best * right / 40
     return {data_set.metric: value, "metrics": [data_set.metric], "examples": 40, "files": [str(file)],
-            "raw_generations": str(raw)}  # fmt: skip
+            "raw_generations": str(raw), "tokens_per_answer": 12.0 if data_set.new_tokens else 0.0}  # fmt: skip
 
 
 def rows_by_subject(setting, costs=None):
@@ -100,6 +100,30 @@ def test_published_values_are_beside_ours(setting):
     assert "MergeBench repository" in published["published"]["GSM8K"]["source"]
 
 
+def test_generated_answers_have_their_tokens_beside_the_score(setting):
+    rows = all_rows(setting, {})
+    table = sets_table(rows, setting.suite)
+    (base, *_) = (dict(zip(table.head, cells, strict=True)) for cells in table.rows)
+    assert base["GSM8K"][1] == "12 tokens"
+    assert [text for text in base["M_MMLU"] if "tokens" in text] == []
+    assert row_on_record(rows[0], setting.suite)["data_sets"]["GSM8K"]["tokens_per_answer"] == 12
+
+
+def test_without_task_arithmetic_there_are_no_columns_of_comparison(setting):
+    assert "p, Holm" in summary_table(all_rows(setting, {}), setting.suite).head
+    suite = replace(setting.suite, methods={name: FULL.methods[name] for name in ("model_soup", "dare")})
+    table = summary_table(all_rows(replace(setting, suite=suite), {}), suite)
+    assert table.head[-1] == "peak memory"
+    assert {len(cells) for cells in table.rows} == {len(table.head)}
+    assert "Holm" not in " ".join(table.remarks)
+
+
+def test_a_page_shows_the_tables(setting):
+    write_tables(setting, {})
+    page = (setting.results_dir / "tables" / "mergebench.html").read_text()
+    assert "<h2>MergeBench</h2>" in page and "<h2>MergeBench: data sets</h2>" in page
+
+
 def test_costs_of_merges_are_shown(setting):
     costs = {"Llama-3.2-3B/dare/merge": {"command": "", "seconds": 12.5, "peak_bytes": 2_500_000_000}}
     write_tables(setting, costs)
@@ -129,8 +153,6 @@ def test_a_task_that_has_not_run_is_named(setting):
     row = rows_by_subject(setting)["base"]
     assert row.scores["HumanEval+"].value is None
     assert row.scores["HumanEval+"].note == "human_eval has not run"
-    from scripts.mergebench.table import sets_table
-
     assert "human_eval has not run" in markdown([sets_table([row], setting.suite)])
 
 

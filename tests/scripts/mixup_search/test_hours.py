@@ -1,7 +1,10 @@
 """The hours that a search reports: used from its stored times, left by its plan."""
 
+import pytest
+
 from model_merging_methods.merge_parameters import parameters_of
 from scripts.mixup_search.hours import hours_lines
+from scripts.mixup_search.search_space import Values
 from tests.scripts.mixup_search.small_search import SmallSearch
 
 
@@ -19,7 +22,20 @@ def test_hours_used_and_left_follow_from_the_stored_times(tmp_path):
     assert used == f"used: {4 * scores / 3600:.2g} GPU hours for {answered:,} answers"
 
 
-def test_nothing_is_left_of_a_whole_search(tmp_path):
-    search = SmallSearch(tmp_path / "a.sqlite", parameters_of("average_merging")).validate()
+GRID = {"draw_by": "grid", "roles": ("instruct", "math", "code")}
+
+
+@pytest.mark.parametrize(
+    ("options", "draws"),
+    [
+        ({}, 10),
+        ({**GRID, "num_draws": 11}, 10),  # of three models, no even grid has 11 points
+        ({**GRID, "num_draws": 3, "scaling_coefficient": Values((0.7, 1.0))}, 6),
+    ],
+)
+def test_nothing_is_left_of_a_whole_search(options, draws, tmp_path):
+    search = SmallSearch(tmp_path / "a.sqlite", parameters_of("task_arithmetic"), **options)
+    assert len(search.draws) == draws
+    search.validate()
     search.test(search.draws[0], search.references[0])
     assert len(hours_lines(search.store)) == 1
