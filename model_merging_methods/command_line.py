@@ -306,9 +306,11 @@ def _value_for(name: str, value: Value | list[str], option: Option, roles: Seque
 
 def _number(name: str, text: str, option: Option) -> float:
     try:
-        return option.type(text)
+        number = option.type(text)
     except ValueError:
         raise UserError(f"--{name} {text}: give {option.range}") from None
+    option.check(number)  # here, where the option has the name that the user gave
+    return number
 
 
 def _check_repeats_default(name: str, value: Value | list[str], method: Method, mask: str | None) -> None:
