@@ -126,7 +126,7 @@ def add_method_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
 def add_declared_options(
     parser: argparse.ArgumentParser, options: Mapping[str, Mapping[str, Option]], takes_several: bool = False
 ) -> None:
-    """Add options of methods and masks; with `takes_several`, for several numbers each, as text."""
+    """Add options of methods and masks; with `takes_several`, each numeric one takes several numbers, as text."""
     several = ". Numbers: several values, or a range low:high" if takes_several else ""
     group = parser.add_argument_group(
         "options of methods and masks",
@@ -140,10 +140,10 @@ def add_declared_options(
         text = f"{option.about.text} ({of}{default})".replace("%", "%%")
         if option.type is bool:
             group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=text)
-        elif takes_several and option.type is not str:
-            group.add_argument(f"--{name}", nargs="+", metavar="X", help=text)
         elif takes_models(name, by_owner):
             group.add_argument(f"--{name}", nargs="+", metavar="[NAME=]X", help=text)
+        elif takes_several and option.type is not str:
+            group.add_argument(f"--{name}", nargs="+", metavar="X", help=text)
         else:
             choices = sorted({choice for one in by_owner.values() for choice in one.about.choices}) or None
             group.add_argument(f"--{name}", type=option.type, choices=choices, help=text)
@@ -263,22 +263,23 @@ def _split_options(
             of_mask[name] = _value_for(name, value, option, roles, option.is_per_model)
         elif name in method.options:
             option = method.options[name]
-            by_model = option.is_per_model or _weights_models(name, method)
-            numbers = _value_for(name, value, option, roles, by_model)
-            if isinstance(numbers, tuple) and not option.is_per_model:
-                if "weight" in given:
-                    raise UserError(f"--{name} {' '.join(value)}: gives weights, and so does --weight; keep one")
-                of_method["weight"] = numbers
-            else:
-                of_method[name] = numbers
+            target = option_by_model(option, method)
+            numbers = _value_for(name, value, option, roles, target is not None)
+            is_weight = isinstance(numbers, tuple) and target != name
+            if is_weight and target in given:
+                raise UserError(f"--{name} {' '.join(value)}: gives weights, and so does --weight; keep one")
+            of_method[target if is_weight else name] = numbers
         else:
             _check_repeats_default(name, value, method, mask)
     return of_method, of_mask
 
 
-def _weights_models(name: str, method: Method) -> bool:
-    """Whether a scaling coefficient given by model is the method's `weight`."""
-    return name == "scaling_coefficient" and "weight" in method.options
+def option_by_model(option: Option, method: Method) -> str | None:
+    """The option that an option given by model sets: itself, or `weight` for a scaling coefficient. None: it takes one
+    number for all models."""
+    if option.is_per_model:
+        return option.name
+    return "weight" if option.name == "scaling_coefficient" and "weight" in method.options else None
 
 
 def _value_for(name: str, value: Value | list[str], option: Option, roles: Sequence[str], by_model: bool) -> Value:
@@ -286,29 +287,39 @@ def _value_for(name: str, value: Value | list[str], option: Option, roles: Seque
     option's default."""
     if not isinstance(value, list):
         return value
-    numbers: dict[str, float] = {}
-    for text in value:
-        role, equals, number = text.rpartition("=")
-        if not equals and len(value) > 1:
-            raise UserError(f"--{name} {' '.join(value)}: give one number, or NAME=X for models")
-        if equals and not by_model:
-            raise UserError(f"--{name} {text}: takes one number for all models")
-        if equals and role not in roles:
-            raise UserError(f"--{name} {text}: no model named {role} is merged; choose one of {', '.join(roles)}")
-        if role in numbers:
-            raise UserError(f"--{name} {text}: {role} is given twice")
-        numbers[role] = _number(name, number, option)
+    words = words_by_model(name, value, roles, by_model)
+    for role, given in words.items():
+        if len(given) > 1:
+            raise UserError(f"--{name} {' '.join(value)}: {role} is given twice")
+    numbers = {role: _number(name, number, option) for role, [number] in words.items()}
     if "" in numbers:
         return numbers[""]
     default = 1.0 if option.default is None else option.default
     return tuple(numbers.get(role, default) for role in roles)
 
 
+def words_by_model(name: str, words: Sequence[str], roles: Sequence[str], by_model: bool) -> dict[str, list[str]]:
+    """The X of an option's words NAME=X, by model; of a single word X under "". Raises UserError for other words."""
+    found: dict[str, list[str]] = {}
+    for text in words:
+        role, equals, number = text.rpartition("=")
+        if not equals and len(words) > 1:
+            raise UserError(f"--{name} {' '.join(words)}: give one number, or NAME=X for models")
+        if equals and not by_model:
+            raise UserError(f"--{name} {text}: takes one number for all models")
+        if equals and role not in roles:
+            raise UserError(f"--{name} {text}: no model named {role} is merged; choose one of {', '.join(roles)}")
+        found.setdefault(role, []).append(number)
+    return found
+
+
 def _number(name: str, text: str, option: Option) -> float:
     try:
-        return option.type(text)
+        number = option.type(text)
     except ValueError:
         raise UserError(f"--{name} {text}: give {option.range}") from None
+    option.check(number)  # here, where the option has the name that the user gave
+    return number
 
 
 def _check_repeats_default(name: str, value: Value | list[str], method: Method, mask: str | None) -> None:

@@ -46,6 +46,20 @@ class TensorReport:
     output: str
 
 
+@dataclass(frozen=True)
+class _Target:
+    """Where a parameter's merged values go: each block's bytes, in `dtype`, are made in `buffer` and given to `keep`.
+    `shard` is the parameter's, if it is written to one."""
+
+    dtype: str
+    buffer: np.ndarray
+    keep: KeepOutput
+    shard: "_OpenShard | None" = None
+
+    def bytes_of(self, block: Block) -> np.ndarray:
+        return self.buffer[: (block.stop - block.start) * ITEM_SIZES[self.dtype]]
+
+
 class Merge:
     """A merge of aligned models.
 
@@ -162,21 +176,19 @@ class Merge:
         def new_worker() -> Callable[[Block], None]:
             room, rooms = blocks.new_room(), []
             width = blocks.block_size * kept_item
-            output = np.empty(blocks.block_size * max(ITEM_SIZES.values()), np.uint8)
+            buffer = np.empty(blocks.block_size * max(ITEM_SIZES.values()), np.uint8)
 
             def work(block: Block) -> None:
-                form, shard = forms[block.name], shard_of(block.name)
+                target = _Target(forms[block.name].dtype, buffer, keep, shard_of(block.name))
                 if block.name in whole and self.needs_whole_tensors:
-                    self._merge_whole(block.name, form, statistics, keep, shard, output)
+                    self._merge_whole(block.name, statistics, target)
                 elif block.name in whole:
                     number = -(-block.stop // blocks.block_size)
                     new_room = blocks.arithmetic(block.name).room
                     rooms.extend(new_room(len(room), width) for _ in range(number - len(rooms)))
-                    self._merge_kept(block.name, form, statistics, keep, shard, output, rooms)
+                    self._merge_kept(block.name, statistics, target, rooms)
                 else:
-                    written = output[: (block.stop - block.start) * ITEM_SIZES[form.dtype]]
-                    self._merge_block(block, form.dtype, numbers.get(block.name), room, written, shard)
-                    keep(block, written)
+                    self._merge_block(block, numbers.get(block.name), room, target)
 
             return work
 
@@ -190,21 +202,12 @@ class Merge:
         sees_products = self.parameters.declared.sees is Sees.GRAM
         return sees_products and "gram" not in statistics.of_tensor.get(self.models.matrix(name), {})
 
-    def _merge_kept(
-        self,
-        name: str,
-        form: TensorForm,
-        statistics: Statistics,
-        keep: KeepOutput,
-        shard: "_OpenShard | None",
-        output: np.ndarray,
-        rooms: list[np.ndarray],
-    ) -> None:
+    def _merge_kept(self, name: str, statistics: Statistics, target: _Target, rooms: list[np.ndarray]) -> None:
         """Find a parameter's inner products and merge it, with its blocks kept in `rooms` meanwhile."""
         blocks, arithmetic = self.blocks, self.blocks.arithmetic(name)
         own_blocks, kept, gram = blocks.blocks([name]), [], 0
         for block, room in zip(own_blocks, rooms, strict=False):
-            kept.append(blocks.read(block, room, shard and shard.keep_input))
+            kept.append(blocks.read(block, room, target.shard and target.shard.keep_input))
             part = np.zeros((len(self.roles), len(self.roles)))
             blocks.check_finite(arithmetic.gram(kept[-1], part), name)
             gram = gram + part
@@ -212,9 +215,7 @@ class Merge:
         found = Statistics(of_tensor={matrix: {**statistics.at(matrix), "gram": gram}})
         numbers = blocks.numbers(name, found)
         for block, stored in zip(reversed(own_blocks), reversed(kept), strict=True):
-            written = output[: (block.stop - block.start) * ITEM_SIZES[form.dtype]]
-            self._merge_stored(block, form.dtype, numbers, stored, written, shard)
-            keep(block, written)
+            self._merge_stored(block, numbers, stored, target)
 
     def reader(self, forms: Mapping[str, TensorForm], statistics: Statistics) -> Callable[[Block, np.ndarray], None]:
         """A function that merges a block into an array (uint8), in the dtype of its form; several threads may call it.
@@ -226,55 +227,35 @@ class Merge:
         def read(block: Block, output: np.ndarray) -> None:
             if not hasattr(of_thread, "room"):
                 of_thread.room = blocks.new_room()
-            self._merge_block(block, forms[block.name].dtype, numbers_of(block.name), of_thread.room, output)
+            target = _Target(forms[block.name].dtype, output, keep=lambda block, merged: None)
+            self._merge_block(block, numbers_of(block.name), of_thread.room, target)
 
         return read
 
-    def _merge_block(
-        self,
-        block: Block,
-        dtype: str,
-        numbers: TensorNumbers | None,
-        room: np.ndarray,
-        output: np.ndarray,
-        shard: "_OpenShard | None" = None,
-    ) -> None:
-        """Merge a block into `output`, or copy it if its tensor has no `numbers`."""
+    def _merge_block(self, block: Block, numbers: TensorNumbers | None, room: np.ndarray, target: _Target) -> None:
+        """Merge a block, or copy it if its tensor has no `numbers`."""
         if numbers is None:
-            self._copy(block, dtype, output)
-            return
-        stored = self.blocks.read(block, room, shard and shard.keep_input)
-        self._merge_stored(block, dtype, numbers, stored, output, shard)
+            self._copy(block, target)
+        else:
+            stored = self.blocks.read(block, room, target.shard and target.shard.keep_input)
+            self._merge_stored(block, numbers, stored, target)
 
-    def _merge_stored(
-        self,
-        block: Block,
-        dtype: str,
-        numbers: TensorNumbers,
-        stored: StoredBlock,
-        output: np.ndarray,
-        shard: "_OpenShard | None",
-    ) -> None:
+    def _merge_stored(self, block: Block, numbers: TensorNumbers, stored: StoredBlock, target: _Target) -> None:
+        shard, written, dtype = target.shard, target.bytes_of(block), target.dtype
         sums = shard.sums(block) if shard else Sums.of(np.zeros(Sums.width(len(self.roles))), len(self.roles))
-        code = self.blocks.arithmetic(block.name).merge(numbers, stored, FLOATING_CODES[dtype], output, sums)
+        code = self.blocks.arithmetic(block.name).merge(numbers, stored, FLOATING_CODES[dtype], written, sums)
         self.blocks.check_finite(code, block.name, dtype)
+        target.keep(block, written)
 
-    def _merge_whole(
-        self,
-        name: str,
-        form: TensorForm,
-        statistics: Statistics,
-        keep: KeepOutput,
-        shard: "_OpenShard | None",
-        output: np.ndarray,
-    ) -> None:
+    def _merge_whole(self, name: str, statistics: Statistics, target: _Target) -> None:
+        shard, dtype = target.shard, target.dtype
         with self._whole.turn(name):
             self._whole.check(name, shard and shard.keep_input, shard and shard.sums)
             for block, values in self._in_blocks(name, self._whole.merged(name, statistics)):
-                written = output[: (block.stop - block.start) * ITEM_SIZES[form.dtype]]
-                fits = encode(values, FLOATING_CODES[form.dtype], 0, written)
-                self.blocks.check_finite(0 if fits else -1, name, form.dtype)
-                keep(block, written)
+                written = target.bytes_of(block)
+                fits = encode(values, FLOATING_CODES[dtype], 0, written)
+                self.blocks.check_finite(0 if fits else -1, name, dtype)
+                target.keep(block, written)
 
     def _in_blocks(self, name: str, pieces: Iterable[np.ndarray]) -> Iterator[tuple[Block, np.ndarray]]:
         """A parameter's blocks, and their values from consecutive pieces of any size."""
@@ -287,16 +268,18 @@ class Merge:
                 yield block, left[: block.stop - block.start]
                 left, block = left[block.stop - block.start :], next(blocks, None)
 
-    def _copy(self, block: Block, dtype: str, output: np.ndarray) -> None:
+    def _copy(self, block: Block, target: _Target) -> None:
         """Copy the pretrained model's values: its bytes, unless they are saved in another dtype."""
-        stored = self.models.stored_tensor(BASE, block.name)
+        stored, written, dtype = self.models.stored_tensor(BASE, block.name), target.bytes_of(block), target.dtype
         if dtype == stored.dtype:
-            output[:] = self.models.read_copy(block.name, block.start, block.stop)
-            if is_floating(dtype) and not _holds_finite(output, dtype):
+            written[:] = self.models.read_copy(block.name, block.start, block.stop)
+            if is_floating(dtype) and not _holds_finite(written, dtype):
                 raise not_finite_error(stored.file, block.name)
-            return
-        values = self.models.read_float32(BASE, block.name, block.start, block.stop)
-        self.blocks.check_finite(0 if encode(values, FLOATING_CODES[dtype], 0, output) else -1, block.name, dtype)
+        else:
+            values = self.models.read_float32(BASE, block.name, block.start, block.stop)
+            fits = encode(values, FLOATING_CODES[dtype], 0, written)
+            self.blocks.check_finite(0 if fits else -1, block.name, dtype)
+        target.keep(block, written)
 
 
 def _holds_finite(stored: np.ndarray, dtype: str) -> bool:

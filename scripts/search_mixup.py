@@ -51,17 +51,29 @@ from model_merging_methods.command_line import (
     declared_options,
     given_models,
     merge_parameters,
+    option_by_model,
     request_of_folders,
+    words_by_model,
 )
 from model_merging_methods.masks import MASKS
 from model_merging_methods.merge_request import list_input_files, run_name, tasks_name
+from model_merging_methods.method import Option
 from model_merging_methods.methods import METHODS
 from scripts.mixup_search.hours import hours_lines
 from scripts.mixup_search.live_merges import ENGINE_OPTIONS, EngineSetup, LiveMerges, check_verdicts
 from scripts.mixup_search.ray_engines import RayEngines
 from scripts.mixup_search.report import report_lines, write_report
 from scripts.mixup_search.search import Search
-from scripts.mixup_search.search_space import ALPHA, DRAW_BY, POINT, Proposals, SearchSpace, Values, parse_values
+from scripts.mixup_search.search_space import (
+    ALPHA,
+    DRAW_BY,
+    POINT,
+    Proposals,
+    SearchSpace,
+    Values,
+    of_model,
+    parse_values,
+)
 from scripts.mixup_search.splits import split_sentence, split_task
 from scripts.mixup_search.store import SearchStore
 from utils.command_line import OneLineParser, positive_number
@@ -175,8 +187,16 @@ def search_space(options: argparse.Namespace, roles: Sequence[str]) -> SearchSpa
     own = {**METHODS[method].options, **(MASKS[mask_name].options if mask_name else {})}
     for name, by_owner in declared_options().items():
         words = getattr(options, name)
-        if not isinstance(words, list) or any("=" in word for word in words):
-            continue  # a switch, a choice, or numbers by model
+        if not isinstance(words, list):
+            continue  # a switch or a choice
+        if any("=" in word for word in words):
+            if name in own:  # else `merge_parameters` refuses it
+                target = option_by_model(own[name], METHODS[method])
+                by_model = values_by_model(own[name], words, roles, target is not None)
+                setattr(plain, name, [f"{role}={values.plain_choice}" for role, values in by_model.items()])
+                several = {role: values for role, values in by_model.items() if len(values.numbers) > 1}
+                varied |= {of_model(target, roles.index(role)): values for role, values in several.items()}
+            continue
         values = parse_values(own.get(name) or next(iter(by_owner.values())), words)
         if len(values.numbers) > 1:
             varied[name] = values
@@ -190,6 +210,14 @@ def search_space(options: argparse.Namespace, roles: Sequence[str]) -> SearchSpa
     space = SearchSpace(len(roles), base, alpha, varied, options.without_mixup)
     space.check()
     return space
+
+
+def values_by_model(
+    option: Option, words: Sequence[str], roles: Sequence[str], takes_models: bool
+) -> dict[str, Values]:
+    """The values of an option given as NAME=X, by model in model order."""
+    found = words_by_model(option.name, words, roles, takes_models)
+    return {role: parse_values(option, found[role], role) for role in roles if role in found}
 
 
 def check_ratio_points(options: argparse.Namespace, method: str, number_of_models: int) -> None:

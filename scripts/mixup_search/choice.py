@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, product
 
-from scripts.mixup_search.search_space import EQUAL_RATIOS, Candidate, alone, drawing_order, number_of_draws
+from scripts.mixup_search.search_space import (
+    EQUAL_RATIOS,
+    Candidate,
+    alone,
+    drawing_order,
+    number_of_draws,
+    of_model,
+    option_and_model,
+)
 from scripts.mixup_search.store import TEST, VALIDATION, Part, Result, SearchStore, health_of_answers
 from utils.errors import UserError
 from utils.intervals import paired_difference_interval
@@ -176,6 +184,11 @@ class SearchSummary:
                 faults.setdefault(candidate.name, {})[task] = warning
         return faults
 
+    def label(self, name: str) -> str:
+        """The name of a varied option for people: `weight of math` for one model's number."""
+        option, model = option_and_model(name)
+        return option if model is None else f"{option} of {self.roles[model]}"
+
     def mean_gain(self, candidate: Candidate) -> float | None:
         return mean_gain(self.gains[candidate.name]) if candidate.name in self.gains else None
 
@@ -228,8 +241,11 @@ def _varied(draws: Sequence[Candidate]) -> list[str]:
     if not draws:
         return []
     parameters = draws[0].parameters
-    names = drawing_order(parameters, ("alpha", *parameters.all_values))
-    return [name for name in names if len({draw.option(name) for draw in draws}) > 1]
+    names = ["alpha"]
+    for name, value in parameters.all_values.items():
+        names += [of_model(name, model) for model in range(len(value))] if isinstance(value, tuple) else [name]
+    several = [name for name in names if len({draw.option(name) for draw in draws}) > 1]
+    return drawing_order(parameters, several)
 
 
 def has_all(scores: Scores, candidate: Candidate, tasks: Sequence[str]) -> bool:

@@ -41,7 +41,7 @@ def _across(summary: SearchSummary) -> Iterator[Across]:
     """λ of two models, the ratio of each of several models, or each varied option of a search without ratios."""
     if not summary.has_ratios:
         for name in summary.varied:
-            yield Across(name, lambda candidate, name=name: candidate.option(name))
+            yield Across(summary.label(name), lambda candidate, name=name: candidate.option(name))
         return
     first, *others = summary.roles
     if len(others) == 1:

@@ -73,7 +73,7 @@ def candidate_table(summary: SearchSummary) -> list[list[str]]:
     behind = [draw for draw in summary.draws if draw not in compared]
     roles = summary.roles if summary.has_ratios else []
     ratios = [f"ratio of {role}" for role in roles]
-    rows = [["", "candidate", *ratios, *summary.varied, *summary.tasks, "mean gain"]]
+    rows = [["", "candidate", *ratios, *map(summary.label, summary.varied), *summary.tasks, "mean gain"]]
     for one in (*summary.references, *compared, *behind):
         if one.name in summary.reached:
             row = [CHOSEN_MARK if one == summary.chosen else "", one.name]
@@ -122,7 +122,8 @@ def outcome_lines(summary: SearchSummary) -> list[str]:
 def _title(summary: SearchSummary) -> str:
     if summary.has_ratios:
         return "Search for M3's ratio"
-    return f"Search for {', '.join(summary.varied) or 'options'} of {summary.candidates[0].parameters.method}"
+    varied = ", ".join(map(summary.label, summary.varied))
+    return f"Search for {varied or 'options'} of {summary.candidates[0].parameters.method}"
 
 
 def points(share: float | None) -> str:

@@ -25,6 +25,17 @@ SOBOL_GENERATOR, EARLIER_SOBOL_GENERATOR = "torch", "scipy"
 POINT = "ratio_at_point_"
 
 
+def of_model(option: str, model: int) -> str:
+    """The name in a search of one model's number of an option, such as `weight[0]`."""
+    return f"{option}[{model}]"
+
+
+def option_and_model(name: str) -> tuple[str, int | None]:
+    """The option of a name in a search, and the model whose number it is; None for one number for all models."""
+    option, _, model = name.removesuffix("]").partition("[")
+    return option, int(model) if model else None
+
+
 @dataclass(frozen=True)
 class Candidate:
     """One merge of a search.
@@ -44,12 +55,14 @@ class Candidate:
         return None if self.parameters.mixup is None else self.parameters.mixup.ratios
 
     def option(self, name: str) -> float | None:
-        """The value of `alpha`, of an option of the method or mask, or of a point of the ratio over the layers; None if
-        the merge does not have it."""
+        """The value of `alpha`, of an option of the method or mask for all models or for one, or of a point of the
+        ratio over the layers; None if the merge does not have it."""
         if name.startswith(POINT):
             by_layer, place = self.parameters.mixup and self.parameters.mixup.by_layer, int(name.removeprefix(POINT))
             return by_layer[place] if by_layer else None
-        return self.alpha if name == "alpha" else self.parameters.all_values.get(name)
+        option, model = option_and_model(name)
+        value = self.alpha if name == "alpha" else self.parameters.all_values.get(option)
+        return value if model is None or not isinstance(value, tuple) else value[model]
 
 
 Scored = Sequence[tuple[Candidate, float]]  # candidates with the value to maximise
@@ -83,10 +96,10 @@ class Values:
         return self.numbers[min(int(share * len(self.numbers)), len(self.numbers) - 1)]
 
 
-def parse_values(option: Option, words: Sequence[str]) -> Values:
+def parse_values(option: Option, words: Sequence[str], role: str = "") -> Values:
     """Parse the values of an option: `0.5`, `0.2 0.5` or `0.5:1.5`. Raises UserError for anything else, and for values
-    outside the option's range."""
-    given = f"--{option.name} {' '.join(words)}"
+    outside the option's range. `role`: the model whose values they are, if not all models'."""
+    given = " ".join([f"--{option.name}", *(f"{role}={word}" if role else word for word in words)])
     is_range = any(":" in word for word in words)
     if is_range and len(words) > 1:
         raise UserError(f"{given}: give either numbers or one range low:high")
@@ -112,16 +125,18 @@ def drawing_order(parameters: MergeParameters, names: Iterable[str]) -> list[str
     """The order in which varied options are drawn: α, the scaling coefficient, then the mask's options and the method's
     others, as they are declared."""
     mask = parameters.mask.values if parameters.mask else ()
-    known = [*dict.fromkeys(("alpha", "scaling_coefficient", *mask, *parameters.values))]
-    return sorted(names, key=lambda name: known.index(name) if name in known else len(known))
+    known = dict.fromkeys(("alpha", "scaling_coefficient", *mask, *parameters.values))
+    place = {name: number for number, name in enumerate(known)}
+    return sorted(names, key=lambda name: place.get(option_and_model(name)[0], len(known)))
 
 
 @dataclass(frozen=True)
 class SearchSpace:
     """The merges that a search may propose: `base`, a merge of `number_of_models` models, at any ratios if its method
-    takes them, and at any values of `varied`: options of the method and the mask, and `alpha`. `base` has the plain
-    choice of each varied option, and no ratios. `without_mixup`: no merge has ratios, and a single one may be the whole
-    space. With options named `POINT`0, 1, …, the ratio of two models changes over the layers, and they are its points.
+    takes them, and at any values of `varied`: options of the method and the mask, for all models or as `of_model` names
+    them, and `alpha`. `base` has the plain choice of each varied option, and no ratios. `without_mixup`: no merge has
+    ratios, and a single one may be the whole space. With options named `POINT`0, 1, …, the ratio of two models changes
+    over the layers, and they are its points.
     """
 
     number_of_models: int
@@ -156,9 +171,10 @@ class SearchSpace:
         """Raise UserError for a varied option that has no effect, for a base that cannot be merged, and for a space of
         one merge."""
         for name in self.options:
-            if name not in self.base.all_values and name not in self.points:
-                raise UserError(f"--{name} has no effect on this merge ({self.base.method}); remove it")
-            if name == "weight" and (self.has_ratios or self.points):
+            option, _ = option_and_model(name)
+            if option not in self.base.all_values and name not in self.points:
+                raise UserError(f"--{option} has no effect on this merge ({self.base.method}); remove it")
+            if option == "weight" and (self.has_ratios or self.points):
                 raise UserError("--weight has no effect with M3's ratios, which replace it; remove it")
         if self.points:
             self.merge(None).check(self.number_of_models)
@@ -177,7 +193,7 @@ class SearchSpace:
         mixup = None if ratios is None else Mixup(ratios)
         if self.points:
             mixup = ratios_by_layer([chosen.pop(name) for name in self.points], self.number_of_models)
-        parameters = replace(self.base.with_options(**chosen), mixup=mixup)
+        parameters = replace(_with_values(self.base, chosen), mixup=mixup)
         return parameters if parameters.uses_seed else replace(parameters, seed=0)
 
     def to_fields(self) -> dict[str, Any]:
@@ -192,6 +208,17 @@ class SearchSpace:
             },
             **({"without_mixup": True} if self.without_mixup else {}),  # earlier versions never wrote it
         }
+
+
+def _with_values(parameters: MergeParameters, values: Mapping[str, float]) -> MergeParameters:
+    """The parameters with these values, by name in a search."""
+    for name, value in values.items():
+        option, model = option_and_model(name)
+        if model is not None:
+            numbers = parameters.all_values[option]
+            value = (*numbers[:model], value, *numbers[model + 1 :])
+        parameters = parameters.with_options(**{option: value})
+    return parameters
 
 
 def _numeric_options(parameters: MergeParameters) -> list[str]:
@@ -271,9 +298,13 @@ class Proposals:
             raise UserError("--draw_by optimise: optuna is not installed; run `pip install -e .[search]`")
         if self.draw_by != "grid":
             return
-        for name, values in self.space.varied.items():
+        for values in self.space.varied.values():
             if values.is_range:
-                raise UserError(f"--{name}: a grid takes no range; list the numbers, or choose another --draw_by")
+                low, high = values.numbers
+                raise UserError(
+                    f"--draw_by grid: takes no range, such as {low:g}:{high:g}; list the numbers, or choose another "
+                    "--draw_by"
+                )
         if self.space.has_ratios and self.num_draws < self.space.number_of_models:
             raise UserError(
                 f"--num_draws {self.num_draws}: a grid has at least {self.space.number_of_models} ratios, each model "

@@ -24,7 +24,8 @@ ZOO = Path(__file__).parents[3] / "scripts" / "tiny_zoo"
 MODELS = {"instruct": ZOO / "instruct", "math": ZOO / "math"}
 TASK_OF_ROLE = {"instruct": alpaca_eval.TASK, "math": gsm8k.TASK}
 AVERAGE = parameters_of("average_merging", mixup=Mixup((0.4, 0.6)))
-TIES = parameters_of("ties_merging", mask=mask_of(use_weight_rescale=True), mixup=Mixup((0.8, 0.2)))
+MASK = mask_of(weight_mask_rate=(0.1, 0.3), use_weight_rescale=True)
+TIES = parameters_of("ties_merging", mask=MASK, mixup=Mixup((0.8, 0.2)))
 
 
 def answers(engine: Engine, task: Task) -> dict[int, str]:

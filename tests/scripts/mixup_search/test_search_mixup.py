@@ -259,6 +259,23 @@ def test_without_mixup_a_coefficient_is_searched_alone(tmp_path):
     }
 
 
+def test_a_range_of_one_model_is_searched_reported_and_repeated(tmp_path):
+    options = ("--merging_method_name", "task_arithmetic", "--without_mixup", "--tasks", "gsm8k")
+    options += ("--scaling_coefficient", "sums=0.5:1.5", "chat=0.25")
+    done = search_models(tmp_path, *options)
+    found = {name: json.loads(weight) for name, [weight] in values(tmp_path, "weight").items() if weight}
+    assert found.pop("plain choice") == [0.25, 1.0]
+    assert len({tuple(weight) for weight in found.values()}) == 2
+    assert all(chat == 0.25 and 0.5 <= sums <= 1.5 for chat, sums in found.values())
+    assert "weight of sums" in done.stdout
+    (saved,) = (line for line in done.stdout.splitlines() if "--merge_only" in line)
+    command = [*shlex.split(saved)[2:], "--output_dir", str(tmp_path / "merged")]
+    assert run_here(main_job.main, command).returncode == 0
+    record = json.loads(next((tmp_path / "merged").rglob("merge_record.json")).read_text())
+    assert record["parameters"]["options"]["weight"] in found.values()
+    assert "engine start" not in search_models(tmp_path, *options).stdout, "nothing is left to do"
+
+
 def test_without_mixup_one_merge_is_scored(tmp_path):
     done = search_models(tmp_path, "--merging_method_name", "model_stock", "--tasks", "gsm8k", "--without_mixup")
     assert "draw 0 scores the same as plain choice" in done.stdout
@@ -276,6 +293,12 @@ def test_without_mixup_one_merge_is_scored(tmp_path):
         ("--merging_method_name slerp --tasks gsm8k", "slerp: give --t"),
         ("--merging_method_name nuslerp --t 0.2 0.5 --tasks gsm8k", "--t has no effect"),
         ("--merging_method_name linear --weight 0.2 0.5 --tasks gsm8k", "--weight has no effect with M3's ratios"),
+        ("--merging_method_name linear --weight chat=0.2:0.5 --tasks gsm8k", "--weight has no effect with M3's ratios"),
+        ("--merging_method_name linear --without_mixup --weight you=0:1", "--weight you=0:1: no model named you"),
+        ("--merging_method_name linear --without_mixup --weight chat=1:0", "--weight chat=1:0: a range is low:high"),
+        ("--merging_method_name linear --without_mixup --weight chat=0:1 chat=2:3", "numbers or one range"),
+        ("--merging_method_name magmax --scaling_coefficient chat=0:1", "chat=0:1: takes one number for all models"),
+        ("--merging_method_name magmax --weight chat=0:1 --tasks gsm8k", "--weight chat=0:1 has no effect on magmax"),
         ("--merging_method_name average_merging", "--tasks: give the tasks to run; none belong to a model named chat"),
     ],
 )

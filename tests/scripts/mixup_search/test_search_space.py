@@ -144,6 +144,24 @@ def test_a_method_without_ratios_is_searched_over_its_options(draw_by):
     assert of.identity()["baseline"] == "plain choice"
 
 
+@pytest.mark.parametrize("draw_by", DRAW_BY)
+def test_one_model_s_number_is_searched_while_the_others_stay(draw_by):
+    densities = Values((0.2, 0.4, 0.8)) if draw_by == "grid" else Values((0.2, 0.8), is_range=True)
+    base = parameters_of("ties_per_tensor", density=(0.5, 0.9), weight=(0.3, 0.7))
+    options = {"density[0]": densities, "weight[1]": Values((0.1, 0.2))}
+    space = SearchSpace(2, base, Values((0.5,)), options, without_mixup=True)
+    of = Proposals(space, draw_by, 6, seed=3)
+    of.check()
+    scored = []
+    for number in range(of.total):
+        scored.append((of.propose(number, scored), 0.0))
+    found = [candidate.parameters.formula_options(2) for candidate, _ in scored]
+    assert all(0.2 <= first <= 0.8 and second == 0.9 for first, second in (one["density"] for one in found))
+    assert {one["weight"] for one in found} == {(0.3, 0.1), (0.3, 0.2)}
+    assert len({one["density"][0] for one in found}) == (3 if draw_by == "grid" else 6)
+    assert space_from_fields(space.to_fields()) == space
+
+
 def test_listed_options_without_ratios_are_drawn_once():
     space = space_of(MAGMAX, scaling_coefficient=Values((0.5, 1.0, 1.5)))
     of = Proposals(space, "mixup", 20, seed=0)
@@ -257,7 +275,7 @@ def test_a_grid_of_three_models_is_the_finest_even_one(largest_number):
 @pytest.mark.parametrize(
     ("changes", "option"),
     [
-        ({"scaling_coefficient": SCALES}, "--scaling_coefficient"),
+        ({"scaling_coefficient": SCALES}, "takes no range, such as 0.5:1.5"),
         ({"num_draws": 1}, "--num_draws 1"),
         ({"num_draws": 2, "number_of_models": 3}, "--num_draws 2"),
     ],
