@@ -150,7 +150,8 @@ class ModelPasses:
     def largest_of_tensors(self, wanted: Mapping[str, Sequence[LargestOf]]) -> dict[str, list[tuple[float, int]]]:
         if sees_blocks(self._blocks.parameters):
             return self._largest_of_tensors(wanted, True)
-        return {name: self._largest_in_whole(name, of_tensor) for name, of_tensor in wanted.items()}
+        found = {name: self._largest_in_whole(name, of_tensor) for name, of_tensor in wanted.items() if of_tensor}
+        return {name: found.get(name, []) for name in wanted}
 
     def _largest_in_whole(self, name: str, wanted: Sequence[LargestOf]) -> list[tuple[float, int]]:
         """The same of a tensor that the merge needs as a whole."""
