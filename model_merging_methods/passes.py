@@ -131,7 +131,7 @@ class ModelPasses:
 
             def view(block: Block) -> None:
                 if whole:
-                    with tensors.turn(block.name), one_thread():
+                    with tensors.turn(block.name, whole=True), one_thread():
                         tensors.check(block.name)
                         result = function(tensors.tensors(block.name, found)).cpu().numpy()
                 else:

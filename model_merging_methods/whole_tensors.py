@@ -40,7 +40,9 @@ class WholeTensors:
 
     def __init__(self, blocks: ModelBlocks):
         self._blocks = blocks
-        self._budget = _Budget(max(map(self._peak, blocks.merged_names), default=0))
+        # Statistics of the model are found on whole tensors.
+        peak = self._peak_of_whole if blocks.parameters.declared.sees_model else self._peak
+        self._budget = _Budget(max(map(peak, blocks.merged_names), default=0))
         # On a GPU as well, the models are compared where they are read.
         self._comparing = CompiledArithmetic(blocks.parameters, len(blocks.roles))
         self._farthest, self._lock = (_FAR, ""), Lock()
@@ -57,11 +59,16 @@ class WholeTensors:
         return 4 * (len(self._blocks.roles) + 2) * largest
 
     def _peak(self, name: str) -> int:
+        """Bytes for merging one tensor: whole, or a strip of all models, and a bit for each value."""
+        models, shape = len(self._blocks.roles), self._shape(name)
+        if works_in_strips(self._blocks, name, shape):
+            return 4 * (models + 4) * strip_size(shape) + models * self._blocks.numel(name) // 8
+        return self._peak_of_whole(name)
+
+    def _peak_of_whole(self, name: str) -> int:
         """Bytes for one tensor: what the formula holds, with what it reads and the result, and what the mask needs."""
         parameters, models, numel = self._blocks.parameters, len(self._blocks.roles), self._blocks.numel(name)
         shape, method = self._shape(name), parameters.declared
-        if works_in_strips(self._blocks, name, shape):  # a strip of all models, and a bit for each value
-            return 4 * (models + 4) * strip_size(shape) + models * numel // 8
         rows, columns = shape if len(shape) == 2 else (numel, 1)
         needed = {
             Sees.GRAM: (6 * models + 2) * numel,
@@ -78,9 +85,9 @@ class WholeTensors:
         return shape[::-1] if self._is_transposed(name) else shape
 
     @contextmanager
-    def turn(self, name: str) -> Iterator[None]:
-        """Wait until a tensor fits beside those that are being merged."""
-        with self._budget.reserved(self._peak(name)):
+    def turn(self, name: str, whole: bool = False) -> Iterator[None]:
+        """Wait until a tensor fits beside those that are in work, as a whole or as it is merged."""
+        with self._budget.reserved(self._peak_of_whole(name) if whole else self._peak(name)):
             yield
 
     def check(
