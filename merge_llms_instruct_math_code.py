@@ -80,8 +80,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = build_parser().parse_args(arguments)
-    check_inference_options(options)
     check_tasks_option(options)
+    check_inference_options(options)
     replays = options.backend == "replay"
     if options.merge_only and (options.delete_merged_model or replays):
         raise UserError("--merge_only saves a model; remove it, or remove --delete_merged_model and --backend replay")

@@ -51,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError("--tasks has no effect with --show, which names tasks itself; remove one of them")
     if options.show:
         options.tasks = list(dict.fromkeys(options.show))
-    check_inference_options(options)
     check_tasks_option(options)
+    check_inference_options(options)
     if options.show:
         print("\n".join(show_prompts(options, options.tasks)))
         return

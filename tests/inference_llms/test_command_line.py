@@ -40,6 +40,7 @@ def save_weights(folder: Path, values: numpy.ndarray) -> None:
     [
         ("--tasks gsm9k", "gsm9k"),
         ("--tasks gsm8k gsm8k", "twice"),
+        ("--tasks alpaca_evl --judge_model x", "unknown tasks: alpaca_evl (near: alpaca_eval); choose from"),
         ("", "--tasks"),
         ("--tasks gsm8k --backend replay", "--replay_from"),
         ("--tasks gsm8k --replay_from x", "--backend replay"),
