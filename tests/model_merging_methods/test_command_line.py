@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from merge_llms_instruct_math_code import main
+from model_merging_methods.command_line import declared_options
 from tests.commands import run_here
 from tests.model_merging_methods.merges import PAIR
 
@@ -191,6 +192,11 @@ def test_a_model_to_merge_is_never_replaced(models, tmp_path):
 )
 def test_a_wrong_option_gets_one_line_and_leaves_nothing(models, tmp_path, arguments, message):
     refused(*chosen(models), *arguments.split(), out=tmp_path / "out", message=message)
+
+
+def test_options_of_one_name_have_one_type():
+    types = {name: {option.type for option in of_owner.values()} for name, of_owner in declared_options().items()}
+    assert {name: found for name, found in types.items() if len(found) > 1} == {}
 
 
 def test_a_merge_of_one_model_is_refused(models, tmp_path):
