@@ -3,7 +3,7 @@
 merging_method_name: mask_merging       # the key that marks this form
 pretrained_model: org/base
 models: {chat: org/chat, math: org/math}
-mask_apply_method: slerp
+mask_apply_method: nuslerp
 weight_mask_rate: {chat: 0.2, math: 0.3}
 seed: 1
 """

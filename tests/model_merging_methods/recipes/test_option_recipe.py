@@ -1,6 +1,8 @@
 """Recipes whose keys are the options of `merge`."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +11,7 @@ from model_merging_methods.__main__ import main
 from tests.model_merging_methods.recipes.test_writing import MODELS
 from utils.errors import UserError
 
+ROOT = Path(__file__).parents[3]
 RECIPE = f"""merging_method_name: ties_merging
 pretrained_model: {MODELS}/base
 models: {{instruct: {MODELS}/instruct, math: {MODELS}/math}}
@@ -62,6 +65,15 @@ def test_a_bad_recipe_of_options_names_line_and_key(text, error, tmp_path):
         main(["merge", write(tmp_path, text), str(tmp_path / "merged")])
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "merged").exists()
+
+
+def test_the_documented_recipe_merges(tmp_path):
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "recipes.md").read_text(), re.DOTALL)
+    text = next(block for block in blocks if "merging_method_name" in block)
+    for name, model in {"base": "base", "chat": "instruct", "math": "math"}.items():
+        text = text.replace(f"org/{name}", f"{MODELS}/{model}")
+    main(["merge", write(tmp_path, text), str(tmp_path / "merged")])
+    assert record_of(tmp_path / "merged")["parameters"]["mixup"]["alpha"] == 0.5
 
 
 def test_a_recipe_may_have_any_file_name(tmp_path):
