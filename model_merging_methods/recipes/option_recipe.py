@@ -21,6 +21,7 @@ from model_merging_methods.methods import METHODS
 from model_merging_methods.recipes.reading import Node, RecipeSource, read_documents
 from utils.command_line import OneLineParser
 from utils.errors import UserError
+from utils.model_folders import written_place
 
 MARK = "merging_method_name"
 _NO_KEYS = ("from_record", "device")  # a record holds a merge of its own; a device does not define one
@@ -95,8 +96,11 @@ def _arguments(node: Node) -> list[str]:
 def option_recipe(request: MergeRequest, allow_unrelated: bool) -> dict[str, Any]:
     """The recipe of a merge that options define."""
     parameters, roles = request.parameters, list(request.finetuned)
-    recipe: dict[str, Any] = {MARK: parameters.merging_method_name, "pretrained_model": str(request.pretrained)}
-    recipe["models"] = {role: str(folder) for role, folder in request.finetuned.items()}
+    recipe: dict[str, Any] = {
+        MARK: parameters.merging_method_name,
+        "pretrained_model": written_place(request.pretrained),
+    }
+    recipe["models"] = {role: written_place(folder) for role, folder in request.finetuned.items()}
     if parameters.mask is not None:
         recipe |= {"mask_apply_method": parameters.method, "mask_strategy": parameters.mask.strategy}
         recipe["weight_format"] = parameters.mask.weight_format

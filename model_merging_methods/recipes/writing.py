@@ -8,6 +8,7 @@ import yaml
 from model_merging_methods.merge_request import PRETRAINED, MergeRequest
 from model_merging_methods.recipes.option_recipe import option_recipe
 from model_merging_methods.recipes.recipe import with_models
+from utils.model_folders import written_place
 
 
 def recipe_text(request: MergeRequest, allow_unrelated: bool = False) -> str:
@@ -34,7 +35,8 @@ def _documents(request: MergeRequest) -> dict[str | None, dict[str, Any]]:
 
 def _written(path: Path) -> str | dict[str, str]:
     """A folder as a recipe's model: as a mapping if its text would read as a revision or an adapter."""
-    return {"path": str(path)} if set("@+") & set(str(path)) else str(path)
+    place = written_place(path)
+    return {"path": place} if place == str(path) and set("@+") & set(place) else place
 
 
 def _with_names(value: Any) -> Any:
