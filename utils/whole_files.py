@@ -22,6 +22,7 @@ class Busy(UserError):
 
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # from flock, on a file system without locks
+_TRIES = 100  # to make a lock in a folder that others remove
 
 
 def unfinished_name(final: Path) -> Path:
@@ -66,9 +67,10 @@ def locked(path: Path, blocking: bool = False) -> Iterator[None]:
 
 def _hold(lock: Path, path: Path, blocking: bool) -> int:
     """Lock the lock file; returns its descriptor."""
+    tries = 0
     while True:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # another process has just removed the folder: try again
+        try:
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
@@ -85,6 +87,10 @@ def _hold(lock: Path, path: Path, blocking: bool) -> int:
                 os.pwrite(descriptor, f"{os.getpid()} on {os.uname().nodename}".encode(), 0)
                 return descriptor
             os.close(descriptor)  # its holder has just removed it: try again
+        except FileNotFoundError:  # another process has just removed the folder: try again
+            tries += 1
+            if tries == _TRIES:  # a file system that takes no files
+                raise
 
 
 def _is_named(descriptor: int, path: Path) -> bool:
