@@ -56,6 +56,7 @@ from utils.weight_files import INDEX_FILE
 from utils.whole_files import (
     empty_folder,
     finish_replacing,
+    is_free,
     is_half_replaced,
     locked,
     remove_left_lock,
@@ -218,7 +219,7 @@ def _check_place(target: Path, request: MergeRequest) -> None:
 
 def _is_done(target: Path, request: MergeRequest) -> bool:
     """Whether `target` already holds this merge. Raises UserError if it holds anything else or is damaged."""
-    if not target.exists():
+    if is_free(target):
         return False
     if (target / RECORD_FILE).exists():
         record = read_record(target / RECORD_FILE)

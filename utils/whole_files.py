@@ -34,6 +34,11 @@ def _hidden_name(final: Path, state: str) -> Path:
     return final.with_name(f".{final.name}.{state}")
 
 
+def is_free(path: Path) -> bool:
+    """Whether there is nothing at a path, or an empty folder."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in `folder` (or the content of a file) durable."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -178,8 +183,9 @@ def write_json(path: Path, value: Any) -> None:
 def whole_folder(final: Path, replace: bool = False, is_locked: bool = False) -> Iterator[Path]:
     """Yield a hidden folder next to `final`, and move it to `final` if the block succeeds.
 
-    An existing `final` is replaced only with `replace`. An error in the block leaves nothing behind; a kill or Ctrl-C
-    leaves the hidden folder, and the next call for the same `final` finds its content, to resume from or to empty.
+    An existing `final` is replaced only if it is empty, or with `replace`. An error in the block leaves nothing behind;
+    a kill or Ctrl-C leaves the hidden folder, and the next call for the same `final` finds its content, to resume from
+    or to empty.
     `is_locked`: the caller holds `locked(final)`.
     Raises UserError if another process is making the same folder, or has made it meanwhile.
     """
@@ -191,7 +197,7 @@ def whole_folder(final: Path, replace: bool = False, is_locked: bool = False) ->
             yield unfinished
             for path in (*unfinished.rglob("*"), unfinished):
                 sync_folder(path)
-            if final.exists() and not replace:
+            if not is_free(final) and not replace:
                 raise UserError(f"{final}: another run has written it meanwhile; rerun the command")
             _put_in_place(unfinished, final)
         except Exception:
