@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from utils.command_line import expanded_path
+from utils.errors import UserError
+
 
 def merge_models(
     recipe: str | Path | Mapping[str, Any],
@@ -18,7 +21,8 @@ def merge_models(
 ) -> None:
     """Merge what a recipe says into a model folder. docs/recipes.md describes recipes.
 
-    recipe: a YAML file, or its content as plain values. seed: replaces the recipe's own. device: cpu, cuda or auto.
+    recipe: a YAML file, or its content as plain values and paths. seed: replaces the recipe's own. device: cpu, cuda or
+    auto.
 
     Raises UserError, naming file, line and key, for a recipe or models that cannot be merged, and for a folder that
     holds anything but this merge (unless `overwrite`).
@@ -26,5 +30,7 @@ def merge_models(
     from model_merging_methods.merge_folders import MergeWork  # slow to import
     from model_merging_methods.recipes.merging import merge_recipe
 
-    source = dict(recipe) if isinstance(recipe, Mapping) else Path(recipe)
-    merge_recipe(source, Path(out_dir), seed=seed, overwrite=overwrite, work=MergeWork(device=device))
+    if seed is not None and not (isinstance(seed, int) and seed >= 0):
+        raise UserError(f"seed {seed}: give a whole number from 0 on")
+    source = dict(recipe) if isinstance(recipe, Mapping) else expanded_path(recipe)
+    merge_recipe(source, expanded_path(out_dir), seed=seed, overwrite=overwrite, work=MergeWork(device=device))

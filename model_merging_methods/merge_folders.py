@@ -56,6 +56,7 @@ from utils.weight_files import INDEX_FILE
 from utils.whole_files import (
     empty_folder,
     finish_replacing,
+    is_free,
     is_half_replaced,
     locked,
     remove_left_lock,
@@ -168,10 +169,19 @@ def _write_documents(request: MergeRequest, place: Path, work: MergeWork) -> Non
     for made in request.made.values():
         if must_be_written(made, request):
             log.info("merging document %s of the recipe", made.recipe.recipe.name)
+            folder = place_of(made, place)
             place.mkdir(parents=True, exist_ok=True)
-            merge_folders(made, {RECIPE: place_of(made, place)}, work=work)
+            merge_folders(made, {RECIPE: folder}, overwrite=not _is_left(folder, made), work=work)
         else:
             _write_documents(made, place, work)
+
+
+def _is_left(folder: Path, made: MergeRequest) -> bool:
+    """Whether a killed run has left this merge in a scratch folder, and not one of a recipe that has changed since."""
+    try:
+        return _is_done(folder, made)
+    except UserError:
+        return False
 
 
 def _make_folders(
@@ -218,7 +228,7 @@ def _check_place(target: Path, request: MergeRequest) -> None:
 
 def _is_done(target: Path, request: MergeRequest) -> bool:
     """Whether `target` already holds this merge. Raises UserError if it holds anything else or is damaged."""
-    if not target.exists():
+    if is_free(target):
         return False
     if (target / RECORD_FILE).exists():
         record = read_record(target / RECORD_FILE)

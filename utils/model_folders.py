@@ -61,8 +61,8 @@ def paper_model_folder(name: str, models_dir: Path | None, headers_in: Path | No
 def find_model_folder(path_or_hub_id: str, revision: str | None = None, headers_in: Path | None = None) -> Path:
     """The folder at a path, or of a hub id, whose weights and tokenizer are downloaded if they are not in the cache,
     with progress on a terminal. Without a connection, a complete earlier download is used. `revision` is a branch, tag
-    or commit of the hub. With `headers_in`, models that are not in the cache are not downloaded: a folder below it gets
-    their small files and the headers of their weights.
+    or commit of the hub; it may also follow the hub id, as `id@revision`. With `headers_in`, models that are not in the
+    cache are not downloaded: a folder below it gets their small files and the headers of their weights.
 
     Raises UserError with a remedy if there is neither.
     """
@@ -71,6 +71,9 @@ def find_model_folder(path_or_hub_id: str, revision: str | None = None, headers_
         return path
     if path.exists():
         raise UserError(f"{path_or_hub_id}: is a file; give a model folder")
+    hub_id, _, pinned = path_or_hub_id.partition("@")
+    if revision is None and pinned and _HUB_ID.fullmatch(hub_id):
+        path_or_hub_id, revision = hub_id, pinned
     if not _HUB_ID.fullmatch(path_or_hub_id):
         raise UserError(f"{path_or_hub_id}: no such model folder")
     try:
@@ -132,6 +135,12 @@ def hub_source(folder: Path) -> dict[str, str] | None:
     if len(parts) < 3 or parts[-2] != "snapshots" or not parts[-3].startswith("models--"):
         return None
     return {"id": parts[-3].removeprefix("models--").replace("--", "/", 1), "commit": parts[-1]}
+
+
+def written_place(folder: Path) -> str:
+    """The folder's path, or `id@commit` for a folder in the hub's cache."""
+    source = hub_source(folder)
+    return f"{source['id']}@{source['commit']}" if source else str(folder)
 
 
 def folder_name(folder: Path) -> str:

@@ -22,6 +22,7 @@ class Busy(UserError):
 
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # from flock, on a file system without locks
+_TRIES = 100  # to make a lock in a folder that others remove
 
 
 def unfinished_name(final: Path) -> Path:
@@ -31,6 +32,11 @@ def unfinished_name(final: Path) -> Path:
 
 def _hidden_name(final: Path, state: str) -> Path:
     return final.with_name(f".{final.name}.{state}")
+
+
+def is_free(path: Path) -> bool:
+    """Whether there is nothing at a path, or an empty folder."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 def sync_folder(folder: Path) -> None:
@@ -66,9 +72,10 @@ def locked(path: Path, blocking: bool = False) -> Iterator[None]:
 
 def _hold(lock: Path, path: Path, blocking: bool) -> int:
     """Lock the lock file; returns its descriptor."""
+    tries = 0
     while True:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # another process has just removed the folder: try again
+        try:
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
@@ -85,6 +92,10 @@ def _hold(lock: Path, path: Path, blocking: bool) -> int:
                 os.pwrite(descriptor, f"{os.getpid()} on {os.uname().nodename}".encode(), 0)
                 return descriptor
             os.close(descriptor)  # its holder has just removed it: try again
+        except FileNotFoundError:  # another process has just removed the folder: try again
+            tries += 1
+            if tries == _TRIES:  # a file system that takes no files
+                raise
 
 
 def _is_named(descriptor: int, path: Path) -> bool:
@@ -172,8 +183,9 @@ def write_json(path: Path, value: Any) -> None:
 def whole_folder(final: Path, replace: bool = False, is_locked: bool = False) -> Iterator[Path]:
     """Yield a hidden folder next to `final`, and move it to `final` if the block succeeds.
 
-    An existing `final` is replaced only with `replace`. An error in the block leaves nothing behind; a kill or Ctrl-C
-    leaves the hidden folder, and the next call for the same `final` finds its content, to resume from or to empty.
+    An existing `final` is replaced only if it is empty, or with `replace`. An error in the block leaves nothing behind;
+    a kill or Ctrl-C leaves the hidden folder, and the next call for the same `final` finds its content, to resume from
+    or to empty.
     `is_locked`: the caller holds `locked(final)`.
     Raises UserError if another process is making the same folder, or has made it meanwhile.
     """
@@ -185,7 +197,7 @@ def whole_folder(final: Path, replace: bool = False, is_locked: bool = False) ->
             yield unfinished
             for path in (*unfinished.rglob("*"), unfinished):
                 sync_folder(path)
-            if final.exists() and not replace:
+            if not is_free(final) and not replace:
                 raise UserError(f"{final}: another run has written it meanwhile; rerun the command")
             _put_in_place(unfinished, final)
         except Exception:

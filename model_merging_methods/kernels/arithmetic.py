@@ -46,7 +46,7 @@ from model_merging_methods.kernels.magnitude_thresholds import EVERYWHERE, Block
 from model_merging_methods.kernels.selection import kth_of_counted
 from model_merging_methods.kernels.stored_dtypes import F16, F32
 from model_merging_methods.kernels.tensor_search import Table
-from model_merging_methods.merge_parameters import Mask, MergeParameters, mask_of, parameters_of, per_model
+from model_merging_methods.merge_parameters import DEVICES, Mask, MergeParameters, mask_of, parameters_of, per_model
 from model_merging_methods.method import Sees, Tensors
 from model_merging_methods.methods import linear, task_arithmetic
 from utils.errors import UserError
@@ -116,10 +116,12 @@ def _has_kernel(parameters: MergeParameters) -> bool:
 
 
 def choose_device(device: str) -> str:
-    """cpu or cuda, for one of `merge_request.DEVICES`: auto is cuda if there is a GPU.
+    """cpu or cuda, for one of `merge_parameters.DEVICES`: auto is cuda if there is a GPU.
 
-    Raises UserError for cuda without a GPU.
+    Raises UserError for other devices, and for cuda without a GPU.
     """
+    if device not in DEVICES:
+        raise UserError(f"--device {device}: choose one of {', '.join(DEVICES)}")
     if device == "cpu":
         return device
     import torch

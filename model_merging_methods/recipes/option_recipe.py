@@ -3,7 +3,7 @@
 merging_method_name: mask_merging       # the key that marks this form
 pretrained_model: org/base
 models: {chat: org/chat, math: org/math}
-mask_apply_method: slerp
+mask_apply_method: nuslerp
 weight_mask_rate: {chat: 0.2, math: 0.3}
 seed: 1
 """
@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from model_merging_methods.command_line import add_merge_options, chosen_roles, merge_parameters
+from model_merging_methods.command_line import add_merge_options, chosen_roles, declared_options, merge_parameters
 from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merge_request import MergeRequest
 from model_merging_methods.method import Value
@@ -21,6 +21,7 @@ from model_merging_methods.methods import METHODS
 from model_merging_methods.recipes.reading import Node, RecipeSource, read_documents
 from utils.command_line import OneLineParser
 from utils.errors import UserError
+from utils.model_folders import written_place
 
 MARK = "merging_method_name"
 _NO_KEYS = ("from_record", "device")  # a record holds a merge of its own; a device does not define one
@@ -39,17 +40,39 @@ def read_option_recipe(source: RecipeSource) -> argparse.Namespace | None:
         raise marked[0].error("a recipe of options is alone in its file; move the other documents to other files")
     parser = OneLineParser(allow_abbrev=False)
     add_merge_options(parser)
-    known = vars(parser.parse_args([])).keys() - set(_NO_KEYS)
-    entries = documents[0].mapping(*sorted(known))
-    for node in entries.values():
+    marked[0].text()
+    defaults = vars(parser.parse_args([]))
+    entries = documents[0].mapping(*sorted(defaults.keys() - set(_NO_KEYS)))
+    # These have no --no-...: false is as if they were left out.
+    entries = {name: node for name, node in entries.items() if node.value is not False or defaults[name] is not False}
+    for name, node in entries.items():
+        _check_form(node, defaults[name] is False or _is_switch(name))
         _parse(parser, node)
     options = parser.parse_args([text for node in entries.values() for text in _arguments(node)])
     try:
         merge_parameters(options, chosen_roles(options))
     except UserError as error:
         named = [entries[name] for name in re.findall(r"--(\w+)", str(error)) if name in entries]
-        raise UserError(f"{(named or documents)[0].place}: {error}") from None
+        text = re.sub(r"--(\w+)", r"\1", str(error))
+        raise UserError(f"{(named or documents)[0].place}: {text}") from None
     return options
+
+
+def _is_switch(name: str) -> bool:
+    return any(option.type is bool for option in declared_options().get(name, {}).values())
+
+
+def _check_form(node: Node, is_switch: bool) -> None:
+    """Raise UserError unless a switch is true or false, and other values are numbers or texts, alone or in one list or
+    mapping."""
+    if isinstance(node.value, bool) != is_switch:
+        raise node.error("give true or false" if is_switch else f"is {node.plain}; give a number or a text")
+    items = (
+        node.value.values() if isinstance(node.value, dict) else node.items() if isinstance(node.value, list) else ()
+    )
+    for item in items:
+        if item.value is None or isinstance(item.value, bool | dict | list):
+            raise UserError(f"{item.place}: {node.name}: holds {item.plain}; give a number or a text")
 
 
 def _parse(parser: OneLineParser, node: Node) -> None:
@@ -73,8 +96,11 @@ def _arguments(node: Node) -> list[str]:
 def option_recipe(request: MergeRequest, allow_unrelated: bool) -> dict[str, Any]:
     """The recipe of a merge that options define."""
     parameters, roles = request.parameters, list(request.finetuned)
-    recipe: dict[str, Any] = {MARK: parameters.merging_method_name, "pretrained_model": str(request.pretrained)}
-    recipe["models"] = {role: str(folder) for role, folder in request.finetuned.items()}
+    recipe: dict[str, Any] = {
+        MARK: parameters.merging_method_name,
+        "pretrained_model": written_place(request.pretrained),
+    }
+    recipe["models"] = {role: written_place(folder) for role, folder in request.finetuned.items()}
     if parameters.mask is not None:
         recipe |= {"mask_apply_method": parameters.method, "mask_strategy": parameters.mask.strategy}
         recipe["weight_format"] = parameters.mask.weight_format

@@ -10,9 +10,10 @@ import difflib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
 import yaml
 
 from utils.errors import UserError
@@ -131,7 +132,7 @@ def read_documents(source: RecipeSource) -> list[Node]:
     rule above."""
     file = file_of(source)
     if isinstance(source, dict):
-        return parse_documents(yaml.safe_dump(source, sort_keys=False).encode(), file)
+        return parse_documents(_as_yaml(source), file)
     try:
         content = file.read_bytes()
     except OSError as error:
@@ -139,6 +140,24 @@ def read_documents(source: RecipeSource) -> list[Node]:
     if len(content) > MOST_BYTES:
         raise UserError(f"{file}: has {len(content)} bytes; a recipe has at most {MOST_BYTES}")
     return parse_documents(content, file)
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """Writes plain values; paths as texts, NumPy's numbers and arrays as Python's."""
+
+
+_PlainDumper.add_multi_representer(PurePath, lambda dumper, path: dumper.represent_str(str(path)))
+for _kind in (np.generic, np.ndarray):
+    _PlainDumper.add_multi_representer(_kind, lambda dumper, value: dumper.represent_data(value.tolist()))
+
+
+def _as_yaml(values: dict[str, Any]) -> bytes:
+    try:
+        return yaml.dump(values, Dumper=_PlainDumper, sort_keys=False).encode()
+    except yaml.representer.RepresenterError as error:
+        raise UserError(
+            f"recipe: {error.args[-1]!r} is not plain data; give texts, numbers, lists and mappings"
+        ) from None
 
 
 def parse_documents(content: bytes, file: Path) -> list[Node]:

@@ -151,7 +151,7 @@ class Recipe:
         return parameters_of(self.method, self.mask)
 
 
-def with_models(value: Any, names: Mapping[str, str], within: str = "") -> Any:
+def with_models(value: Any, names: Mapping[str, Any], within: str = "") -> Any:
     """A recipe's plain values with other names of its models; `within` is the key that they belong to."""
     if isinstance(value, list):
         return [with_models(one, names) for one in value]

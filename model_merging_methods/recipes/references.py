@@ -33,7 +33,7 @@ def read_model(node: Node) -> ModelReference:
         return ModelReference(model.path, model.revision, read_model(entries["lora"]) if "lora" in entries else None)
     parts = node.text().split("+")
     if len(parts) > 2 or not all(parts):
-        raise node.error(f"{node.value} must be path or path+lora; a + cannot be part of a path")
+        raise node.error(f"{node.value} must be path or path+lora; if + is part of a path, write {{path: ...}}")
     model, *lora = [_read_path(part, node) for part in parts]
     return ModelReference(model.path, model.revision, lora[0] if lora else None)
 
@@ -41,7 +41,7 @@ def read_model(node: Node) -> ModelReference:
 def _read_path(text: str, node: Node) -> ModelReference:
     parts = text.split("@")
     if len(parts) > 2 or not all(parts):
-        raise node.error(f"{node.value} must be path or path@revision; an @ cannot be part of a path")
+        raise node.error(f"{node.value} must be path or path@revision; if @ is part of a path, write {{path: ...}}")
     return ModelReference(*parts)
 
 

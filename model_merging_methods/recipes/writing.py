@@ -1,5 +1,6 @@
 """The recipe of a merge, as YAML: running it makes the same bytes."""
 
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -7,6 +8,7 @@ import yaml
 from model_merging_methods.merge_request import PRETRAINED, MergeRequest
 from model_merging_methods.recipes.option_recipe import option_recipe
 from model_merging_methods.recipes.recipe import with_models
+from utils.model_folders import written_place
 
 
 def recipe_text(request: MergeRequest, allow_unrelated: bool = False) -> str:
@@ -23,11 +25,18 @@ def _documents(request: MergeRequest) -> dict[str | None, dict[str, Any]]:
     for made in request.made.values():
         found |= _documents(made)
     named = request.recipe
-    places = {role: str(path) for role, path in request.inputs.items()}
-    places |= {role: f"{places[base]}+{places[role]}" for role, base in named.adapters.items()}
+    places = {role: _written(path) for role, path in request.inputs.items()}
+    for role, base in named.adapters.items():
+        places[role] = {"model": places[base], "lora": places[role]}
     document = with_models(_with_names(named.fields["document"]), places)
     found[named.recipe.name] = document | ({"seed": named.recipe.seed} if named.recipe.is_random else {})
     return found
+
+
+def _written(path: Path) -> str | dict[str, str]:
+    """A folder as a recipe's model: as a mapping if its text would read as a revision or an adapter."""
+    place = written_place(path)
+    return {"path": place} if place == str(path) and set("@+") & set(place) else place
 
 
 def _with_names(value: Any) -> Any:

@@ -63,6 +63,22 @@ def test_models_that_fit_are_merged_and_their_commits_recorded(models, merge, tm
     assert f"`our/math` at commit `{COMMIT}`" in card
 
 
+@pytest.mark.parametrize("merge", ["options", "recipe"])
+def test_a_printed_recipe_names_hub_models_with_their_commits(models, merge, tmp_path):
+    with local_hub(models) as (address, _):
+        run_with_hub(words_of(merge, tmp_path), address, tmp_path / "cache")
+        record = next((tmp_path / "out").rglob("merge_record.json"))
+        words = ["-m", "model_merging_methods", "merge", "--from_record", record, "--print_recipe"]
+        printed = run_with_hub(words, address, tmp_path / "cache").stdout
+        recipe = tmp_path / "printed.yml"
+        recipe.write_text(printed)
+        words = ["-m", "model_merging_methods", "merge", recipe, tmp_path / "again"]
+        done = run_with_hub(words, address, tmp_path / "empty_cache")
+    assert done.returncode == 0, done.stderr
+    assert all(f"our/{name}@{COMMIT}" in printed for name in ("base", "instruct", "math")), printed
+    assert (tmp_path / "again" / WEIGHTS).read_bytes() == (record.parent / WEIGHTS).read_bytes()
+
+
 def test_models_of_a_server_without_range_requests_are_merged(models, tmp_path):
     with local_hub(models, in_parts=False) as (address, _):
         done = run_with_hub(words_of("options", tmp_path), address, tmp_path / "cache")

@@ -200,3 +200,8 @@ def test_a_full_disk_is_reported_with_the_file_and_keeps_the_old_one(full_disk):
         write_whole(path, "new" * 100_000)
     assert error.value.filename == str(path)
     assert path.read_text() == "old" and [file.name for file in full_disk.iterdir()] == ["scores.json"]
+
+
+def test_a_file_system_that_takes_no_files_is_an_error():
+    with pytest.raises(FileNotFoundError), locked(Path("/proc/model")):
+        pass

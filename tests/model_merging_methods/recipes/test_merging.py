@@ -303,6 +303,20 @@ def test_a_killed_recipe_goes_on(recipe, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_changed_recipe_replaces_what_a_killed_run_left(recipe, tmp_path):
+    main(["merge", recipe(TIES), str(tmp_path / ".merged.documents" / "first")])
+    later = TWO_DOCUMENTS.replace("method: linear", f"method: ties\nbase_model: {MODELS}/base")  # reads it many times
+    main(["merge", recipe(later.replace("0.7", "0.3")), str(tmp_path / "merged")])
+    assert not (tmp_path / ".merged.documents").exists()
+
+
+def test_an_empty_folder_is_merged_into(recipe, tmp_path):
+    (tmp_path / "merged").mkdir()
+    main(["merge", recipe(TIES), str(tmp_path / "merged")])
+    assert (tmp_path / "merged" / "merge_record.json").is_file()
+    assert not list(tmp_path.glob(".merged*"))
+
+
 def test_the_main_job_merges_a_recipe_and_takes_no_other_merge(recipe, tmp_path):
     output = ["--output_dir", str(tmp_path / "out")]
     main_job(["--recipe", recipe(TIES), "--merge_only", *output])

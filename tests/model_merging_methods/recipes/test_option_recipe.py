@@ -1,6 +1,8 @@
 """Recipes whose keys are the options of `merge`."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +11,7 @@ from model_merging_methods.__main__ import main
 from tests.model_merging_methods.recipes.test_writing import MODELS
 from utils.errors import UserError
 
+ROOT = Path(__file__).parents[3]
 RECIPE = f"""merging_method_name: ties_merging
 pretrained_model: {MODELS}/base
 models: {{instruct: {MODELS}/instruct, math: {MODELS}/math}}
@@ -50,10 +53,15 @@ def test_the_main_job_takes_a_recipe_as_its_options(tmp_path):
         (RECIPE + "alhpa: 0.5\n", r"recipe.yml:6: alhpa: unknown key; did you mean alpha\?"),
         (RECIPE + "alpha: much\n", "recipe.yml:6: alpha: invalid float value: 'much'; correct it"),
         (RECIPE + "from_record: x\n", "recipe.yml:6: from_record: unknown key"),
-        (RECIPE.replace("mixup: true\n", "") + "alpha: 0.1\n", "recipe.yml:5: --alpha 0.1 has no effect"),
-        (RECIPE + "param_value_mask_rate: 7\n", "recipe.yml:6: --param_value_mask_rate 7.0: give"),
-        (RECIPE + "weight: {cook: 0.5}\n", "recipe.yml:6: --weight.* has no effect"),
+        (RECIPE.replace("mixup: true\n", "") + "alpha: 0.1\n", "recipe.yml:5: alpha 0.1 has no effect"),
+        (RECIPE + "param_value_mask_rate: 7\n", "recipe.yml:6: param_value_mask_rate 7.0: give"),
+        (RECIPE + "weight: {cook: 0.5}\n", "recipe.yml:6: weight.* has no effect"),
         (RECIPE.replace("ties_merging", "tise"), "recipe.yml:1: merging_method_name: invalid choice: 'tise'"),
+        (RECIPE.replace(" ties_merging", ""), "recipe.yml:1: merging_method_name: is empty; give a text"),
+        (RECIPE.replace("true", "1"), "recipe.yml:4: mixup: give true or false"),
+        (RECIPE + "scaling_coefficient: true\n", "recipe.yml:6: scaling_coefficient: is True; give a number or a text"),
+        (RECIPE + "weight: {math: [1, 2]}\n", r"recipe.yml:6: weight: holds \[1, 2\]; give a number or a text"),
+        (RECIPE.replace(f"{MODELS}/math", ""), "recipe.yml:3: models: holds None; give a number or a text"),
         (RECIPE + "---\n" + RECIPE, "recipe.yml:1: merging_method_name: a recipe of options is alone in its file"),
     ],
 )
@@ -62,6 +70,27 @@ def test_a_bad_recipe_of_options_names_line_and_key(text, error, tmp_path):
         main(["merge", write(tmp_path, text), str(tmp_path / "merged")])
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "merged").exists()
+
+
+def test_switches_may_be_off(tmp_path):
+    off = "merge_code: false\nallow_unrelated: false\n"
+    main(
+        [
+            "merge",
+            write(tmp_path, RECIPE.replace("mixup: true\nseed: 2\n", "mixup: false\n") + off),
+            str(tmp_path / "a"),
+        ]
+    )
+    assert record_of(tmp_path / "a")["parameters"]["mixup"] is None
+
+
+def test_the_documented_recipe_merges(tmp_path):
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "recipes.md").read_text(), re.DOTALL)
+    text = next(block for block in blocks if "merging_method_name" in block)
+    for name, model in {"base": "base", "chat": "instruct", "math": "math"}.items():
+        text = text.replace(f"org/{name}", f"{MODELS}/{model}")
+    main(["merge", write(tmp_path, text), str(tmp_path / "merged")])
+    assert record_of(tmp_path / "merged")["parameters"]["mixup"]["alpha"] == 0.5
 
 
 def test_a_recipe_may_have_any_file_name(tmp_path):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from model_merging_methods.__main__ import main
+from tests.model_merging_methods.checkpoints.test_lora_adapter import save_adapter
 from tests.model_merging_methods.recipes.test_golden_recipes import GOLDEN, tensors_of
 from tests.model_merging_methods.small_models import save_model
 from utils.errors import UserError
@@ -88,8 +89,22 @@ tokenizer_source: union
 """
 
 
-@pytest.mark.parametrize("text", [RECIPE, RECIPE.split("---")[0]], ids=["two documents", "one"])
-def test_the_printed_recipe_of_a_record_makes_the_same_model(text, tmp_path, capsys):
+WITH_ADAPTER = """
+merge_method: linear
+base_model: {path: me@home/c++/base}
+models:
+- {model: {path: me@home/c++/base}, parameters: {weight: 1}}
+- {model: {model: {path: me@home/c++/base}, lora: {path: me@home/c++/adapter}}, parameters: {weight: 1}}
+"""
+
+
+@pytest.mark.parametrize(
+    "text", [RECIPE, RECIPE.split("---")[0], WITH_ADAPTER], ids=["two documents", "one", "@ and + in paths"]
+)
+def test_the_printed_recipe_of_a_record_makes_the_same_model(text, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "me@home" / "c++"
+    save_adapter(save_model(folder / "base", seed=0), folder / "adapter")
     (tmp_path / "recipe.yml").write_text(text)
     main(["merge", str(tmp_path / "recipe.yml"), str(tmp_path / "merged"), "--seed", "3"])
     capsys.readouterr()
