@@ -141,6 +141,17 @@ def test_numbers_of_a_merge_on_disk_and_live_in_a_search_equal_the_harness(merge
                 assert (bool(is_right), completion) == (right[example], on_disk[example])
 
 
+def test_a_replay_of_raw_generations_has_the_same_scores(merged, tmp_path):
+    folder, scores = merged
+    raw = Path(scores[OURS[0]]["raw_generations"]).parent
+    replay = ("--backend", "replay", "--replay_from", raw, "--lm_eval_include_path", YAML, "--output_dir", tmp_path)
+    done = run_command_here("--load_model_path", folder, "--tasks", *OURS, *replay)
+    assert done.returncode == 0, done.stderr
+    (replayed,) = tmp_path.glob("save_scores/*/**/*.json")
+    for name, score in json.loads(replayed.read_text()).items():
+        assert [score[metric] for metric in score["metrics"]] == [scores[name][metric] for metric in score["metrics"]]
+
+
 def test_an_interrupted_run_resumes_with_what_is_missing(tmp_path, monkeypatch):
     whole = run(ZOO / "math", tmp_path / "whole", "--tasks", *OURS)
     scored, complete = [], TransformersEngine.log_likelihoods
