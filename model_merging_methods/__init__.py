@@ -5,11 +5,10 @@ This package knows nothing about prompts, tasks or engines.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 
 def merge_models(
-    recipe: str | Path | Mapping[str, Any],
+    recipe: str | Path | Mapping[str, object],
     out_dir: str | Path,
     *,
     seed: int | None = None,
