@@ -47,7 +47,7 @@ EXPLANATION = (
     "best. The interval of an accuracy is Wilson's, over the examples; sd shows how far draws vary. M3 − without: the "
     "mean over the draws minus the merge without M3. Its interval, and that of a drop rate, is the paired bootstrap's, "
     "over the draws and the examples; with one draw, over the examples alone. With few draws it is still too "
-    "narrow, and it has no width where no variation was seen."
+    "narrow. Where no variation was seen, it is Wilson's."
 )
 PUBLISHED_VALUES = (
     "Published values are of 13B models over the whole sets; a difference is given only if ours is over as many "
