@@ -16,6 +16,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from packaging.specifiers import SpecifierSet
+
 from inference_llms.data_sets import DataSet
 from inference_llms.engines.engine import Completion, Engine, Sampling
 from inference_llms.prompt_format import CHAT, PromptFormat
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 # The task's own limit of new tokens applies; a smaller one is given by --max_tokens.
 NO_LIMIT = 2**31
+VERSIONS = ">=0.4.13,<0.5"  # as in pyproject.toml
 FEWSHOT_SEED = 1234  # the harness's default
 
 Metrics = Mapping[tuple[str, str], Any]  # a document's values by metric and filter
@@ -310,9 +313,13 @@ def _index(include_path: Path | None, with_defaults: bool) -> Any:
 
 
 def check_installed() -> None:
-    """Raise UserError unless the harness is installed."""
+    """Raise UserError unless the harness is installed, in a version that works."""
+    remedy = 'run `pip install -e ".[lm_eval]"`'
     if importlib.util.find_spec("lm_eval") is None:
-        raise UserError('tasks named lm_eval:NAME need lm-evaluation-harness; run `pip install -e ".[lm_eval]"`')
+        raise UserError(f"tasks named lm_eval:NAME need lm-evaluation-harness; {remedy}")
+    version = importlib.metadata.version("lm_eval")
+    if not SpecifierSet(VERSIONS).contains(version, prereleases=True):
+        raise UserError(f"lm-evaluation-harness {version} is installed, and {VERSIONS} works; {remedy}")
 
 
 @cache

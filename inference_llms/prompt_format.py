@@ -1,15 +1,16 @@
 """How a task's question becomes a model's prompt: in the paper's words, through the chat template, or as it is."""
 
 import argparse
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from inference_llms.engines.engine import Chat, Prompt
+from inference_llms.engines.engine import Chat, Completion, Engine, Prompt, Sampling
 from utils.errors import UserError
 
 PAPER, CHAT, PLAIN = "paper", "chat", "plain"
 PROMPT_FORMATS = (PAPER, CHAT, PLAIN)
-END_OF_THINKING = "</think>"
+THINKING, END_OF_THINKING = "<think>", "</think>"
 # Around a chat, as JSON, in a prompt that is built before the model's template is known.
 CHAT_MARK = "\x00chat"
 
@@ -37,7 +38,7 @@ class PromptFormat:
         if self.name != CHAT:
             return str(completion)
         _, end, answer = completion.rpartition(END_OF_THINKING)
-        return answer.lstrip() if end or "<think>" not in completion else ""
+        return answer.lstrip() if end or THINKING not in completion else ""
 
     def options(self) -> dict[str, str]:
         """The options of a command with this format; none for the paper's."""
@@ -53,6 +54,19 @@ class PromptFormat:
         details = [] if self.system_prompt is None else [f"system prompt {self.system_prompt!r}"]
         details += [] if self.thinking is None else [f"thinking {'on' if self.thinking else 'off'}"]
         return f"{self.name} ({', '.join(details)})" if details else self.name
+
+
+def complete(engine: Engine, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
+    """The engine's completions of the prompts. Those of chats begin with the mark of thinking if the template ends in
+    it, so that an answer that is cut off while the model thinks shows it."""
+    begun = ""
+    if prompts and isinstance(prompts[0], Chat):
+        from inference_llms.engines.chat_templates import render  # imports transformers, which takes seconds
+
+        prompt = render(engine.tokenizer, prompts[0].messages, prompts[0].thinking).rstrip()
+        begun = f"{THINKING}\n" if prompt.endswith(THINKING) else ""
+    for position, completion in engine.complete(prompts, sampling):
+        yield position, Completion(begun + completion, completion.tokens, completion.cut_off)
 
 
 PAPER_PROMPTS = PromptFormat()

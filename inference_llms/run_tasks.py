@@ -160,7 +160,7 @@ def find_completions(
     """The existing completions: all those of a replay, or those of an interrupted run."""
     task = examples.task
     if isinstance(source, ReplaySource):
-        file = source.folder / f"{task.name}.jsonl"
+        file = source.folder / places.raw_generations(task.name).name
         return read_replay(file, examples.chosen, examples.whole_set, task.prompt_format)
     path = places.raw_generations(task.name)
     identity = source.identity(task)

@@ -21,7 +21,7 @@ from inference_llms.evaluators.results import (
     hashes_file,
     hashing_command,
 )
-from inference_llms.prompt_format import PAPER_PROMPTS, PromptFormat
+from inference_llms.prompt_format import PAPER_PROMPTS, PromptFormat, complete
 from utils.errors import UserError
 from utils.output_places import OutputPlaces
 from utils.whole_files import write_whole
@@ -220,7 +220,7 @@ class Task:
 
     def complete(self, engine: Engine, examples: Sequence[Example]) -> Iterator[tuple[int, Completion]]:
         """Yield (position in `examples`, completion) as each ends, from one call of the engine."""
-        return engine.complete(self.prompts(examples), self.sampling)
+        return complete(engine, self.prompts(examples), self.sampling)
 
     def answer(self, completion: str) -> str:
         """The answer in a completion."""

@@ -5,14 +5,13 @@ This package knows nothing about prompts, tasks or engines.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from utils.command_line import expanded_path
 from utils.errors import UserError
 
 
 def merge_models(
-    recipe: str | Path | Mapping[str, Any],
+    recipe: str | Path | Mapping[str, object],
     out_dir: str | Path,
     *,
     seed: int | None = None,

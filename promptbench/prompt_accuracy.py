@@ -11,7 +11,7 @@ import numpy as np
 
 from inference_llms.answer_health import Health, health_of
 from inference_llms.engines.engine import Engine, Sampling
-from inference_llms.prompt_format import PAPER_PROMPTS, PromptFormat
+from inference_llms.prompt_format import PAPER_PROMPTS, PromptFormat, complete
 from inference_llms.raw_generations import appended_rows, check_same_run, cut_off, read_identity, whole_lines
 from promptbench.prompt_task import PLACEHOLDER, PromptTask, Sample
 from utils.errors import UserError
@@ -103,7 +103,7 @@ class PromptAccuracy:
             appended_rows(self._path, self._identity, overwrite=False) as write_row,
             progress_of(self._task.name, len(missing), "prompts", persistent=False) as progress,
         ):
-            for position, completion in self._engine.complete(prompts, self._sampling):
+            for position, completion in complete(self._engine, prompts, self._sampling):
                 prompt, sample = missing[position]
                 row = {"prompt": _digest(prompt), "sample": sample, "completion": completion}
                 write_row({**row, "cut_off": completion.cut_off, "tokens": completion.tokens})

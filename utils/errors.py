@@ -1,10 +1,14 @@
 """Errors that a user can fix, each reported in one line."""
 
 import os
+import select
 import sys
 from collections.abc import Callable
 
 from utils.interrupts import begin_work, end_interrupted, end_work, was_interrupted
+
+STDOUT = 1
+READER_GONE = 141  # the exit status, as in a shell
 
 
 class UserError(Exception):
@@ -17,7 +21,8 @@ class UserError(Exception):
 def run_command_line(main: Callable[[], None]) -> int:
     """Run `main` and report a `UserError` or an uncaught `OSError` in one line on stderr.
 
-    Returns the exit status: 0, 2 after such an error (as argparse does), or 130 after Ctrl-C.
+    Returns the exit status: 0, 2 after such an error (as argparse does), 130 after Ctrl-C, or 141 if stdout is a pipe
+    whose reader has ended.
     """
     begin_work()
     # transformers prints warnings that only programmers can act on. It reads this variable when it is imported.
@@ -39,9 +44,21 @@ def _run(main: Callable[[], None]) -> int:
     except (UserError, OSError) as error:
         if was_interrupted():
             raise
+        if isinstance(error, BrokenPipeError) and _is_reader_gone():
+            return READER_GONE
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _is_reader_gone() -> bool:
+    """Whether the program that reads stdout has ended, such as `head`; the rest of the output is then dropped."""
+    waits = select.poll()
+    waits.register(STDOUT, select.POLLOUT)
+    if not any(event & select.POLLERR for _, event in waits.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+    return True
 
 
 def _one_line(error: UserError | OSError) -> str:

@@ -111,7 +111,7 @@ def _interval(merge: MergeScores) -> tuple[float | None, float | None]:
     drawn = [_draws(summary) for summary in merge.by_set.values()]
     if None in drawn:
         return None, None
-    low, high = paired_difference_interval([(draws, [[0.0] * len(draws[0])]) for _, draws in drawn])
+    low, high = mean_ratio_of_draws_interval([(draws, [[1.0] * len(draws[0])]) for _, draws in drawn])
     return 100 * low, 100 * high
 
 

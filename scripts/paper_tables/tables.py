@@ -8,6 +8,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from inference_llms.prompt_format import PAPER
 from inference_llms.tasks import LIVEBENCH_TASKS, TASKS_OF_ROLE
 from scripts.paper_tables.names import (
     METHODS,
@@ -46,11 +47,11 @@ EXPLANATION = (
     "best. The interval of an accuracy is Wilson's, over the examples; sd shows how far draws vary. M3 − without: the "
     "mean over the draws minus the merge without M3. Its interval, and that of a drop rate, is the paired bootstrap's, "
     "over the draws and the examples; with one draw, over the examples alone. With few draws it is still too "
-    "narrow, and it has no width where no variation was seen."
+    "narrow. Where no variation was seen, it is Wilson's."
 )
 PUBLISHED_VALUES = (
     "Published values are of 13B models over the whole sets; a difference is given only if ours is over as many "
-    "examples and by the same metric."
+    "examples, with the paper's prompts and by the same metric."
 )
 AGREEMENT = "AlpacaEval without a judge: the share of answers that agree exactly with the reference."
 
@@ -222,10 +223,11 @@ def _why(score: Score) -> str:
 
 
 def _published_line(summary: Summary, known: Published | None) -> CellLines:
-    """The published value; the difference if ours is by the same metric over as many examples."""
+    """The published value; the difference if ours is by the same metric and prompts over as many examples."""
     if known is None or (summary.metrics and known.metric not in summary.metrics):
         return ()
-    if summary.value is None or summary.examples != whole_set(summary.scores[0].dataset):
+    first = summary.scores[0]
+    if summary.value is None or summary.examples != whole_set(first.dataset) or first.prompts != PAPER:
         return (f"published {known.value:.1f}",)
     return (f"published {known.value:.1f} ({signed(summary.value - known.value)})",)
 

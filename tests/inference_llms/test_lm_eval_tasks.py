@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import merge_llms_instruct_math_code as main_job
+from inference_llms import lm_eval_tasks
 from inference_llms.engines.transformers import TransformersEngine
 from inference_llms.tasks import find_task
 from scripts import search_mixup
@@ -141,6 +142,17 @@ def test_numbers_of_a_merge_on_disk_and_live_in_a_search_equal_the_harness(merge
                 assert (bool(is_right), completion) == (right[example], on_disk[example])
 
 
+def test_a_replay_of_raw_generations_has_the_same_scores(merged, tmp_path):
+    folder, scores = merged
+    raw = Path(scores[OURS[0]]["raw_generations"]).parent
+    replay = ("--backend", "replay", "--replay_from", raw, "--lm_eval_include_path", YAML, "--output_dir", tmp_path)
+    done = run_command_here("--load_model_path", folder, "--tasks", *OURS, *replay)
+    assert done.returncode == 0, done.stderr
+    (replayed,) = tmp_path.glob("save_scores/*/**/*.json")
+    for name, score in json.loads(replayed.read_text()).items():
+        assert [score[metric] for metric in score["metrics"]] == [scores[name][metric] for metric in score["metrics"]]
+
+
 def test_an_interrupted_run_resumes_with_what_is_missing(tmp_path, monkeypatch):
     whole = run(ZOO / "math", tmp_path / "whole", "--tasks", *OURS)
     scored, complete = [], TransformersEngine.log_likelihoods
@@ -224,6 +236,13 @@ def test_a_broken_task_file_is_named_with_its_line(yaml, tmp_path):
     refused = run_command_here(*words)
     assert refused.returncode == 2 and f'in "{folder}/arc_easy.yaml", line 2' in refused.stderr
     assert refused.stderr.endswith("fix or remove it\n") and refused.stderr.count("\n") == 1
+
+
+def test_a_harness_of_another_version_is_refused(monkeypatch):
+    assert f'"lm-eval{lm_eval_tasks.VERSIONS}"' in (ROOT / "pyproject.toml").read_text()
+    monkeypatch.setattr(lm_eval_tasks.importlib.metadata, "version", lambda name: "0.4.9")
+    with pytest.raises(UserError, match=r"lm-evaluation-harness 0.4.9 is installed, and >=0.4.13,<0.5 works; run `pip"):
+        lm_eval_tasks.check_installed()
 
 
 def test_perplexity_cannot_choose_a_merge():

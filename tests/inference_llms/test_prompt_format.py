@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
@@ -120,6 +121,21 @@ def test_a_few_prompts_are_shown_as_the_model_gets_them(model, tmp_path):
     row = read_json_lines(OWN_DATA / "gsm8k_test.jsonl")[0]
     assert shown.returncode == 0 and "gsm8k: 3 of 3 prompts, format chat" in shown.stdout
     assert f"<s>{row['question']}" in shown.stdout and "an answer ends at the model's own end tokens" in shown.stdout
+
+
+@pytest.mark.parametrize("thinking", ["on", "off"])
+def test_an_answer_cut_off_in_thinking_that_the_template_began_is_empty(thinking, model, tmp_path):
+    begins = "{% if not enable_thinking %}\n</think>\n{% endif %}"
+    (model / "chat_template.jinja").write_text(f"{TEMPLATE}<think>\n{begins}")
+    options = ("--prompt_format", "chat", "--thinking", thinking, "--output_dir", tmp_path, "--max_tokens", 5)
+    done = run_command_here(
+        "--load_model_path", model, "--tasks", "alpaca_eval", "--data_dir", ZOO / "data", "--end_index", 3, *options
+    )
+    assert done.returncode == 0, done.stderr
+    score = json.loads((tmp_path / "save_scores/single_model/chat-model.json").read_text())["alpaca_eval"]
+    outputs = json.loads(Path(score["files"][0]).read_text())
+    assert any(row["output"] for row in outputs) == (thinking == "off")
+    assert score["health"]["empty"] == sum(row["output"] == "" for row in outputs)
 
 
 @needs_smollm2

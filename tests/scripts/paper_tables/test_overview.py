@@ -31,6 +31,13 @@ def test_a_finetune_is_compared_by_the_same_prompts():
     assert share(*merged, chat, with_value(ALONE, 1, 1, 0, 0)) == ["50.0", "25.0"]
 
 
+def test_the_interval_of_a_mean_is_within_0_and_100():
+    for right, interval in (((0, 0, 0, 0), "0.0 [0.0, 32.4]"), ((1, 1, 1, 1), "100.0 [67.6, 100.0]")):
+        merges = [with_value(replace(MERGED, dataset=name), *right) for name in ("GSM8K", "MATH")]
+        table = overview_table(summaries(merges))
+        assert [row[table.head.index("mean")] for row in table.rows] == [(interval,)]
+
+
 def test_tables_run_the_finetunes_that_the_overview_needs(tmp_path):
     options = {"end_index": 4}
     cells = [Cell(("dare",), MERGE, options={**options, "tasks": ["alpaca_eval"]})]

@@ -146,8 +146,10 @@ def test_different_examples_have_no_gain():
     assert gain(plain, summarise([draw(1, True, True)])) is None
 
 
-def test_a_difference_from_a_published_value_needs_its_metric_and_the_whole_set():
+def test_a_difference_from_a_published_value_needs_its_metric_prompts_and_the_whole_set():
     part = answered(PLAIN, True, False)
     assert cells(part)["no"][-1] == "published 14.6"
-    assert cells(answered(PLAIN, *[True] * 330, *[False] * 989))["no"][-1] == "published 14.6 (+10.4)"
+    whole = answered(PLAIN, *[True] * 330, *[False] * 989)
+    assert cells(whole)["no"][-1] == "published 14.6 (+10.4)"
+    assert cells(replace(whole, prompts="chat"))["no"][-1] == "published 14.6"
     assert len(cells(replace(part, metric="lenient_accuracy"))["no"]) == 1
