@@ -284,7 +284,7 @@ def option_by_model(option: Option, method: Method) -> str | None:
 
 def _value_for(name: str, value: Value | list[str], option: Option, roles: Sequence[str], by_model: bool) -> Value:
     """An option's value: a number, or one number for each model if it is given as NAME=X. Models without one have the
-    option's default."""
+    option's default. Raises UserError if it has none."""
     if not isinstance(value, list):
         return value
     words = words_by_model(name, value, roles, by_model)
@@ -294,8 +294,10 @@ def _value_for(name: str, value: Value | list[str], option: Option, roles: Seque
     numbers = {role: _number(name, number, option) for role, [number] in words.items()}
     if "" in numbers:
         return numbers[""]
-    default = 1.0 if option.default is None else option.default
-    return tuple(numbers.get(role, default) for role in roles)
+    left_out = [role for role in roles if role not in numbers]
+    if option.default is None and left_out:
+        raise UserError(f"--{name} {' '.join(value)}: has no default; add {left_out[0]}=X")
+    return tuple(numbers.get(role, option.default) for role in roles)
 
 
 def words_by_model(name: str, words: Sequence[str], roles: Sequence[str], by_model: bool) -> dict[str, list[str]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 
 from model_merging_methods.method import About, Reading, Sees, WholeTensor, merging_method
-from model_merging_methods.singular_values import STRIP, strip_values, triplets
+from model_merging_methods.singular_values import STRIP, triplets
 from model_merging_methods.task_vectors import mean, squared_norm, total_in_float64
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @merging_method(
     paper="ACE-Merging 2026, arXiv 2603.02945; as in its repository",
     sees=Sees.TENSOR,
-    memory=lambda m, n, k: max(7 * m * n + 4 * n * n, 4 * m * n + 6 * n * n) + strip_values(m, n),
+    memory=lambda m, n, k: max(7 * m * n + 2 * n * n, 6 * m * n + 4 * n * n) + 2 * n * min(m, STRIP),
 )
 def ace(
     x: WholeTensor,
@@ -63,7 +63,9 @@ def ace(
         shift, ridge = shift + covariance.mean(0), ridge + eps / trace
         del centred
         if heterogeneous:
-            residual.addmm_(deltas[place].double(), covariance)
+            for rows, of_delta in zip(residual.split(STRIP), deltas[place].split(STRIP), strict=True):
+                rows.addmm_(of_delta.double(), covariance)
+            del of_delta
         del covariance
     estimated.diagonal().add_(ridge)
     if heterogeneous:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="be
 def figures(tmp_path_factory) -> Path:
     """Figures for a wide and a tall matrix."""
     path = tmp_path_factory.mktemp("figures") / "cpu.json"
-    options = ["--shapes", "480x1320", "1320x480", "--repeats", "1", "--json", path]
+    options = ["--shapes", "640x1760", "1760x640", "--repeats", "1", "--json", path]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     subprocess.run([*SCRIPT, *map(str, options)], cwd=ROOT, env=environment, capture_output=True, check=True)
     return path
@@ -42,7 +42,7 @@ def test_tables_are_made_from_files_of_figures(figures, tmp_path):
     subprocess.run([*SCRIPT, "--tables", figures, figures, "--output", table], cwd=ROOT, check=True)
     lines = table.read_text().splitlines()
     head = "| method | matrix | CPU, seconds | CPU, memory | CPU, seconds | CPU, memory |"
-    assert lines[lines.index(head) + 2].startswith("| ace | 480 × 1320 | ")
+    assert lines[lines.index(head) + 2].startswith("| ace | 640 × 1760 | ")
     assert sum("Llama-2-13B, CPU: 160 × " in line for line in lines) == 2 * len(
         {n for n, m in METHODS.items() if m.sees is Sees.TENSOR}
     )
