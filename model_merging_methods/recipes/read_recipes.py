@@ -118,7 +118,7 @@ def _read(document: Node) -> Recipe:
     slices, module_parameters = _read_form(document, entries, base, reader)
     recipe = Recipe(
         document=document.plain,
-        name=entries["name"].text() if "name" in entries else None,
+        name=_read_document_name(entries["name"]) if "name" in entries else None,
         method=method,
         base=base,
         slices=slices,
@@ -255,9 +255,16 @@ def _read_source(item: Node, entries: Mapping[str, Node], reader: SettingReader)
     )
 
 
+def _read_document_name(node: Node) -> str:
+    name = node.text()
+    if not name.strip("."):
+        raise node.error(f"{name!r} cannot name a document; give another name")
+    return name
+
+
 def _read_name(node: Node) -> str:
     name = node.text()
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name == "pretrained":
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name) or name == "pretrained":
         raise node.error(f"{name!r} cannot name a model; use letters, digits, '.', '_' and '-'")
     return name
 

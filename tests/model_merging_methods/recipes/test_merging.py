@@ -454,6 +454,11 @@ def test_missing_models_of_any_document_are_named_before_the_first_merge(recipe,
     assert {path.name for path in tmp_path.iterdir()} <= {"recipe.yml", "logs"}
 
 
+def test_a_document_of_dots_is_refused(recipe, tmp_path):
+    with pytest.raises(UserError, match=r"recipe.yml:2: name: '\.\.' cannot name a document; give another name"):
+        main(["merge", recipe(TWO_DOCUMENTS.replace("first", "'..'")), str(tmp_path / "merged")])
+
+
 def test_a_filter_that_fits_no_tensor_is_named(recipe, tmp_path, caplog):
     text = TIES.replace("weight: 0.5", "weight: [{filter: mpl, value: 1}, {value: 0.5}]")
     main(["merge", recipe(text), str(tmp_path / "merged")])

@@ -1,6 +1,7 @@
 """A recipe that the command line prints makes the same files as the command line."""
 
 import json
+import shutil
 
 import pytest
 
@@ -113,6 +114,25 @@ def test_the_printed_recipe_of_a_record_makes_the_same_model(text, tmp_path, cap
     main(["merge", str(tmp_path / "printed.yml"), str(tmp_path / "again")])
     for name, values in tensors_of(tmp_path / "merged").items():
         assert values.equal(tensors_of(tmp_path / "again")[name]), name
+
+
+def test_the_printed_recipe_of_a_record_takes_any_folder_name(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("_a", "-b", "数学"):
+        shutil.copytree(MODELS / "math", tmp_path / name)
+    models = ", ".join(f"{{model: ./{name}, parameters: {{weight: 1}}}}" for name in ("_a", "-b", "数学"))
+    text = f"merge_method: task_arithmetic\nbase_model: {MODELS}/base\nmodels: [{models}]\n"
+    (tmp_path / "recipe.yml").write_text(text)
+    main(["merge", "recipe.yml", "merged"])
+    capsys.readouterr()
+    main(["merge", "--from_record", "merged/merge_record.json", "--print_recipe"])
+    (tmp_path / "printed.yml").write_text(capsys.readouterr().out)
+    main(["merge", "printed.yml", "again"])
+    names = [
+        [one["role"] for one in json.loads((tmp_path / folder / "merge_record.json").read_text())["inputs"]]
+        for folder in ("merged", "again")
+    ]
+    assert names == [["pretrained", "_a", "-b", "_"]] * 2
 
 
 @pytest.mark.parametrize("method", ["average_merging", "task_arithmetic", "ties_merging", "ties_per_tensor", "nuslerp"])
