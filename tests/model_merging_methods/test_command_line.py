@@ -172,6 +172,10 @@ def test_a_model_to_merge_is_never_replaced(models, tmp_path):
         ("--merging_method_name ties_merging --param_value_mask_rate -0.1", ["--param_value_mask_rate -0.1"]),
         ("--merging_method_name task_arithmetic --scaling_coefficient inf", ["--scaling_coefficient inf"]),
         ("--merging_method_name task_arithmetic --scaling_coefficient math=nan", ["--scaling_coefficient nan: give"]),
+        (
+            "--mask_strategy breadcrumbs_mergellm --density math=0.5",
+            ["--density math=0.5: has no default; add instruct=X"],
+        ),
         ("--mixup_lambda 1.5", ["--mixup_lambda 1.5"]),
         ("--merging_method_name average_merging --weight_mask_rate 0.3", ["--weight_mask_rate 0.3 has no effect"]),
         ("--merging_method_name average_merging --scaling_coefficient 2", ["--scaling_coefficient 2 has no effect"]),
