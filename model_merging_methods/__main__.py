@@ -18,7 +18,8 @@ from utils.errors import run_command_line
 log = logging.getLogger(__name__)
 
 PROGRAM = "python -m model_merging_methods"
-MERGE_EXAMPLES = f"""A recipe in mergekit's YAML: {PROGRAM} merge RECIPE.yml OUT_DIR (its options: --help after it)
+MERGE_EXAMPLES = f"""A recipe, in mergekit's YAML or as these options (its own options: --help after it):
+  {PROGRAM} merge RECIPE.yml OUT_DIR
 
 examples:
   {PROGRAM} merge --merging_method_name ties_merging --pretrained_model BASE --models math=DIR code=DIR

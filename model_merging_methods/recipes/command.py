@@ -46,7 +46,7 @@ def merge_recipe_file(arguments: Sequence[str]) -> None:
         sys.exit(check_recipe(options.recipe))
     if options.seed is not None and not is_random(options.recipe):
         options.seed = None
-        unused.append("--random-seed")
+        unused.append("--seed")
     with logged_run() as keep_log:
         log.info("command: %s", shlex.join([*PROGRAM.split(), *arguments]))
         if unused:
@@ -66,7 +66,7 @@ def merge_recipe_file(arguments: Sequence[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog=PROGRAM,
-        description="Merge what a recipe says, in mergekit's YAML, into a model folder.",
+        description="Merge what a recipe says, in mergekit's YAML or as our options, into a model folder.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -76,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--check", action="store_true", help="check recipe and models, print the findings, and stop")
     parser.add_argument("--overwrite", action="store_true", help="replace what OUT_DIR holds")
     parser.add_argument(
-        *("--seed", "--random-seed", "--random_seed"), type=whole_number, help="seed of random masks (default: 0)"
+        *("--seed", "--random-seed", "--random_seed"),
+        type=whole_number,
+        help="seed of random masks and drawn ratios (default: the recipe's, else 0)",
     )
     text = "device of the arithmetic: cpu, cuda, or auto for a GPU if there is one (default: cpu)"
     parser.add_argument("--device", type=_device, help=text)
