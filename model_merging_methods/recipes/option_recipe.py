@@ -24,6 +24,7 @@ from utils.errors import UserError
 from utils.model_folders import written_place
 
 MARK = "merging_method_name"
+_OF_MERGEKIT = {"merge_method": "merging_method_name", "base_model": "pretrained_model"}
 _NO_KEYS = ("from_record", "device")  # a record holds a merge of its own; a device does not define one
 
 
@@ -41,6 +42,11 @@ def read_option_recipe(source: RecipeSource) -> argparse.Namespace | None:
     parser = OneLineParser(allow_abbrev=False)
     add_merge_options(parser)
     marked[0].text()
+    for name, node in documents[0].entries().items():
+        if name in _OF_MERGEKIT:
+            raise node.error(f"is mergekit's key; {MARK} makes this a recipe of options, so write {_OF_MERGEKIT[name]}")
+        if name in _NO_KEYS:
+            raise node.error("does not define a merge here; give it on the command line")
     defaults = vars(parser.parse_args([]))
     entries = documents[0].mapping(*sorted(defaults.keys() - set(_NO_KEYS)))
     # These have no --no-...: false is as if they were left out.

@@ -52,7 +52,8 @@ def test_the_main_job_takes_a_recipe_as_its_options(tmp_path):
     [
         (RECIPE + "alhpa: 0.5\n", r"recipe.yml:6: alhpa: unknown key; did you mean alpha\?"),
         (RECIPE + "alpha: much\n", "recipe.yml:6: alpha: invalid float value: 'much'; correct it"),
-        (RECIPE + "from_record: x\n", "recipe.yml:6: from_record: unknown key"),
+        (RECIPE + "from_record: x\n", "recipe.yml:6: from_record: does not define a merge here; give"),
+        (RECIPE.replace("pretrained", "base"), "recipe.yml:2: base_model: is mergekit's key; .* write pretrained"),
         (RECIPE.replace("mixup: true\n", "") + "alpha: 0.1\n", "recipe.yml:5: alpha 0.1 has no effect"),
         (RECIPE + "param_value_mask_rate: 7\n", "recipe.yml:6: param_value_mask_rate 7.0: give"),
         (RECIPE + "weight: {cook: 0.5}\n", "recipe.yml:6: weight.* has no effect"),
