@@ -10,12 +10,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 from model_merging_methods.before_download import check_before_download
-from model_merging_methods.command_line import chosen_roles, merge_parameters, requested_merge
+from model_merging_methods.command_line import chosen_roles, merge_parameters
 from model_merging_methods.merge_folders import MergeWork, merge_folders
 from model_merging_methods.merge_request import PRETRAINED, MergeRequest, NamedRecipe
 from model_merging_methods.preflight import print_findings
 from model_merging_methods.recipes.opening import first_parameters, open_recipe
-from model_merging_methods.recipes.option_recipe import read_option_recipe
+from model_merging_methods.recipes.option_recipe import read_option_recipe, request_of_options
 from model_merging_methods.recipes.read_recipes import read_recipes, with_seed
 from model_merging_methods.recipes.reading import RecipeSource
 from model_merging_methods.recipes.recipe import Recipe
@@ -46,7 +46,7 @@ def merge_recipe(
     options = read_option_recipe(source)
     if options is not None:
         options.seed = options.seed if seed is None else seed
-        request = requested_merge(options)
+        request = request_of_options(source, options)
         work = replace(work, allow_unrelated=options.allow_unrelated)
     else:
         recipes = [recipe if seed is None else with_seed(recipe, seed) for recipe in read_recipes(source)]
@@ -76,7 +76,7 @@ def check_recipe(file: Path) -> int:
     """Print every error and warning of a recipe and its models. Returns the exit status: 2 after an error, else 0."""
     options = read_option_recipe(file)
     if options is not None:
-        return print_findings(requested_merge(options), options.allow_unrelated)
+        return print_findings(request_of_options(file, options), options.allow_unrelated)
     recipes, findings = read_recipes(file), Findings()
     with findings.collect(), ExitStack() as stack:
         findings.found += open_recipe(request_of_recipes(recipes), stack)[1].found

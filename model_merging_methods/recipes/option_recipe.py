@@ -13,7 +13,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from model_merging_methods.command_line import add_merge_options, chosen_roles, declared_options, merge_parameters
+from model_merging_methods.command_line import (
+    add_merge_options,
+    chosen_roles,
+    declared_options,
+    merge_parameters,
+    requested_merge,
+)
 from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merge_request import MergeRequest
 from model_merging_methods.method import Value
@@ -62,6 +68,17 @@ def read_option_recipe(source: RecipeSource) -> argparse.Namespace | None:
         text = re.sub(r"--(\w+)", r"\1", str(error))
         raise UserError(f"{(named or documents)[0].place}: {text}") from None
     return options
+
+
+def request_of_options(source: RecipeSource, options: argparse.Namespace) -> MergeRequest:
+    """The merge of a recipe's options. Raises UserError, naming the line, for a model that is not found."""
+    try:
+        return requested_merge(options)
+    except UserError as error:
+        entries = read_documents(source)[0].entries().values()
+        nodes = [one for node in entries for one in (node.value.values() if isinstance(node.value, dict) else [node])]
+        found = [f"{one.place}: {one.name}: " for one in nodes if str(error).startswith(f"{one.value}: ")]
+        raise UserError(f"{found[0] if found else ''}{error}") from None
 
 
 def _is_switch(name: str) -> bool:

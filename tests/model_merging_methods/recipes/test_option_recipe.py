@@ -63,6 +63,11 @@ def test_the_main_job_takes_a_recipe_as_its_options(tmp_path):
         (RECIPE + "scaling_coefficient: true\n", "recipe.yml:6: scaling_coefficient: is True; give a number or a text"),
         (RECIPE + "weight: {math: [1, 2]}\n", r"recipe.yml:6: weight: holds \[1, 2\]; give a number or a text"),
         (RECIPE.replace(f"{MODELS}/math", ""), "recipe.yml:3: models: holds None; give a number or a text"),
+        (RECIPE.replace(f"{MODELS}/math", "/no/math"), "recipe.yml:3: math: /no/math: no such model folder"),
+        (
+            RECIPE.replace(f"{MODELS}/base", "/no/base"),
+            "recipe.yml:2: pretrained_model: /no/base: no such model folder",
+        ),
         (RECIPE + "---\n" + RECIPE, "recipe.yml:1: merging_method_name: a recipe of options is alone in its file"),
     ],
 )
