@@ -102,7 +102,7 @@ def add_method_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     _add(merging, "merging_method_name", "merging method; hyphens also work", choices=METHOD_NAMES, **name)
     _add(merging, "mask_apply_method", "method for masked models", choices=tuple(METHODS), **name)
     _add(merging, "weight_format", "the values to mask", choices=WEIGHT_FORMATS)
-    _add(merging, "mask_strategy", "the mask", choices=MASK_STRATEGIES)
+    _add(merging, "mask_strategy", "the mask; random is dare", choices=MASK_STRATEGIES, type=_papers_word)
     _add(merging, "seed", "seed of the drawn ratio and of random masks", type=whole_number)
     merging.add_argument(
         "--dtype", choices=DTYPE_NAMES, help="dtype of the saved weights (default: the pretrained model's)"
@@ -417,6 +417,10 @@ def _check_effects(options: argparse.Namespace, parameters: MergeParameters) -> 
 
 def _add(group: argparse._ArgumentGroup, name: str, meaning: str, **settings) -> None:
     group.add_argument(f"--{name}", help=f"{meaning} (default: {DEFAULTS[name]})", **settings)
+
+
+def _papers_word(mask: str) -> str:
+    return PAPERS_WORDS.get(mask, mask)
 
 
 def _underscored(name: str) -> str:

@@ -57,6 +57,13 @@ def merged(root: Path) -> dict[str, torch.Tensor]:
     return load_file(merged_folders(root)[0] / "model.safetensors")
 
 
+def test_masks_have_their_own_names_and_the_papers(models, tmp_path):
+    for name in ("dare", "random"):
+        run(*chosen(models), "--weight_mask_rate", 0.5, "--mask_strategy", name, "--output_dir", tmp_path / name)
+    assert merged(tmp_path / "dare").keys() == merged(tmp_path / "random").keys()
+    assert all(values.equal(merged(tmp_path / "random")[key]) for key, values in merged(tmp_path / "dare").items())
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_merges_equal_those_of_the_published_scripts(golden_merges, tmp_path, dtype):
     folder = golden_merges / dtype
