@@ -79,6 +79,7 @@ def check_recipe(file: Path) -> int:
         return print_findings(request_of_options(file, options), options.allow_unrelated)
     recipes, findings = read_recipes(file), Findings()
     with findings.collect(), ExitStack() as stack:
+        check_before_download(lambda headers_in: request_of_recipes(recipes, headers_in))
         findings.found += open_recipe(request_of_recipes(recipes), stack)[1].found
     for finding in findings.found:
         print(f"{'error' if finding.is_error else 'warning'}: {finding.text}")

@@ -52,6 +52,17 @@ def test_a_mismatch_is_reported_before_weights_are_downloaded(models, merge, tmp
 
 
 @pytest.mark.parametrize("merge", ["options", "recipe"])
+def test_a_check_reports_a_mismatch_before_weights_are_downloaded(models, merge, tmp_path):
+    tensors = load(models["our/math"][WEIGHTS])
+    name = "model.layers.0.mlp.up_proj.weight"
+    models["our/math"][WEIGHTS] = save({**tensors, name: tensors[name][:-8].contiguous()}, {"format": "pt"})
+    with local_hub(models) as (address, sent):
+        done = run_with_hub([*words_of(merge, tmp_path), "--check"], address, tmp_path / "cache")
+    assert done.returncode == 2 and "before the download of weights" in done.stdout + done.stderr, done.stderr
+    assert sent[WEIGHTS] <= 3 * 100_000 < len(models["our/base"][WEIGHTS])
+
+
+@pytest.mark.parametrize("merge", ["options", "recipe"])
 def test_models_that_fit_are_merged_and_their_commits_recorded(models, merge, tmp_path):
     with local_hub(models) as (address, _):
         done = run_with_hub(words_of(merge, tmp_path), address, tmp_path / "cache")
