@@ -454,6 +454,13 @@ def test_missing_models_of_any_document_are_named_before_the_first_merge(recipe,
     assert {path.name for path in tmp_path.iterdir()} <= {"recipe.yml", "logs"}
 
 
+def test_a_recipe_is_read_from_a_pipe(recipe, tmp_path):
+    command = [sys.executable, "-m", "model_merging_methods", "merge", "/dev/stdin", str(tmp_path / "merged")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, input=TIES.encode(), env=environment, cwd=tmp_path, check=True)
+    assert (tmp_path / "merged" / "merge_record.json").is_file()
+
+
 def test_a_document_of_dots_is_refused(recipe, tmp_path):
     with pytest.raises(UserError, match=r"recipe.yml:2: name: '\.\.' cannot name a document; give another name"):
         main(["merge", recipe(TWO_DOCUMENTS.replace("first", "'..'")), str(tmp_path / "merged")])
