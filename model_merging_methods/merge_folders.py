@@ -221,9 +221,14 @@ def _check_place(target: Path, request: MergeRequest) -> None:
     parent = next(parent for parent in target.absolute().parents if parent.exists())
     if not parent.is_dir():
         raise UserError(f"{parent}: is not a folder; remove it or choose another output folder")
+    whole = target.resolve()
     for _, folder in request.all_folders():
-        if target.resolve() == folder.resolve():
+        if whole == folder.resolve():
             raise UserError(f"{target}: is one of the models to merge; choose another output folder")
+        if folder.resolve().is_relative_to(whole):
+            raise UserError(f"{target}: contains {folder}, one of the models to merge; choose another output folder")
+    if Path.cwd().is_relative_to(whole):
+        raise UserError(f"{target}: is the working folder, or contains it; choose another output folder")
 
 
 def _is_done(target: Path, request: MergeRequest) -> bool:

@@ -317,6 +317,17 @@ def test_an_empty_folder_is_merged_into(recipe, tmp_path):
     assert not list(tmp_path.glob(".merged*"))
 
 
+@pytest.mark.parametrize("folder", ["models", "work"])
+def test_overwriting_spares_the_models_and_the_working_folder(folder, recipe, tmp_path, monkeypatch):
+    shutil.copytree(MODELS / "math", tmp_path / "models" / "math")
+    (tmp_path / "work" / "notes").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work" / "notes")
+    text = f"merge_method: linear\nmodels: [{{model: {tmp_path}/models/math, parameters: {{weight: 1}}}}]\n"
+    with pytest.raises(UserError, match=r"contains .*; choose another output folder"):
+        main(["merge", recipe(text), f"../../{folder}", "--overwrite"])
+    assert (tmp_path / "models" / "math").is_dir() and (tmp_path / "work" / "notes").is_dir()
+
+
 def test_the_main_job_merges_a_recipe_and_takes_no_other_merge(recipe, tmp_path):
     output = ["--output_dir", str(tmp_path / "out")]
     main_job(["--recipe", recipe(TIES), "--merge_only", *output])
