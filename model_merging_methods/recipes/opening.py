@@ -37,6 +37,7 @@ from model_merging_methods.recipes.vocabulary import BuiltVocabulary, build_voca
 from utils.custom_code import code_files
 from utils.errors import UserError
 from utils.findings import Findings
+from utils.model_folders import hub_source
 from utils.whole_files import write_json
 
 _TEMPLATE_FILE = "chat_template.jinja"
@@ -60,6 +61,10 @@ def open_recipe(
         names = {name for one in plan for name in (one.name, *(source.name for source in one.inputs))}
         for line in named.recipe.filters_without_effect(names):
             findings.warn(line)
+        for model, role in named.roles.items():
+            if model.revision and role not in named.made and hub_source(request.inputs[role]) is None:
+                place = named.recipe.place_of("models", "slices", "modules")
+                findings.warn(f"{place}: {model}: {model.path} is a folder here, so its revision has no effect")
         _compare(by_role, vocabulary, findings)
         if not any(isinstance(folder, MadeModel) and not folder.has_values for folder in by_role.values()):
             _warn_of_unrelated(plan, parts, findings)

@@ -465,6 +465,11 @@ def test_missing_models_of_any_document_are_named_before_the_first_merge(recipe,
     assert {path.name for path in tmp_path.iterdir()} <= {"recipe.yml", "logs"}
 
 
+def test_a_revision_of_a_folder_is_named_as_without_effect(recipe, tmp_path, caplog):
+    main(["merge", recipe(TIES.replace("/math", "/math@v1")), str(tmp_path / "merged")])
+    assert f"recipe.yml:4: {MODELS}/math@v1: {MODELS}/math is a folder here, so its revision has no" in caplog.text
+
+
 def test_a_recipe_is_read_from_a_pipe(recipe, tmp_path):
     command = [sys.executable, "-m", "model_merging_methods", "merge", "/dev/stdin", str(tmp_path / "merged")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
