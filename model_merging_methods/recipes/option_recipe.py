@@ -57,6 +57,8 @@ def read_option_recipe(source: RecipeSource) -> argparse.Namespace | None:
     entries = documents[0].mapping(*sorted(defaults.keys() - set(_NO_KEYS)))
     # These have no --no-...: false is as if they were left out.
     entries = {name: node for name, node in entries.items() if node.value is not False or defaults[name] is not False}
+    if "models" in entries and "pretrained_model" not in entries:
+        raise UserError(f"{documents[0].place}: pretrained_model: is missing; add the model that models are tuned from")
     for name, node in entries.items():
         _check_form(node, defaults[name] is False or _is_switch(name))
         _parse(parser, node)

@@ -68,6 +68,7 @@ def test_the_main_job_takes_a_recipe_as_its_options(tmp_path):
             RECIPE.replace(f"{MODELS}/base", "/no/base"),
             "recipe.yml:2: pretrained_model: /no/base: no such model folder",
         ),
+        (re.sub("pretrained.*\n", "", RECIPE), "recipe.yml:1: pretrained_model: is missing; add the model that"),
         (RECIPE + "---\n" + RECIPE, "recipe.yml:1: merging_method_name: a recipe of options is alone in its file"),
     ],
 )
