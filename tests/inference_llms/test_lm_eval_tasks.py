@@ -276,6 +276,17 @@ def test_a_harness_of_another_version_is_refused(monkeypatch):
         lm_eval_tasks.check_installed()
 
 
+def test_answers_are_greedy_if_a_task_names_no_temperature(tmp_path):
+    yaml = (YAML / "own_generation.yaml").read_text().replace("task: own_", "task: other_")
+    (tmp_path / "task.yaml").write_text(yaml.replace("  do_sample: false\n", ""))
+    where = ("--output_dir", tmp_path, "--max_tokens", 9, "--end_index", 2)
+    done = run_command_here(
+        "--load_model_path", ZOO / "math", "--tasks", "lm_eval:other_generation",
+        "--lm_eval_include_path", tmp_path, *where
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 def test_perplexity_cannot_choose_a_merge():
     with pytest.raises(UserError, match="its answers are not right or wrong, which a search needs"):
         find_task("lm_eval:own_perplexity", YAML).check_verdicts([])
