@@ -202,8 +202,11 @@ def chosen_examples(
 
 
 def judge_of_options(options: argparse.Namespace) -> Judge | None:
-    """The judge of AlpacaEval that the options choose; None if they choose none. Raises UserError for options that
-    contradict each other."""
+    """The judge of AlpacaEval that the options choose; None if they choose none. Raises UserError for options that are
+    empty or contradict each other."""
+    for name in ("annotators_config", "judge_model", "judge_base_url"):
+        if getattr(options, name) == "":
+            raise UserError(f"--{name} is empty; give its value, or remove it")
     own = (options.judge_model, options.judge_base_url)
     if options.annotators_config is not None:
         if own != (None, None):

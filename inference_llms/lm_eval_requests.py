@@ -162,7 +162,7 @@ def _sampling(settings: Mapping[str, Any], encoder: RequestEncoder, max_tokens: 
     return Sampling(
         max_tokens=min(settings["max_gen_toks"], max_tokens),
         stop=tuple(stop for stop in handle_stop_sequences(settings["until"], end) if stop),
-        temperature=settings["temperature"],
+        temperature=settings.get("temperature", 0.0),  # as `--model hf` does
         top_p=settings.get("top_p", 1.0),
     )
 

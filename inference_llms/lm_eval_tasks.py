@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 # The task's own limit of new tokens applies; a smaller one is given by --max_tokens.
 NO_LIMIT = 2**31
 VERSIONS = ">=0.4.13,<0.5"  # as in pyproject.toml
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 FEWSHOT_SEED = 1234  # the harness's default
 
 Metrics = Mapping[tuple[str, str], Any]  # a document's values by metric and filter
@@ -205,7 +207,8 @@ def open_task(name: str, include_path: Path | None) -> LmEvalTask:
 
     Raises UserError if the harness is not installed, has no such task, or cannot load its data."""
     loaded = load_task(name.removeprefix(LM_EVAL), include_path)
-    config = json.loads(json.dumps(loaded.dump_config(), default=str, sort_keys=True))
+    # A function of a few-shot setting is written with its address, which differs between processes.
+    config = json.loads(ADDRESS.sub("", json.dumps(loaded.dump_config(), default=str, sort_keys=True)))
     return LmEvalTask(
         name=name,
         include_path=include_path,

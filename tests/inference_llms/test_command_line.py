@@ -52,6 +52,7 @@ def save_weights(folder: Path, values: numpy.ndarray) -> None:
         ("--tasks gsm8k --max_tokens 9 --backend replay --replay_from x", "--max_tokens"),
         ("--tasks gsm8k --engine_dtype auto --backend vllm", "--engine_dtype auto has no effect"),
         ("--tasks gsm8k --overwr", "--overwr"),
+        ("--tasks alpaca_eval --judge_model=", "--judge_model is empty; give its value"),
         ("--tasks gsm8k --judge_model x", "--judge_model has no effect without the task alpaca_eval"),
         ("--tasks gsm8k --show gsm8k", "--tasks has no effect with --show"),
         (f"--tasks gsm8k --output_dir {__file__}", "--output_dir"),

@@ -190,6 +190,37 @@ def test_slices_accumulate_to_the_whole(tmp_path):
     assert parts["lm_eval:own_choice"]["examples"] == 12
 
 
+FUNCTIONS = """\
+import functools
+
+
+def process_docs(documents, number=9):
+    return documents.select(range(number))
+
+
+few = functools.partial(process_docs, number=4)
+
+
+def target(document):
+    return document["answer"]
+"""
+
+
+@pytest.mark.parametrize("function", ["process_docs", "few"])
+def test_a_task_with_functions_resumes_in_another_process(function, tmp_path):
+    (tmp_path / "utils.py").write_text(FUNCTIONS)
+    lines = (YAML / "own_generation.yaml").read_text().splitlines()
+    lines = ["task: own_functions" if line.startswith("task:") else line for line in lines]
+    (tmp_path / "task.yaml").write_text("\n".join([*lines, f"process_docs: !function utils.{function}\n"]))
+    words = ["--load_model_path", ZOO / "math", "--tasks", "lm_eval:own_functions", "--lm_eval_include_path", tmp_path]
+    words += ["--output_dir", tmp_path / "out", "--max_tokens", 9, "--backend", "transformers"]
+    for end in (2, 4):
+        command = [sys.executable, "-m", "inference_llms", *map(str, words), "--end_index", str(end)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert f"{end} examples" in done.stdout
+
+
 def test_results_belong_to_one_version_of_a_task(tmp_path):
     run(ZOO / "math", tmp_path / "out", "--tasks", "lm_eval:own_choice", "--end_index", 2)
     changed = tmp_path / "yaml"
@@ -243,6 +274,17 @@ def test_a_harness_of_another_version_is_refused(monkeypatch):
     monkeypatch.setattr(lm_eval_tasks.importlib.metadata, "version", lambda name: "0.4.9")
     with pytest.raises(UserError, match=r"lm-evaluation-harness 0.4.9 is installed, and >=0.4.13,<0.5 works; run `pip"):
         lm_eval_tasks.check_installed()
+
+
+def test_answers_are_greedy_if_a_task_names_no_temperature(tmp_path):
+    yaml = (YAML / "own_generation.yaml").read_text().replace("task: own_", "task: other_")
+    (tmp_path / "task.yaml").write_text(yaml.replace("  do_sample: false\n", ""))
+    where = ("--output_dir", tmp_path, "--max_tokens", 9, "--end_index", 2)
+    done = run_command_here(
+        "--load_model_path", ZOO / "math", "--tasks", "lm_eval:other_generation",
+        "--lm_eval_include_path", tmp_path, *where
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_perplexity_cannot_choose_a_merge():
