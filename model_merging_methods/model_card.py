@@ -55,14 +55,15 @@ def model_name(folder: Path) -> str:
 
 def _recipe(named: NamedRecipe) -> str:
     """The recipe, with roles for models, after those that make its models."""
-    text = "---\n".join(yaml.safe_dump(one, sort_keys=False, allow_unicode=True) for one in _documents(named.fields))
+    text = "---\n".join(yaml.safe_dump(one, sort_keys=False, allow_unicode=True) for one in _documents(named))
     return f"Its recipe, in mergekit's form, with the models' roles:\n\n```yaml\n{text}```"
 
 
-def _documents(fields: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    for made in fields.get("made", {}).values():
-        yield from _documents(made)
-    yield fields["document"]
+def _documents(named: NamedRecipe) -> Iterator[Mapping[str, Any]]:
+    for request in named.made.values():
+        yield from _documents(request.recipe)
+    seed = {"seed": named.recipe.seed} if named.recipe.is_random else {}  # the command may have given it
+    yield {**named.fields["document"], **seed}
 
 
 def _parameters(request: MergeRequest, tokenizer_from: str) -> str:

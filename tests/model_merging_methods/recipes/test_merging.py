@@ -78,6 +78,7 @@ def test_a_finished_recipe_is_recognised_and_another_one_refused(recipe, tmp_pat
 def test_the_record_of_a_recipe_repeats_the_merge(recipe, tmp_path):
     main(["merge", recipe(DARE), str(tmp_path / "merged"), "--seed", "5"])
     record = tmp_path / "merged" / "merge_record.json"
+    assert "seed: 5\n```" in (tmp_path / "merged" / "README.md").read_text()
     main(["merge", "--from_record", str(record), "--output_dir", str(tmp_path / "again")])
     again = next((tmp_path / "again").rglob("merge_record.json"))
     for name, values in tensors_of(tmp_path / "merged").items():
