@@ -59,7 +59,7 @@ def open_recipe(
         vocabulary = build_vocabulary(named.recipe, folders)
         parts = make_parts(named.recipe, plan, folders, named.roles, vocabulary, findings)
         names = {name for one in plan for name in (one.name, *(source.name for source in one.inputs))}
-        for line in named.recipe.filters_without_effect(names):
+        for line in named.recipe.parts_without_effect(names):
             findings.warn(line)
         for model, role in named.roles.items():
             if model.revision and role not in named.made and hub_source(request.inputs[role]) is None:

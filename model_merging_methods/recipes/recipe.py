@@ -22,6 +22,7 @@ mergekit ignores keys that it does not know. Here they are errors, each with its
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -125,9 +126,15 @@ class Recipe:
         """The names that the recipe gives to models."""
         return {source.model: source.name for one in self.slices for source in one.sources if source.name}
 
-    def filters_without_effect(self, names: Collection[str]) -> list[str]:
-        """Lines on the filters of parameters that fit none of these names of tensors."""
-        return [
+    def parts_without_effect(self, names: Collection[str]) -> list[str]:
+        """Lines on parameters that the method does not use, filters that fit none of these names of tensors, and
+        patterns that match none."""
+        place = self.place_of("exclude_param_names_regex")
+        unmatched = [one for one in self.exclude_param_names_regex if not any(re.search(one, name) for name in names)]
+        lines = [f"{place}: exclude_param_names_regex: {pattern} matches no tensor" for pattern in unmatched]
+        unused = [one for one in self._settings if not self.parameters[one.name].has_effect]
+        lines += [f"{one.place}: {one.name}: has no effect on {self.method.name}" for one in unused]
+        return lines + [
             f"{setting.place}: {setting.name}: the filter {branch.filter} fits no tensor"
             for setting in self._settings
             for branch in setting.branches

@@ -489,6 +489,14 @@ def test_a_filter_that_fits_no_tensor_is_named(recipe, tmp_path, caplog):
     assert "recipe.yml:8: weight: the filter mpl fits no tensor" in caplog.text
 
 
+def test_a_parameter_and_a_pattern_without_effect_are_named(recipe, tmp_path, caplog):
+    text = TIES.replace("ties", "task_arithmetic").replace("0.7", "0.7, weight: 1").replace("weight: 0.5, ", "")
+    main(["merge", recipe(text + "exclude_param_names_regex: [nrom, norm]"), str(tmp_path / "merged")])
+    assert "recipe.yml:8: density: has no effect on task_arithmetic" in caplog.text
+    assert "recipe.yml:9: exclude_param_names_regex: nrom matches no tensor" in caplog.text
+    assert "norm matches" not in caplog.text
+
+
 def test_a_chat_template_that_is_not_jinja_is_refused(recipe, tmp_path):
     with pytest.raises(UserError, match=r"chat_template: is not Jinja \(.*\); correct it"):
         main(["merge", recipe(TIES + 'chat_template: "{{ bad"'), str(tmp_path / "merged")])
