@@ -272,7 +272,7 @@ def _merge_into(
     if inputs.made_from is not None:
         check_against_record(inputs.made_from, fingerprints, request)
     comparisons = []
-    for merge in merges:
+    for merge in (merge for merge in merges if merge.merged_names):
         sums = {name: np.array(reports[name].sums) for name in merge.merged_names}
         comparisons.append(merge_comparison(merge, sums))
         for line in comparisons[-1].screen_lines():

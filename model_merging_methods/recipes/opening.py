@@ -65,9 +65,13 @@ def open_recipe(
             if model.revision and role not in named.made and hub_source(request.inputs[role]) is None:
                 place = named.recipe.place_of("models", "slices", "modules")
                 findings.warn(f"{place}: {model}: {model.path} is a folder here, so its revision has no effect")
+        merged = [part for part in parts if part.merge(next(iter(part.own_parameters.values()))).merged_names]
+        if parts and not merged:
+            place = named.recipe.place_of("exclude_param_names_regex")
+            raise UserError(f"{place}: exclude_param_names_regex: matches every tensor, so nothing is left to merge")
         _compare(by_role, vocabulary, findings)
         if not any(isinstance(folder, MadeModel) and not folder.has_values for folder in by_role.values()):
-            _warn_of_unrelated(plan, parts, findings)
+            _warn_of_unrelated(plan, merged, findings)
     if findings.errors:
         return None, findings
     files = RecipeFiles(named.recipe, folders, parts, plan, vocabulary)

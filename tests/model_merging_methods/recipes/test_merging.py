@@ -497,6 +497,25 @@ def test_a_parameter_and_a_pattern_without_effect_are_named(recipe, tmp_path, ca
     assert "norm matches" not in caplog.text
 
 
+def test_patterns_that_leave_nothing_to_merge_are_refused(recipe, tmp_path):
+    with pytest.raises(UserError, match=r"recipe.yml:9: exclude_param_names_regex: matches every tensor"):
+        main(["merge", recipe(TIES + 'exclude_param_names_regex: ["."]'), str(tmp_path / "merged")])
+
+
+def test_patterns_may_leave_out_a_whole_slice(recipe, tmp_path):
+    def slice_of(layer, *models):
+        sources = "".join(f"  - {{model: {MODELS}/{model}, layer_range: [{layer}, {layer + 1}]}}\n" for model in models)
+        return f"- sources:\n{sources}"
+
+    text = f"merge_method: task_arithmetic\nbase_model: {MODELS}/base\nparameters: {{weight: 1}}\nslices:\n"
+    text += slice_of(0, "base", "math") + slice_of(1, "base", "math", "code")
+    text += 'exclude_param_names_regex: ["layers.1|lm_head|model.norm"]\n'
+    main(["merge", recipe(text), str(tmp_path / "merged")])
+    base, merged = tensors_of(MODELS / "base"), tensors_of(tmp_path / "merged")
+    name = "model.layers.{}.mlp.up_proj.weight"
+    assert merged[name.format(1)].equal(base[name.format(1)]) and not merged[name.format(0)].equal(base[name.format(0)])
+
+
 def test_a_chat_template_that_is_not_jinja_is_refused(recipe, tmp_path):
     with pytest.raises(UserError, match=r"chat_template: is not Jinja \(.*\); correct it"):
         main(["merge", recipe(TIES + 'chat_template: "{{ bad"'), str(tmp_path / "merged")])
