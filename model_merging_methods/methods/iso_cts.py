@@ -47,10 +47,11 @@ def iso_cts(
         return x.moved(mean(x.deltas), scaling_coefficient)
     rank = min(x.shape)
     per_model = round((rank - int(rank * common_space_fraction)) / len(x.deltas))
+    per_model = min(per_model, rank // len(x.deltas))  # rounding up may ask for more directions than there are
     matrix, is_tall = total_in_float64(x.deltas), x.shape[0] > x.shape[1]
     u, sigma = short_vectors(gram(matrix))
     largest = float(sigma[0]) if len(sigma) else 0.0
-    count = max(rank - per_model * len(x.deltas), 0)
+    count = rank - per_model * len(x.deltas)
     common, common_v = Short(u[:, :count], sigma[:count]), long_vectors(Short(u, sigma), matrix, count)
     del matrix
     shorts, longs = [], []

@@ -33,6 +33,17 @@ def test_two_copies_of_a_fine_tune_give_that_fine_tune(models, tmp_path, method)
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-6)
 
 
+def test_iso_cts_without_a_common_space_takes_no_more_directions_than_there_are(tmp_path):
+    """11 for each of three models would be 33 of 32."""
+    roles = ("first", "second", "third")
+    models = save_models(tmp_path / "models", roles, hidden_size=32)
+    parameters = parameters_of("iso_cts", common_space_fraction=0.0)
+    found = merge(models, tmp_path / "out", parameters, roles, allow_unrelated=True)
+    base = read_weights(models / "base")
+    assert all(tensor.isfinite().all() for tensor in found.values())
+    assert any((found[name] != base[name]).any() for name in found)
+
+
 # Methods that need more for a pair of Llama-2-13B; docs/memory_and_disk.md says so.
 ABOVE_BOUND = {"ace", "aswudi", "iso_cts", "swudi"}
 WHOLE = {name for name, method in METHODS.items() if method.sees is Sees.TENSOR}
