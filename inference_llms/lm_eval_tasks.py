@@ -10,7 +10,7 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import redirect_stderr
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache, partial
@@ -107,10 +107,10 @@ class LmEvalTask(Task):
         for of_example in of_examples:
             for key, value in of_example.items():
                 values[key].append(value)
-        aggregation = self._loaded.aggregation()
-        found = {
-            _shown(metric, key): aggregation.get(metric, mean)(of_metric) for (metric, key), of_metric in values.items()
-        }
+        aggregation, found = self._loaded.aggregation(), {}
+        with _task_errors(self.name, "has metrics that fail"):
+            for (metric, key), of_metric in values.items():
+                found[_shown(metric, key)] = aggregation.get(metric, mean)(of_metric)
         if self.right_metric is not None:
             found["accuracy"] = mean([self._is_right(of_example) for of_example in of_examples])
         return found
@@ -120,7 +120,8 @@ class LmEvalTask(Task):
         return [self._is_right(of_example) for of_example in self._metrics(examples, completions)]
 
     def _is_right(self, metrics: Metrics) -> bool:
-        return bool(next(value for (metric, _), value in metrics.items() if metric == self.right_metric) == 1)
+        values = (value for (metric, _), value in metrics.items() if metric == self.right_metric)
+        return bool(next(values, None) == 1)  # a task may leave a metric out for an answer
 
     def check_verdicts(self, examples: Sequence[Example]) -> None:
         if self.right_metric is None:
@@ -139,7 +140,8 @@ class LmEvalTask(Task):
         )
 
     def _metrics(self, examples: Sequence[Example], completions: Sequence[str]) -> list[Metrics]:
-        return [self._metrics_of(*pair) for pair in zip(examples, completions, strict=True)]
+        with _task_errors(self.name, "has metrics that fail"):
+            return [self._metrics_of(*pair) for pair in zip(examples, completions, strict=True)]
 
     def _metrics_of(self, example: Example, completion: str) -> Metrics:
         loaded = self._loaded
@@ -335,17 +337,23 @@ def load_task(name: str, include_path: Path | None) -> Any:
         raise UserError(f"{LM_EVAL}{name} is a group of tasks; name its tasks, or give it with --tasks")
     check_can_run(f"{LM_EVAL}{name}", entry)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    try:
-        with redirect_stderr(io.StringIO()):  # progress bars
-            loaded = index.load([name])["tasks"][name]
-            loaded.eval_docs  # noqa: B018 - loads the data
-    except Exception as error:  # of the network, the hub, the YAML file, or Python code beside it
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{LM_EVAL}{name}: cannot be loaded ({type(error).__name__}: {reason}); check its YAML file, or run it "
-            "once with a network"
-        ) from error
+    with (
+        _task_errors(f"{LM_EVAL}{name}", "cannot be loaded", "check its YAML file, or run it once with a network"),
+        redirect_stderr(io.StringIO()),  # progress bars
+    ):
+        loaded = index.load([name])["tasks"][name]
+        loaded.eval_docs  # noqa: B018 - loads the data
     return loaded
+
+
+@contextmanager
+def _task_errors(name: str, fault: str, remedy: str = "check its YAML file") -> Iterator[None]:
+    """Raise UserError for any error of the network, the hub, a task's YAML file, or Python code beside it."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{name}: {fault} ({type(error).__name__}: {reason}); {remedy}") from error
 
 
 @cache
@@ -359,7 +367,10 @@ def build_requests(
     if loaded.config.num_fewshot is None:
         loaded.set_config(key="num_fewshot", value=0)
     loaded.set_fewshot_seed(seed=FEWSHOT_SEED)
-    with redirect_stderr(io.StringIO()):  # progress bars
+    with (
+        _task_errors(f"{LM_EVAL}{name}", "has prompts that fail"),
+        redirect_stderr(io.StringIO()),  # progress bars
+    ):
         loaded.build_all_requests(
             system_instruction=system_prompt,
             apply_chat_template=is_chat,

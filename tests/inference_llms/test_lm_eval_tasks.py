@@ -260,6 +260,26 @@ def test_a_task_that_cannot_run_gets_one_line(name, reason, yaml, tmp_path):
     assert not out.exists()
 
 
+FAILS = """\
+def fails(document, results=None):
+    if results is not None or "Carl" in document["question"]:
+        raise ValueError("no such column")
+    return document["question"]
+"""
+
+
+@pytest.mark.parametrize(("key", "fault"), [("process_results", "metrics"), ("doc_to_text", "prompts")])
+def test_functions_of_a_task_that_fail_get_one_line(key, fault, tmp_path):
+    (tmp_path / "utils.py").write_text(FAILS)
+    lines = (YAML / "own_generation.yaml").read_text().replace("task: own_", f"task: {fault}_").splitlines()
+    lines = [line for line in lines if not line.startswith(f"{key}:")]
+    (tmp_path / "task.yaml").write_text("\n".join([*lines, f"{key}: !function utils.fails\n"]))
+    words = ["--load_model_path", ZOO / "math", "--tasks", f"lm_eval:{fault}_generation", "--max_tokens", 2]
+    done = run_command_here(*words, "--lm_eval_include_path", tmp_path, "--output_dir", tmp_path / "out")
+    reason = f"error: lm_eval:{fault}_generation: has {fault} that fail (ValueError: no such column); check its YAML"
+    assert done.returncode == 2 and reason in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
 def test_a_broken_task_file_is_named_with_its_line(yaml, tmp_path):
     folder = shutil.copytree(yaml, tmp_path / "yaml")
     (folder / "arc_easy.yaml").write_text('task: arc_easy\ndoc_to_text: [a, "b\n')
