@@ -23,9 +23,17 @@ QUESTION = '{question}\n\nThink step by step, and end with "The answer is: " and
 STRICT_NUMBER = re.compile(r"[+-]?\d*[.,/]?\d+")
 # A minus sign counts unless it follows a number or a closing bracket, where it subtracts.
 LENIENT_NUMBER = re.compile(
-    r"(?P<minus>(?<![\d)\]])[-−])?\\?[$€£]?"
+    r"(?P<minus>(?<![\d)\]])[-−–])?\\?[$€£]?"
     r"(?P<number>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)(?P<exponent>[eE][+-]?\d+\b)?"
     r"(?:/(?P<denominator>\d+))?"
+)
+# LaTeX and typography as LENIENT_NUMBER reads them: thousands, a unit after a number, fractions, powers of ten.
+PLAINER = (
+    (re.compile(r"\{,\}"), ","),
+    (re.compile(r"\\[,!;]|(?<=\d)(?:\\ |[~\u00a0\u2009\u202f])(?=\d{3}(?!\d))"), ""),
+    (re.compile(r"(?<=\d)\s*\\(?:text|mathrm)\{[^{}]*\}"), ""),
+    (re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}"), r"\1/\2"),
+    (re.compile(r"(?<=\d)\s*(?:×|\\times|\\cdot)\s*10\s*\^\s*\{?([+-]?\d+)\}?"), r"e\1"),
 )
 # "#### 3. Add the prices" is a heading.
 LENIENT_MARK = re.compile(ANSWER_WORDS + r"|\\boxed\b|####(?!\s*\d+[.)]\s+[A-Za-z])")
@@ -56,7 +64,8 @@ def extract_leniently(completion: str) -> float | None:
 
     Marks are "The answer is" and its variants, "####" and \\boxed{}.
     """
-    completion = completion.replace("{,}", ",").replace("\\,", "").replace("\\!", "")  # LaTeX's thousands
+    for pattern, plain in PLAINER:
+        completion = pattern.sub(plain, completion)
     _, *marked = LENIENT_MARK.split(completion)
     numbers = [number_after_mark(text) for text in reversed(marked)]
     return next((number for number in numbers if number is not None), last_number(completion))
@@ -120,6 +129,6 @@ TASK = Task(
     make_question=lambda row: QUESTION.format(question=row["question"]),
     sampling=Sampling(max_tokens=1024, stop=("Instruction:", "Instruction", "Response:", "Response")),
     metrics={"accuracy": is_right},
-    lenient=LenientReading(version=2, are_right=are_leniently_right),
+    lenient=LenientReading(version=3, are_right=are_leniently_right),
     is_readable=lambda completion, row: extract_number(completion) is not None,
 )
