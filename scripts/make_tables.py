@@ -28,6 +28,8 @@ from utils.whole_files import write_whole
 
 log = logging.getLogger(__name__)
 
+NO_TABLES = "No merges, and no results of the paper's tables: see scores.csv, and tables.html with single answers.\n"
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     with_scores(make_tables, "scripts/make_tables.py", __doc__, arguments)
@@ -60,7 +62,7 @@ def make_tables(results_dir: Path, scores: Sequence[Score]) -> None:
     drawn = [name for name in FIGURES if (results_dir / "figures" / f"{name}.svg").is_file()]
     pictures = {f"../figures/{name}.svg": FIGURES[name][1] for name in drawn}
     write_whole(folder / "scores.csv", scores_csv(scores))
-    write_whole(folder / "tables.md", markdown(tables))
+    write_whole(folder / "tables.md", markdown(tables) if tables else NO_TABLES)
     results = [result.cells(folder) for result in write_answers(folder, scores)]
     results.sort(key=lambda row: row["status"] != OK)  # those without a value last
     write_whole(folder / "tables.html", html_page(tables, pictures, results))

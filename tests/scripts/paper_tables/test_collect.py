@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from inference_llms.__main__ import main as run_inference
 from inference_llms.evaluators.human_eval import results_file
 from inference_llms.evaluators.results import command_file
 from merge_llms_instruct_math_code import main as main_job
@@ -376,3 +377,10 @@ def test_a_folder_without_results_is_an_error(tmp_path, main):
     with pytest.raises(UserError, match=r"holds no results"):
         main([str(tmp_path)])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_results_of_single_models_alone_say_where_they_are(tmp_path):
+    words = f"--load_model_path {ZOO / 'math'} --tasks gsm8k --data_dir {ZOO / 'data'} --end_index 2"
+    run_inference([*words.split(), "--backend", "transformers", "--output_dir", str(tmp_path)])
+    make_tables([str(tmp_path)])
+    assert "see scores.csv, and tables.html" in (tmp_path / "tables" / "tables.md").read_text()
