@@ -184,6 +184,8 @@ class MergeParameters:
         chosen = {"--dtype": (self.dtype, (None, *DTYPE_NAMES, "float64"))}  # float64: of recipes
         if self.mask:
             _check_options(self.mask.values, self.mask.declared.options, number_of_models)
+            for model in range(number_of_models):
+                self.mask.declared.check(self.mask.options_of_model(model))
             chosen["--weight_format"] = (self.mask.weight_format, WEIGHT_FORMATS)
         for option, (value, choices) in chosen.items():
             if value not in choices:

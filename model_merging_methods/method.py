@@ -262,6 +262,7 @@ class MaskMethod:
     rounds: whether a masked task vector is added to θ0 and subtracted again, as DARE's code does, from the options.
     in_rows: for a mask that treats each row by itself: masks float32 rows in place, from their `MaskPlace` and the
     options, except for the factor of `restores_sum`. Returns their sums of magnitudes before and after, [r, 2].
+    check: raises UserError for options of a model that make no sense together.
     """
 
     name: str
@@ -274,6 +275,7 @@ class MaskMethod:
     restores_sum: Callable[[Mapping[str, Value]], bool] = lambda options: False
     rounds: Callable[[Mapping[str, Value]], bool] = lambda options: False
     in_rows: Callable[..., np.ndarray] | None = None
+    check: Callable[[Mapping[str, Value]], None] = lambda options: None
 
     @property
     def summary(self) -> str:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
-from model_merging_methods.method import About, MaskPlace, Sees, mask_method
+from model_merging_methods.method import About, MaskPlace, Sees, Value, mask_method
 from utils.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def check(options: Mapping[str, Value]) -> None:
+    if options["use_weight_rescale"] and options["use_l1_rescale"]:
+        raise UserError("--use_l1_rescale and --use_weight_rescale are two ways to rescale; remove one of them")
 
 
 @mask_method(
@@ -17,6 +23,7 @@ if TYPE_CHECKING:
     is_random=True,
     restores_sum=lambda options: options["use_l1_rescale"],
     rounds=lambda options: not options["use_l1_rescale"],
+    check=check,
 )
 def dare(
     values: Tensor,
@@ -34,8 +41,6 @@ def dare(
     from model_merging_methods.kernels.mask_weights import apply_mask, random_drop_mask
     from model_merging_methods.survivors import keep
 
-    if use_weight_rescale and use_l1_rescale:
-        raise UserError("--use_l1_rescale and --use_weight_rescale are two ways to rescale; remove one of them")
     stop = place.start + values.numel()
     dropped = random_drop_mask(place.key, place.start, stop, weight_mask_rate, values.device.type)
     dropped = dropped.reshape(values.shape)

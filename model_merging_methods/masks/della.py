@@ -33,6 +33,7 @@ def mask_rows(rows: np.ndarray, place: MaskPlace, *, density: float, epsilon: fl
     is_random=True,
     in_rows=mask_rows,
     restores_sum=lambda options: options["rescale"] == "l1",
+    check=lambda options: check(options["density"], options["epsilon"]),
 )
 def della(
     values: Tensor,

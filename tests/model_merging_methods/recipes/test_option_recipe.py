@@ -47,9 +47,14 @@ def test_the_main_job_takes_a_recipe_as_its_options(tmp_path):
     assert made == ["instruct", "math"]
 
 
+MASK = RECIPE.replace("ties_merging", "mask_merging") + "mask_apply_method: linear\n"
+
+
 @pytest.mark.parametrize(
     ("text", "error"),
     [
+        (MASK + "mask_strategy: della\ndensity: {math: 0.1}\nepsilon: 0.5\n", "recipe.yml:9: epsilon 0.5: density ±"),
+        (MASK + "use_l1_rescale: true\nuse_weight_rescale: true\n", "recipe.yml:7: use_l1_rescale and .* are two ways"),
         (RECIPE + "alhpa: 0.5\n", r"recipe.yml:6: alhpa: unknown key; did you mean alpha\?"),
         (RECIPE + "alpha: much\n", "recipe.yml:6: alpha: invalid float value: 'much'; correct it"),
         (RECIPE + "from_record: x\n", "recipe.yml:6: from_record: does not define a merge here; give"),
