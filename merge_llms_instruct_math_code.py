@@ -70,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_merge_options(parser)
     parser.add_argument("--recipe", type=Path, metavar="FILE", help="merge this recipe instead (docs/recipes.md)")
     running = parser.add_argument_group("running")
+    running.add_argument("--print_recipe", action="store_true", help="print the merge as a recipe, and stop")
     running.add_argument("--check", action="store_true", help="check the inputs, print the findings, and stop")
     running.add_argument("--merge_only", action="store_true", help="stop after saving the merged model")
     running.add_argument("--delete_merged_model", action="store_true", help="delete the merged model once it is scored")
@@ -96,6 +97,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         held = read_option_recipe(options.recipe)
         if held is not None:
             options = argparse.Namespace(**{**vars(options), **vars(held), "device": options.device, "recipe": None})
+    if options.print_recipe and options.recipe is not None:
+        raise UserError(f"--print_recipe: {options.recipe} is a recipe already; remove the option")
+    if options.print_recipe:
+        from model_merging_methods.recipes.writing import recipe_text
+
+        print(recipe_text(requested_merge(options), options.allow_unrelated), end="")
+        return
     if options.check and options.recipe is not None:
         from model_merging_methods.recipes.merging import check_recipe
 

@@ -3,11 +3,13 @@
 This package knows nothing about prompts, tasks or engines.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
+from __future__ import annotations
 
-from utils.command_line import expanded_path
-from utils.errors import UserError
+# Nothing is imported here: commands of this package handle Ctrl-C before their imports.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
 
 
 def merge_models(
@@ -26,8 +28,12 @@ def merge_models(
     Raises UserError, naming file, line and key, for a recipe or models that cannot be merged, and for a folder that
     holds anything but this merge (unless `overwrite`).
     """
-    from model_merging_methods.merge_folders import MergeWork  # slow to import
+    from collections.abc import Mapping
+
+    from model_merging_methods.merge_folders import MergeWork
     from model_merging_methods.recipes.merging import merge_recipe
+    from utils.command_line import expanded_path
+    from utils.errors import UserError
 
     if seed is not None and not (isinstance(seed, int) and seed >= 0):
         raise UserError(f"seed {seed}: give a whole number from 0 on")

@@ -229,6 +229,8 @@ def _check_place(target: Path, request: MergeRequest) -> None:
             raise UserError(f"{target}: contains {folder}, one of the models to merge; choose another output folder")
     if Path.cwd().is_relative_to(whole):
         raise UserError(f"{target}: is the working folder, or contains it; choose another output folder")
+    if not is_free(target) and not any((target / name).exists() for name in ("config.json", RECORD_FILE)):
+        raise UserError(f"{target}: holds files, but no model; choose another output folder")
 
 
 def _is_done(target: Path, request: MergeRequest) -> bool:

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 import merge_llms_instruct_math_code
 from model_merging_methods.__main__ import main
@@ -48,6 +49,21 @@ def test_the_main_job_takes_a_recipe_as_its_options(tmp_path):
 
 
 MASK = RECIPE.replace("ties_merging", "mask_merging") + "mask_apply_method: linear\n"
+
+
+def test_the_main_job_prints_the_recipe_of_its_options(tmp_path, capsys):
+    models = ["--pretrained_model", f"{MODELS}/base", "--merge_instruct", "--instruct_model", f"{MODELS}/instruct"]
+    options = [*models, "--merge_math", "--math_model", f"{MODELS}/math", "--merging_method_name", "ties-merging"]
+    merge_llms_instruct_math_code.main([*options, "--mixup", "--seed", "2", "--print_recipe"])
+    assert yaml.safe_load(capsys.readouterr().out) == {**yaml.safe_load(RECIPE), "alpha": 0.5}
+
+
+def test_overwrite_replaces_models_only(tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="notes: holds files, but no model; choose another output folder"):
+        main(["merge", write(tmp_path, RECIPE), str(tmp_path / "notes"), "--overwrite"])
+    assert (tmp_path / "notes" / "thesis.txt").read_text() == "years of work"
 
 
 @pytest.mark.parametrize(
