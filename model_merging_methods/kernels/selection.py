@@ -80,3 +80,28 @@ def kth_of_counted(numbers, counts, rank):
             bin += 1
         low += np.int64(bin) << shift
     return low
+
+
+@exact
+def kth_of_products(values, factors, ranks):
+    """The ranks-th smallest numbers, from 0, of |values| · factors: of float32 [rows, n] and float64 [rows]."""
+    rows, columns = values.shape
+    products = np.empty(columns, np.float64)
+    patterns = products.view(np.int64)
+    prefixes, left = np.zeros(ranks.size, np.int64), ranks.copy()
+    for shift in (48, 32, 16, 0):
+        counts = np.zeros((ranks.size, _HALF), np.int64)
+        for row in range(rows):
+            for j in range(columns):
+                products[j] = np.float64(abs(values[row, j])) * factors[row]
+            for k in range(1 if shift == 48 else ranks.size):
+                for j in range(columns):
+                    if patterns[j] >> (shift + 16 if shift < 48 else 63) == prefixes[k]:
+                        counts[k, patterns[j] >> shift & 0xFFFF] += 1
+        for k in range(ranks.size):
+            of_bins, bin = counts[0 if shift == 48 else k], 0
+            while left[k] >= of_bins[bin]:
+                left[k] -= of_bins[bin]
+                bin += 1
+            prefixes[k] = prefixes[k] << 16 | bin
+    return prefixes.view(np.float64)

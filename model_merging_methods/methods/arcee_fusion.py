@@ -29,14 +29,13 @@ def arcee_fusion(x: WholeTensor) -> Tensor:
     over all values of the tensor; above a million, mergekit's are over a random sample.
     """
     divergences, delta = row_divergences(x.finetuned[0], x.base), x.deltas[0]
-    lower, median, upper = quantiles(delta.double().abs_().mul_(divergences), (0.25, 0.5, 0.75))
-    for values, divergence in zip(delta.view(-1, x.shape[-1]), divergences.view(-1, 1), strict=True):
-        values.masked_fill_(values.abs() * divergence < median + 1.5 * (upper - lower), 0)
+    keep = keep_exceptional if delta.device.type != "cpu" else compiled_keep_exceptional
+    keep(delta.view(-1, x.shape[-1]), divergences)
     return x.moved(delta)
 
 
 def row_divergences(theta: Tensor, base: Tensor) -> Tensor:
-    """KL = Σ p log(p / q) of each row, along the last axis, which is kept: float64 [..., 1]."""
+    """KL = Σ p log(p / q) of each row, along the last axis: float64 [rows]."""
     import torch
 
     columns = base.shape[-1]
@@ -44,15 +43,36 @@ def row_divergences(theta: Tensor, base: Tensor) -> Tensor:
     rows = zip(*(weight.reshape(-1, columns).split(at_once) for weight in (theta, base)), strict=True)
     divergences = []
     for theta_rows, base_rows in rows:
-        p = theta_rows.double().softmax(-1) + _EPSILON
-        q = base_rows.double().softmax(-1) + _EPSILON
-        divergences.append((p * (p / q).log()).sum(-1))
-    return torch.cat(divergences).reshape(*base.shape[:-1], 1)
+        p = theta_rows.double().softmax(-1).add_(_EPSILON)
+        q = base_rows.double().softmax(-1).add_(_EPSILON)
+        divergences.append(torch.div(p, q, out=q).log_().mul_(p).sum(-1))
+    return torch.cat(divergences)
 
 
-def quantiles(values: Tensor, fractions: Sequence[float]) -> list[float]:
-    """For each fraction f the int(f · (n − 1))-th smallest value, counted from 0. Changes their order."""
-    places = [int(fraction * (values.numel() - 1)) for fraction in fractions]
-    numbers = values.view(-1).cpu().numpy()
-    numbers.partition(places)
-    return numbers[places].tolist()
+def keep_exceptional(rows: Tensor, divergences: Tensor) -> None:
+    """Set the values of a task vector [rows, n] to 0, except those of exceptional importance."""
+    importance = rows.double().abs_().mul_(divergences.unsqueeze(1))
+    quartiles = importance.flatten().sort().values[_places(rows.numel())]
+    rows.masked_fill_(importance < _least(quartiles.tolist()), 0)
+
+
+def compiled_keep_exceptional(rows: Tensor, divergences: Tensor) -> None:
+    """The same on the CPU."""
+    import numpy as np
+
+    from model_merging_methods.kernels import elementwise, selection
+
+    values, factors = rows.numpy(), divergences.numpy()
+    quartiles = selection.kth_of_products(values, factors, np.array(_places(rows.numel())))
+    elementwise.drop_products_below(values, factors, _least(quartiles.tolist()))
+
+
+def _places(n: int) -> list[int]:
+    """The places of the quartiles among n values in order, counted from 0."""
+    return [int(fraction * (n - 1)) for fraction in (0.25, 0.5, 0.75)]
+
+
+def _least(quartiles: Sequence[float]) -> float:
+    """The least importance that is exceptional."""
+    lower, median, upper = quartiles
+    return median + 1.5 * (upper - lower)

@@ -63,9 +63,9 @@ def erase(delta: Tensor, dropped: Tensor) -> None:
     if delta.device.type != "cpu":
         delta.masked_fill_(dropped, 0)
         return
-    from model_merging_methods.kernels import elected_means
+    from model_merging_methods.kernels import elementwise
 
-    elected_means.erase(delta.view(-1).numpy(), dropped.view(-1).numpy())
+    elementwise.erase(delta.view(-1).numpy(), dropped.view(-1).numpy())
 
 
 def shares_of_mean_squares(deltas: Sequence[Tensor]) -> list[float]:
@@ -87,9 +87,9 @@ def compiled_mean_of_elected(deltas: Sequence[Tensor], weights: Sequence[float])
     import numpy as np
     import torch
 
-    from model_merging_methods.kernels import elected_means
+    from model_merging_methods.kernels import elementwise
 
     mean = torch.empty_like(deltas[0])
     numbers = np.array(weights, np.float32), np.float32(_LEAST_SUM)
-    elected_means.elected_means(torch.stack(tuple(deltas)).numpy(), *numbers, mean.numpy())
+    elementwise.elected_means(torch.stack(tuple(deltas)).numpy(), *numbers, mean.numpy())
     return mean
