@@ -43,7 +43,7 @@ def merged_strips(blocks: ModelBlocks, numbers: TensorNumbers) -> Iterator[np.nd
     """The merged values of a parameter: float32, in consecutive strips."""
     import torch
 
-    from model_merging_methods.kernels.torch_arithmetic import merged_in_stretches
+    from model_merging_methods.kernels.torch_arithmetic import merged_in_stretches, one_thread
 
     parameters, name, read = blocks.parameters_at(numbers.name), numbers.name, blocks.models.read_float32
     mask, keys = parameters.mask, blocks.mask_keys(name)
@@ -79,7 +79,9 @@ def merged_strips(blocks: ModelBlocks, numbers: TensorNumbers) -> Iterator[np.nd
             statistics=numbers.statistics,
             **known,
         )
-        yield merged_in_stretches(parameters, x).numpy()
+        with one_thread():
+            merged = merged_in_stretches(parameters, x)
+        yield merged.numpy()
 
 
 def _places(shape: tuple[int, ...], numel: int) -> Iterator[slice]:
