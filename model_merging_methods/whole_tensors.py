@@ -59,10 +59,11 @@ class WholeTensors:
         return 4 * (len(self._blocks.roles) + 2) * largest
 
     def _peak(self, name: str) -> int:
-        """Bytes for merging one tensor: whole, or a strip of all models, and a bit for each value."""
+        """Bytes for merging one tensor: whole, or in each thread a strip of all models, and a bit for each value."""
         models, shape = len(self._blocks.roles), self._shape(name)
         if works_in_strips(self._blocks, name, shape):
-            return 4 * (models + 4) * strip_size(shape) + models * self._blocks.numel(name) // 8
+            of_thread = 4 * (models + 4) * strip_size(shape) + models * self._blocks.numel(name) // 8
+            return self._blocks.threads * of_thread
         return self._peak_of_whole(name)
 
     def _peak_of_whole(self, name: str) -> int:
@@ -86,8 +87,9 @@ class WholeTensors:
 
     @contextmanager
     def turn(self, name: str, whole: bool = False) -> Iterator[None]:
-        """Wait until a tensor fits beside those that are in work, as a whole or as it is merged."""
-        with self._budget.reserved(self._peak_of_whole(name) if whole else self._peak(name)):
+        """Wait until a tensor fits beside those that are in work, if it is in work as a whole."""
+        in_strips = not whole and works_in_strips(self._blocks, name, self._shape(name))
+        with self._budget.reserved(0 if in_strips else self._peak_of_whole(name)):
             yield
 
     def check(
