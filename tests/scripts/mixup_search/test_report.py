@@ -9,7 +9,7 @@ from html import escape, unescape
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from model_merging_methods.command_line import add_merge_options, chosen_roles, merge_parameters
@@ -212,6 +212,10 @@ def merges(draw) -> tuple[MergeParameters, int]:
         exclude_param_names_regex=draw(st.sampled_from([(), ("lm_head", r"layers\.[01]\. 'x")])),
         **of_command,
     )
+    try:
+        parameters.check(number)
+    except UserError:
+        reject()  # options that contradict each other
     return (parameters if parameters.uses_seed else replace(parameters, seed=0)), number
 
 
