@@ -74,7 +74,7 @@ def merged_strips(blocks: ModelBlocks, numbers: TensorNumbers) -> Iterator[np.nd
             name,
             numbers.shape,
             place.start,
-            torch.from_numpy(base) if reads_base else masked[0].clone(),
+            torch.from_numpy(base) if reads_base else masked[0],
             ratios=numbers.ratios,
             statistics=numbers.statistics,
             **known,

@@ -7,7 +7,7 @@ from typing import Annotated
 import numpy as np
 
 from model_merging_methods.grams import norms
-from model_merging_methods.method import About, PerModel, Sees, merging_method
+from model_merging_methods.method import About, PerModel, Sees, Value, merging_method
 from utils.errors import UserError
 
 # Rounding in the Gram matrix alone makes a mean direction of length 0 this long.
@@ -20,7 +20,7 @@ _NOISE = 3e-8
     models=(1, None),
     reads_base=lambda options: options["task_vectors"],
     takes_ratios=True,
-    check=lambda options: normalized(options["weight"]) if options["normalize_weights"] else None,
+    check=lambda options: check(**options),
 )
 def multislerp(
     gram: np.ndarray,
@@ -48,6 +48,11 @@ def multislerp(
             return w
         raise UserError(f"multislerp: the directions of these {len(w)} models cancel in a parameter; change --weight")
     return shares / np.sqrt(squared_mean) * (w @ lengths)
+
+
+def check(weight: PerModel, normalize_weights: bool, **others: Value) -> None:
+    if normalize_weights and len(weight) > 1:  # a single model is kept as it is
+        normalized(weight)
 
 
 def normalized(weight: PerModel) -> np.ndarray:

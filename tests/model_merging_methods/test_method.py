@@ -2,6 +2,7 @@
 
 import pytest
 
+from model_merging_methods.merge_parameters import parameters_of
 from model_merging_methods.method import is_linear_weight
 from model_merging_methods.methods import METHODS
 
@@ -23,3 +24,7 @@ def test_embeddings_stay_the_bases_under_the_names_of_every_family(name):
 )
 def test_linear_weights_are_matrices_of_attention_and_mlp(name, shape, is_linear):
     assert is_linear_weight(name, shape) == is_linear
+
+
+def test_multislerp_keeps_a_single_model_whatever_its_weight():
+    parameters_of("multislerp", weight=(0.0,)).check(1)
