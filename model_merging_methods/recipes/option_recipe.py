@@ -31,7 +31,7 @@ from utils.model_folders import written_place
 
 MARK = "merging_method_name"
 _OF_MERGEKIT = {"merge_method": "merging_method_name", "base_model": "pretrained_model"}
-_NO_KEYS = ("from_record", "device")  # a record holds a merge of its own; a device does not define one
+_NO_KEYS = ("from_record", "device")  # a record is another whole merge; a device does not define one
 
 
 def read_option_recipe(source: RecipeSource) -> argparse.Namespace | None:
