@@ -24,7 +24,7 @@ from model_merging_methods.checkpoints.checkpoint_folder import (
 from model_merging_methods.checkpoints.tensor_names import without_wrappers
 from model_merging_methods.checkpoints.tokenizer_reading import read_tokens
 from model_merging_methods.checkpoints.vocabulary_matrices import INPUT_EMBEDDINGS, OUTPUT_BIASES, OUTPUT_EMBEDDINGS
-from model_merging_methods.kernels.block_kernels import CHUNK, ZERO, exact
+from model_merging_methods.kernels.block_kernels import CHUNK, ZERO, exact_with_arrays
 from model_merging_methods.kernels.stored_dtypes import FLOATING_CODES
 from utils.errors import UserError
 from utils.json_files import read_json_object
@@ -74,7 +74,7 @@ class LowRank(NamedTuple):
     scaling: float
 
 
-@exact
+@exact_with_arrays
 def add_low_rank(values, change, start):
     """Add the stretch start … start + size − 1 of a flattened Δ (a LowRank) to `values`, float32 [size], in place.
 

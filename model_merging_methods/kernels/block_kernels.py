@@ -38,8 +38,12 @@ _INCREMENT = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
 
-exact = njit(cache=True, nogil=True, error_model="numpy")
-approximate = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
+_COMPILED = {"cache": True, "nogil": True, "error_model": "numpy"}
+# Without numba's counts of references to arrays, which took a third of the time. A kernel that makes or returns an
+# array, or calls one that returns one, needs the counts.
+exact = njit(**_COMPILED, _nrt=False)
+approximate = njit(**_COMPILED, _nrt=False, fastmath={"reassoc", "contract"})
+exact_with_arrays = njit(**_COMPILED, _nrt=True)
 
 
 @intrinsic
@@ -86,7 +90,9 @@ def decode(raw, dtype, first, values):
         for j in range(values.size):
             patterns[j] = np.uint32(high[j]) << np.uint32(16)
     elif dtype == F32:
-        values[:] = raw.view(np.float32)[first:last]
+        floats = raw.view(np.float32)[first:last]
+        for j in range(values.size):
+            values[j] = floats[j]
     elif dtype == F64:
         doubles = raw.view(np.float64)[first:last]
         for j in range(values.size):
@@ -127,9 +133,13 @@ def encode(values, dtype, first, raw):
             largest = max(largest, high[j] & np.uint16(0x7FFF))
         return all_finite(values) and largest < np.uint16(0x7F80)
     if dtype == F64:
-        raw.view(np.float64)[first:last] = values
+        doubles = raw.view(np.float64)[first:last]
+        for j in range(values.size):
+            doubles[j] = values[j]
     else:
-        raw.view(np.float32)[first:last] = values
+        floats = raw.view(np.float32)[first:last]
+        for j in range(values.size):
+            floats[j] = values[j]
     return all_finite(values)
 
 
@@ -142,7 +152,7 @@ def random_word(key, counter):
     return z ^ (z >> np.uint64(31))
 
 
-@exact
+@exact_with_arrays
 def random_keep_mask(key, start, mask_rate, keep):
     """Fill `keep` (float32) for positions `start` … with 0 where `mask_weights.random_drop_mask` drops, else 1."""
     if mask_rate >= 1:
@@ -168,7 +178,7 @@ def random_keep_mask(key, start, mask_rate, keep):
                 keep[j] = ZERO if float(finer) < finer_bound else ONE
 
 
-@exact
+@exact_with_arrays
 def magnitude_keep_mask(values, start, numbers, keep):
     """Fill `keep` with 1 for the values that `mask_weights.magnitude_keep_mask` keeps, else 0."""
     _mark_largest(values, start, np.float32(numbers[0]), np.int64(numbers[1]), keep)
@@ -391,7 +401,8 @@ def ram(deltas, epsilon, merged, counts):
 
 @exact
 def consensus_ta(deltas, k, mask_lambda, merged, votes):
-    merged[:] = deltas[0]
+    for j in range(merged.size):
+        merged[j] = deltas[0, j]
     for i in range(1, deltas.shape[0]):
         for j in range(merged.size):
             merged[j] += deltas[i, j]
@@ -650,7 +661,7 @@ def _merge(plan, start, pretrained, finetuned, deltas, merged, signs, taking_par
         merged[j] = pretrained[j] + plan.scaling_coefficient * merged[j]
 
 
-@exact
+@exact_with_arrays
 def merge_block(plan, block, output_dtype, output, sums):
     """Merge a block into `output` (bytes of the dtype with that code), adding to `sums`. If `output` is empty, only
     compare the models.
@@ -730,7 +741,7 @@ def _sum_of_lanes(lanes):
     return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]))
 
 
-@exact
+@exact_with_arrays
 def gram_block(plan, of_task_vectors, block, gram):
     """Add a block's inner products to `gram`, float64 [K, K]: of the masked models' task vectors, or of their weights.
     Returns a bit for each model with values that are not finite."""
@@ -782,7 +793,7 @@ def _add_products(x, lanes, gram):
     return squares
 
 
-@exact
+@exact_with_arrays
 def mask_sums(plan, block, sums):
     """Add to `sums`, float64 [K, 2], the sum of the magnitudes that the mask is applied to, and that of those it keeps.
     Returns a bit for each model with values that are not finite."""
@@ -808,7 +819,7 @@ def mask_sums(plan, block, sums):
     return not_finite
 
 
-@exact
+@exact_with_arrays
 def load_masked(plan, block, first, length, rows, sums):
     """Put `length` values from position `first` of the block on into `rows`, float32 [2K + 1, length or more]: θ0, the
     masked models, and their task vectors if the pretrained model is read. Adds the unmasked models to `sums`.
@@ -884,7 +895,7 @@ def _sign_with(values, j, highs, kept):
     return np.int8(_sign(total))
 
 
-@exact
+@exact_with_arrays
 def load_magnitudes(plan, block, masked, magnitudes):
     """Put |x| of a block into `magnitudes`, float32 [K, size], of the values that `count_block` counts."""
     models = block.stored.shape[0] - 1
@@ -935,7 +946,7 @@ def _has_any(undecided):
     return together != 0
 
 
-@exact
+@exact_with_arrays
 def count_block(plan, block, brackets, masked, counts, undecided_values):
     """Compare a block's magnitudes with brackets: of the masked task vectors if `masked`, else of the values that the
     mask is applied to (of the weights if the pretrained model is not read).
@@ -995,7 +1006,7 @@ def count_block(plan, block, brackets, masked, counts, undecided_values):
     return not_finite, signs, found, shared
 
 
-@exact
+@exact_with_arrays
 def _load_chunk(plan, block, first, room, masked):
     """θ0, the models and their task vectors from position `first` of the block on, after the mask if `masked`: views of
     `room`, float32 of (2K + 2) · CHUNK."""
@@ -1011,7 +1022,7 @@ def _load_chunk(plan, block, first, room, masked):
     return pretrained, finetuned, deltas
 
 
-@exact
+@exact_with_arrays
 def count_histogram(plan, block, brackets, masked, counts, histograms):
     """`count_block` without signs: adds the undecided values straight to `histograms`, int64 [K, bins].
 
@@ -1044,7 +1055,7 @@ def count_histogram(plan, block, brackets, masked, counts, histograms):
     return not_finite
 
 
-@exact
+@exact_with_arrays
 def place_of_equal(plan, block, masked, model, threshold, number):
     """The position in a block of the number-th, counted from 1, of a model's magnitudes that equals a threshold; −1 if
     there are fewer. Which magnitudes: as for `count_block`."""
@@ -1061,7 +1072,7 @@ def place_of_equal(plan, block, masked, model, threshold, number):
     return -1
 
 
-@exact
+@exact_with_arrays
 def note_candidates(plan, block, models, brackets, masked, counts, candidates):
     """Compare a block's magnitudes with brackets, several for one model if need be: bracket s is for model `models[s]`.
 

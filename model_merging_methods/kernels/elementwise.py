@@ -3,7 +3,7 @@ over the positions, so that the compiler turns them into vector instructions."""
 
 import numpy as np
 
-from model_merging_methods.kernels.block_kernels import ONE, ZERO, exact
+from model_merging_methods.kernels.block_kernels import ONE, ZERO, exact, exact_with_arrays
 
 
 @exact
@@ -13,7 +13,7 @@ def erase(values, dropped):
         values[j] = ZERO if dropped[j] else values[j]
 
 
-@exact
+@exact_with_arrays
 def elected_means(values, weights, least, mean):
     """The weighted mean of those float32 values [K, n] of each column that have the sign of its sum. Their weights
     count as `least` together if they sum to less."""
@@ -46,7 +46,7 @@ def drop_products_below(values, factors, threshold):
                 values[row, j] = ZERO
 
 
-@exact
+@exact_with_arrays
 def count_changes(values, least, counts):
     """Add to counts [K, 2], for each model of float32 values [K, n], at how many positions it and others, and it alone,
     have a magnitude above `least`."""
@@ -62,7 +62,7 @@ def count_changes(values, least, counts):
         counts[i, 1] += alone
 
 
-@exact
+@exact_with_arrays
 def means_of_changes(values, least, factors, mean):
     """The mean of those float32 values [K, n] of each column whose magnitude is above `least`; a single one is
     multiplied by the factor of its model."""
@@ -76,7 +76,7 @@ def means_of_changes(values, least, factors, mean):
             mean[j] += value * (ONE if abs(values[i, j]) > least else ZERO)
 
 
-@exact
+@exact_with_arrays
 def _models_that_changed(values, least):
     changed = np.zeros(values.shape[1], np.float32)
     for i in range(values.shape[0]):

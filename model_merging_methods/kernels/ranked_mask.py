@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from model_merging_methods.kernels.block_kernels import exact, random_word
+from model_merging_methods.kernels.block_kernels import exact_with_arrays, random_word
 
 _BINS = 256  # a byte of the patterns at a time
 _BYTES = 4
 
 
-@exact
+@exact_with_arrays
 def mask_by_rank(values, key, start, lowest, step, divides):
     """Put 0 in place of the values that `masks.della.draw` drops: float32 [rows, length], contiguous.
 
@@ -42,7 +42,7 @@ def mask_by_rank(values, key, start, lowest, step, divides):
     return sums
 
 
-@exact
+@exact_with_arrays
 def _sort(stored, patterns, order, spare, places):
     """The positions by magnitude, equal ones in order: `order` or `spare`, and the other one."""
     places[:] = 0

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from model_merging_methods.kernels.block_kernels import exact
+from model_merging_methods.kernels.block_kernels import exact, exact_with_arrays
 
 _HALF = 1 << 16
 
 
-@exact
+@exact_with_arrays
 def kth_smallest(magnitudes, rank):
     """The rank-th smallest of non-negative float32 numbers, counted from 1."""
     patterns = magnitudes.view(np.int32)
@@ -18,7 +18,7 @@ def kth_smallest(magnitudes, rank):
     return pattern.view(np.float32)[0]
 
 
-@exact
+@exact_with_arrays
 def _bin_of(patterns, wanted, rank):
     """The half of the patterns that holds the rank-th, and its rank among those: high halves, or, for a `wanted` high
     half, the low halves of those patterns."""
@@ -64,7 +64,7 @@ def count_runs(ordered, distinct, counts):
     return runs
 
 
-@exact
+@exact_with_arrays
 def kth_of_counted(numbers, counts, rank):
     """The rank-th smallest, from 1, of non-negative integers below 2³¹ that occur `counts` times each."""
     low, left = np.int64(0), np.int64(rank)
@@ -82,7 +82,7 @@ def kth_of_counted(numbers, counts, rank):
     return low
 
 
-@exact
+@exact_with_arrays
 def kth_of_products(values, factors, ranks):
     """The ranks-th smallest numbers, from 0, of |values| · factors: of float32 [rows, n] and float64 [rows]."""
     rows, columns = values.shape
