@@ -40,7 +40,6 @@ from model_merging_methods.command_line import (
     requested_merge,
 )
 from model_merging_methods.merge_request import PRETRAINED, MergeRequest, run_name, tasks_name
-from model_merging_methods.recipes.option_recipe import read_option_recipe
 from utils.command_line import OneLineParser, options_on_record
 from utils.custom_code import check_runs_without_code
 from utils.errors import UserError, run_command_line
@@ -91,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "--check, --device, --allow_unrelated: have no effect with --backend replay, which merges nothing"
         )
     if options.recipe is not None:
+        from model_merging_methods.recipes.option_recipe import read_option_recipe
+
         models = (PRETRAINED, *FINETUNED_MODELS)
         others = ("from_record", "models", "allow_unrelated", *(f"{role}_model" for role in models))
         check_nothing_else(options, "--recipe", others)

@@ -17,8 +17,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packaging.specifiers import SpecifierSet
-
 from inference_llms.data_sets import DataSet
 from inference_llms.engines.engine import Completion, Engine, Sampling
 from inference_llms.prompt_format import CHAT, PromptFormat
@@ -322,6 +320,8 @@ def check_installed() -> None:
     remedy = 'run `pip install -e ".[lm_eval]"`'
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError(f"tasks named lm_eval:NAME need lm-evaluation-harness; {remedy}")
+    from packaging.specifiers import SpecifierSet  # slow to import, and needed only with the harness
+
     version = importlib.metadata.version("lm_eval")
     if not SpecifierSet(VERSIONS).contains(version, prereleases=True):
         raise UserError(f"lm-evaluation-harness {version} is installed, and {VERSIONS} works; {remedy}")

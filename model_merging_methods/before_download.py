@@ -21,7 +21,8 @@ def check_before_download(make_request: Callable[[Path], MergeRequest]) -> None:
         if not fetched or not all(any(folder.glob("*.safetensors")) for folder in fetched):
             return
         # Slow to import, and not needed without a download.
-        from model_merging_methods.preflight import check_inputs, open_recipe
+        from model_merging_methods.preflight import check_inputs
+        from model_merging_methods.recipes.opening import open_recipe
 
         with ExitStack() as stack:
             if request.recipe is not None:

@@ -46,8 +46,6 @@ from model_merging_methods.merge_request import RECIPE, MergeRequest
 from model_merging_methods.model_card import model_card
 from model_merging_methods.opened_models import OpenedModels, Part
 from model_merging_methods.preflight import check_inputs
-from model_merging_methods.recipes.made_model import must_be_written
-from model_merging_methods.recipes.opening import open_recipe, place_of
 from model_merging_methods.statistics import Statistics
 from utils.content_hashes import STRETCH, FileStates, check_unchanged, tensors_hash
 from utils.errors import UserError
@@ -136,6 +134,8 @@ def merge_folders(
             unfinished = {role: path for role, path in targets.items() if overwrite or not _is_done(path, request)}
             if unfinished:
                 if request.recipe:
+                    from model_merging_methods.recipes.opening import open_recipe  # imports YAML
+
                     written = stack.enter_context(_written_documents(request, next(iter(unfinished.values())), work))
                     opened, findings = open_recipe(request, stack, written)
                 else:
@@ -166,6 +166,9 @@ def _written_documents(request: MergeRequest, target: Path, work: MergeWork) -> 
 
 
 def _write_documents(request: MergeRequest, place: Path, work: MergeWork) -> None:
+    from model_merging_methods.recipes.made_model import must_be_written
+    from model_merging_methods.recipes.opening import place_of
+
     for made in request.made.values():
         if must_be_written(made, request):
             log.info("merging document %s of the recipe", made.recipe.recipe.name)

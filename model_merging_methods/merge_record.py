@@ -15,8 +15,6 @@ from model_merging_methods.merge_request import (
     list_input_files,
     tasks_name,
 )
-from model_merging_methods.recipes.read_recipes import recipe_from_plain, with_seed
-from model_merging_methods.recipes.references import ModelReference
 from utils.content_hashes import FileOnRecord, content_hash
 from utils.errors import UserError
 from utils.json_files import check_shape, read_json_object
@@ -242,6 +240,9 @@ def _recipe(
 ) -> NamedRecipe:
     if "earlier_documents" in fields:
         raise UserError(f"{path}: an earlier version made this model from several documents; run the recipe again")
+    from model_merging_methods.recipes.read_recipes import recipe_from_plain, with_seed  # imports YAML
+    from model_merging_methods.recipes.references import ModelReference
+
     recipe = with_seed(recipe_from_plain(fields["document"], path), seed)
     return NamedRecipe(recipe, {ModelReference(role): role for role in roles}, fields["adapters"], made)
 

@@ -6,19 +6,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model_merging_methods.checkpoints.tensor_names import layer_of
 from model_merging_methods.merge_parameters import MASK_MERGING, Mask, MergeParameters, per_model
 from model_merging_methods.method import Value
 from model_merging_methods.mixup import Mixup
-from model_merging_methods.recipes.recipe import Recipe, with_models
-from model_merging_methods.recipes.references import ModelReference
 from utils.content_hashes import FileStates, file_states
 from utils.custom_code import code_files
 from utils.errors import UserError
 from utils.tokenizer_files import tokenizer_files
 from utils.weight_files import adapter_files, index_file, is_adapter_folder, weight_files
+
+if TYPE_CHECKING:
+    from model_merging_methods.recipes.recipe import Recipe
+    from model_merging_methods.recipes.references import ModelReference
 
 PRETRAINED = "pretrained"
 _LONGEST_NAME, _KEPT_OF_LONG_NAMES = 200, 120  # of one folder
@@ -30,8 +32,8 @@ class NamedRecipe:
     """A recipe, and the roles of its models. `adapters` maps the role of an adapter to its base's. `made` maps the role
     of a model that an earlier document of the same file makes to that document's merge."""
 
-    recipe: Recipe
-    roles: Mapping[ModelReference, str]
+    recipe: "Recipe"
+    roles: Mapping["ModelReference", str]
     adapters: Mapping[str, str]
     made: Mapping[str, "MergeRequest"] = field(default_factory=dict)
 
@@ -51,6 +53,8 @@ class NamedRecipe:
     def fields(self) -> dict[str, Any]:
         """The recipe as records store it: its text's values, with roles for models; and in the same form the recipes of
         earlier documents."""
+        from model_merging_methods.recipes.recipe import with_models  # imports YAML
+
         names = {str(model): role for model, role in self.roles.items()}
         fields = {"document": with_models(self.recipe.document, names), "adapters": dict(self.adapters)}
         made = {role: request.recipe.fields for role, request in self.made.items()}

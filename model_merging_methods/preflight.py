@@ -32,7 +32,6 @@ from model_merging_methods.merge_record import check_sizes_against_record
 from model_merging_methods.merge_request import MergeRequest
 from model_merging_methods.model_card import model_name
 from model_merging_methods.opened_models import OpenedModels, Part
-from model_merging_methods.recipes.opening import open_recipe
 from utils.errors import UserError
 from utils.findings import Findings
 from utils.weight_files import ignored_pickled_files, is_adapter_folder
@@ -78,6 +77,8 @@ def check_merge(request: MergeRequest, allow_unrelated: bool, made_from: Path | 
     record."""
     with ExitStack() as stack:
         if request.recipe is not None:
+            from model_merging_methods.recipes.opening import open_recipe  # imports YAML
+
             opened, findings = open_recipe(request, stack)
         else:
             opened, findings = check_inputs(request, stack, allow_unrelated or made_from is not None)

@@ -3,16 +3,11 @@
 import csv
 import os
 import shlex
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from inference_llms.evaluators.results import (
     Verdicts,
@@ -96,6 +91,10 @@ class Judge:
             return
         if "://" not in self.base_url:
             raise UserError(f"--judge_base_url {self.base_url}: is not a URL; give it with http:// or https://")
+        import urllib.error  # slow to import, as yaml is, and needed only with a judge
+        import urllib.parse
+        import urllib.request
+
         try:
             with urllib.request.urlopen(f"{self.base_url.rstrip('/')}/models", timeout=SECONDS_TO_ANSWER):
                 pass
@@ -132,6 +131,8 @@ def judge_folder(outputs: Path) -> Path:
 
 def write_judge(outputs: Path, judge: Judge) -> None:
     """Write the config of a custom judge: like the default annotator's, with its model, server and prompt."""
+    import yaml
+
     clients, prompt = (judge_folder(outputs) / name for name in ("clients.yaml", "prompt.txt"))
     call = {"model_name": judge.model or ANNOTATOR_MODEL, "max_tokens": 1, "temperature": 1, "logprobs": True}
     call |= {"top_logprobs": 5, "client_config_path": str(clients.absolute())}
@@ -188,6 +189,8 @@ def agreement_file(answers: Path) -> Path:
 
 def call(answers: AnswerFiles) -> tuple[Path, str]:
     """Have the judge compare the answers, which costs money."""
+    import yaml
+
     folder = result_folder(answers.files)
     command = f"{answers.command} {EVALUATOR.result_option} {shlex.quote(str(folder))}"
     program = installed_program("alpaca_eval")

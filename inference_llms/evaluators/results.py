@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packaging.specifiers import SpecifierSet
-
 from inference_llms.evaluators.guard import program_name
 from utils.errors import UserError
 
@@ -204,6 +202,8 @@ def check_versions(program: str, needed: Mapping[str, str], tool: str) -> None:
     python = Path(program).with_name("python")
     if not python.is_file():
         return
+    from packaging.specifiers import SpecifierSet  # slow to import, and needed only to run a tool
+
     code = "import importlib.metadata as m, sys; print(*map(m.version, sys.argv[1:]))"
     done = subprocess.run([python, "-c", code, *needed], capture_output=True, text=True, check=False)
     found = done.stdout.split() if done.returncode == 0 else []
