@@ -28,6 +28,7 @@ from model_merging_methods.merge_parameters import Mask
 from model_merging_methods.method import Sees, Value
 from model_merging_methods.model_blocks import BLOCK_SIZE, EVERY_VALUE, KEEP_ALL, NO_VALUE, ModelBlocks
 from model_merging_methods.statistics import Statistics
+from model_merging_methods.stretches import STRETCH
 from model_merging_methods.survivors import restoring_factor
 from model_merging_methods.whole_tensors import WholeTensors
 
@@ -166,6 +167,23 @@ class ModelPasses:
 
         self._view([name], find, Statistics(), found.append)
         return [(threshold, int(last)) for threshold, last in found[0].tolist()]
+
+    def change_counts(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        if sees_blocks(self._blocks.parameters):
+            return self._totals(names, attrgetter("count_changes"), 2, "changes")
+        return {name: self._changes_in_whole(name) for name in names}
+
+    def _changes_in_whole(self, name: str) -> np.ndarray:
+        from model_merging_methods.methods.ramplus_tl import count_changes
+
+        epsilon, found = self.options(name)["epsilon"], []
+
+        def count(x: "Tensors") -> "Tensor":
+            stretches = zip(*(delta.split(STRETCH) for delta in x.deltas), strict=True)
+            return sum(count_changes(stretch, epsilon) for stretch in stretches)
+
+        self._view([name], count, Statistics(), found.append)
+        return found[0]
 
     def _mask_numbers(self) -> dict[str, dict[str, list[list[float]]]]:
         """The numbers of the masks of each parameter, by model, if any differ from tensor to tensor."""

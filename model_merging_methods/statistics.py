@@ -12,6 +12,7 @@ from model_merging_methods.largest_magnitudes import LargestOf
 from model_merging_methods.method import Tensors, Value
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 
@@ -55,6 +56,10 @@ class Passes(Protocol):
     def largest_of_tensors(self, wanted: Mapping[str, Sequence[LargestOf]]) -> dict[str, list[tuple[float, int]]]:
         """For each tensor the smallest of a model's `number` largest |δ|, after the mask; and, of the values equal to
         it, the flat index of the last that counts, because of equal ones the first count."""
+
+    def change_counts(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """For each tensor and model at how many positions it and others, and it alone, have |δ|, after the mask, above
+        the option `epsilon`: float64 [K, 2]."""
 
     def order_statistics(
         self,

@@ -22,6 +22,7 @@ from model_merging_methods.kernels.block_kernels import (
     NEARSWAP,
     NO_MASK,
     RAM,
+    RAMPLUS_TL,
     RANDOM_MASK,
     TASK_ARITHMETIC,
     TIES_MERGING,
@@ -32,6 +33,7 @@ from model_merging_methods.kernels.block_kernels import (
     Sums,
     Undecided,
     count_block,
+    count_changes,
     count_histogram,
     encode,
     gram_block,
@@ -48,7 +50,7 @@ from model_merging_methods.kernels.stored_dtypes import F16, F32
 from model_merging_methods.kernels.tensor_search import Table
 from model_merging_methods.merge_parameters import DEVICES, Mask, MergeParameters, mask_of, parameters_of, per_model
 from model_merging_methods.method import Sees, Tensors
-from model_merging_methods.methods import linear, task_arithmetic
+from model_merging_methods.methods import linear, ramplus_tl, task_arithmetic
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ COMPILED_METHODS = {
     "magmax": MAGMAX,
     "nearswap": NEARSWAP,
     "ram": RAM,
+    "ramplus_tl": RAMPLUS_TL,
     "task_arithmetic": TASK_ARITHMETIC,
     "ties_merging": TIES_MERGING,
     "ties_per_tensor": TIES_PER_TENSOR,
@@ -73,6 +76,10 @@ _NUMBERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Sequence[fl
     "localize_and_stitch": lambda options, found: found.get("largest_threshold", ()),
     "nearswap": lambda options, found: (options["t"],),
     "ram": lambda options, found: (options["epsilon"],),
+    "ramplus_tl": lambda options, found: (
+        options["epsilon"],
+        *ramplus_tl.amplification(found.get("change_counts", ()), **options),
+    ),
 }
 _DIVISORS = {"linear": linear.divisor, "task_arithmetic": task_arithmetic.divisor}
 _PIECE = 1 << 15  # values of each model that a formula in torch gets at once
@@ -247,6 +254,10 @@ class CompiledArithmetic:
         """Add the inner products of a block's masked task vectors, or weights, to `gram`: float64 [K, K]."""
         return gram_block(self._plan(NO_NUMBERS), self._adds_task_vectors, block, gram)
 
+    def count_changes(self, block: StoredBlock, counts: np.ndarray) -> int:
+        """Add RAM+'s counts of a block's changes to `counts`: float64 [K, 2]."""
+        return count_changes(self._plan(NO_NUMBERS), block, counts)
+
     def _make_plan(self, numbers: TensorNumbers) -> KernelPlan:
         parameters, values = self._parameters, self._parameters.values
         mask = parameters.mask if masks_in_blocks(parameters.mask) else None  # others are applied to whole tensors
@@ -309,6 +320,8 @@ def compile_kernels() -> None:
     plan.compare(block, sums)
     plan.gram(block, np.zeros((2, 2)))
     plan.mask_sums(block, np.zeros((2, 2)))
+    with_changes = CompiledArithmetic(parameters_of("ramplus_tl", mask=mask_of()), 2)
+    with_changes.count_changes(block, np.zeros((2, 2)))
     plan.place_of_equal(block, True, 0, 0.0, 1)
     plan.magnitudes(block, True)
     search = ThresholdSearch([1, 1], [EVERYWHERE, EVERYWHERE], with_signs=True)

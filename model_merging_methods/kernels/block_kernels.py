@@ -25,7 +25,7 @@ _GROUP = 64  # positions that are examined one by one if any of them is undecide
 
 # Methods and masks as codes.
 AVERAGE_MERGING, TASK_ARITHMETIC, TIES_MERGING, TIES_PER_TENSOR, LINEAR = range(5)
-CONSENSUS_TA, LOCALIZE_AND_STITCH, MAGMAX, NEARSWAP, RAM = range(5, 10)
+CONSENSUS_TA, LOCALIZE_AND_STITCH, MAGMAX, NEARSWAP, RAM, RAMPLUS_TL = range(5, 11)
 NO_MASK, RANDOM_MASK, MAGNITUDE_MASK = range(3)
 MASK_NUMBERS = 5  # of a parameter and model, see `StoredBlock`
 
@@ -387,16 +387,24 @@ def nearswap(pretrained, finetuned, t, merged):
 
 
 @exact
-def ram(deltas, epsilon, merged, counts):
-    counts[:] = ZERO
-    for i in range(deltas.shape[0]):
-        for j in range(merged.size):
-            counts[j] += ONE if abs(deltas[i, j]) > epsilon else ZERO
+def ram(deltas, epsilon, factors, merged, counts):
+    """RAM+; factors of 1 make it RAM."""
+    _count_active(deltas, epsilon, counts)
     merged[:] = ZERO
     for i in range(deltas.shape[0]):
+        factor = factors[i]
         for j in range(merged.size):
-            is_active = ONE if abs(deltas[i, j]) > epsilon else ZERO
-            merged[j] += deltas[i, j] * is_active / max(counts[j], ONE)
+            change = deltas[i, j] / counts[j] if counts[j] > ONE else deltas[i, j] * factor
+            merged[j] += change if abs(deltas[i, j]) > epsilon else ZERO
+
+
+@exact
+def _count_active(deltas, epsilon, counts):
+    """At each position how many models changed the value."""
+    counts[:] = ZERO
+    for i in range(deltas.shape[0]):
+        for j in range(counts.size):
+            counts[j] += ONE if abs(deltas[i, j]) > epsilon else ZERO
 
 
 @exact
@@ -642,7 +650,9 @@ def _merge(plan, start, pretrained, finetuned, deltas, merged, signs, taking_par
     elif plan.method == MAGMAX:
         magmax(deltas, merged)
     elif plan.method == RAM:
-        ram(deltas, plan.numbers[0], merged, taking_part)
+        ram(deltas, plan.numbers[0], plan.ones, merged, taking_part)
+    elif plan.method == RAMPLUS_TL:
+        ram(deltas, plan.numbers[0], plan.numbers[1:], merged, taking_part)
     elif plan.method == CONSENSUS_TA:
         consensus_ta(deltas, plan.numbers[0], plan.numbers[1:], merged, taking_part)
     elif plan.method == LOCALIZE_AND_STITCH:
@@ -761,15 +771,21 @@ def gram_block(plan, of_task_vectors, block, gram):
         squares = _add_products(deltas if of_task_vectors else finetuned, lanes, gram)
         if not np.isfinite(squares) or (plan.reads_pretrained and not of_task_vectors):
             _load(plan, block, first, pretrained, finetuned, deltas)  # unmasked
-            if plan.reads_pretrained and not all_finite(pretrained):
-                not_finite |= 1
-            for i in range(models):
-                if not all_finite(finetuned[i]):
-                    not_finite |= 2 << i
+            not_finite |= _not_finite(plan, pretrained, finetuned)
     for i in range(models):
         for k in range(i):
             gram[i, k] = gram[k, i]
     return not_finite
+
+
+@exact
+def _not_finite(plan, pretrained, finetuned):
+    """A bit for each model with values that are not finite."""
+    bits = 1 if plan.reads_pretrained and not all_finite(pretrained) else 0
+    for i in range(finetuned.shape[0]):
+        if not all_finite(finetuned[i]):
+            bits |= 2 << i
+    return bits
 
 
 @exact
@@ -804,11 +820,8 @@ def mask_sums(plan, block, sums):
     for first in range(0, block.size, CHUNK):
         pretrained, finetuned, deltas = _load_chunk(plan, block, first, room, False)
         keep = room[(2 * models + 1) * CHUNK : (2 * models + 1) * CHUNK + pretrained.size]
-        if plan.reads_pretrained and not all_finite(pretrained):
-            not_finite |= 1
+        not_finite |= _not_finite(plan, pretrained, finetuned)
         for i in range(models):
-            if not all_finite(finetuned[i]):
-                not_finite |= 2 << i
             values = deltas[i] if plan.masks_deltas else finetuned[i]
             _keep_mask(plan, block, first, i, values, keep)
             for j in range(values.size):
@@ -816,6 +829,33 @@ def mask_sums(plan, block, sums):
             sums[i, 1] += _products(values, keep, lanes)[1]
             keep[:] = ONE
             sums[i, 0] += _products(values, keep, lanes)[1]
+    return not_finite
+
+
+@exact_with_arrays
+def count_changes(plan, block, counts):
+    """Add to `counts`, float64 [K, 2], at how many positions a masked model and others, and it alone, have |δ| above
+    the first of the plan's numbers. Returns a bit for each model with values that are not finite."""
+    models = block.stored.shape[0] - 1
+    epsilon = plan.numbers[0]
+    room = np.empty((2 * models + 2) * CHUNK, np.float32)
+    active, no_sums = np.empty(CHUNK, np.float32), np.zeros((models, 4))
+    not_finite = 0
+    for first in range(0, block.size, CHUNK):
+        pretrained, finetuned, deltas = _load_chunk(plan, block, first, room, False)
+        not_finite |= _not_finite(plan, pretrained, finetuned)
+        changed = active[: pretrained.size]
+        if plan.mask != NO_MASK:
+            _mask(plan, block, first, pretrained, finetuned, deltas, changed, no_sums)
+        _count_active(deltas, epsilon, changed)
+        for i in range(models):
+            shared, alone = np.int32(0), np.int32(0)
+            for j in range(changed.size):
+                is_active = abs(deltas[i, j]) > epsilon
+                shared += np.int32(is_active & (changed[j] > ONE))
+                alone += np.int32(is_active & (changed[j] == ONE))
+            counts[i, 0] += shared
+            counts[i, 1] += alone
     return not_finite
 
 
@@ -903,12 +943,7 @@ def load_magnitudes(plan, block, masked, magnitudes):
     deltas = np.empty((models, block.size), np.float32)
     pretrained, keep = np.empty(block.size, np.float32), np.empty(block.size, np.float32)
     _load(plan, block, 0, pretrained, finetuned, deltas)
-    not_finite = 0
-    if plan.reads_pretrained and not all_finite(pretrained):
-        not_finite |= 1
-    for i in range(models):
-        if not all_finite(finetuned[i]):
-            not_finite |= 2 << i
+    not_finite = _not_finite(plan, pretrained, finetuned)
     if masked and plan.mask != NO_MASK:
         _mask(plan, block, 0, pretrained, finetuned, deltas, keep, np.zeros((models, 4)))
     magnitudes[:] = np.abs(deltas if plan.reads_pretrained and (masked or plan.masks_deltas) else finetuned)

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model_merging_methods.kernels.arithmetic import TensorNumbers, mask_rates
+from model_merging_methods.kernels.arithmetic import NO_NUMBERS, TensorNumbers, mask_rates
 from model_merging_methods.kernels.block_kernels import Brackets, StoredBlock, Sums, Undecided
 from model_merging_methods.kernels.magnitude_thresholds import BlockCounts
 from model_merging_methods.kernels.mask_weights import apply_mask, magnitude_keep_mask, random_drop_mask
 from model_merging_methods.kernels.stored_dtypes import BF16, F16, F32, F64
 from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.method import Sees, Tensors, WholeTensor
+from model_merging_methods.methods.ramplus_tl import count_changes
 from model_merging_methods.stretches import STRETCH
 from model_merging_methods.weighted_sums import weighted_sum
 
@@ -190,6 +191,12 @@ class TorchArithmetic:
             found, finite = lane.fetch(torch.stack([magnitudes.sum(1), kept.sum(1)], 1), weights.isfinite().all(1))
             sums += found
             return _bits(~finite)
+
+    def count_changes(self, block: StoredBlock, counts: np.ndarray) -> int:
+        epsilon = self._parameters.values["epsilon"]
+        code, found = self.view(NO_NUMBERS, block, lambda x: count_changes(x.deltas, epsilon))
+        counts += found
+        return code
 
     def _tensors(self, numbers: TensorNumbers, start: int, weights: Tensor, deltas: Tensor | None) -> Tensors:
         return Tensors(

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from model_merging_methods.method import About, Sees, WholeTensor, merging_method
-from model_merging_methods.stretches import STRETCH, in_stretches
+from model_merging_methods.method import About, Sees, Tensors, Value, merging_method
+from model_merging_methods.statistics import Passes, Statistics
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+@dataclass(frozen=True)
+class ChangeCounts:
+    """change_counts: for each model at how many positions of a tensor it and others, and it alone, have |δ| above
+    `epsilon`."""
+
+    by_tensor: ClassVar[bool] = True
+    depends_on: ClassVar[tuple[str, ...]] = ("epsilon",)
+
+    def find(self, passes: Passes, options: Mapping[str, Value], found: Statistics) -> Statistics:
+        counts = passes.change_counts(passes.merged_names)
+        return Statistics(of_tensor={name: {"change_counts": own.tolist()} for name, own in counts.items()})
+
+
 @merging_method(
     paper="Yuan et al. 2026, arXiv 2601.13572; as in mergekit",
-    sees=Sees.TENSOR,
+    sees=Sees.BLOCK,
     models=(1, None),
-    memory=lambda m, n, k: max(k, 2) * m * n,
+    statistics=(ChangeCounts(),),
 )
 def ramplus_tl(
-    x: WholeTensor,
+    x: Tensors,
     *,
     r: Annotated[float, About("how much changes that only one model made are amplified", low=0)] = 0.1,
     ram_alpha: Annotated[float, About("largest ratio of shared to unshared changes that counts", low=0)] = 0.2,
@@ -30,65 +44,33 @@ def ramplus_tl(
     The factor is 1 + r · min(shared / unshared, ram_alpha), counting the model's changes in this parameter. The paper
     counts over the whole model. mergekit calls ram_alpha alpha.
     """
-    deltas, counts = list(x.deltas), 0
-    on_cpu = deltas[0].device.type == "cpu"
-    count, mean = (compiled_count, compiled_mean) if on_cpu else (count_changes, mean_of_changes)
-    for stretches in zip(*(delta.view(-1).split(STRETCH) for delta in deltas), strict=True):
-        counts = counts + count(stretches, epsilon)
-    factors = [
+    active, count = activity(x.deltas, epsilon)
+    factors = amplification(x.statistics["change_counts"], r, ram_alpha, epsilon)
+    merged, divisor = 0, count.clamp(min=1)
+    for delta, mask, factor in zip(x.deltas, active, factors, strict=True):
+        merged = merged + (delta / divisor).where(count > 1, delta * factor) * mask
+    return x.base + merged
+
+
+def amplification(
+    change_counts: Sequence[Sequence[float]], r: float, ram_alpha: float, epsilon: float
+) -> list[float]:
+    """Each model's factor on changes that it alone made."""
+    return [
         1 + r * min(shared / max(unshared, epsilon), ram_alpha) if unshared else 1.0
-        for shared, unshared in counts.tolist()
+        for shared, unshared in change_counts
     ]
-    merged = in_stretches(lambda stretches: mean(stretches, epsilon, factors), deltas, deltas[0])
-    del deltas, stretches
-    return x.moved(merged)
+
+
+def activity(deltas: Sequence[Tensor], epsilon: float) -> tuple[list[Tensor], Tensor]:
+    """Which models changed each value, and how many of them."""
+    active = [delta.abs() > epsilon for delta in deltas]
+    return active, sum(mask.float() for mask in active)
 
 
 def count_changes(deltas: Sequence[Tensor], epsilon: float) -> Tensor:
-    """For each model at how many positions it and others, and it alone, changed a value: int64 [K, 2]."""
+    """The `ChangeCounts` of a stretch: int64 [K, 2]."""
     import torch
 
-    active, count = _activity(deltas, epsilon)
-    return torch.stack([(active & (count > 1)).sum(1), (active & (count == 1)).sum(1)], 1)
-
-
-def mean_of_changes(deltas: Sequence[Tensor], epsilon: float, factors: Sequence[float]) -> Tensor:
-    """The mean of the changes of each position; a single one is multiplied by the factor of its model."""
-    active, count = _activity(deltas, epsilon)
-    total, count = 0, count.clamp(min=1)
-    for delta, mask, factor in zip(deltas, active, factors, strict=True):
-        total = total + (delta / count).where(count > 1, delta * factor) * mask
-    return total
-
-
-def _activity(deltas: Sequence[Tensor], epsilon: float) -> tuple[Tensor, Tensor]:
-    """Which models changed each value, and how many of them."""
-    import torch
-
-    active = torch.stack(list(deltas)).abs() > epsilon
-    return active, active.sum(0, dtype=torch.float32)
-
-
-def compiled_count(deltas: Sequence[Tensor], epsilon: float) -> Tensor:
-    """`count_changes` on the CPU."""
-    import numpy as np
-    import torch
-
-    from model_merging_methods.kernels import elementwise
-
-    counts = torch.zeros((len(deltas), 2), dtype=torch.int64)
-    elementwise.count_changes(torch.stack(tuple(deltas)).numpy(), np.float32(epsilon), counts.numpy())
-    return counts
-
-
-def compiled_mean(deltas: Sequence[Tensor], epsilon: float, factors: Sequence[float]) -> Tensor:
-    """`mean_of_changes` on the CPU."""
-    import numpy as np
-    import torch
-
-    from model_merging_methods.kernels import elementwise
-
-    mean = torch.empty_like(deltas[0])
-    numbers = np.float32(epsilon), np.array(factors, np.float32)
-    elementwise.means_of_changes(torch.stack(tuple(deltas)).numpy(), *numbers, mean.numpy())
-    return mean
+    active, count = activity(deltas, epsilon)
+    return torch.stack([torch.stack([(mask & (count > 1)).sum(), (mask & (count == 1)).sum()]) for mask in active])

@@ -59,7 +59,7 @@ def test_a_pair_of_llama_2_takes_no_more_than_its_models_and_result_of_the_large
     assert max(method.memory(*shape, models) for shape in shapes) <= (models + 2) * math.prod(embeddings)
 
 
-@pytest.mark.parametrize(("method", "is_above"), [("ace", True), ("ramplus_tl", False)])
+@pytest.mark.parametrize(("method", "is_above"), [("ace", True), ("sce", False)])
 def test_a_merge_that_takes_more_than_that_says_so_before_it_starts(models, tmp_path, caplog, method, is_above):
     with caplog.at_level(logging.INFO):
         merge(models, tmp_path / "out", parameters_of(method), ROLES, allow_unrelated=True)

@@ -87,8 +87,8 @@ class Case:
 
 
 @st.composite
-def cases(draw) -> Case:
-    method = draw(st.sampled_from(list(COMPILED_METHODS)))
+def cases(draw, methods: tuple[str, ...] = tuple(COMPILED_METHODS)) -> Case:
+    method = draw(st.sampled_from(methods))
     models = 1 if method == "nearswap" else draw(st.integers(2, 4))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     size = draw(st.integers(1, 80) | st.integers(1, 2500))
@@ -131,8 +131,11 @@ def cases(draw) -> Case:
         statistics = {"largest_threshold": thresholds.tolist()}
     if method == "consensus_ta":
         options |= {"k": draw(st.integers(0, 3)), "mask_lambda": draw(st.sampled_from([0.2, 0.0, 1.0]))}
-    if method == "ram":
+    if method in ("ram", "ramplus_tl"):
         options["epsilon"] = draw(st.sampled_from([1e-5, 0.0, 0.25]))
+    if method == "ramplus_tl":
+        counts = st.sampled_from([0, 1, 7, size])
+        statistics = {"change_counts": [draw(st.tuples(counts, counts)) for _ in range(models)]}
     if method == "nearswap":
         options["t"] = draw(st.sampled_from([0.001, 0.0, 0.25, 10.0]))
     return Case(
@@ -267,6 +270,17 @@ def test_candidates_inside_brackets_are_equal(device, case, data, masked):
     assert results[0] == results[1]
 
 
+@on_both_devices
+@settings(deadline=None, max_examples=100)
+@given(case=cases(("ramplus_tl",)))
+def test_changes_are_counted_alike(device, case):
+    results = []
+    for arithmetic, block in case.both(device):
+        counts = np.zeros((case.models, 2))
+        results.append((arithmetic.count_changes(block, counts), counts.tolist()))
+    assert results[0] == results[1]
+
+
 def plain_case(method: str, values: np.ndarray, **options: float) -> Case:
     """All in float32, nothing masked or trimmed."""
     models = len(values) - 1
@@ -277,6 +291,8 @@ def plain_case(method: str, values: np.ndarray, **options: float) -> Case:
         statistics = {"largest_threshold": [0.0] * models}
     if method == "nearswap":
         options["t"] = 0.5
+    if method == "ramplus_tl":
+        statistics = {"change_counts": [[0, 0]] * models}
     return Case(
         parameters=parameters_of(method, **options),
         numbers=TensorNumbers(statistics=statistics),

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from model_merging_methods.methods.ramplus_tl import compiled_count, compiled_mean, count_changes, mean_of_changes
 from model_merging_methods.methods.sce import compiled_mean_of_elected, erase, mean_of_elected
 
 
@@ -24,14 +23,3 @@ def test_the_dropped_values_are_erased():
     expected = values.masked_fill(dropped, 0)
     erase(values, dropped)
     assert values.numpy().tobytes() == expected.numpy().tobytes()
-
-
-@pytest.mark.parametrize("models", [1, 2, 3, 5])
-@pytest.mark.parametrize("epsilon", [0.0, 1e-5, 1e-3])
-def test_the_same_means_of_changes(models, epsilon):
-    values = torch.randn((models, 7000), generator=torch.Generator().manual_seed(models)) / 1000
-    values = (values * 1000).round() / 1000 + torch.randint(-1, 2, values.shape) * 1e-5  # zeros, and near `epsilon`
-    deltas, factors = list(values), [1 + 0.1 * i for i in range(models)]
-    assert torch.equal(compiled_count(deltas, epsilon), count_changes(deltas, epsilon))
-    expected, found = (mean(deltas, epsilon, factors) for mean in (mean_of_changes, compiled_mean))
-    assert found.numpy().tobytes() == expected.numpy().tobytes()
