@@ -250,8 +250,8 @@ class Merge:
     def _merge_whole(self, name: str, statistics: Statistics, target: _Target) -> None:
         shard, dtype = target.shard, target.dtype
         with self._whole.turn(name):
-            self._whole.check(name, shard and shard.keep_input, shard and shard.sums)
-            for block, values in self._in_blocks(name, self._whole.merged(name, statistics)):
+            largest = self._whole.check(name, shard and shard.keep_input, shard and shard.sums)
+            for block, values in self._in_blocks(name, self._whole.merged(name, statistics, largest)):
                 written = target.bytes_of(block)
                 fits = encode(values, FLOATING_CODES[dtype], 0, written)
                 self.blocks.check_finite(0 if fits else -1, name, dtype)
@@ -267,6 +267,7 @@ class Merge:
             while block is not None and left.size >= block.stop - block.start:
                 yield block, left[: block.stop - block.start]
                 left, block = left[block.stop - block.start :], next(blocks, None)
+            left = left.copy()  # the next piece may be made in this one's place
 
     def _copy(self, block: Block, target: _Target) -> None:
         """Copy the pretrained model's values: its bytes, unless they are saved in another dtype."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 # The type of an option that has one number per fine-tuned model. A formula gets a tuple of K numbers.
 PerModel: TypeAlias = tuple[float, ...]
 Value: TypeAlias = float | int | bool | str | PerModel
+
+
+# Reads θ0, θ1 … θK anew, strip by strip: float32 [rows, n], which may be overwritten.
+Strips: TypeAlias = "Callable[[], Iterator[Sequence[np.ndarray]]]"
 
 
 class Sees(Enum):
@@ -180,6 +184,8 @@ class Method:
     takes_mask: whether the models may be masked before.
     memory: for TENSOR, how many float32 values the formula holds at its peak, with what it read and the result, for K
     models of m × n values each: a function of m, n and K.
+    in_strips: for TENSOR, the formula on the CPU without a whole tensor: a function of `Strips` and of the number of
+    values that yields the merged strips.
     merges: whether a parameter of this name and shape is merged; the others keep the values of θ0.
     vectors: for GRAM, from the options: "tensor" (a parameter is one vector), "rows" or "columns" (each is one).
     check: raises UserError for options, K numbers for one per model, that make no sense together.
@@ -196,6 +202,7 @@ class Method:
     takes_mask: bool = True
     memory: Callable[[int, int, int], float] = lambda m, n, k: (k + 6) * m * n
     statistics: tuple[Any, ...] = ()
+    in_strips: Callable[[Strips, int], Iterator[np.ndarray]] | None = None
     merges: Callable[[str, tuple[int, ...]], bool] = lambda name, shape: True
     vectors: Callable[[Mapping[str, Value]], str] = lambda options: "tensor"
     check: Callable[[Mapping[str, Any]], Any] = lambda options: None

@@ -1,4 +1,5 @@
-"""A mask that treats each row by itself, before a method that works on any stretch: a parameter in strips of rows.
+"""A parameter in strips of rows: for a method that needs no more at a time, and for a mask that treats each row by
+itself, before a method that works on any stretch.
 
 A strip takes a few MB, where the whole parameter takes up to a GB.
 """
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model_merging_methods.checkpoints.aligned_models import BASE
+from model_merging_methods.checkpoints.tensor_names import is_stored_transposed
 from model_merging_methods.kernels.arithmetic import TensorNumbers
+from model_merging_methods.kernels.block_kernels import decode
 from model_merging_methods.method import MaskPlace, Sees, Tensors
 from model_merging_methods.model_blocks import ModelBlocks
 from model_merging_methods.survivors import restoring_factor
@@ -28,15 +31,28 @@ def works_in_strips(blocks: ModelBlocks, name: str, shape: tuple[int, ...]) -> b
     """Whether a parameter that formulas see in this shape is stored as rows, one after the other, that can be masked
     and merged strip by strip."""
     parameters = blocks.parameters_at(name)
-    mask = parameters.mask
-    if mask is None or mask.declared.in_rows is None or parameters.declared.sees is not Sees.BLOCK:
+    method, mask = parameters.declared, parameters.mask
+    if blocks.device != "cpu" or is_stored_transposed(name, blocks.models.models[BASE].config):
         return False
-    return blocks.device == "cpu" and len(shape) <= 2 and tuple(blocks.models.forms[name].shape or (1,)) == shape
+    if mask is None:
+        return method.in_strips is not None
+    return mask.declared.in_rows is not None and method.sees is Sees.BLOCK and len(shape) <= 2
 
 
 def strip_size(shape: tuple[int, ...]) -> int:
     """The values of a strip."""
     return max(1, _STRIP // shape[-1]) * shape[-1]
+
+
+def read_strips(blocks: ModelBlocks, name: str, shape: tuple[int, ...]) -> Iterator[list[np.ndarray]]:
+    """θ0, θ1 … θK strip by strip, each valid until the next (`method.Strips`)."""
+    models, size = blocks.models, strip_size(shape)
+    stored, rooms = np.empty(size * models.largest_item, np.uint8), np.empty((len(models.models), size), np.float32)
+    for place in _places(shape, blocks.numel(name)):
+        strips = [room[: place.stop - place.start] for room in rooms]
+        for model, values in enumerate(strips):
+            decode(stored, models.read_into(stored, model, name, place.start, place.stop), 0, values)
+        yield [values.reshape(-1, shape[-1]) for values in strips]
 
 
 def merged_strips(blocks: ModelBlocks, numbers: TensorNumbers) -> Iterator[np.ndarray]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from threading import Condition, Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -21,11 +21,11 @@ from model_merging_methods.checkpoints.tensor_names import is_stored_transposed
 from model_merging_methods.kernels.arithmetic import CompiledArithmetic, TensorNumbers
 from model_merging_methods.kernels.block_kernels import Sums, decode
 from model_merging_methods.kernels.block_passes import Block
+from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.method import MaskPlace, Sees, Tensors, WholeTensor
 from model_merging_methods.model_blocks import KeepInput, ModelBlocks
-from model_merging_methods.row_strips import merged_strips, strip_size, works_in_strips
+from model_merging_methods.row_strips import merged_strips, read_strips, strip_size, works_in_strips
 from model_merging_methods.statistics import Statistics
-from model_merging_methods.task_vectors import squared_norm
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +62,7 @@ class WholeTensors:
         """Bytes for merging one tensor: whole, or in each thread a strip of all models, and a bit for each value."""
         models, shape = len(self._blocks.roles), self._shape(name)
         if works_in_strips(self._blocks, name, shape):
-            of_thread = 4 * (models + 4) * strip_size(shape) + models * self._blocks.numel(name) // 8
+            of_thread = 4 * (models + 4) * strip_size(shape) + (models + 1) * self._blocks.numel(name) // 8
             return self._blocks.threads * of_thread
         return self._peak_of_whole(name)
 
@@ -94,44 +94,63 @@ class WholeTensors:
 
     def check(
         self, name: str, keep_input: KeepInput | None = None, sums: Callable[[Block], Sums] | None = None
-    ) -> None:
-        """Raise UserError if a value of a parameter is not finite. Each block is compared into `sums`."""
-        blocks = self._blocks
-        room = blocks.new_room()
-        no_sums = Sums.of(np.zeros(Sums.width(len(blocks.roles))), len(blocks.roles))
+    ) -> float:
+        """Raise UserError if a value of a parameter is not finite. Each block is compared into `sums`. Returns the
+        largest |δi|, or |θi| if the merge does not read θ0."""
+        blocks, models = self._blocks, len(self._blocks.roles)
+        room, squares = blocks.new_room(), np.zeros(models)
         for block in blocks.blocks([name]):
-            stored = blocks.read(block, room, keep_input)
-            blocks.check_finite(self._comparing.compare(stored, sums(block) if sums else no_sums), name)
+            of_block = sums(block) if sums else Sums.of(np.zeros(Sums.width(models)), models)
+            blocks.check_finite(self._comparing.compare(blocks.read(block, room, keep_input), of_block), name)
+            squares += of_block.models[:, 0]
+        return math.sqrt(squares.max(initial=0))
 
-    def merged(self, name: str, statistics: Statistics) -> Iterator[np.ndarray]:
-        """The merged values of a parameter: float32, in consecutive pieces."""
-        if works_in_strips(self._blocks, name, self._shape(name)):
+    def merged(self, name: str, statistics: Statistics, largest: float) -> Iterator[np.ndarray]:
+        """The merged values of a parameter: float32, in consecutive pieces. `largest` is what `check` returned."""
+        method, n, shape = self._blocks.parameters.declared, self._blocks.numel(name), self._shape(name)
+        if works_in_strips(self._blocks, name, shape) and method.in_strips is not None:
+            yield from map(np.ravel, method.in_strips(lambda: read_strips(self._blocks, name, shape), n))
+        elif works_in_strips(self._blocks, name, shape):
             numbers = self._blocks.numbers(name, statistics)
-            yield from merged_strips(self._blocks, replace(numbers, shape=self._shape(name)))
+            yield from merged_strips(self._blocks, replace(numbers, shape=shape))
         else:
-            yield self._merge(name, statistics)
+            merged = self._merge(name, statistics)
+            if method.sees is Sees.TENSOR:
+                self._note_distance(name, merged, largest)
+            yield merged
 
     def _merge(self, name: str, statistics: Statistics) -> np.ndarray:
         """The merged values of a parameter as a whole: float32 [n]."""
         from model_merging_methods.kernels.torch_arithmetic import (
             merged_by_vectors,
             merged_in_stretches,
-            merged_values,
             one_thread,
         )
 
         parameters = self._blocks.parameters_at(name)
         with one_thread():
             if parameters.declared.sees is Sees.TENSOR:
-                x = self._on_demand(name, self._blocks.numbers(name, statistics))
-                merged = merged_values(parameters, x)
-                self._note_distance(x, merged)
+                merged = self._merge_tensor(parameters, self._on_demand(name, self._blocks.numbers(name, statistics)))
             else:
                 merge = merged_by_vectors if parameters.declared.sees is Sees.GRAM else merged_in_stretches
                 merged = merge(parameters, self.tensors(name, statistics)).reshape(self._shape(name))
             if self._is_transposed(name):
                 merged = merged.T
             return merged.reshape(-1).cpu().contiguous().numpy()
+
+    def _merge_tensor(self, parameters: MergeParameters, x: WholeTensor) -> "Tensor":
+        import torch
+
+        from model_merging_methods.kernels.torch_arithmetic import merged_values
+
+        in_strips = parameters.declared.in_strips
+        if in_strips is None or self._blocks.device != "cpu":
+            return merged_values(parameters, x)
+
+        def one_strip() -> Iterator[list[np.ndarray]]:
+            yield [model.view(-1, x.shape[-1]).numpy() for model in (x.base, *x.finetuned)]
+
+        return torch.from_numpy(next(in_strips(one_strip, math.prod(x.shape)))).view(x.shape)
 
     @property
     def warnings(self) -> list[str]:
@@ -144,12 +163,19 @@ class WholeTensors:
             "that is farthest; choose another method or a smaller --scaling_coefficient"
         ]
 
-    def _note_distance(self, x: WholeTensor, merged: "Tensor") -> None:
-        largest = math.sqrt(max(squared_norm(delta) for delta in x.deltas))
-        distance = math.sqrt(squared_norm(x.base.sub_(merged)))
-        with self._lock:
-            if distance > 0:
-                self._farthest = max(self._farthest, (distance / largest if largest else math.inf, x.name))
+    def _note_distance(self, name: str, merged: np.ndarray, largest: float) -> None:
+        """Note how far the merged values are from θ0, in units of the largest |δi|."""
+        squares, room = 0.0, _Room.of(self._blocks)
+        for start in range(0, len(merged), self._blocks.block_size):
+            part = merged[start : start + self._blocks.block_size]
+            difference = room.values[: len(part)]
+            self._read_part(room, BASE, name, start, difference)
+            difference -= part
+            squares += float(np.square(difference, out=difference).sum(dtype=np.float64))
+        if squares > 0:
+            times = math.sqrt(squares) / largest if largest else math.inf
+            with self._lock:
+                self._farthest = max(self._farthest, (times, name))
 
     def _is_transposed(self, name: str) -> bool:
         """Whether a matrix is stored as (in, out)."""
@@ -191,24 +217,39 @@ class WholeTensors:
         """θ0 (0) or θi, or δi, in its shape."""
         import torch
 
-        models, values = self._blocks.models, np.empty(self._blocks.numel(name), np.float32)
-        stored = np.empty(self._blocks.block_size * models.largest_item, np.uint8)
-        base = np.empty(self._blocks.block_size, np.float32)
-        for start in range(0, len(values), len(base)):
-            part = values[start : start + len(base)]
-            place = (name, start, start + len(part))
-            decode(stored, models.read_into(stored, model, *place), 0, part)
+        values, room = np.empty(self._blocks.numel(name), np.float32), _Room.of(self._blocks)
+        for start in range(0, len(values), self._blocks.block_size):
+            part = values[start : start + self._blocks.block_size]
+            self._read_part(room, model, name, start, part)
             if as_delta:
-                decode(stored, models.read_into(stored, BASE, *place), 0, base[: len(part)])
-                part -= base[: len(part)]
+                base = room.values[: len(part)]
+                self._read_part(room, BASE, name, start, base)
+                part -= base
         shape = self._shape(name)
         loaded = torch.from_numpy(values).to(self._blocks.device)
         return loaded.view(shape[::-1]).T.contiguous() if self._is_transposed(name) else loaded.view(shape)
+
+    def _read_part(self, room: "_Room", model: int, name: str, start: int, values: np.ndarray) -> None:
+        """Fill `values`, a block or less, from position `start` of the parameter on."""
+        dtype = self._blocks.models.read_into(room.stored, model, name, start, start + len(values))
+        decode(room.stored, dtype, 0, values)
 
     def _masked(self, values: "Tensor", model: int, numbers: TensorNumbers) -> "Tensor":
         mask = self._blocks.parameters_at(numbers.name).mask
         place = MaskPlace(numbers.shape, 0, self._blocks.mask_keys(numbers.name)[model])
         return mask.declared.formula(values, place, **mask.options_of_model(model))
+
+
+class _Room(NamedTuple):
+    """Room for a block, as stored (uint8) and decoded (float32)."""
+
+    stored: np.ndarray
+    values: np.ndarray
+
+    @classmethod
+    def of(cls, blocks: ModelBlocks) -> "_Room":
+        size = blocks.block_size
+        return cls(np.empty(size * blocks.models.largest_item, np.uint8), np.empty(size, np.float32))
 
 
 class _Budget:

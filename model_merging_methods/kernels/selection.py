@@ -1,10 +1,13 @@
-"""Order statistics of one array in memory, by counting bit patterns: faster than sorting, and without copies."""
+"""Order statistics of one array in memory: faster than sorting, and without copies."""
+
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from model_merging_methods.kernels.block_kernels import exact, exact_with_arrays
 
 _HALF = 1 << 16
+_LEAST_SAMPLE, _LARGEST_SAMPLE = 1 << 12, 1 << 18
 
 
 @exact_with_arrays
@@ -82,26 +85,80 @@ def kth_of_counted(numbers, counts, rank):
     return low
 
 
+def kth_of_products(
+    products: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]], sample: np.ndarray, n: int, ranks: Sequence[int]
+) -> list[float]:
+    """The ranks-th smallest, counted from 0, of n numbers |values| · factors, which each call of `products` gives anew,
+    strip by strip: float32 [rows, columns] and float64 [rows].
+
+    A sample of them, in order, brackets each wanted one; a pass counts what is below, and collects what is inside.
+    Should one be outside of its bracket, there is another pass with wider ones.
+    """
+    margin = 2 * int(len(sample) ** 0.5) + 1  # four standard deviations of a rank in the middle
+    while True:
+        brackets = _brackets(sample, [rank * len(sample) // n for rank in ranks], margin)
+        counts, inside = np.zeros((len(ranks), 3), np.int64), []
+        for values, factors in products():
+            room = np.empty(values.size)
+            inside.append(room[: collect_products(values, factors, brackets, counts, room)].copy())
+        together = np.concatenate(inside)
+        found = [_kth_in(together, rank, *of_rank) for rank, *of_rank in zip(ranks, brackets, counts, strict=True)]
+        if None not in found:
+            return found
+        margin *= 8
+
+
+def some_products(values: np.ndarray, factors: np.ndarray, n: int) -> np.ndarray:
+    """A strip's part of a sample of n products: more than enough values of few, and at most 2¹⁸ of many."""
+    step = n // min(max(n >> 5, _LEAST_SAMPLE), _LARGEST_SAMPLE) | 1  # odd: not always the same columns
+    places = np.arange(0, values.size, step)
+    return np.abs(values.reshape(-1)[places]).astype(np.float64) * factors[places // values.shape[1]]
+
+
+def _brackets(sample: np.ndarray, places: Sequence[int], margin: int) -> np.ndarray:
+    """Around each of these places in the sample's order a bracket: [R, 2]. It has no end if the sample is too short."""
+    ends = np.array([[place - margin, place + margin] for place in places])
+    brackets = sample[np.clip(ends, 0, len(sample) - 1)]
+    brackets[ends[:, 0] < 0, 0], brackets[ends[:, 1] >= len(sample), 1] = -1.0, np.inf
+    return brackets
+
+
+def _kth_in(inside: np.ndarray, rank: int, bracket: np.ndarray, counts: np.ndarray) -> float | None:
+    """The rank-th smallest number if it is in its bracket. `counts`: how many are below it, at its low and at its high
+    end. `inside` has those in between, and those of other brackets."""
+    (low, high), (below, at_low, at_high) = bracket.tolist(), counts.tolist()
+    if below <= rank < below + at_low:
+        return low
+    own, rank = inside[(inside > low) & (inside < high)], rank - below - at_low
+    if 0 <= rank < len(own):
+        return float(np.partition(own, rank)[rank])
+    return high if 0 <= rank - len(own) < at_high else None
+
+
 @exact_with_arrays
-def kth_of_products(values, factors, ranks):
-    """The ranks-th smallest numbers, from 0, of |values| · factors: of float32 [rows, n] and float64 [rows]."""
+def collect_products(values, factors, brackets, counts, room):
+    """Count products below, at the low end and at the high end of each bracket: adds to int64 [R, 3]. Puts those inside
+    of any at the beginning of `room`, float64 [rows · columns], and returns how many these are."""
     rows, columns = values.shape
-    products = np.empty(columns, np.float64)
-    patterns = products.view(np.int64)
-    prefixes, left = np.zeros(ranks.size, np.int64), ranks.copy()
-    for shift in (48, 32, 16, 0):
-        counts = np.zeros((ranks.size, _HALF), np.int64)
-        for row in range(rows):
+    products, is_inside = np.empty(columns), np.empty(columns, np.uint8)
+    found = 0
+    for row in range(rows):
+        factor = factors[row]
+        for j in range(columns):
+            products[j] = np.float64(abs(values[row, j])) * factor
+            is_inside[j] = 0
+        for k in range(brackets.shape[0]):
+            low, high = brackets[k]
+            below, at_low, at_high = np.int64(0), np.int64(0), np.int64(0)
             for j in range(columns):
-                products[j] = np.float64(abs(values[row, j])) * factors[row]
-            for k in range(1 if shift == 48 else ranks.size):
-                for j in range(columns):
-                    if patterns[j] >> (shift + 16 if shift < 48 else 63) == prefixes[k]:
-                        counts[k, patterns[j] >> shift & 0xFFFF] += 1
-        for k in range(ranks.size):
-            of_bins, bin = counts[0 if shift == 48 else k], 0
-            while left[k] >= of_bins[bin]:
-                left[k] -= of_bins[bin]
-                bin += 1
-            prefixes[k] = prefixes[k] << 16 | bin
-    return prefixes.view(np.float64)
+                below += np.int64(products[j] < low)
+                at_low += np.int64(products[j] == low)
+                at_high += np.int64(products[j] == high)
+                is_inside[j] |= np.uint8((products[j] > low) & (products[j] < high))
+            counts[k, 0] += below
+            counts[k, 1] += at_low
+            counts[k, 2] += at_high
+        for j in range(columns):
+            room[found] = products[j]
+            found += np.int64(is_inside[j])
+    return found

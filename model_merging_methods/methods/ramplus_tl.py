@@ -52,9 +52,7 @@ def ramplus_tl(
     return x.base + merged
 
 
-def amplification(
-    change_counts: Sequence[Sequence[float]], r: float, ram_alpha: float, epsilon: float
-) -> list[float]:
+def amplification(change_counts: Sequence[Sequence[float]], r: float, ram_alpha: float, epsilon: float) -> list[float]:
     """Each model's factor on changes that it alone made."""
     return [
         1 + r * min(shared / max(unshared, epsilon), ram_alpha) if unshared else 1.0

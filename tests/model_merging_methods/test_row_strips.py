@@ -1,4 +1,4 @@
-"""DELLA in strips of rows: the same bytes as with whole parameters."""
+"""Masks and methods in strips of rows: the same bytes as with whole parameters."""
 
 import pytest
 
@@ -21,14 +21,21 @@ def models(tmp_path_factory):
 @pytest.mark.parametrize("weight_format", ["delta_weight", "finetuned_weight"])
 def test_strips_give_the_bytes_of_whole_parameters(models, tmp_path, monkeypatch, method, rescale, weight_format):
     mask = mask_of("della", density=0.6, epsilon=0.2, rescale=rescale, weight_format=weight_format)
-    parameters = parameters_of(method, mask=mask, seed=3)
+    assert_same_bytes(models, tmp_path, monkeypatch, parameters_of(method, mask=mask, seed=3), ROLES)
+
+
+def test_arcee_fusion_in_strips_gives_the_bytes_of_whole_parameters(models, tmp_path, monkeypatch):
+    assert_same_bytes(models, tmp_path, monkeypatch, parameters_of("arcee_fusion"), ROLES[:1])
+
+
+def assert_same_bytes(models, tmp_path, monkeypatch, parameters, roles):
     used = []
     monkeypatch.setattr(row_strips, "_STRIP", 100)  # most parameters have many
     monkeypatch.setattr(
         "model_merging_methods.whole_tensors.works_in_strips", lambda *x: used.append(works_in_strips(*x)) or used[-1]
     )
-    merge(models, tmp_path / "strips", parameters, ROLES, block_size=1000)
+    merge(models, tmp_path / "strips", parameters, roles, block_size=1000, allow_unrelated=True)
     assert all(used)
     monkeypatch.setattr("model_merging_methods.whole_tensors.works_in_strips", lambda *x: False)
-    merge(models, tmp_path / "whole", parameters, ROLES)
+    merge(models, tmp_path / "whole", parameters, roles, allow_unrelated=True)
     assert file_bytes(tmp_path / "strips") == file_bytes(tmp_path / "whole")

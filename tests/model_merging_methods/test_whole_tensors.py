@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import GPT2Config
 
-from model_merging_methods.merge_parameters import parameters_of
+from model_merging_methods.merge_parameters import mask_of, parameters_of
 from model_merging_methods.method import Sees
 from model_merging_methods.methods import METHODS
 from tests.model_merging_methods.merges import merge, read_weights
@@ -114,12 +114,14 @@ def transposed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.T if name.endswith(CONV1D) else tensor for name, tensor in tensors.items()}
 
 
-@pytest.mark.parametrize("method", ["ace", "arcee_fusion", "aswudi", "optmerge", "swudi", "widen", "wudi"])
+@pytest.mark.parametrize("method", ["ace", "arcee_fusion", "aswudi", "optmerge", "swudi", "widen", "wudi", "della"])
 def test_gpt2_merges_as_if_its_layers_were_stored_as_linear_ones(gpt2, tmp_path, method):
     stored, linear = gpt2
     roles = ROLES[:1] if method == "arcee_fusion" else ROLES
-    found = transposed(merge(stored, tmp_path / "out", parameters_of(method), roles, allow_unrelated=True))
-    expected = merge(linear, tmp_path / "expected", parameters_of(method), roles, allow_unrelated=True)
+    della = mask_of("della", density=0.5, epsilon=0.2)
+    parameters = parameters_of(method) if method in METHODS else parameters_of("task_arithmetic", mask=della)
+    found = transposed(merge(stored, tmp_path / "out", parameters, roles, allow_unrelated=True))
+    expected = merge(linear, tmp_path / "expected", parameters, roles, allow_unrelated=True)
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-7)
 
