@@ -55,14 +55,11 @@ def read_option_recipe(source: RecipeSource) -> argparse.Namespace | None:
             raise node.error("does not define a merge here; give it on the command line")
     defaults = vars(parser.parse_args([]))
     entries = documents[0].mapping(*sorted(defaults.keys() - set(_NO_KEYS)))
-    # These have no --no-...: false is as if they were left out.
-    entries = {name: node for name, node in entries.items() if node.value is not False or defaults[name] is not False}
     if "models" in entries and "pretrained_model" not in entries:
         raise UserError(f"{documents[0].place}: pretrained_model: is missing; add the model that models are tuned from")
     for name, node in entries.items():
         _check_form(node, defaults[name] is False or _is_switch(name))
-        _parse(parser, node)
-    options = parser.parse_args([text for node in entries.values() for text in _arguments(node)])
+    options = argparse.Namespace(**defaults | {name: _stored(parser, node) for name, node in entries.items()})
     try:
         merge_parameters(options, chosen_roles(options))
     except UserError as error:
@@ -100,22 +97,23 @@ def _check_form(node: Node, is_switch: bool) -> None:
             raise UserError(f"{item.place}: {node.name}: holds {item.plain}; give a number or a text")
 
 
-def _parse(parser: OneLineParser, node: Node) -> None:
-    try:
-        parser.parse_args(_arguments(node))
+def _stored(parser: OneLineParser, node: Node) -> Any:
+    """The value that the command line stores for a key's: a list is several words, a mapping a word for each model."""
+    value = node.plain
+    if isinstance(value, bool):
+        return value
+    words = [f"{role}={one}" for role, one in value.items()] if isinstance(value, dict) else value
+    words = words if isinstance(words, list) else [words]
+    try:  # word by word, because a separate word that begins with "-" would be an option
+        stored = [getattr(parser.parse_args([f"--{node.name}={word}"]), node.name) for word in words]
     except UserError as error:
         text = str(error).removeprefix(f"argument --{node.name}: ").removesuffix("; see --help")
         raise node.error(f"{text}; correct it") from None
-
-
-def _arguments(node: Node) -> list[str]:
-    """A key as arguments of a command line: a list is several values, a mapping a value for each model."""
-    value = node.plain
-    if isinstance(value, bool):
-        return [f"--{node.name}" if value else f"--no-{node.name}"]
-    if isinstance(value, dict):
-        return [f"--{node.name}", *(f"{role}={one}" for role, one in value.items())]
-    return [f"--{node.name}", *map(str, value)] if isinstance(value, list) else [f"--{node.name}={value}"]
+    if stored and isinstance(stored[0], list):
+        return [one for [one] in stored]
+    if len(stored) != 1:
+        raise node.error(f"has {len(stored)} values; give one")
+    return stored[0]
 
 
 def option_recipe(request: MergeRequest, allow_unrelated: bool) -> dict[str, Any]:
