@@ -10,7 +10,8 @@ seed: 1
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from model_merging_methods.command_line import (
@@ -24,7 +25,7 @@ from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merge_request import MergeRequest
 from model_merging_methods.method import Value
 from model_merging_methods.methods import METHODS
-from model_merging_methods.recipes.reading import Node, RecipeSource, read_documents
+from model_merging_methods.recipes.reading import Node
 from utils.command_line import OneLineParser
 from utils.errors import UserError
 from utils.model_folders import written_place
@@ -34,12 +35,36 @@ _OF_MERGEKIT = {"merge_method": "merging_method_name", "base_model": "pretrained
 _NO_KEYS = ("from_record", "device")  # a record is another whole merge; a device does not define one
 
 
-def read_option_recipe(source: RecipeSource) -> argparse.Namespace | None:
+@dataclass(frozen=True)
+class OptionRecipe:
+    """A recipe of options, as the command line stores them. `entries` are its keys."""
+
+    options: argparse.Namespace
+    entries: Mapping[str, Node]
+    is_random: bool
+
+    def with_seed(self, seed: int) -> "OptionRecipe":
+        return replace(self, options=argparse.Namespace(**vars(self.options) | {"seed": seed}))
+
+    def request(self) -> MergeRequest:
+        """The merge. Raises UserError, naming the line, for a model that is not found."""
+        try:
+            return requested_merge(self.options)
+        except UserError as error:
+            nodes = [
+                one
+                for node in self.entries.values()
+                for one in (node.value.values() if isinstance(node.value, dict) else [node])
+            ]
+            found = [f"{one.place}: {one.name}: " for one in nodes if str(error).startswith(f"{one.value}: ")]
+            raise UserError(f"{found[0] if found else ''}{error}") from None
+
+
+def read_option_recipe(documents: Sequence[Node]) -> OptionRecipe | None:
     """The options that a recipe holds; None for a recipe in mergekit's form.
 
     Raises UserError, naming file, line and key, for options that the command line would refuse.
     """
-    documents = read_documents(source)
     marked = [node.entries()[MARK] for node in documents if MARK in node.entries()]
     if not marked:
         return None
@@ -61,23 +86,12 @@ def read_option_recipe(source: RecipeSource) -> argparse.Namespace | None:
         _check_form(node, defaults[name] is False or _is_switch(name))
     options = argparse.Namespace(**defaults | {name: _stored(parser, node) for name, node in entries.items()})
     try:
-        merge_parameters(options, chosen_roles(options))
+        is_random = merge_parameters(options, chosen_roles(options)).uses_seed
     except UserError as error:
         named = [entries[name] for name in re.findall(r"--(\w+)", str(error)) if name in entries]
         text = re.sub(r"--(\w+)", r"\1", str(error))
         raise UserError(f"{(named or documents)[0].place}: {text}") from None
-    return options
-
-
-def request_of_options(source: RecipeSource, options: argparse.Namespace) -> MergeRequest:
-    """The merge of a recipe's options. Raises UserError, naming the line, for a model that is not found."""
-    try:
-        return requested_merge(options)
-    except UserError as error:
-        entries = read_documents(source)[0].entries().values()
-        nodes = [one for node in entries for one in (node.value.values() if isinstance(node.value, dict) else [node])]
-        found = [f"{one.place}: {one.name}: " for one in nodes if str(error).startswith(f"{one.value}: ")]
-        raise UserError(f"{found[0] if found else ''}{error}") from None
+    return OptionRecipe(options, entries, is_random)
 
 
 def _is_switch(name: str) -> bool:

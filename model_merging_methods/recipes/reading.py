@@ -10,7 +10,6 @@ import difflib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -135,18 +134,12 @@ def read_documents(source: RecipeSource) -> list[Node]:
     if isinstance(source, dict):
         return parse_documents(_as_yaml(source), file)
     try:
-        content = file.read_bytes() if file.is_file() else _content_of_pipe(file)
+        content = file.read_bytes()
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; give a recipe, a YAML file") from None
     if len(content) > MOST_BYTES:
         raise UserError(f"{file}: has {len(content)} bytes; a recipe has at most {MOST_BYTES}")
     return parse_documents(content, file)
-
-
-@cache
-def _content_of_pipe(file: Path) -> bytes:
-    """The content of a file that can be read only once, such as /dev/stdin."""
-    return file.read_bytes()
 
 
 class _PlainDumper(yaml.SafeDumper):
