@@ -25,8 +25,8 @@ def merge_models(
     recipe: a YAML file, or its content as plain values and paths. seed: replaces the recipe's own. device: cpu, cuda or
     auto.
 
-    Raises UserError, naming file, line and key, for a recipe or models that cannot be merged, and for a folder that
-    holds anything but this merge (unless `overwrite`).
+    Raises UserError, naming file, line and key, or all keys that lead to a plain value, for a recipe or models that
+    cannot be merged, and for a folder that holds anything but this merge (unless `overwrite`).
     """
     from collections.abc import Mapping
 

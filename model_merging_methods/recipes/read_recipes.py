@@ -9,14 +9,12 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from model_merging_methods.masks import MASKS
 from model_merging_methods.merge_parameters import PAPERS_WORDS, WEIGHT_FORMATS
 from model_merging_methods.mixup import Mixup, draw_ratios, given_ratios, ratios_by_layer
 from model_merging_methods.recipes.checks import check_slice
 from model_merging_methods.recipes.mergekit_methods import MASK_PARAMETERS, RECIPE_METHODS, RecipeMethod
-from model_merging_methods.recipes.reading import Node, choice, parse_documents
+from model_merging_methods.recipes.reading import Node, choice, node_of_values
 from model_merging_methods.recipes.recipe import Recipe, RecipeMask, Slice, Source, parameters_of
 from model_merging_methods.recipes.references import ModelReference, read_layers, read_model
 from model_merging_methods.recipes.settings import SettingReader, Settings
@@ -57,8 +55,7 @@ def read_recipes(documents: Sequence[Node]) -> list[Recipe]:
 
 def recipe_from_plain(document: Mapping[str, Any], file: Path) -> Recipe:
     """The recipe of plain values, as a record has them."""
-    (node,) = parse_documents(yaml.safe_dump(dict(document), sort_keys=False).encode(), file)
-    return _read(node)
+    return _read(node_of_values(document, str(file)))
 
 
 def with_seed(recipe: Recipe, seed: int) -> Recipe:
