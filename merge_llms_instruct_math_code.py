@@ -10,6 +10,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from inference_llms.command_line import (
@@ -105,16 +106,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.print_recipe and options.recipe is not None:
         raise UserError(f"--print_recipe: {options.recipe} is a recipe already; remove the option")
     if options.print_recipe:
-        from model_merging_methods.recipes.writing import recipe_text
+        from model_merging_methods.recipes.writing import print_recipe
 
-        print(recipe_text(requested_merge(options), options.allow_unrelated), end="")
+        print_recipe(options)
         return
     if options.check and options.recipe is not None:
         sys.exit(check_recipe(recipe))
     if options.check:
         from model_merging_methods.preflight import print_findings
 
-        sys.exit(print_findings(requested_merge(options), options.allow_unrelated, options.from_record))
+        sys.exit(print_findings(partial(requested_merge, options), options.allow_unrelated, options.from_record))
     with logged_run() as keep_log:
         command = shlex.join(["python", SCRIPT, *(sys.argv[1:] if arguments is None else arguments)])
         log.info("command: %s", command)

@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -13,7 +12,7 @@ from model_merging_methods.before_download import check_before_download
 from model_merging_methods.merge_folders import MergeWork, merge_folders
 from model_merging_methods.merge_request import PRETRAINED, MergeRequest, NamedRecipe
 from model_merging_methods.preflight import print_findings
-from model_merging_methods.recipes.opening import first_parameters, open_recipe
+from model_merging_methods.recipes.opening import first_parameters
 from model_merging_methods.recipes.option_recipe import OptionRecipe, read_option_recipe
 from model_merging_methods.recipes.read_recipes import read_recipes, with_seed
 from model_merging_methods.recipes.reading import RecipeSource, read_documents
@@ -21,7 +20,6 @@ from model_merging_methods.recipes.recipe import Recipe
 from model_merging_methods.recipes.references import ModelReference
 from model_merging_methods.recipes.tokenizer import TOKENIZER_KEYWORDS
 from utils.errors import UserError
-from utils.findings import Findings
 from utils.model_folders import find_model_folder, free_name
 
 _PLAIN_WORK = MergeWork()
@@ -79,16 +77,8 @@ def is_random(recipe: AnyRecipe) -> bool:
 def check_recipe(recipe: AnyRecipe) -> int:
     """Print every error and warning of a recipe and its models. Returns the exit status: 2 after an error, else 0."""
     if isinstance(recipe, OptionRecipe):
-        return print_findings(recipe.request(), recipe.options.allow_unrelated)
-    findings = Findings()
-    with findings.collect(), ExitStack() as stack:
-        check_before_download(lambda headers_in: request_of_recipes(recipe, headers_in))
-        findings.found += open_recipe(request_of_recipes(recipe), stack)[1].found
-    for finding in findings.found:
-        print(f"{'error' if finding.is_error else 'warning'}: {finding.text}")
-    if not findings.found:
-        print("no errors and no warnings")
-    return 2 if findings.errors else 0
+        return print_findings(recipe.request, recipe.options.allow_unrelated)
+    return print_findings(lambda headers_in: request_of_recipes(recipe, headers_in), allow_unrelated=True)
 
 
 def request_of_recipes(recipes: Sequence[Recipe], headers_in: Path | None = None) -> MergeRequest:
@@ -122,8 +112,8 @@ def recipe_request(
     of_adapters = {roles[model]: roles[whole] for model, whole in adapters.items()}
     of_documents = {role: made[model.path] for model, role in roles.items() if model.path in made and not model.lora}
     named = NamedRecipe(recipe, roles, of_adapters, of_documents)
-    parameters = first_parameters(named, by_role)
-    return MergeRequest(by_role.pop(PRETRAINED), by_role, parameters, named)
+    request = MergeRequest(by_role.pop(PRETRAINED), by_role, None, named)
+    return replace(request, parameters=first_parameters(named, request.inputs)) if request.has_headers else request
 
 
 def _find(recipe: Recipe, model: ModelReference, headers_in: Path | None = None) -> Path:

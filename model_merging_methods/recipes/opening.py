@@ -70,7 +70,7 @@ def open_recipe(
             place = named.recipe.place_of("exclude_param_names_regex")
             raise UserError(f"{place}: exclude_param_names_regex: matches every tensor, so nothing is left to merge")
         _compare(by_role, vocabulary, findings)
-        if not any(isinstance(folder, MadeModel) and not folder.has_values for folder in by_role.values()):
+        if all(folder.has_values for folder in by_role.values()):
             _warn_of_unrelated(plan, merged, findings)
     if findings.errors:
         return None, findings

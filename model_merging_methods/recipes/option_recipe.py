@@ -12,6 +12,7 @@ import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from model_merging_methods.command_line import (
@@ -46,10 +47,10 @@ class OptionRecipe:
     def with_seed(self, seed: int) -> "OptionRecipe":
         return replace(self, options=argparse.Namespace(**vars(self.options) | {"seed": seed}))
 
-    def request(self) -> MergeRequest:
-        """The merge. Raises UserError, naming the line, for a model that is not found."""
+    def request(self, headers_in: Path | None = None) -> MergeRequest:
+        """The merge (see `requested_merge`). Raises UserError, naming the line, for a model that is not found."""
         try:
-            return requested_merge(self.options)
+            return requested_merge(self.options, headers_in)
         except UserError as error:
             nodes = [
                 one
