@@ -26,7 +26,7 @@ from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merge_request import MergeRequest
 from model_merging_methods.method import Value
 from model_merging_methods.methods import METHODS
-from model_merging_methods.recipes.reading import Node
+from model_merging_methods.recipes.reading import Node, nearest
 from utils.command_line import OneLineParser
 from utils.errors import UserError
 from utils.model_folders import written_place
@@ -73,14 +73,17 @@ def read_option_recipe(documents: Sequence[Node]) -> OptionRecipe | None:
         raise marked[0].error("a recipe of options is alone in its file; move the other documents to other files")
     parser = OneLineParser(allow_abbrev=False)
     add_merge_options(parser)
-    marked[0].text()
+    defaults = vars(parser.parse_args([]))
+    keys = sorted(defaults.keys() - set(_NO_KEYS))
+    method = marked[0].text().replace("-", "_")
     for name, node in documents[0].entries().items():
         if name in _OF_MERGEKIT:
             raise node.error(f"is mergekit's key; {MARK} makes this a recipe of options, so write {_OF_MERGEKIT[name]}")
         if name in _NO_KEYS:
             raise node.error("does not define a merge here; give it on the command line")
-    defaults = vars(parser.parse_args([]))
-    entries = documents[0].mapping(*sorted(defaults.keys() - set(_NO_KEYS)))
+        if name not in keys:
+            raise node.error(f"unknown key; {nearest(name, keys) or _options_of(method)}")
+    entries = documents[0].mapping(*keys)
     if "models" in entries and "pretrained_model" not in entries:
         raise UserError(f"{documents[0].place}: pretrained_model: is missing; add the model that models are tuned from")
     for name, node in entries.items():
@@ -93,6 +96,11 @@ def read_option_recipe(documents: Sequence[Node]) -> OptionRecipe | None:
         text = re.sub(r"--(\w+)", r"\1", str(error))
         raise UserError(f"{(named or documents)[0].place}: {text}") from None
     return OptionRecipe(options, entries, is_random)
+
+
+def _options_of(method: str) -> str:
+    own = f"{method} takes {', '.join(METHODS[method].options) or 'no options'}; " if method in METHODS else ""
+    return f"{own}`python -m model_merging_methods merge --help` lists all keys"
 
 
 def _is_switch(name: str) -> bool:

@@ -14,7 +14,7 @@ from model_merging_methods.merge_parameters import PAPERS_WORDS, WEIGHT_FORMATS
 from model_merging_methods.mixup import Mixup, draw_ratios, given_ratios, ratios_by_layer
 from model_merging_methods.recipes.checks import check_slice
 from model_merging_methods.recipes.mergekit_methods import MASK_PARAMETERS, RECIPE_METHODS, RecipeMethod
-from model_merging_methods.recipes.reading import Node, choice, node_of_values
+from model_merging_methods.recipes.reading import Node, nearest, node_of_values
 from model_merging_methods.recipes.recipe import Recipe, RecipeMask, Slice, Source, parameters_of
 from model_merging_methods.recipes.references import ModelReference, read_layers, read_model
 from model_merging_methods.recipes.settings import SettingReader, Settings
@@ -162,8 +162,8 @@ def _read_method(node: Node) -> RecipeMethod:
 
 def _methods(name: str = "") -> str:
     known = ", ".join(RECIPE_METHODS)
-    near = choice(name, RECIPE_METHODS)
-    return f"{near} There are {known}" if name and near.startswith("did") else f"choose one of {known}"
+    near = nearest(name, RECIPE_METHODS)
+    return f"{near} There are {known}" if near else f"choose one of {known}"
 
 
 def _read_mask(node: Node, method: RecipeMethod) -> RecipeMask:

@@ -116,11 +116,15 @@ def finite_number(value: Any) -> float | None:
     return found if math.isfinite(found) else None
 
 
+def nearest(given: Any, known: Iterable[str]) -> str | None:
+    """A remedy that names the nearest of `known`; None if none is near."""
+    near = difflib.get_close_matches(str(given), list(known), n=1)
+    return f"did you mean {near[0]}?" if near else None
+
+
 def choice(given: Any, known: Iterable[str]) -> str:
     """A remedy that names the nearest of `known`, or all of them."""
-    known = list(known)
-    near = difflib.get_close_matches(str(given), known, n=1)
-    return f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
+    return nearest(given, known) or f"choose one of {', '.join(known)}"
 
 
 def read_documents(source: RecipeSource) -> list[Node]:

@@ -72,6 +72,7 @@ def test_overwrite_replaces_models_only(tmp_path):
         (MASK + "mask_strategy: della\ndensity: {math: 0.1}\nepsilon: 0.5\n", "recipe.yml:9: epsilon 0.5: density ±"),
         (MASK + "use_l1_rescale: true\nuse_weight_rescale: true\n", "recipe.yml:7: use_l1_rescale and .* are two ways"),
         (RECIPE + "alhpa: 0.5\n", r"recipe.yml:6: alhpa: unknown key; did you mean alpha\?"),
+        (RECIPE + "top_k: 20\n", "recipe.yml:6: top_k: unknown key; ties_merging takes scaling_coefficient, param"),
         (RECIPE + "alpha: much\n", "recipe.yml:6: alpha: invalid float value: 'much'; correct it"),
         (RECIPE + "from_record: x\n", "recipe.yml:6: from_record: does not define a merge here; give"),
         (RECIPE.replace("pretrained", "base"), "recipe.yml:2: base_model: is mergekit's key; .* write pretrained"),
