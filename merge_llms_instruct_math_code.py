@@ -10,7 +10,9 @@ import logging
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from inference_llms.command_line import (
     add_inference_options,
@@ -47,6 +49,9 @@ from utils.model_folders import FINETUNED_MODELS
 from utils.output_places import OutputPlaces
 from utils.run_log import log_time, logged_run
 from utils.whole_files import remove_folder
+
+if TYPE_CHECKING:
+    from model_merging_methods.recipes.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -89,37 +94,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError(
             "--check, --device, --allow_unrelated: have no effect with --backend replay, which merges nothing"
         )
+    recipe = None
     if options.recipe is not None:
-        from model_merging_methods.recipes.option_recipe import read_option_recipe
+        from model_merging_methods.recipes.merging import check_recipe, read_recipe
+        from model_merging_methods.recipes.option_recipe import OptionRecipe
 
         models = (PRETRAINED, *FINETUNED_MODELS)
         others = ("from_record", "models", "allow_unrelated", *(f"{role}_model" for role in models))
         check_nothing_else(options, "--recipe", others)
-        held = read_option_recipe(options.recipe)
-        if held is not None:
-            options = argparse.Namespace(**{**vars(options), **vars(held), "device": options.device, "recipe": None})
+        recipe = read_recipe(options.recipe)
+        if isinstance(recipe, OptionRecipe):
+            own = {"device": options.device, "recipe": None}
+            options = argparse.Namespace(**vars(options) | vars(recipe.options) | own)
     if options.print_recipe and options.recipe is not None:
         raise UserError(f"--print_recipe: {options.recipe} is a recipe already; remove the option")
     if options.print_recipe:
-        from model_merging_methods.recipes.writing import recipe_text
+        from model_merging_methods.recipes.writing import print_recipe
 
-        print(recipe_text(requested_merge(options), options.allow_unrelated), end="")
+        print_recipe(options)
         return
     if options.check and options.recipe is not None:
-        from model_merging_methods.recipes.merging import check_recipe
-
-        sys.exit(check_recipe(options.recipe))
+        sys.exit(check_recipe(recipe))
     if options.check:
         from model_merging_methods.preflight import print_findings
 
-        sys.exit(print_findings(requested_merge(options), options.allow_unrelated, options.from_record))
+        sys.exit(print_findings(partial(requested_merge, options), options.allow_unrelated, options.from_record))
     with logged_run() as keep_log:
         command = shlex.join(["python", SCRIPT, *(sys.argv[1:] if arguments is None else arguments)])
         log.info("command: %s", command)
         if options.recipe is None:
             merge_infer_score(options, command, keep_log)
         else:
-            merge_recipe_infer_score(options, command, keep_log)
+            merge_recipe_infer_score(options, recipe, command, keep_log)
 
 
 def merge_infer_score(options: argparse.Namespace, command: str, keep_log: Callable[[Path], None]) -> None:
@@ -175,20 +181,20 @@ def run_and_score(
             log.info("deleted %s", folder)
 
 
-def merge_recipe_infer_score(options: argparse.Namespace, command: str, keep_log: Callable[[Path], None]) -> None:
+def merge_recipe_infer_score(
+    options: argparse.Namespace, recipe: Sequence["Recipe"], command: str, keep_log: Callable[[Path], None]
+) -> None:
     """The same for a recipe, whose merged model runs all tasks."""
     from model_merging_methods.merge_folders import MergeWork
     from model_merging_methods.recipes.merging import merge_recipe, recipe_run_name
 
-    places = OutputPlaces(options.output_dir, RECIPE, recipe_run_name(options.recipe))
+    places = OutputPlaces(options.output_dir, RECIPE, recipe_run_name(options.recipe, recipe))
     target = places.merged_model(RECIPE)
     examples = {} if options.merge_only else load_examples_by_role(options, [RECIPE])
     if options.backend != "replay":
         if examples:
             check_engine(options)
-        merge_recipe(
-            options.recipe, target, overwrite=options.overwrite, work=MergeWork(device=options.device or "cpu")
-        )
+        merge_recipe(recipe, target, overwrite=options.overwrite, work=MergeWork(device=options.device or "cpu"))
     run_and_score(options, places, {RECIPE: target}, examples, command, keep_log)
 
 

@@ -25,17 +25,18 @@ def merge_models(
     recipe: a YAML file, or its content as plain values and paths. seed: replaces the recipe's own. device: cpu, cuda or
     auto.
 
-    Raises UserError, naming file, line and key, for a recipe or models that cannot be merged, and for a folder that
-    holds anything but this merge (unless `overwrite`).
+    Raises UserError, naming file, line and key, or all keys that lead to a plain value, for a recipe or models that
+    cannot be merged, and for a folder that holds anything but this merge (unless `overwrite`).
     """
     from collections.abc import Mapping
 
     from model_merging_methods.merge_folders import MergeWork
-    from model_merging_methods.recipes.merging import merge_recipe
+    from model_merging_methods.recipes.merging import merge_recipe, read_recipe
     from utils.command_line import expanded_path
     from utils.errors import UserError
 
     if seed is not None and not (isinstance(seed, int) and seed >= 0):
         raise UserError(f"seed {seed}: give a whole number from 0 on")
     source = dict(recipe) if isinstance(recipe, Mapping) else expanded_path(recipe)
-    merge_recipe(source, expanded_path(out_dir), seed=seed, overwrite=overwrite, work=MergeWork(device=device))
+    work = MergeWork(device=device)
+    merge_recipe(read_recipe(source), expanded_path(out_dir), seed=seed, overwrite=overwrite, work=work)

@@ -10,6 +10,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from utils.command_line import OneLineParser
@@ -71,11 +72,11 @@ def merge(arguments: Sequence[str]) -> None:
     if options.check:
         from model_merging_methods.preflight import print_findings
 
-        sys.exit(print_findings(requested_merge(options), options.allow_unrelated, options.from_record))
+        sys.exit(print_findings(partial(requested_merge, options), options.allow_unrelated, options.from_record))
     if options.print_recipe:
-        from model_merging_methods.recipes.writing import recipe_text
+        from model_merging_methods.recipes.writing import print_recipe
 
-        print(recipe_text(requested_merge(options), options.allow_unrelated), end="")
+        print_recipe(options)
         return
     with logged_run() as keep_log:
         log.info("command: %s", shlex.join([*PROGRAM.split(), "merge", *arguments]))

@@ -1,24 +1,47 @@
 """Check the models of a merge before their weights are downloaded from the hub: configs, tokenizers, headers."""
 
 import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from model_merging_methods.merge_request import MergeRequest
 from utils.errors import UserError
+from utils.model_folders import written_place
+
+
+@contextmanager
+def request_of_headers(make_request: Callable[[Path], MergeRequest]) -> Iterator[tuple[MergeRequest, dict[str, str]]]:
+    """The merge, and the names of the models that are not on this machine by the folders of their headers. A UserError
+    of the block gets these names.
+
+    `make_request(folder)`: the merge, with the headers of such models below this folder."""
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary).resolve()
+        try:
+            request = make_request(place)
+            yield request, _names_below(place)
+        except UserError as error:
+            raise UserError(with_names(str(error), _names_below(place))) from None
+
+
+def _names_below(place: Path) -> dict[str, str]:
+    return {str(folder): written_place(folder) for folder in sorted(place.glob("*/snapshots/*"))}
+
+
+def with_names(text: str, names: Mapping[str, str]) -> str:
+    """A text with the names of models for their folders."""
+    for folder, name in names.items():
+        text = text.replace(folder, name)
+    return text
 
 
 def check_before_download(make_request: Callable[[Path], MergeRequest]) -> None:
     """Raise UserError if names, shapes, configs or tokenizers alone show that models cannot be merged.
 
-    `make_request(folder)`: the merge, with the headers of models that are not on this machine below this folder. With
-    all models here, or with weights that are not safetensors, nothing is checked."""
-    with tempfile.TemporaryDirectory() as temporary:
-        place = Path(temporary).resolve()
-        request = make_request(place)
-        fetched = [folder for _, folder in request.all_folders() if folder.is_relative_to(place)]
-        if not fetched or not all(any(folder.glob("*.safetensors")) for folder in fetched):
+    With all models here, or without the headers of one, nothing is checked."""
+    with request_of_headers(make_request) as (request, names):
+        if not names or not request.has_headers:
             return
         # Slow to import, and not needed without a download.
         from model_merging_methods.preflight import check_inputs
@@ -30,7 +53,4 @@ def check_before_download(make_request: Callable[[Path], MergeRequest]) -> None:
             else:
                 _, findings = check_inputs(request, stack, allow_unrelated=True, roles=())
         for finding in findings.errors[:1]:
-            text = finding.text
-            for folder in fetched:
-                text = text.replace(str(folder), folder.name.replace("--", "/", 1))
-            raise UserError(f"{text} (found before the download of weights)")
+            raise UserError(f"{finding.text} (found before the download of weights)")

@@ -380,23 +380,25 @@ def check_nothing_else(options: argparse.Namespace, alone: str, more: Sequence[s
             raise UserError(f"--{name} has no effect with {alone}, which holds the whole merge; remove it")
 
 
-def recorded_request(options: argparse.Namespace) -> MergeRequest:
+def recorded_request(options: argparse.Namespace, headers_in: Path | None = None) -> MergeRequest:
     """The merge of `--from_record`, whose models may have moved since. Nothing else about it can change."""
     check_nothing_else(options, "--from_record")
     given = {role: getattr(options, f"{role}_model") for role in (PRETRAINED, *FINETUNED_MODELS)}
     given |= _named_models(options.models or ())
-    moved = {role: find_model_folder(path) for role, path in given.items() if path is not None}
+    moved = {role: find_model_folder(path, headers_in=headers_in) for role, path in given.items() if path is not None}
     return request_from_record(options.from_record, moved)
 
 
-def requested_merge(options: argparse.Namespace) -> MergeRequest:
-    """The merge from the options, of the models that they or a record name."""
+def requested_merge(options: argparse.Namespace, headers_in: Path | None = None) -> MergeRequest:
+    """The merge from the options, of the models that they or a record name. Models of the hub are checked and then
+    downloaded, or only their headers (see `find_model_folder`)."""
     if options.from_record is not None:
-        return recorded_request(options)
+        return recorded_request(options, headers_in)
     roles = chosen_roles(options)
     parameters = merge_parameters(options, roles)
-    check_before_download(lambda headers_in: request_of_folders(options, roles, parameters, headers_in))
-    return request_of_folders(options, roles, parameters)
+    if headers_in is None:
+        check_before_download(lambda place: request_of_folders(options, roles, parameters, place))
+    return request_of_folders(options, roles, parameters, headers_in)
 
 
 def _check_effects(options: argparse.Namespace, parameters: MergeParameters) -> None:

@@ -15,6 +15,7 @@ from model_merging_methods.mixup import Mixup
 from utils.content_hashes import FileStates, file_states
 from utils.custom_code import code_files
 from utils.errors import UserError
+from utils.hub_headers import lacks_headers
 from utils.tokenizer_files import tokenizer_files
 from utils.weight_files import adapter_files, index_file, is_adapter_folder, weight_files
 
@@ -64,11 +65,11 @@ class NamedRecipe:
 @dataclass(frozen=True)
 class MergeRequest:
     """The models of a merge, and its parameters. `finetuned` maps each role (such as `math`) to a folder, in model
-    order. With a `recipe`, these are its models, and `parameters` those of its first rules."""
+    order. With a `recipe`, these are its models, and `parameters` those of its first rules (None without headers)."""
 
     pretrained: Path
     finetuned: Mapping[str, Path]
-    parameters: MergeParameters
+    parameters: MergeParameters | None
     recipe: NamedRecipe | None = None
 
     @property
@@ -108,6 +109,11 @@ class MergeRequest:
                 yield from self.made[role].all_folders(f"{within}{role}.")
             else:
                 yield f"{within}{role}", folder
+
+    @property
+    def has_headers(self) -> bool:
+        """Whether at least the headers of all models are on this machine."""
+        return not any(lacks_headers(folder) for _, folder in self.all_folders())
 
     def input_states(self) -> FileStates:
         """The states of all files that the merge depends on, to detect later whether one has changed."""

@@ -35,6 +35,11 @@ class OpenedModels:
     write_files: Callable[[str, Path], None]
 
     @property
+    def have_values(self) -> bool:
+        """Whether the values of all models are known."""
+        return all(folder.has_values for folder in self.folders.values())
+
+    @property
     def aligned(self) -> AlignedModels:
         """The models of the first part."""
         return self.parts[0].models

@@ -7,13 +7,14 @@ names are not enough: matrices stored under two names, and integers.
 
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from model_merging_methods.before_download import request_of_headers, with_names
 from model_merging_methods.checkpoints.aligned_models import BASE, AlignedModels, align_models
 from model_merging_methods.checkpoints.checkpoint_folder import CheckpointFolder
 from model_merging_methods.checkpoints.configs import (
@@ -85,19 +86,31 @@ def check_merge(request: MergeRequest, allow_unrelated: bool, made_from: Path | 
         if made_from is not None:
             with findings.collect():
                 check_sizes_against_record(made_from, request)
-        elif opened is not None and not allow_unrelated:
+        elif opened is not None and opened.have_values and not allow_unrelated:
             with findings.collect():
                 check_related(opened.parts[0].merge(request.parameters))
     return findings
 
 
-def print_findings(request: MergeRequest, allow_unrelated: bool, made_from: Path | None = None) -> int:
-    """Print the findings of `check_merge`, one per line. Returns the exit status: 2 after an error, else 0."""
-    findings = check_merge(request, allow_unrelated, made_from)
+def print_findings(
+    make_request: Callable[[Path | None], MergeRequest], allow_unrelated: bool, made_from: Path | None = None
+) -> int:
+    """Print the findings of `check_merge`, one per line. Returns the exit status: 2 after an error, else 0.
+
+    `make_request`: as in `request_of_headers`; for None, with all models downloaded."""
+    findings, not_here = Findings(), {}
+    with findings.collect(), request_of_headers(make_request) as (request, names):
+        if request.has_headers:
+            not_here = names
+        else:
+            request = make_request(None)
+        findings.found += check_merge(request, allow_unrelated, made_from).found
     for finding in findings.found:
-        print(f"{'error' if finding.is_error else 'warning'}: {finding.text}")
+        print(f"{'error' if finding.is_error else 'warning'}: {with_names(finding.text, not_here)}")
     if not findings.found:
         print("no errors and no warnings")
+    if not_here:
+        print(f"not downloaded, so the values of their weights are not checked: {', '.join(not_here.values())}")
     return 2 if findings.errors else 0
 
 
@@ -148,7 +161,8 @@ def _check_values(merge: Merge, findings: Findings) -> None:
     models = merge.models
     integers = [name for name, form in models.forms.items() if not is_floating(form.dtype)]
     for number, model in enumerate(models.models[1:], start=1):
-        differing = [name for name in integers if not _holds_base_values(models, number, name)]
+        has_values = model.has_values and models.models[BASE].has_values
+        differing = [name for name in integers if has_values and not _holds_base_values(models, number, name)]
         if differing:
             dtype = LONG_NAMES[models.forms[differing[0]].dtype]
             findings.warn(

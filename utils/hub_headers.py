@@ -10,7 +10,18 @@ from utils.errors import UserError
 
 _FIRST_BYTES = 100_000  # most headers are shorter, so that one request is enough
 _PARTIAL_CONTENT = 206  # HTTP status
+_MARK = ".holds_headers_only"
 _LENGTH = 8  # bytes at the start of a safetensors file: the size of its header, little-endian
+
+
+def holds_headers_only(folder: Path) -> bool:
+    return (folder / _MARK).exists()
+
+
+def lacks_headers(folder: Path) -> bool:
+    """Whether not even headers of a hub model are here: of other weights than safetensors, or from a server that only
+    sends whole files."""
+    return holds_headers_only(folder) and not any(folder.glob("*.safetensors"))
 
 
 def write_headers(hub_id: str, commit: str, small_files: Path, weights: dict[str, int], place: Path) -> None:
@@ -20,6 +31,7 @@ def write_headers(hub_id: str, commit: str, small_files: Path, weights: dict[str
 
     Raises UserError for a file that is not safetensors."""
     shutil.copytree(small_files, place)
+    (place / _MARK).touch()
     headers = {}
     for name, size in weights.items():
         header = _first_bytes(hub_id, commit, name, min(_FIRST_BYTES, size))

@@ -123,7 +123,7 @@ def _headers_of(hub_id: str, revision: str | None, headers_in: Path) -> Path:
     weights = {file.rfilename: file.size for file in wanted if file.rfilename.endswith(".safetensors")}
     small = [glob.escape(file.rfilename) for file in wanted if file.rfilename not in weights]
     folder = snapshot_download(hub_id, revision=info.sha, allow_patterns=small)
-    place = headers_in / f"{hub_id.replace('/', '--')}@{info.sha}"
+    place = headers_in / f"models--{hub_id.replace('/', '--')}" / "snapshots" / info.sha  # as in the hub's cache
     if not place.exists():
         write_headers(hub_id, info.sha, Path(folder), weights, place)
     return place

@@ -8,7 +8,7 @@ from datetime import datetime
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
-_CHATTY = ("httpx", "datasets", "filelock", "fsspec", "urllib3")
+_CHATTY = ("httpx", "httpx2", "datasets", "filelock", "fsspec", "urllib3")
 
 
 @contextmanager

@@ -13,10 +13,17 @@ import numpy as np
 
 from model_merging_methods.checkpoints.quantised import quantisation_error
 from model_merging_methods.checkpoints.tokenizer_reading import read_tokens
-from model_merging_methods.checkpoints.vocabulary_matrices import Folder, Origin, is_vocabulary_matrix
+from model_merging_methods.checkpoints.vocabulary_matrices import (
+    OUTPUT_EMBEDDINGS,
+    Folder,
+    Origin,
+    is_vocabulary_matrix,
+    ties_embeddings,
+)
 from model_merging_methods.kernels.block_kernels import all_finite, decode
 from model_merging_methods.kernels.stored_dtypes import FLOATING_CODES, SHORT_NAMES
 from utils.errors import UserError
+from utils.hub_headers import holds_headers_only
 from utils.json_files import read_json_object
 from utils.safetensors_files import StoredTensor, read_at, read_header
 from utils.stand_ins import stand_in_remedy
@@ -38,6 +45,9 @@ _INTEGERS = ("BOOL", "U8", "I8", "I16", "I32", "I64")
 class CheckpointFolder(AbstractContextManager):
     """The tensors of one model folder, by name, with positioned reads (safe from several threads).
 
+    Of a hub model whose headers alone are here, the values are not known: a head and input embeddings that its config
+    does not tie read as different constants, so that checks see them as two matrices.
+
     Raises UserError, naming file or tensor, for a missing folder, config or shard, for a weight file that cannot be
     read, and for weights that are quantised or were never gathered.
     """
@@ -49,6 +59,7 @@ class CheckpointFolder(AbstractContextManager):
         if not folder.is_dir():
             raise UserError(f"{folder}: {'is a file, not a' if folder.exists() else 'no such'} model folder")
         self.files = weight_files(folder)
+        self.has_values = not holds_headers_only(folder)
         self.config = read_json_object(folder / "config.json", "give a complete Hugging Face model folder")
         self.tensors: dict[str, StoredTensor] = {}
         self._buffers: set[str] = set()
@@ -68,6 +79,9 @@ class CheckpointFolder(AbstractContextManager):
 
         Raises UserError if the file has become shorter.
         """
+        if not self.has_values:
+            buffer[:] = name.endswith(OUTPUT_EMBEDDINGS) and not ties_embeddings(self.config)
+            return
         stored = self.tensors[name]
         read_stored(stored, name, self._descriptors[stored.file], buffer, start, stop)
 

@@ -27,6 +27,7 @@ from model_merging_methods.checkpoints.vocabulary_matrices import INPUT_EMBEDDIN
 from model_merging_methods.kernels.block_kernels import CHUNK, ZERO, exact_with_arrays
 from model_merging_methods.kernels.stored_dtypes import FLOATING_CODES
 from utils.errors import UserError
+from utils.hub_headers import holds_headers_only
 from utils.json_files import read_json_object
 from utils.safetensors_files import StoredTensor
 from utils.weight_files import (
@@ -309,6 +310,7 @@ class AdaptedFolder:
 
     def __init__(self, folder: Path, pretrained: CheckpointFolder):
         self.folder = folder
+        self.has_values = pretrained.has_values and not holds_headers_only(folder)
         self.config = pretrained.config
         self._pretrained = pretrained
         shapes = {without_wrappers(name): stored.shape for name, stored in pretrained.tensors.items()}

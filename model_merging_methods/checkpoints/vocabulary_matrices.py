@@ -43,6 +43,7 @@ class Folder(Protocol):
     folder: Any
     config: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
+    has_values: bool
 
     def read_into(self, buffer: np.ndarray, name: str, start: int, stop: int) -> None: ...
 

@@ -39,12 +39,13 @@ def merge_recipe_file(arguments: Sequence[str]) -> None:
         raise UserError("--trust-remote-code: code of models is never run here, and merges do not need it; remove it")
     unused = [f"--{name}" for name in _without_effect(options)]
     from model_merging_methods.merge_folders import MergeWork
-    from model_merging_methods.recipes.merging import check_recipe, is_random, merge_recipe
+    from model_merging_methods.recipes.merging import check_recipe, is_random, merge_recipe, read_recipe
     from utils.run_log import log_time, logged_run
 
+    recipe = read_recipe(options.recipe)
     if options.check:
-        sys.exit(check_recipe(options.recipe))
-    if options.seed is not None and not is_random(options.recipe):
+        sys.exit(check_recipe(recipe))
+    if options.seed is not None and not is_random(recipe):
         options.seed = None
         unused.append("--seed")
     with logged_run() as keep_log:
@@ -53,7 +54,7 @@ def merge_recipe_file(arguments: Sequence[str]) -> None:
             log.info("without effect here: %s", ", ".join(unused))
         work = MergeWork(device="cuda" if options.cuda else options.device or "cpu")
         merge_recipe(
-            options.recipe,
+            recipe,
             options.out_dir,
             overwrite=options.overwrite,
             work=work,

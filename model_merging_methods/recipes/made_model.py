@@ -34,8 +34,8 @@ class MadeModel:
     """A model with the values that its merge gives, and files in `place` that are written when they are needed. A value
     that is read twice is merged twice.
 
-    If the merge sees whole tensors, the values are not known: instead, different vocabulary matrices read as different
-    constants, so that checks before the merge see which are equal."""
+    If the merge sees whole tensors or a model's values are not known, neither are these: instead, different vocabulary
+    matrices read as different constants, so that checks before the merge see which are equal."""
 
     is_adapter = False
 
@@ -45,7 +45,8 @@ class MadeModel:
         self._merges = [part.merge(request.parameters) for part in opened.parts]
         self._forms = dict(ChainMap(*(output_forms(part.models, request.parameters) for part in opened.parts)))
         self._lock = Lock()
-        self.has_values = not any(merge.needs_whole_tensors for merge in self._merges)
+        is_whole = any(merge.needs_whole_tensors for merge in self._merges)
+        self.has_values = opened.have_values and not is_whole
         name = Path(request.recipe.recipe.name)
         self.tensors = {one: StoredTensor(name, form.dtype, form.shape) for one, form in self._forms.items()}
 

@@ -4,32 +4,39 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
 from model_merging_methods.before_download import check_before_download
-from model_merging_methods.command_line import chosen_roles, merge_parameters
 from model_merging_methods.merge_folders import MergeWork, merge_folders
 from model_merging_methods.merge_request import PRETRAINED, MergeRequest, NamedRecipe
 from model_merging_methods.preflight import print_findings
-from model_merging_methods.recipes.opening import first_parameters, open_recipe
-from model_merging_methods.recipes.option_recipe import read_option_recipe, request_of_options
+from model_merging_methods.recipes.opening import first_parameters
+from model_merging_methods.recipes.option_recipe import OptionRecipe, read_option_recipe
 from model_merging_methods.recipes.read_recipes import read_recipes, with_seed
-from model_merging_methods.recipes.reading import RecipeSource
+from model_merging_methods.recipes.reading import RecipeSource, read_documents
 from model_merging_methods.recipes.recipe import Recipe
 from model_merging_methods.recipes.references import ModelReference
 from model_merging_methods.recipes.tokenizer import TOKENIZER_KEYWORDS
 from utils.errors import UserError
-from utils.findings import Findings
 from utils.model_folders import find_model_folder, free_name
 
 _PLAIN_WORK = MergeWork()
+AnyRecipe = OptionRecipe | list[Recipe]
+
+
+def read_recipe(source: RecipeSource) -> AnyRecipe:
+    """The options that a recipe holds, or the merges of its documents, the result last.
+
+    Raises UserError, naming file, line and key, for a recipe that makes no sense.
+    """
+    documents = read_documents(source)
+    return read_option_recipe(documents) or read_recipes(documents)
 
 
 def merge_recipe(
-    source: RecipeSource,
+    recipe: AnyRecipe,
     target: Path,
     *,
     overwrite: bool = False,
@@ -43,13 +50,11 @@ def merge_recipe(
 
     Raises UserError, naming file, line and key, for a recipe that cannot be merged; else like `merge_folders`.
     """
-    options = read_option_recipe(source)
-    if options is not None:
-        options.seed = options.seed if seed is None else seed
-        request = request_of_options(source, options)
-        work = replace(work, allow_unrelated=options.allow_unrelated)
+    if isinstance(recipe, OptionRecipe):
+        request = (recipe if seed is None else recipe.with_seed(seed)).request()
+        work = replace(work, allow_unrelated=recipe.options.allow_unrelated)
     else:
-        recipes = [recipe if seed is None else with_seed(recipe, seed) for recipe in read_recipes(source)]
+        recipes = recipe if seed is None else [with_seed(one, seed) for one in recipe]
         check_before_download(lambda headers_in: request_of_recipes(recipes, headers_in))
         request = request_of_recipes(recipes)
     if values_per_file is not None:
@@ -57,35 +62,23 @@ def merge_recipe(
     merge_folders(request, {request.roles[0]: target.resolve()}, overwrite=overwrite, work=work)
 
 
-def recipe_run_name(file: Path) -> str:
+def recipe_run_name(file: Path, recipes: Sequence[Recipe]) -> str:
     """The name of a recipe's results: the file's, and a hash of its content. Different recipes never share a name."""
-    documents = [recipe.document for recipe in read_recipes(file)]
+    documents = [recipe.document for recipe in recipes]
     digest = hashlib.blake2b(json.dumps(documents).encode(), digest_size=4).hexdigest()
     return f"{_word(file.stem)}_{digest}"
 
 
-def is_random(file: Path) -> bool:
+def is_random(recipe: AnyRecipe) -> bool:
     """Whether a recipe's result depends on a seed."""
-    options = read_option_recipe(file)
-    if options is not None:
-        return merge_parameters(options, chosen_roles(options)).uses_seed
-    return any(recipe.is_random for recipe in read_recipes(file))
+    return recipe.is_random if isinstance(recipe, OptionRecipe) else any(one.is_random for one in recipe)
 
 
-def check_recipe(file: Path) -> int:
+def check_recipe(recipe: AnyRecipe) -> int:
     """Print every error and warning of a recipe and its models. Returns the exit status: 2 after an error, else 0."""
-    options = read_option_recipe(file)
-    if options is not None:
-        return print_findings(request_of_options(file, options), options.allow_unrelated)
-    recipes, findings = read_recipes(file), Findings()
-    with findings.collect(), ExitStack() as stack:
-        check_before_download(lambda headers_in: request_of_recipes(recipes, headers_in))
-        findings.found += open_recipe(request_of_recipes(recipes), stack)[1].found
-    for finding in findings.found:
-        print(f"{'error' if finding.is_error else 'warning'}: {finding.text}")
-    if not findings.found:
-        print("no errors and no warnings")
-    return 2 if findings.errors else 0
+    if isinstance(recipe, OptionRecipe):
+        return print_findings(recipe.request, recipe.options.allow_unrelated)
+    return print_findings(lambda headers_in: request_of_recipes(recipe, headers_in), allow_unrelated=True)
 
 
 def request_of_recipes(recipes: Sequence[Recipe], headers_in: Path | None = None) -> MergeRequest:
@@ -119,8 +112,8 @@ def recipe_request(
     of_adapters = {roles[model]: roles[whole] for model, whole in adapters.items()}
     of_documents = {role: made[model.path] for model, role in roles.items() if model.path in made and not model.lora}
     named = NamedRecipe(recipe, roles, of_adapters, of_documents)
-    parameters = first_parameters(named, by_role)
-    return MergeRequest(by_role.pop(PRETRAINED), by_role, parameters, named)
+    request = MergeRequest(by_role.pop(PRETRAINED), by_role, None, named)
+    return replace(request, parameters=first_parameters(named, request.inputs)) if request.has_headers else request
 
 
 def _find(recipe: Recipe, model: ModelReference, headers_in: Path | None = None) -> Path:

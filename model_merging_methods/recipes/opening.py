@@ -1,6 +1,7 @@
 """Open a recipe's models, check them before any weight is read, and write the files beside the merged weights."""
 
 import json
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,8 @@ from utils.findings import Findings
 from utils.model_folders import hub_source
 from utils.whole_files import write_json
 
+log = logging.getLogger(__name__)
+
 _TEMPLATE_FILE = "chat_template.jinja"
 
 
@@ -70,7 +73,7 @@ def open_recipe(
             place = named.recipe.place_of("exclude_param_names_regex")
             raise UserError(f"{place}: exclude_param_names_regex: matches every tensor, so nothing is left to merge")
         _compare(by_role, vocabulary, findings)
-        if not any(isinstance(folder, MadeModel) and not folder.has_values for folder in by_role.values()):
+        if all(folder.has_values for folder in by_role.values()):
             _warn_of_unrelated(plan, merged, findings)
     if findings.errors:
         return None, findings
@@ -233,7 +236,11 @@ class RecipeFiles:
         places = [tokenizer_folder(self._folders[model]) for model in models]
         templates = [load_tokenizer(place).chat_template for place in places if read_tokens(place) is not None]
         counts = Counter(template for template in templates if template)
-        return max(counts, key=counts.__getitem__) if counts else None  # of equally frequent ones the first
+        if not counts:
+            place = self._recipe.place_of("chat_template")
+            log.info("%s: chat_template: no model has a chat template, so the merged model has none", place)
+            return None
+        return max(counts, key=counts.__getitem__)  # of equally frequent ones the first
 
 
 def _write_template(folder: Path, template: str) -> None:

@@ -10,7 +10,9 @@ seed: 1
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from model_merging_methods.command_line import (
@@ -24,7 +26,7 @@ from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merge_request import MergeRequest
 from model_merging_methods.method import Value
 from model_merging_methods.methods import METHODS
-from model_merging_methods.recipes.reading import Node, RecipeSource, read_documents
+from model_merging_methods.recipes.reading import Node, nearest
 from utils.command_line import OneLineParser
 from utils.errors import UserError
 from utils.model_folders import written_place
@@ -34,12 +36,36 @@ _OF_MERGEKIT = {"merge_method": "merging_method_name", "base_model": "pretrained
 _NO_KEYS = ("from_record", "device")  # a record is another whole merge; a device does not define one
 
 
-def read_option_recipe(source: RecipeSource) -> argparse.Namespace | None:
+@dataclass(frozen=True)
+class OptionRecipe:
+    """A recipe of options, as the command line stores them. `entries` are its keys."""
+
+    options: argparse.Namespace
+    entries: Mapping[str, Node]
+    is_random: bool
+
+    def with_seed(self, seed: int) -> "OptionRecipe":
+        return replace(self, options=argparse.Namespace(**vars(self.options) | {"seed": seed}))
+
+    def request(self, headers_in: Path | None = None) -> MergeRequest:
+        """The merge (see `requested_merge`). Raises UserError, naming the line, for a model that is not found."""
+        try:
+            return requested_merge(self.options, headers_in)
+        except UserError as error:
+            nodes = [
+                one
+                for node in self.entries.values()
+                for one in (node.value.values() if isinstance(node.value, dict) else [node])
+            ]
+            found = [f"{one.place}: {one.name}: " for one in nodes if str(error).startswith(f"{one.value}: ")]
+            raise UserError(f"{found[0] if found else ''}{error}") from None
+
+
+def read_option_recipe(documents: Sequence[Node]) -> OptionRecipe | None:
     """The options that a recipe holds; None for a recipe in mergekit's form.
 
     Raises UserError, naming file, line and key, for options that the command line would refuse.
     """
-    documents = read_documents(source)
     marked = [node.entries()[MARK] for node in documents if MARK in node.entries()]
     if not marked:
         return None
@@ -47,40 +73,34 @@ def read_option_recipe(source: RecipeSource) -> argparse.Namespace | None:
         raise marked[0].error("a recipe of options is alone in its file; move the other documents to other files")
     parser = OneLineParser(allow_abbrev=False)
     add_merge_options(parser)
-    marked[0].text()
+    defaults = vars(parser.parse_args([]))
+    keys = sorted(defaults.keys() - set(_NO_KEYS))
+    method = marked[0].text().replace("-", "_")
     for name, node in documents[0].entries().items():
         if name in _OF_MERGEKIT:
             raise node.error(f"is mergekit's key; {MARK} makes this a recipe of options, so write {_OF_MERGEKIT[name]}")
         if name in _NO_KEYS:
             raise node.error("does not define a merge here; give it on the command line")
-    defaults = vars(parser.parse_args([]))
-    entries = documents[0].mapping(*sorted(defaults.keys() - set(_NO_KEYS)))
-    # These have no --no-...: false is as if they were left out.
-    entries = {name: node for name, node in entries.items() if node.value is not False or defaults[name] is not False}
+        if name not in keys:
+            raise node.error(f"unknown key; {nearest(name, keys) or _options_of(method)}")
+    entries = documents[0].mapping(*keys)
     if "models" in entries and "pretrained_model" not in entries:
         raise UserError(f"{documents[0].place}: pretrained_model: is missing; add the model that models are tuned from")
     for name, node in entries.items():
         _check_form(node, defaults[name] is False or _is_switch(name))
-        _parse(parser, node)
-    options = parser.parse_args([text for node in entries.values() for text in _arguments(node)])
+    options = argparse.Namespace(**defaults | {name: _stored(parser, node) for name, node in entries.items()})
     try:
-        merge_parameters(options, chosen_roles(options))
+        is_random = merge_parameters(options, chosen_roles(options)).uses_seed
     except UserError as error:
         named = [entries[name] for name in re.findall(r"--(\w+)", str(error)) if name in entries]
         text = re.sub(r"--(\w+)", r"\1", str(error))
         raise UserError(f"{(named or documents)[0].place}: {text}") from None
-    return options
+    return OptionRecipe(options, entries, is_random)
 
 
-def request_of_options(source: RecipeSource, options: argparse.Namespace) -> MergeRequest:
-    """The merge of a recipe's options. Raises UserError, naming the line, for a model that is not found."""
-    try:
-        return requested_merge(options)
-    except UserError as error:
-        entries = read_documents(source)[0].entries().values()
-        nodes = [one for node in entries for one in (node.value.values() if isinstance(node.value, dict) else [node])]
-        found = [f"{one.place}: {one.name}: " for one in nodes if str(error).startswith(f"{one.value}: ")]
-        raise UserError(f"{found[0] if found else ''}{error}") from None
+def _options_of(method: str) -> str:
+    own = f"{method} takes {', '.join(METHODS[method].options) or 'no options'}; " if method in METHODS else ""
+    return f"{own}`python -m model_merging_methods merge --help` lists all keys"
 
 
 def _is_switch(name: str) -> bool:
@@ -100,22 +120,23 @@ def _check_form(node: Node, is_switch: bool) -> None:
             raise UserError(f"{item.place}: {node.name}: holds {item.plain}; give a number or a text")
 
 
-def _parse(parser: OneLineParser, node: Node) -> None:
-    try:
-        parser.parse_args(_arguments(node))
+def _stored(parser: OneLineParser, node: Node) -> Any:
+    """The value that the command line stores for a key's: a list is several words, a mapping a word for each model."""
+    value = node.plain
+    if isinstance(value, bool):
+        return value
+    words = [f"{role}={one}" for role, one in value.items()] if isinstance(value, dict) else value
+    words = words if isinstance(words, list) else [words]
+    try:  # word by word, because a separate word that begins with "-" would be an option
+        stored = [getattr(parser.parse_args([f"--{node.name}={word}"]), node.name) for word in words]
     except UserError as error:
         text = str(error).removeprefix(f"argument --{node.name}: ").removesuffix("; see --help")
         raise node.error(f"{text}; correct it") from None
-
-
-def _arguments(node: Node) -> list[str]:
-    """A key as arguments of a command line: a list is several values, a mapping a value for each model."""
-    value = node.plain
-    if isinstance(value, bool):
-        return [f"--{node.name}" if value else f"--no-{node.name}"]
-    if isinstance(value, dict):
-        return [f"--{node.name}", *(f"{role}={one}" for role, one in value.items())]
-    return [f"--{node.name}", *map(str, value)] if isinstance(value, list) else [f"--{node.name}={value}"]
+    if stored and isinstance(stored[0], list):
+        return [one for [one] in stored]
+    if len(stored) != 1:
+        raise node.error(f"has {len(stored)} values; give one")
+    return stored[0]
 
 
 def option_recipe(request: MergeRequest, allow_unrelated: bool) -> dict[str, Any]:

@@ -9,14 +9,12 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from model_merging_methods.masks import MASKS
 from model_merging_methods.merge_parameters import PAPERS_WORDS, WEIGHT_FORMATS
 from model_merging_methods.mixup import Mixup, draw_ratios, given_ratios, ratios_by_layer
 from model_merging_methods.recipes.checks import check_slice
 from model_merging_methods.recipes.mergekit_methods import MASK_PARAMETERS, RECIPE_METHODS, RecipeMethod
-from model_merging_methods.recipes.reading import Node, RecipeSource, choice, parse_documents, read_documents
+from model_merging_methods.recipes.reading import Node, nearest, node_of_values
 from model_merging_methods.recipes.recipe import Recipe, RecipeMask, Slice, Source, parameters_of
 from model_merging_methods.recipes.references import ModelReference, read_layers, read_model
 from model_merging_methods.recipes.settings import SettingReader, Settings
@@ -45,21 +43,19 @@ _KEYS = (
 _MOE_KEYS = ("experts", "gate_mode", "experts_per_token", "shared_experts")
 
 
-def read_recipes(source: RecipeSource) -> list[Recipe]:
-    """The merges of a file in the order to run them, the result last. Later ones use earlier ones by their names.
+def read_recipes(documents: Sequence[Node]) -> list[Recipe]:
+    """The merges of documents in the order to run them, the result last. Later ones use earlier ones by their names.
 
     A document without a name, or the only one, is the result; others that it does not need are left out. Raises
     UserError for anything that mergekit would refuse or ignore.
     """
-    documents = read_documents(source)
     recipes = [_read(node) for node in documents]
     return _ordered(recipes, [node.value for node in documents])
 
 
 def recipe_from_plain(document: Mapping[str, Any], file: Path) -> Recipe:
     """The recipe of plain values, as a record has them."""
-    (node,) = parse_documents(yaml.safe_dump(dict(document), sort_keys=False).encode(), file)
-    return _read(node)
+    return _read(node_of_values(document, str(file)))
 
 
 def with_seed(recipe: Recipe, seed: int) -> Recipe:
@@ -166,8 +162,8 @@ def _read_method(node: Node) -> RecipeMethod:
 
 def _methods(name: str = "") -> str:
     known = ", ".join(RECIPE_METHODS)
-    near = choice(name, RECIPE_METHODS)
-    return f"{near} There are {known}" if name and near.startswith("did") else f"choose one of {known}"
+    near = nearest(name, RECIPE_METHODS)
+    return f"{near} There are {known}" if near else f"choose one of {known}"
 
 
 def _read_mask(node: Node, method: RecipeMethod) -> RecipeMask:

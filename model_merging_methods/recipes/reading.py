@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -31,7 +30,8 @@ _SCALARS = {_TAG + name for name in ("str", "int", "float", "bool", "null")}
 class Node:
     """A value: a scalar, a list of nodes or a mapping from texts to nodes.
 
-    name: the key that it has, or the key of the list that it is in. place: "FILE:LINE" of its key or list item.
+    name: the key that it has, or the key of the list that it is in. place: "FILE:LINE" of its key or list item, or
+    the one that `node_of_values` gives.
     """
 
     value: Any
@@ -105,11 +105,6 @@ class Node:
 _IN_WORDS = {float: "a finite number", int: "a whole number", bool: "true or false", str: "a text"}
 
 
-def file_of(source: RecipeSource) -> Path:
-    """The file of a recipe, for messages."""
-    return Path("recipe") if isinstance(source, dict) else source
-
-
 def finite_number(value: Any) -> float | None:
     """The number that a scalar stands for; None if it is not a finite one."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -121,53 +116,60 @@ def finite_number(value: Any) -> float | None:
     return found if math.isfinite(found) else None
 
 
+def nearest(given: Any, known: Iterable[str]) -> str | None:
+    """A remedy that names the nearest of `known`; None if none is near."""
+    near = difflib.get_close_matches(str(given), list(known), n=1)
+    return f"did you mean {near[0]}?" if near else None
+
+
 def choice(given: Any, known: Iterable[str]) -> str:
     """A remedy that names the nearest of `known`, or all of them."""
-    known = list(known)
-    near = difflib.get_close_matches(str(given), known, n=1)
-    return f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
+    return nearest(given, known) or f"choose one of {', '.join(known)}"
 
 
 def read_documents(source: RecipeSource) -> list[Node]:
     """The documents of a YAML file, or of plain values. Raises UserError for a file that cannot be read, or breaks a
     rule above."""
-    file = file_of(source)
     if isinstance(source, dict):
-        return parse_documents(_as_yaml(source), file)
+        return [node_of_values(source, "recipe")]
     try:
-        content = file.read_bytes() if file.is_file() else _content_of_pipe(file)
+        content = source.read_bytes()
     except OSError as error:
-        raise UserError(f"{file}: {error.strerror}; give a recipe, a YAML file") from None
+        raise UserError(f"{source}: {error.strerror}; give a recipe, a YAML file") from None
     if len(content) > MOST_BYTES:
-        raise UserError(f"{file}: has {len(content)} bytes; a recipe has at most {MOST_BYTES}")
-    return parse_documents(content, file)
+        raise UserError(f"{source}: has {len(content)} bytes; a recipe has at most {MOST_BYTES}")
+    return _parse(content, source)
 
 
-@cache
-def _content_of_pipe(file: Path) -> bytes:
-    """The content of a file that can be read only once, such as /dev/stdin."""
-    return file.read_bytes()
-
-
-class _PlainDumper(yaml.SafeDumper):
-    """Writes plain values; paths as texts, NumPy's numbers and arrays as Python's."""
-
-
-_PlainDumper.add_multi_representer(PurePath, lambda dumper, path: dumper.represent_str(str(path)))
-for _kind in (np.generic, np.ndarray):
-    _PlainDumper.add_multi_representer(_kind, lambda dumper, value: dumper.represent_data(value.tolist()))
-
-
-def _as_yaml(values: dict[str, Any]) -> bytes:
+def node_of_values(values: Mapping[str, Any], file: str) -> Node:
+    """A document of plain values, with paths as texts, and NumPy's numbers and arrays as Python's. The place of a value
+    is the path of the mapping that holds it, or of the list item: "FILE, models[1].parameters"."""
     try:
-        return yaml.dump(values, Dumper=_PlainDumper, sort_keys=False).encode()
-    except yaml.representer.RepresenterError as error:
-        raise UserError(
-            f"recipe: {error.args[-1]!r} is not plain data; give texts, numbers, lists and mappings"
-        ) from None
+        return _node_of(values, "", file, file)
+    except RecursionError:
+        raise UserError(f"{file}: is nested too deeply; give a smaller recipe") from None
 
 
-def parse_documents(content: bytes, file: Path) -> list[Node]:
+def _node_of(value: Any, name: str, place: str, path: str) -> Node:
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        entries = {}
+        for key, one in value.items():
+            if not isinstance(key, str):
+                raise UserError(f"{path}: {key!r:.80}: is not a text; give a text as this key")
+            entries[key] = _node_of(one, key, path, f"{path}{'.' if name else ', '}{key}")
+        return Node(entries, name, place)
+    if isinstance(value, list | tuple):
+        items = [(one, f"{path}[{number}]") for number, one in enumerate(value)]
+        return Node([_node_of(one, name, own, own) for one, own in items], name, place)
+    node = Node(str(value) if isinstance(value, PurePath) else value, name, place)
+    if node.value is not None and not isinstance(node.value, str | int | float):
+        raise node.error(f"is of the type {type(value).__name__}; give texts, numbers, lists and mappings")
+    return node
+
+
+def _parse(content: bytes, file: Path) -> list[Node]:
     """The documents of a text in UTF-8, which errors call `file`."""
     try:
         composed = list(_compose(content.decode("utf-8-sig")))

@@ -1,17 +1,26 @@
 """The recipe of a merge, as YAML: running it makes the same bytes."""
 
+import argparse
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from model_merging_methods.before_download import request_of_headers
+from model_merging_methods.command_line import requested_merge
 from model_merging_methods.merge_request import PRETRAINED, MergeRequest
 from model_merging_methods.recipes.option_recipe import option_recipe
 from model_merging_methods.recipes.recipe import with_models
 from utils.model_folders import written_place
 
 
-def recipe_text(request: MergeRequest, allow_unrelated: bool = False) -> str:
+def print_recipe(options: argparse.Namespace) -> None:
+    """Print the recipe of the merge that options define. No weights are downloaded."""
+    with request_of_headers(lambda headers_in: requested_merge(options, headers_in)) as (request, _):
+        print(_recipe_text(request, options.allow_unrelated), end="")
+
+
+def _recipe_text(request: MergeRequest, allow_unrelated: bool) -> str:
     """A merge's recipe: the documents that it was read from, or the options that define it."""
     made_from_options = request.recipe is None
     documents = [option_recipe(request, allow_unrelated)] if made_from_options else _documents(request).values()

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 from safetensors.torch import load, save
 
 from tests.local_hub import COMMIT, ROOT, local_hub, run_with_hub
@@ -58,7 +60,7 @@ def test_a_check_reports_a_mismatch_before_weights_are_downloaded(models, merge,
     models["our/math"][WEIGHTS] = save({**tensors, name: tensors[name][:-8].contiguous()}, {"format": "pt"})
     with local_hub(models) as (address, sent):
         done = run_with_hub([*words_of(merge, tmp_path), "--check"], address, tmp_path / "cache")
-    assert done.returncode == 2 and "before the download of weights" in done.stdout + done.stderr, done.stderr
+    assert done.returncode == 2 and f"error: our/math@{COMMIT}: tensor {name} is 376 x 128" in done.stdout, done.stderr
     assert sent[WEIGHTS] <= 3 * 100_000 < len(models["our/base"][WEIGHTS])
 
 
@@ -66,7 +68,7 @@ def test_a_check_reports_a_mismatch_before_weights_are_downloaded(models, merge,
 def test_models_that_fit_are_merged_and_their_commits_recorded(models, merge, tmp_path):
     with local_hub(models) as (address, _):
         done = run_with_hub(words_of(merge, tmp_path), address, tmp_path / "cache")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and "HTTP Request" not in done.stdout, done.stdout + done.stderr
     record = json.loads(next((tmp_path / "out").rglob("merge_record.json")).read_text())
     assert {entry["hub"]["id"] for entry in record["inputs"]} == models.keys()
     assert {entry["hub"]["commit"] for entry in record["inputs"]} == {COMMIT}
@@ -90,9 +92,42 @@ def test_a_printed_recipe_names_hub_models_with_their_commits(models, merge, tmp
     assert (tmp_path / "again" / WEIGHTS).read_bytes() == (record.parent / WEIGHTS).read_bytes()
 
 
-def test_models_of_a_server_without_range_requests_are_merged(models, tmp_path):
+@pytest.mark.parametrize("merge", ["options", "recipe"])
+def test_a_check_of_models_that_fit_downloads_no_weights(models, merge, tmp_path):
+    with local_hub(models) as (address, sent):
+        done = run_with_hub([*words_of(merge, tmp_path), "--check"], address, tmp_path / "cache")
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, last = done.stdout.splitlines()
+    assert first == "no errors and no warnings"
+    assert last.startswith("not downloaded, so the values of their weights are not checked: our/base@")
+    assert sent[WEIGHTS] <= 3 * 100_000 < len(models["our/base"][WEIGHTS])
+
+
+def test_a_check_compares_no_values_of_a_model_here_with_one_on_the_hub(models, tmp_path):
+    for files in models.values():
+        files[WEIGHTS] = save({**load(files[WEIGHTS]), "steps": torch.tensor([3])}, {"format": "pt"})
+    (tmp_path / "here").mkdir()
+    for name, content in models["our/math"].items():
+        (tmp_path / "here" / name).write_bytes(content)
+    words = [str(word).replace("our/math", f"{tmp_path}/here") for word in words_of("options", tmp_path)]
+    with local_hub(models) as (address, _):
+        done = run_with_hub([*words, "--check"], address, tmp_path / "cache")
+    first, last = done.stdout.splitlines()
+    assert first == "no errors and no warnings", done.stdout
+    assert last.endswith(f": our/base@{COMMIT}, our/instruct@{COMMIT}")
+
+
+def test_a_recipe_is_printed_without_a_download_of_weights(models, tmp_path):
+    with local_hub(models) as (address, sent):
+        done = run_with_hub([*words_of("options", tmp_path), "--print_recipe"], address, tmp_path / "cache")
+    assert yaml.safe_load(done.stdout)["models"]["math"] == f"our/math@{COMMIT}", done.stderr
+    assert sent[WEIGHTS] <= 3 * 100_000 < len(models["our/base"][WEIGHTS])
+
+
+@pytest.mark.parametrize("merge", ["options", "recipe"])
+def test_models_of_a_server_without_range_requests_are_merged(models, merge, tmp_path):
     with local_hub(models, in_parts=False) as (address, _):
-        done = run_with_hub(words_of("options", tmp_path), address, tmp_path / "cache")
+        done = run_with_hub(words_of(merge, tmp_path), address, tmp_path / "cache")
     assert done.returncode == 0, done.stderr
 
 

@@ -37,7 +37,9 @@ def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "more", "error"),
     [
-        ({"mixup_lambda": {0.3}, "models": object()}, {}, "recipe: .* is not plain data; give texts"),
+        ({"mixup_lambda": {0.3}}, {}, "recipe: mixup_lambda: is of the type set; give texts, numbers"),
+        ({"models": {"math": "/no/math"}}, {}, "recipe, models: math: /no/math: no such model folder"),
+        ({3: 0.5}, {}, "recipe: 3: is not a text"),
         ({"mixup": True}, {"seed": -1}, "seed -1: give a whole number"),
         ({"mixup": True}, {"seed": "3"}, "seed 3: give a whole number"),
         ({}, {"device": "gpu"}, "device gpu: choose one of cpu, cuda, auto"),
@@ -48,3 +50,11 @@ def test_bad_values_are_errors_of_one_line(change, more, error, tmp_path):
         merge_models(MERGE | change, tmp_path / "merged", **more)
     assert "\n" not in str(raised.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_value_in_a_list_is_named_by_its_keys(tmp_path):
+    models = [
+        {"model": MODELS / name, "parameters": {"weight": weight}} for name, weight in (("base", 1), ("math", "x"))
+    ]
+    with pytest.raises(UserError, match=r"^recipe, models\[1\]\.parameters: weight: is 'x'; give a finite number$"):
+        merge_models({"merge_method": "linear", "models": models}, tmp_path / "merged")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from model_merging_methods.recipes.plan import TensorMerge, plan_tensors
 from model_merging_methods.recipes.read_recipes import read_recipes
+from model_merging_methods.recipes.reading import read_documents
 from model_merging_methods.recipes.recipe import Recipe
 
 LAYERS = 3
@@ -24,7 +25,7 @@ def write(folder: Path, text: str) -> Path:
 
 def read_one(folder: Path, text: str) -> Recipe:
     """The result's recipe of a text."""
-    return read_recipes(write(folder, text))[-1]
+    return read_recipes(read_documents(write(folder, text)))[-1]
 
 
 def planned(recipe: Recipe, layers: int = LAYERS) -> dict[str, TensorMerge]:

@@ -516,6 +516,11 @@ def test_patterns_may_leave_out_a_whole_slice(recipe, tmp_path):
     assert merged[name.format(1)].equal(base[name.format(1)]) and not merged[name.format(0)].equal(base[name.format(0)])
 
 
+def test_a_chat_template_that_no_model_has_is_reported(recipe, tmp_path, caplog):
+    main(["merge", recipe(TIES + "chat_template: auto"), str(tmp_path / "merged")])
+    assert caplog.text.count("recipe.yml:9: chat_template: no model has a chat template, so the merged model has") == 1
+
+
 def test_a_chat_template_that_is_not_jinja_is_refused(recipe, tmp_path):
     with pytest.raises(UserError, match=r"chat_template: is not Jinja \(.*\); correct it"):
         main(["merge", recipe(TIES + 'chat_template: "{{ bad"'), str(tmp_path / "merged")])

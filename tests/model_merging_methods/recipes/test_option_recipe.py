@@ -72,6 +72,7 @@ def test_overwrite_replaces_models_only(tmp_path):
         (MASK + "mask_strategy: della\ndensity: {math: 0.1}\nepsilon: 0.5\n", "recipe.yml:9: epsilon 0.5: density ±"),
         (MASK + "use_l1_rescale: true\nuse_weight_rescale: true\n", "recipe.yml:7: use_l1_rescale and .* are two ways"),
         (RECIPE + "alhpa: 0.5\n", r"recipe.yml:6: alhpa: unknown key; did you mean alpha\?"),
+        (RECIPE + "top_k: 20\n", "recipe.yml:6: top_k: unknown key; ties_merging takes scaling_coefficient, param"),
         (RECIPE + "alpha: much\n", "recipe.yml:6: alpha: invalid float value: 'much'; correct it"),
         (RECIPE + "from_record: x\n", "recipe.yml:6: from_record: does not define a merge here; give"),
         (RECIPE.replace("pretrained", "base"), "recipe.yml:2: base_model: is mergekit's key; .* write pretrained"),
@@ -81,6 +82,7 @@ def test_overwrite_replaces_models_only(tmp_path):
         (RECIPE.replace("ties_merging", "tise"), "recipe.yml:1: merging_method_name: invalid choice: 'tise'"),
         (RECIPE.replace(" ties_merging", ""), "recipe.yml:1: merging_method_name: is empty; give a text"),
         (RECIPE.replace("true", "1"), "recipe.yml:4: mixup: give true or false"),
+        (RECIPE.replace("seed: 2", "seed: [2, 3]"), "recipe.yml:5: seed: has 2 values; give one"),
         (RECIPE + "scaling_coefficient: true\n", "recipe.yml:6: scaling_coefficient: is True; give a number or a text"),
         (RECIPE + "weight: {math: [1, 2]}\n", r"recipe.yml:6: weight: holds \[1, 2\]; give a number or a text"),
         (RECIPE.replace(f"{MODELS}/math", ""), "recipe.yml:3: models: holds None; give a number or a text"),
@@ -110,6 +112,12 @@ def test_switches_may_be_off(tmp_path):
         ]
     )
     assert record_of(tmp_path / "a")["parameters"]["mixup"] is None
+
+
+def test_a_value_may_begin_with_a_hyphen(tmp_path):
+    patterns = ["-|norm", "--|mlp"]
+    main(["merge", write(tmp_path, f"{RECIPE}exclude_param_names_regex: {patterns}\n"), str(tmp_path / "merged")])
+    assert record_of(tmp_path / "merged")["parameters"]["exclude_param_names_regex"] == patterns
 
 
 def test_the_documented_recipe_merges(tmp_path):

@@ -4,6 +4,7 @@ import pytest
 
 from model_merging_methods.recipes.plan import plan_tensors
 from model_merging_methods.recipes.read_recipes import read_recipes
+from model_merging_methods.recipes.reading import read_documents
 from tests.model_merging_methods.recipes.recipe_texts import llama_names, planned, read_one, write
 from utils.errors import UserError
 
@@ -89,7 +90,7 @@ def test_ratios_replace_the_weights(tmp_path):
 def test_later_documents_use_earlier_ones_and_unused_ones_are_left_out(tmp_path):
     one = "merge_method: linear\nmodels: [{model: %s, parameters: {weight: 1}}]\n"
     text = "---\n".join([one % "y", "name: y\n" + one % "x", "name: x\n" + one % "a", "name: z\n" + one % "x"])
-    assert [recipe.name for recipe in read_recipes(write(tmp_path, text))] == ["x", "y", None]
+    assert [recipe.name for recipe in read_recipes(read_documents(write(tmp_path, text)))] == ["x", "y", None]
 
 
 def test_a_model_without_output_matrix_lends_its_embeddings(tmp_path):
