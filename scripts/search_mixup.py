@@ -72,12 +72,13 @@ from scripts.mixup_search.search_space import (
     SearchSpace,
     Values,
     of_model,
+    option_and_model,
     parse_values,
 )
 from scripts.mixup_search.splits import split_sentence, split_task
 from scripts.mixup_search.store import SearchStore
 from utils.command_line import OneLineParser, positive_number
-from utils.content_hashes import files_hash
+from utils.content_hashes import files_hash, json_hash
 from utils.errors import UserError, run_command_line
 from utils.interrupts import report_when_terminated
 from utils.output_places import OutputPlaces
@@ -161,6 +162,8 @@ def requested_draws(options: argparse.Namespace) -> tuple[list[str], Proposals, 
     if space.points:
         how = f"{len(space.points)}_points_{how}"
     name = f"{run_name(space.base, len(roles))}_{how}_seed_{proposals.seed}"
+    if any(option_and_model(option)[1] is not None for option in space.options):
+        name += f"_values_{json_hash(space.to_fields()['values'])[:8]}"
     default = OutputPlaces(options.output_dir, tasks_name(roles), name).mixup_search()
     return roles, proposals, options.results or default
 

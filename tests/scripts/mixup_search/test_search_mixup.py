@@ -276,6 +276,15 @@ def test_a_range_of_one_model_is_searched_reported_and_repeated(tmp_path):
     assert "engine start" not in search_models(tmp_path, *options).stdout, "nothing is left to do"
 
 
+def test_ranges_of_one_model_with_the_same_middle_have_separate_results(tmp_path):
+    options = ("--merging_method_name", "task_arithmetic", "--without_mixup", "--tasks", "gsm8k")
+    for values in ("0.5:1.5", "0.8:1.2"):
+        search_models(tmp_path, *options, "--scaling_coefficient", "chat=0.25", f"sums={values}")
+    search_models(tmp_path, *options, "--scaling_coefficient", "0.5:1.5")
+    names = sorted(path.name for path in tmp_path.rglob("*.sqlite"))
+    assert ["_values_" in name for name in names].count(True) == 2 and len(names) == 3, names
+
+
 def test_without_mixup_one_merge_is_scored(tmp_path):
     done = search_models(tmp_path, "--merging_method_name", "model_stock", "--tasks", "gsm8k", "--without_mixup")
     assert "draw 0 scores the same as plain choice" in done.stdout
