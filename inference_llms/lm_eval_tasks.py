@@ -89,7 +89,7 @@ class LmEvalTask(Task):
                     owners.append((position, number, repetition))
         left = [sum(map(len, of_document)) for of_document in responses]
         tokens, cut_off = [0] * len(examples), [False] * len(examples)
-        for response in answer_requests(engine, requests, self.sampling.max_tokens):
+        for response in answer_requests(engine, requests, self.sampling.max_tokens, self._are_chats):
             position, number, repetition = owners[response.position]
             responses[position][number][repetition] = response.value
             tokens[position] += response.tokens
@@ -184,9 +184,13 @@ class LmEvalTask(Task):
     def _loaded(self) -> Any:
         return load_task(self.lm_eval_name, self.include_path)
 
+    @property
+    def _are_chats(self) -> bool:
+        return self.prompt_format.name == CHAT
+
     def _requests(self) -> Mapping[int, Sequence[Any]]:
-        chat = self.prompt_format.name == CHAT
-        return build_requests(self.lm_eval_name, self.include_path, chat, self.prompt_format.system_prompt)
+        system_prompt = self.prompt_format.system_prompt
+        return build_requests(self.lm_eval_name, self.include_path, self._are_chats, system_prompt)
 
     def _requests_as_read(self, tokenizer: PreTrainedTokenizerBase, example: Example) -> list[Any]:
         """A document's requests, with chats in the model's template."""

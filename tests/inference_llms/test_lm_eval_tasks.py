@@ -13,7 +13,8 @@ import pytest
 
 import merge_llms_instruct_math_code as main_job
 from inference_llms import lm_eval_tasks
-from inference_llms.engines.transformers import TransformersEngine
+from inference_llms.engines.engine import Completion
+from inference_llms.engines.transformers import TransformersEngine, cut_at_stop
 from inference_llms.tasks import find_task
 from scripts import search_mixup
 from tests.commands import run_here
@@ -305,6 +306,32 @@ def test_answers_are_greedy_if_a_task_names_no_temperature(tmp_path):
         "--lm_eval_include_path", tmp_path, *where
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+THOUGHT = "3 or 5?\n\nNeither.\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("generated", "stored", "is_right"),
+    [
+        (f"{THOUGHT}The answer is: 63\n\nInstruction: next", f"<think>\n{THOUGHT}The answer is: 63", 1),
+        ("3 or 5?\n\nThe answer is: 63", "<think>\n3 or 5?\n\nThe answer is: 63", 0),
+    ],
+)
+def test_stops_end_the_answer_of_a_model_that_thinks_not_its_thinking(
+    generated, stored, is_right, tmp_path, monkeypatch
+):
+    def complete(engine, prompts, sampling):
+        yield 0, Completion(cut_at_stop(generated, sampling.stop), 20, cut_off=True)
+
+    monkeypatch.setattr(TransformersEngine, "complete", complete)
+    model = shutil.copytree(ZOO / "math", tmp_path / "chat-model")
+    (model / "chat_template.jinja").write_text(f"{TEMPLATE}<think>\n")
+    options = ("--tasks", OURS[1], "--end_index", 1, "--prompt_format", "chat")
+    score = run(model, tmp_path / "out", *options)[OURS[1]]
+    assert score["exact_match,strict"] == is_right and score["health"]["cut_off"] == 1 - is_right
+    (row,) = read_json_lines(Path(score["raw_generations"]))
+    assert json.loads(row["completion"]) == [[stored]]
 
 
 def test_perplexity_cannot_choose_a_merge():
