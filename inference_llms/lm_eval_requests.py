@@ -15,10 +15,17 @@ from transformers import PreTrainedTokenizerBase
 from inference_llms.engines.engine import Completion, Engine, Sampling
 from inference_llms.prompt_format import CHAT_MARK, END_OF_THINKING, THINKING, begun_thinking
 from inference_llms.task import before_stop
+from inference_llms.tasks import LM_EVAL
 from utils.errors import UserError
 
 DEFAULT_NEW_TOKENS = 256  # the harness's
 KNOWN_SETTINGS = {"do_sample", "temperature", "top_p", "until", "max_gen_toks"}
+# Settings of other engines, with the value that changes nothing.
+NEUTRAL_SETTINGS = {
+    **{"num_beams": 1, "num_return_sequences": 1, "n": 1, "early_stopping": False, "use_cache": True},
+    **{"repetition_penalty": 1, "length_penalty": 1, "no_repeat_ngram_size": 0},
+    **{"frequency_penalty": 0, "presence_penalty": 0, "min_p": 0, "top_k": 0, "typical_p": 1},
+}
 
 
 @dataclass(frozen=True)
@@ -149,7 +156,7 @@ def _generate(work: Work) -> Iterator[Response]:
     by_sampling: dict[tuple[Sampling, bool], list[int]] = {}
     for number, request in enumerate(work.requests):
         thinks = work.thinks and not request.args[0].rstrip().endswith(END_OF_THINKING)
-        by_sampling.setdefault((_sampling(request.args[1], work.encoder, work.max_tokens), thinks), []).append(number)
+        by_sampling.setdefault((_sampling(request, work.encoder, work.max_tokens), thinks), []).append(number)
     for (sampling, thinks), numbers in by_sampling.items():
         contexts = [work.requests[number].args[0] for number in numbers]
         prompts = [work.encoder.prompt(context, sampling.max_tokens) for context in contexts]
@@ -173,11 +180,13 @@ def _cut_after_thinking(begun: str, completion: Completion, stops: Sequence[str]
 ANSWERS = {"loglikelihood": _score_pairs, "loglikelihood_rolling": _score_texts, "generate_until": _generate}
 
 
-def _sampling(settings: Mapping[str, Any], encoder: RequestEncoder, max_tokens: int) -> Sampling:
+def _sampling(request: Instance, encoder: RequestEncoder, max_tokens: int) -> Sampling:
     """The sampling that a request asks for. Raises UserError for settings that engines here do not have."""
-    settings = normalize_gen_kwargs(dict(settings), DEFAULT_NEW_TOKENS)
-    if unknown := sorted(settings.keys() - KNOWN_SETTINGS):
-        raise UserError(f"lm_eval: the task asks for {', '.join(unknown)}, which engines here lack; leave it out")
+    settings = normalize_gen_kwargs(dict(request.args[1]), DEFAULT_NEW_TOKENS)
+    unknown = [(name, value) for name, value in settings.items() if name not in KNOWN_SETTINGS]
+    if lacking := [f"{name} {value}" for name, value in unknown if (name, value) not in NEUTRAL_SETTINGS.items()]:
+        name = f"{LM_EVAL}{request.task_name}"
+        raise UserError(f"{name}: sets {', '.join(lacking)}, which engines here lack; leave the task out")
     end = encoder.tokenizer.decode(encoder.eot_token_id)
     return Sampling(
         max_tokens=min(settings["max_gen_toks"], max_tokens),
@@ -192,7 +201,7 @@ def requests_as_read(requests: Sequence[Instance], encoder: RequestEncoder, max_
     each context once, with the texts to score below, as JSON."""
     if requests[0].request_type == "generate_until":
         tokens = encoder.tok_encode(requests[0].args[0])
-        return _sampling(requests[0].args[1], encoder, max_tokens).in_words(), len(tokens), encoder.tokenizer.decode(tokens)
+        return _sampling(requests[0], encoder, max_tokens).in_words(), len(tokens), encoder.tokenizer.decode(tokens)
     if requests[0].request_type == "loglikelihood_rolling":
         ((before, after),) = encoder.windows(requests[0].args[0])
         return "the whole text is scored", len(before + after), encoder.tokenizer.decode(before + after)

@@ -308,6 +308,16 @@ def test_answers_are_greedy_if_a_task_names_no_temperature(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(("beams", "lacking"), [(1, ""), (4, "_generation: sets num_beams 4, which engines here lack")])
+def test_a_setting_is_refused_only_if_it_changes_the_answers(beams, lacking, tmp_path):
+    yaml = (YAML / "own_generation.yaml").read_text().replace("task: own_", "task: beams_")
+    settings = f"do_sample: false\n  num_beams: {beams}\n  repetition_penalty: 1.0\n"
+    (tmp_path / "task.yaml").write_text(yaml.replace("do_sample: false\n", settings))
+    words = ["--load_model_path", ZOO / "math", "--tasks", "lm_eval:beams_generation", "--output_dir", tmp_path]
+    done = run_command_here(*words, "--lm_eval_include_path", tmp_path, "--max_tokens", 9, "--end_index", 2)
+    assert done.returncode == (2 if lacking else 0) and lacking in done.stderr, done.stderr
+
+
 THOUGHT = "3 or 5?\n\nNeither.\n</think>\n\n"
 
 
