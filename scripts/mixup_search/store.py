@@ -18,7 +18,7 @@ from model_merging_methods.merge_parameters import MergeParameters, parameters_f
 from scripts.mixup_search.search_space import EARLIER_SOBOL_GENERATOR, EQUAL_RATIOS, Candidate, space_from_fields
 from utils.errors import UserError
 from utils.intervals import wilson_interval
-from utils.json_files import check_shape
+from utils.json_files import check_shape, short_json
 from utils.whole_files import write_whole
 
 VALIDATION, TEST = "validation", "test"
@@ -227,7 +227,7 @@ class SearchStore(AbstractContextManager):
             if isinstance(old, dict) and isinstance(new, dict):
                 old, new = ({key: a[key] for key in a if a[key] != b.get(key)} for a, b in ((old, new), (new, old)))
             if old != new and name != "split":  # a sentence for people
-                differing.append(f"{name} ({_short(old)} there, {_short(new)} here)")
+                differing.append(f"{name} ({short_json(old)} there, {short_json(new)} here)")
         if differing:
             raise UserError(
                 f"{self.path}: holds another search: {', '.join(differing)}; name another file, or give that search's "
@@ -398,8 +398,3 @@ def _parameter_columns(parameters: MergeParameters) -> dict[str, Any]:
 
 def _cell(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, tuple) else value
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -222,15 +222,20 @@ def test_a_task_with_functions_resumes_in_another_process(function, tmp_path):
         assert f"{end} examples" in done.stdout
 
 
-def test_results_belong_to_one_version_of_a_task(tmp_path):
+def test_results_of_another_version_are_refused_with_both_versions(tmp_path, monkeypatch):
     run(ZOO / "math", tmp_path / "out", "--tasks", "lm_eval:own_choice", "--end_index", 2)
+    found = lm_eval_tasks.importlib.metadata.version("lm_eval")
     changed = tmp_path / "yaml"
     changed.mkdir()
     text = (YAML / "own_choice.yaml").read_text()
     (changed / "own_choice.yaml").write_text(text.replace("num_fewshot: 2", "num_fewshot: 1"))
-    words = ["--load_model_path", ZOO / "math", "--lm_eval_include_path", changed, "--output_dir", tmp_path / "out"]
-    refused = run_command_here(*words, "--max_tokens", 48, "--tasks", "lm_eval:own_choice", "--end_index", 2)
-    assert refused.returncode == 2 and "another lm eval" in refused.stderr
+    words = ["--load_model_path", ZOO / "math", "--output_dir", tmp_path / "out", "--tasks", "lm_eval:own_choice"]
+    words += ["--max_tokens", 48, "--end_index", 2, "--lm_eval_include_path"]
+    refused = run_command_here(*words, changed)
+    assert refused.returncode == 2 and "another lm eval: num_fewshot 2 there, 1 here, config" in refused.stderr
+    monkeypatch.setattr(lm_eval_tasks.importlib.metadata, "version", lambda name: "0.4.99")
+    refused = run_command_here(*words, YAML)
+    assert refused.returncode == 2 and f'another lm eval: version "{found}" there, "0.4.99" here)' in refused.stderr
 
 
 @pytest.fixture(scope="module")
