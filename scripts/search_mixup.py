@@ -327,7 +327,7 @@ def search_into(results: Path, options: argparse.Namespace, roles: Sequence[str]
     engines = RayEngines(options.ray, options.ray_engines or 2, setup) if options.ray else LiveMerges(setup)
     devices = (options.tensor_parallel_size or 1) * options.pipeline_parallel_size if has_gpus() else 1
     with closing(engines), SearchStore(results, identity) as store:
-        hours = partial(hours_lines, store, devices)
+        hours = partial(hours_lines, store, devices, engines.number)
         report_when_terminated(hours)
         try:
             Search(proposals, parts, store, engines).run()

@@ -301,6 +301,16 @@ class SearchStore(AbstractContextManager):
             found[key] = (number, seconds * number / examples if examples else 0.0)
         return found
 
+    def add_start(self, seconds: float) -> None:
+        """Store the time of a start of an engine, in a table that files of earlier versions lack."""
+        self._execute("CREATE TABLE IF NOT EXISTS starts (seconds REAL NOT NULL)")
+        self._insert("starts", ("seconds",), [[seconds]])
+
+    def start_seconds(self) -> list[float]:
+        """The time of each start of an engine."""
+        has_starts = bool(self._columns("starts"))
+        return [seconds for (seconds,) in self._execute("SELECT seconds FROM starts")] if has_starts else []
+
     def add_result(self, result: Result) -> None:
         """Store a result, unless there is one for this candidate, task, part and number of examples."""
         values = asdict(result) | dict(zip(("interval_low", "interval_high"), result.interval, strict=True))

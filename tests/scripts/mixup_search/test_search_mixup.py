@@ -111,6 +111,7 @@ def test_a_killed_search_resumes_without_loss_or_repetition(searched, tmp_path):
     search(tmp_path)
     assert rows(tmp_path, "SELECT * FROM answers")[: len(stored)] == stored
     assert rows(tmp_path) == rows(searched[0]) and rows(tmp_path, ANSWERS) == rows(searched[0], ANSWERS)
+    assert len(rows(tmp_path, "SELECT * FROM starts WHERE seconds > 0")) == 2
     before = rows(tmp_path, "SELECT * FROM answers")
     assert "engine start" not in search(tmp_path).stdout, "nothing is left to do"
     assert rows(tmp_path, "SELECT * FROM answers") == before
