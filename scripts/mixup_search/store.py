@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from inference_llms.answer_health import Health, health_of
+from inference_llms.prompt_format import prompt_format_on_record
 from model_merging_methods.merge_parameters import MergeParameters, parameters_from_fields
 from scripts.mixup_search.search_space import EARLIER_SOBOL_GENERATOR, EQUAL_RATIOS, Candidate, space_from_fields
 from utils.errors import UserError
@@ -325,7 +326,8 @@ class SearchStore(AbstractContextManager):
         return [Result(*row) for row in rows]
 
     def export_csv(self, path: Path) -> None:
-        """Write a row for each candidate, task and part, at the largest number of examples, with every parameter.
+        """Write a row for each candidate, task and part, at the largest number of examples, with every parameter, and
+        with the format of the prompts if it is not the paper's.
 
         Replaces an earlier export. Raises UserError if `path` is anything else.
         """
@@ -334,6 +336,9 @@ class SearchStore(AbstractContextManager):
             "SELECT * FROM results AS result WHERE examples = (SELECT MAX(examples) FROM scores "
             "WHERE candidate = result.candidate AND task = result.task AND part = result.part)"
         )
+        prompts = prompt_format_on_record(self.identity)
+        if not prompts.is_paper:
+            header, rows = [*header, "prompts"], [[*row, prompts] for row in rows]
         if path.exists() and not (path.is_file() and path.read_bytes().startswith(",".join(header[:2]).encode())):
             raise UserError(f"{path}: is not an earlier export of a search; name another file")
         text = io.StringIO()
