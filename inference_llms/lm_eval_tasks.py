@@ -163,6 +163,11 @@ class LmEvalTask(Task):
     def answer(self, completion: str) -> str:
         return completion  # JSON; see `_response`
 
+    def text(self, answer: str) -> str:
+        """The JSON; nothing if all responses are texts without an answer."""
+        responses = [self._response(one) for of_request in json.loads(answer) for one in of_request]
+        return "" if all(isinstance(one, str) and not one.strip() for one in responses) else answer
+
     def _response(self, stored: Any) -> Any:
         """A stored response in the harness's types, without the thinking of a chat."""
         if isinstance(stored, str):

@@ -344,7 +344,8 @@ def test_stops_end_the_answer_of_a_model_that_thinks_not_its_thinking(
     (model / "chat_template.jinja").write_text(f"{TEMPLATE}<think>\n")
     options = ("--tasks", OURS[1], "--end_index", 1, "--prompt_format", "chat")
     score = run(model, tmp_path / "out", *options)[OURS[1]]
-    assert score["exact_match,strict"] == is_right and score["health"]["cut_off"] == 1 - is_right
+    assert score["exact_match,strict"] == is_right
+    assert score["health"]["cut_off"] == score["health"]["empty"] == 1 - is_right
     (row,) = read_json_lines(Path(score["raw_generations"]))
     assert json.loads(row["completion"]) == [[stored]]
 
