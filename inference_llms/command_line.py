@@ -28,7 +28,7 @@ from inference_llms.run_tasks import (
     run_tasks,
     score_lines,
 )
-from inference_llms.tasks import LM_EVAL, TASK_NAMES, find_task
+from inference_llms.tasks import LM_EVAL, TASK_NAMES, find_task, reads_data_dir
 from inference_llms.tasks.alpaca_eval import judged_by
 from utils.command_line import options_on_record, positive_number, whole_number
 from utils.content_hashes import FileStates, check_unchanged, file_states
@@ -118,6 +118,8 @@ def check_tasks_option(arguments: argparse.Namespace) -> None:
         raise UserError("--tasks names a task twice; name each once")
     if include_path is not None and not any(name.startswith(LM_EVAL) for name in tasks):
         raise UserError(f"--lm_eval_include_path has no effect without a task named {LM_EVAL}NAME; remove it")
+    if tasks and arguments.data_dir is not None and not reads_data_dir(tasks):
+        raise UserError(f"--data_dir has no effect on tasks named {LM_EVAL}NAME, which load their own data; remove it")
     if tasks:
         arguments.tasks = expand_names(tasks, include_path)
 

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -12,12 +12,20 @@ from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normaliz
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedTokenizerBase
 
-from inference_llms.engines.engine import Engine, Sampling
-from inference_llms.prompt_format import CHAT_MARK
+from inference_llms.engines.engine import Completion, Engine, Sampling
+from inference_llms.prompt_format import CHAT_MARK, END_OF_THINKING, THINKING, begun_thinking
+from inference_llms.task import before_stop
+from inference_llms.tasks import LM_EVAL
 from utils.errors import UserError
 
 DEFAULT_NEW_TOKENS = 256  # the harness's
 KNOWN_SETTINGS = {"do_sample", "temperature", "top_p", "until", "max_gen_toks"}
+# Settings of other engines, with the value that changes nothing.
+NEUTRAL_SETTINGS = {
+    **{"num_beams": 1, "num_return_sequences": 1, "n": 1, "early_stopping": False, "use_cache": True},
+    **{"repetition_penalty": 1, "length_penalty": 1, "no_repeat_ngram_size": 0},
+    **{"frequency_penalty": 0, "presence_penalty": 0, "min_p": 0, "top_k": 0, "typical_p": 1},
+}
 
 
 @dataclass(frozen=True)
@@ -97,26 +105,31 @@ class RequestEncoder(TemplateLM):
 
 @dataclass(frozen=True)
 class Work:
-    """Requests of one kind, and their `positions` among all."""
+    """Requests of one kind, and their `positions` among all. `thinks`: they are chats with a model that may think."""
 
     engine: Engine
     encoder: RequestEncoder
     positions: Sequence[int]
     requests: Sequence[Instance]
     max_tokens: int
+    thinks: bool
 
 
-def answer_requests(engine: Engine, requests: Sequence[Instance], max_tokens: int) -> Iterator[Response]:
+def answer_requests(
+    engine: Engine, requests: Sequence[Instance], max_tokens: int, are_chats: bool
+) -> Iterator[Response]:
     """Answer requests, all of a kind in one call of the engine, in any order."""
     by_kind: dict[str, list[int]] = {}
     for position, request in enumerate(requests):
         by_kind.setdefault(request.request_type, []).append(position)
     encoder = RequestEncoder(engine.tokenizer, engine.context, engine.longest_scored)
+    template = engine.tokenizer.get_chat_template() if are_chats else ""
+    thinks = THINKING in template or END_OF_THINKING in template
     for kind, positions in by_kind.items():
         if kind not in ANSWERS:
             raise UserError(f"lm_eval: requests of the kind {kind} are not supported; leave the task out")
         of_kind = [requests[position] for position in positions]
-        yield from ANSWERS[kind](Work(engine, encoder, positions, of_kind, max_tokens))
+        yield from ANSWERS[kind](Work(engine, encoder, positions, of_kind, max_tokens, thinks))
 
 
 def _score_pairs(work: Work) -> Iterator[Response]:
@@ -140,24 +153,40 @@ def _score_texts(work: Work) -> Iterator[Response]:
 
 
 def _generate(work: Work) -> Iterator[Response]:
-    by_sampling: dict[Sampling, list[int]] = {}
+    by_sampling: dict[tuple[Sampling, bool], list[int]] = {}
     for number, request in enumerate(work.requests):
-        by_sampling.setdefault(_sampling(request.args[1], work.encoder, work.max_tokens), []).append(number)
-    for sampling, numbers in by_sampling.items():
-        prompts = [work.encoder.prompt(work.requests[number].args[0], sampling.max_tokens) for number in numbers]
-        for done, completion in work.engine.complete(prompts, sampling):
-            position = work.positions[numbers[done]]
-            yield Response(position, str(completion), completion.tokens, completion.cut_off)
+        thinks = work.thinks and not request.args[0].rstrip().endswith(END_OF_THINKING)
+        by_sampling.setdefault((_sampling(request, work.encoder, work.max_tokens), thinks), []).append(number)
+    for (sampling, thinks), numbers in by_sampling.items():
+        contexts = [work.requests[number].args[0] for number in numbers]
+        prompts = [work.encoder.prompt(context, sampling.max_tokens) for context in contexts]
+        # Engines would end the thinking at a stop too.
+        for done, completion in work.engine.complete(prompts, replace(sampling, stop=()) if thinks else sampling):
+            if thinks:
+                completion = _cut_after_thinking(begun_thinking(contexts[done]), completion, sampling.stop)
+            yield Response(work.positions[numbers[done]], str(completion), completion.tokens, completion.cut_off)
+
+
+def _cut_after_thinking(begun: str, completion: Completion, stops: Sequence[str]) -> Completion:
+    """The thinking that has `begun` and the completion, up to the first stop after the thinking."""
+    text = begun + completion
+    thought = THINKING in text or END_OF_THINKING in text
+    answer = (text.partition(END_OF_THINKING)[2] if thought else text).lstrip()
+    cut = before_stop(answer, stops)
+    whole = text[: len(text) - len(answer)] + cut
+    return Completion(whole, completion.tokens, completion.cut_off and cut == answer)
 
 
 ANSWERS = {"loglikelihood": _score_pairs, "loglikelihood_rolling": _score_texts, "generate_until": _generate}
 
 
-def _sampling(settings: Mapping[str, Any], encoder: RequestEncoder, max_tokens: int) -> Sampling:
+def _sampling(request: Instance, encoder: RequestEncoder, max_tokens: int) -> Sampling:
     """The sampling that a request asks for. Raises UserError for settings that engines here do not have."""
-    settings = normalize_gen_kwargs(dict(settings), DEFAULT_NEW_TOKENS)
-    if unknown := sorted(settings.keys() - KNOWN_SETTINGS):
-        raise UserError(f"lm_eval: the task asks for {', '.join(unknown)}, which engines here lack; leave it out")
+    settings = normalize_gen_kwargs(dict(request.args[1]), DEFAULT_NEW_TOKENS)
+    unknown = [(name, value) for name, value in settings.items() if name not in KNOWN_SETTINGS]
+    if lacking := [f"{name} {value}" for name, value in unknown if (name, value) not in NEUTRAL_SETTINGS.items()]:
+        name = f"{LM_EVAL}{request.task_name}"
+        raise UserError(f"{name}: sets {', '.join(lacking)}, which engines here lack; leave the task out")
     end = encoder.tokenizer.decode(encoder.eot_token_id)
     return Sampling(
         max_tokens=min(settings["max_gen_toks"], max_tokens),
@@ -171,9 +200,8 @@ def requests_as_read(requests: Sequence[Instance], encoder: RequestEncoder, max_
     """How the requests of a document are answered, the number of tokens of the longest, and the text of their tokens:
     each context once, with the texts to score below, as JSON."""
     if requests[0].request_type == "generate_until":
-        context, settings = requests[0].args
-        tokens = encoder.tok_encode(context)
-        return _sampling(settings, encoder, max_tokens).in_words(), len(tokens), encoder.tokenizer.decode(tokens)
+        tokens = encoder.tok_encode(requests[0].args[0])
+        return _sampling(requests[0], encoder, max_tokens).in_words(), len(tokens), encoder.tokenizer.decode(tokens)
     if requests[0].request_type == "loglikelihood_rolling":
         ((before, after),) = encoder.windows(requests[0].args[0])
         return "the whole text is scored", len(before + after), encoder.tokenizer.decode(before + after)

@@ -87,7 +87,7 @@ class LmEvalTask(Task):
                     owners.append((position, number, repetition))
         left = [sum(map(len, of_document)) for of_document in responses]
         tokens, cut_off = [0] * len(examples), [False] * len(examples)
-        for response in answer_requests(engine, requests, self.sampling.max_tokens):
+        for response in answer_requests(engine, requests, self.sampling.max_tokens, self._are_chats):
             position, number, repetition = owners[response.position]
             responses[position][number][repetition] = response.value
             tokens[position] += response.tokens
@@ -161,6 +161,11 @@ class LmEvalTask(Task):
     def answer(self, completion: str) -> str:
         return completion  # JSON; see `_response`
 
+    def text(self, answer: str) -> str:
+        """The JSON; nothing if all responses are texts without an answer."""
+        responses = [self._response(one) for of_request in json.loads(answer) for one in of_request]
+        return "" if all(isinstance(one, str) and not one.strip() for one in responses) else answer
+
     def _response(self, stored: Any) -> Any:
         """A stored response in the harness's types, without the thinking of a chat."""
         if isinstance(stored, str):
@@ -182,9 +187,13 @@ class LmEvalTask(Task):
     def _loaded(self) -> Any:
         return load_task(self.lm_eval_name, self.include_path)
 
+    @property
+    def _are_chats(self) -> bool:
+        return self.prompt_format.name == CHAT
+
     def _requests(self) -> Mapping[int, Sequence[Any]]:
-        chat = self.prompt_format.name == CHAT
-        return build_requests(self.lm_eval_name, self.include_path, chat, self.prompt_format.system_prompt)
+        system_prompt = self.prompt_format.system_prompt
+        return build_requests(self.lm_eval_name, self.include_path, self._are_chats, system_prompt)
 
     def _requests_as_read(self, tokenizer: PreTrainedTokenizerBase, example: Example) -> list[Any]:
         """A document's requests, with chats in the model's template."""

@@ -63,10 +63,14 @@ def complete(engine: Engine, prompts: Sequence[Prompt], sampling: Sampling) -> I
     if prompts and isinstance(prompts[0], Chat):
         from inference_llms.engines.chat_templates import render  # imports transformers, which takes seconds
 
-        prompt = render(engine.tokenizer, prompts[0].messages, prompts[0].thinking).rstrip()
-        begun = f"{THINKING}\n" if prompt.endswith(THINKING) else ""
+        begun = begun_thinking(render(engine.tokenizer, prompts[0].messages, prompts[0].thinking))
     for position, completion in engine.complete(prompts, sampling):
         yield position, Completion(begun + completion, completion.tokens, completion.cut_off)
+
+
+def begun_thinking(prompt: str) -> str:
+    """The mark of thinking that a completion of this prompt begins with, because the prompt ends in it."""
+    return f"{THINKING}\n" if prompt.rstrip().endswith(THINKING) else ""
 
 
 PAPER_PROMPTS = PromptFormat()

@@ -12,7 +12,7 @@ from inference_llms.data_sets import read_rows
 from inference_llms.prompt_format import PromptFormat
 from inference_llms.task import Example
 from utils.errors import UserError
-from utils.json_files import parse_json_lines, read_shaped_object
+from utils.json_files import parse_json_lines, read_shaped_object, short_json
 from utils.whole_files import errors_name, write_json
 
 
@@ -68,13 +68,23 @@ def check_same_run(path: Path, stored: dict[str, Any] | None, identity: dict[str
         difference = "it does not say which"
     else:
         keys = sorted(key for key in {*stored, *identity} if stored.get(key) != identity.get(key))
-        difference = "another " + " and ".join(key.replace("_", " ") for key in keys)
+        difference = "another " + " and ".join(_difference(key, stored.get(key), identity.get(key)) for key in keys)
         if len(str(stored.get("model_fingerprint"))) == 64 != len(str(identity.get("model_fingerprint"))):
             difference = "of an earlier version, which did not hash the whole model"
     raise UserError(
         f"{path} holds the results of another run ({difference}); "
         "choose another --output_dir, or replace them with --overwrite"
     )
+
+
+def _difference(name: str, stored: Any, found: Any) -> str:
+    """The name of a field of an identity and, if it has several values, those that differ."""
+    words = name.replace("_", " ")
+    if not isinstance(stored, dict) or not isinstance(found, dict):
+        return words
+    pairs = {part: (stored.get(part), found.get(part)) for part in {**stored, **found}}
+    parts = [f"{part} {short_json(a)} there, {short_json(b)} here" for part, (a, b) in pairs.items() if a != b]
+    return f"{words}: {', '.join(parts)}"
 
 
 def stored_completions(

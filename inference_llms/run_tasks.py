@@ -294,7 +294,7 @@ def task_health(
     readable = None
     if task.is_readable is not None:
         readable = [task.is_readable(text, example.row) for text, example in zip(texts, examples, strict=True)]
-    return health_of(texts, cut_off, readable)
+    return health_of([task.text(text) for text in texts], cut_off, readable)
 
 
 def add_score(path: Path, name: str, score: dict[str, Any], by_task: dict[str, Completions]) -> None:

@@ -226,6 +226,10 @@ class Task:
         """The answer in a completion."""
         return self.prompt_format.answer(completion)
 
+    def text(self, answer: str) -> str:
+        """The text of an answer, for its health."""
+        return answer
+
     def capped(self, max_tokens: int | None) -> Task:
         """The same task, with completions of at most `max_tokens` new tokens; None: unchanged."""
         return replace(self, sampling=self.sampling.capped(max_tokens))

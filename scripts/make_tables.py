@@ -65,7 +65,7 @@ def make_tables(results_dir: Path, scores: Sequence[Score]) -> None:
     write_whole(folder / "tables.md", markdown(tables) if tables else NO_TABLES)
     results = [result.cells(folder) for result in write_answers(folder, scores)]
     results.sort(key=lambda row: row["status"] != OK)  # those without a value last
-    write_whole(folder / "tables.html", html_page(tables, pictures, results))
+    write_whole(folder / "tables.html", html_page("Tables and figures", tables, pictures, results))
     for table in tables:
         write_whole(folder / f"{table.name}.tex", latex(table))
     for line in doubts(scores):

@@ -72,12 +72,13 @@ from scripts.mixup_search.search_space import (
     SearchSpace,
     Values,
     of_model,
+    option_and_model,
     parse_values,
 )
 from scripts.mixup_search.splits import split_sentence, split_task
 from scripts.mixup_search.store import SearchStore
 from utils.command_line import OneLineParser, positive_number
-from utils.content_hashes import files_hash
+from utils.content_hashes import files_hash, json_hash
 from utils.errors import UserError, run_command_line
 from utils.interrupts import report_when_terminated
 from utils.output_places import OutputPlaces
@@ -161,6 +162,8 @@ def requested_draws(options: argparse.Namespace) -> tuple[list[str], Proposals, 
     if space.points:
         how = f"{len(space.points)}_points_{how}"
     name = f"{run_name(space.base, len(roles))}_{how}_seed_{proposals.seed}"
+    if any(option_and_model(option)[1] is not None for option in space.options):
+        name += f"_values_{json_hash(space.to_fields()['values'])[:8]}"
     default = OutputPlaces(options.output_dir, tasks_name(roles), name).mixup_search()
     return roles, proposals, options.results or default
 
@@ -324,7 +327,7 @@ def search_into(results: Path, options: argparse.Namespace, roles: Sequence[str]
     engines = RayEngines(options.ray, options.ray_engines or 2, setup) if options.ray else LiveMerges(setup)
     devices = (options.tensor_parallel_size or 1) * options.pipeline_parallel_size if has_gpus() else 1
     with closing(engines), SearchStore(results, identity) as store:
-        hours = partial(hours_lines, store, devices)
+        hours = partial(hours_lines, store, devices, engines.number)
         report_when_terminated(hours)
         try:
             Search(proposals, parts, store, engines).run()

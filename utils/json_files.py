@@ -33,6 +33,12 @@ def read_shaped_object(path: Path, shape: type, remedy: str) -> dict[str, Any]:
     return value
 
 
+def short_json(value: Any) -> str:
+    """A value as JSON of at most 60 characters, for messages."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
 def check_shape(place: str, value: Any, shape: Any, remedy: str) -> None:
     """Raise UserError, naming `place` and the first field at fault, unless a JSON value matches `shape`, a dataclass or
     another type. Extra fields are allowed; the character NUL is not."""

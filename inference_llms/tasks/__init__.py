@@ -25,6 +25,11 @@ TASK_NAMES = f"{', '.join(TASKS)}, or {LM_EVAL}NAME for a task of lm-evaluation-
 LIVEBENCH_TASKS = tuple(name for name, task in TASKS.items() if isinstance(task.data_set, LiveBenchSet))
 
 
+def reads_data_dir(tasks: Sequence[str]) -> bool:
+    """Whether any of these tasks takes its set from --data_dir; those of lm-evaluation-harness do not."""
+    return not all(name.startswith(LM_EVAL) for name in tasks)
+
+
 def find_task(name: str, lm_eval_include_path: Path | None = None) -> Task:
     """A task of ours, or `lm_eval:NAME` of lm-evaluation-harness, from the YAML files below `lm_eval_include_path` or
     else the harness's own. Raises UserError if the harness or such a task is missing."""

@@ -135,8 +135,9 @@ def _test(
 
 def _task_options(data_sets: Sequence[BenchSet], options: Mapping[str, Any]) -> dict[str, Any]:
     """The suite's options without those that have no effect on these sets."""
-    of_harness = any(one.harness == LM_EVAL for one in data_sets)
-    return {name: value for name, value in options.items() if of_harness or name != "lm_eval_include_path"}
+    harnesses = {one.harness for one in data_sets}
+    unused = {"lm_eval_include_path"} if LM_EVAL not in harnesses else {"data_dir"} if harnesses == {LM_EVAL} else set()
+    return {name: value for name, value in options.items() if name not in unused}
 
 
 def _safety_step(

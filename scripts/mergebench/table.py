@@ -69,7 +69,7 @@ def write_tables(setting: BenchSetting, costs: Costs) -> None:
     folder = setting.results_dir / "tables"
     tables = [summary_table(rows, setting.suite), sets_table(rows, setting.suite)]
     write_whole(folder / "mergebench.md", markdown(tables))
-    write_whole(folder / "mergebench.html", html_page(tables, {}))
+    write_whole(folder / "mergebench.html", html_page("MergeBench", tables, {}))
     write_json(folder / "mergebench.json", {"rows": [row_on_record(row, setting.suite) for row in rows]})
     log.info("tables: %s", folder)
 

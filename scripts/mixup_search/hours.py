@@ -8,8 +8,9 @@ from scripts.mixup_search.store import TEST, VALIDATION, SearchStore
 TESTED = 2  # the chosen draw and the baseline
 
 
-def hours_lines(store: SearchStore, devices: int = 1) -> list[str]:
-    """The engines' time for the answers so far, and the estimate for the missing ones. `devices`: GPUs of an engine."""
+def hours_lines(store: SearchStore, devices: int = 1, engines: int = 1) -> list[str]:
+    """The engines' time for the answers so far and their starts, and the estimate for the missing answers and a start
+    of each engine. `devices`: GPUs of an engine."""
     answered, seconds = {}, {}
     for (task, part), (number, spent) in store.answer_seconds().items():
         answered[task, part] = number
@@ -18,17 +19,25 @@ def hours_lines(store: SearchStore, devices: int = 1) -> list[str]:
         return []
     of_task = {task: sum(n for (name, _), n in answered.items() if name == task) for task in seconds}
     unit = "engine hours" if devices == 1 else "GPU hours"
-    used = sum(seconds.values())
-    lines = [f"used: {devices * used / 3600:.2g} {unit} for {sum(answered.values()):,} answers"]
+    answering, starts = sum(seconds.values()), store.start_seconds()
+    used = devices * (answering + sum(starts))
+    lines = [f"used: {used / 3600:.2g} {unit} for {sum(answered.values()):,} answers{_and_starts(len(starts))}"]
     missing = {key: max(planned - answered.get(key, 0), 0) for key, planned in _planned(store).items()}
     # A task without answers takes as long as the mean of the others.
-    mean = used / sum(of_task.values())
+    mean = answering / sum(of_task.values())
     left = sum(
         number * (seconds[task] / of_task[task] if task in of_task else mean) for (task, _), number in missing.items()
     )
     if any(missing.values()):
-        lines.append(f"left: about {devices * left / 3600:.2g} {unit} for {sum(missing.values()):,} answers")
+        number = engines if starts else 0
+        left += number * sum(starts) / max(len(starts), 1)
+        answers = f"{sum(missing.values()):,} answers{_and_starts(number)}"
+        lines.append(f"left: about {devices * left / 3600:.2g} {unit} for {answers}")
     return lines
+
+
+def _and_starts(number: int) -> str:
+    return f" and {number} start{'s' if number > 1 else ''} of an engine" if number else ""
 
 
 def _planned(store: SearchStore) -> Mapping[tuple[str, str], int]:

@@ -35,13 +35,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Answered:
-    """Some answers of a job, all to one task. `seconds`: time spent on completions. `is_last`: the job is done."""
+    """Some answers of a job, all to one task. `seconds`: time spent on completions. `is_last`: the job is done.
+    `start_seconds`: time of a start of the engine since the answers before; 0 without one."""
 
     candidate: Candidate
     task: str
     answers: Sequence[Answer]
     seconds: float
     is_last: bool
+    start_seconds: float
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class LiveMerges:
         self._loaded: tuple[MergeParameters | None, str | None] = (None, None)  # the merge, the role of the tokenizer
         self._start_seconds = self._proof_seconds = self._loading_seconds = self._completing_seconds = 0.0
         self._replacements = 0
+        self._new_start = 0.0  # seconds, not handed over yet
 
     def spent(self) -> str:
         """A line on the time spent; empty if no engine was needed."""
@@ -114,7 +117,8 @@ class LiveMerges:
                 if left == 0 or seconds > _HANDOVER_SECONDS:
                     self._completing_seconds += seconds
                     is_last = left == 0 and name == names[-1]
-                    yield Answered(job.candidate, name, _judge(task, completed), seconds, is_last)
+                    start, self._new_start = self._new_start, 0.0
+                    yield Answered(job.candidate, name, _judge(task, completed), seconds, is_last, start)
                     completed, began = [], time.monotonic()
 
     def load(self, parameters: MergeParameters, role: str) -> None:
@@ -167,6 +171,7 @@ class LiveMerges:
         self._start_seconds = time.monotonic() - started
         if setup.backend == "vllm":
             self._prove(folder, parameters)
+        self._new_start = self._start_seconds + self._proof_seconds
         return self._engine
 
     def _prove(self, folder: Path, parameters: MergeParameters) -> None:

@@ -91,6 +91,8 @@ class Search:
         seconds: Counter[tuple[str, str]] = Counter()
         for answered in self.engines.run(self._jobs(candidates, part, size)):
             candidate = answered.candidate
+            if answered.start_seconds:
+                self.store.add_start(answered.start_seconds)
             self.store.add_answers(candidate.name, answered.task, part, answered.answers)
             seconds[candidate.name, answered.task] += answered.seconds
             if answered.is_last:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from inference_llms.answer_health import Health, health_of
+from inference_llms.prompt_format import prompt_format_on_record
 from model_merging_methods.merge_parameters import MergeParameters, parameters_from_fields
 from scripts.mixup_search.search_space import EARLIER_SOBOL_GENERATOR, EQUAL_RATIOS, Candidate, space_from_fields
 from utils.errors import UserError
 from utils.intervals import wilson_interval
-from utils.json_files import check_shape
+from utils.json_files import check_shape, short_json
 from utils.whole_files import write_whole
 
 VALIDATION, TEST = "validation", "test"
@@ -227,7 +228,7 @@ class SearchStore(AbstractContextManager):
             if isinstance(old, dict) and isinstance(new, dict):
                 old, new = ({key: a[key] for key in a if a[key] != b.get(key)} for a, b in ((old, new), (new, old)))
             if old != new and name != "split":  # a sentence for people
-                differing.append(f"{name} ({_short(old)} there, {_short(new)} here)")
+                differing.append(f"{name} ({short_json(old)} there, {short_json(new)} here)")
         if differing:
             raise UserError(
                 f"{self.path}: holds another search: {', '.join(differing)}; name another file, or give that search's "
@@ -301,6 +302,16 @@ class SearchStore(AbstractContextManager):
             found[key] = (number, seconds * number / examples if examples else 0.0)
         return found
 
+    def add_start(self, seconds: float) -> None:
+        """Store the time of a start of an engine, in a table that files of earlier versions lack."""
+        self._execute("CREATE TABLE IF NOT EXISTS starts (seconds REAL NOT NULL)")
+        self._insert("starts", ("seconds",), [[seconds]])
+
+    def start_seconds(self) -> list[float]:
+        """The time of each start of an engine."""
+        has_starts = bool(self._columns("starts"))
+        return [seconds for (seconds,) in self._execute("SELECT seconds FROM starts")] if has_starts else []
+
     def add_result(self, result: Result) -> None:
         """Store a result, unless there is one for this candidate, task, part and number of examples."""
         values = asdict(result) | dict(zip(("interval_low", "interval_high"), result.interval, strict=True))
@@ -315,7 +326,8 @@ class SearchStore(AbstractContextManager):
         return [Result(*row) for row in rows]
 
     def export_csv(self, path: Path) -> None:
-        """Write a row for each candidate, task and part, at the largest number of examples, with every parameter.
+        """Write a row for each candidate, task and part, at the largest number of examples, with every parameter, and
+        with the format of the prompts if it is not the paper's.
 
         Replaces an earlier export. Raises UserError if `path` is anything else.
         """
@@ -324,6 +336,9 @@ class SearchStore(AbstractContextManager):
             "SELECT * FROM results AS result WHERE examples = (SELECT MAX(examples) FROM scores "
             "WHERE candidate = result.candidate AND task = result.task AND part = result.part)"
         )
+        prompts = prompt_format_on_record(self.identity)
+        if not prompts.is_paper:
+            header, rows = [*header, "prompts"], [[*row, prompts] for row in rows]
         if path.exists() and not (path.is_file() and path.read_bytes().startswith(",".join(header[:2]).encode())):
             raise UserError(f"{path}: is not an earlier export of a search; name another file")
         text = io.StringIO()
@@ -398,8 +413,3 @@ def _parameter_columns(parameters: MergeParameters) -> dict[str, Any]:
 
 def _cell(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, tuple) else value
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -11,7 +11,7 @@ from typing import Any
 from inference_llms.evaluators.alpaca_eval import Judge
 from inference_llms.model_folder import check_tokenizer, output_places
 from inference_llms.prompt_format import PAPER_PROMPTS, PromptFormat
-from inference_llms.tasks import TASKS, role_of_task
+from inference_llms.tasks import TASKS, reads_data_dir, role_of_task
 from model_merging_methods.command_line import chosen_roles, merge_parameters, request_of_folders
 from model_merging_methods.merge_record import PRETRAINED, is_same_merge, list_input_files, read_record, tasks_name
 from model_merging_methods.merge_request import run_name
@@ -139,7 +139,8 @@ class CellRun:
         """The cell's commands; a merge comes before what runs on it."""
         cell, setting = self.cell, self.setting
         merge, options, output_dir = self._merge_options, dict(cell.options), {"output_dir": str(self.places.root)}
-        running = {} if setting.sets is None else {"data_dir": str(setting.sets)}
+        has_sets = setting.sets is not None and reads_data_dir(cell.tasks)
+        running = {"data_dir": str(setting.sets)} if has_sets else {}
         running |= {"backend": setting.backend, **setting.prompt_format.options()}
         if setting.tensor_parallel_size is not None:
             running["tensor_parallel_size"] = setting.tensor_parallel_size

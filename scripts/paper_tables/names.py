@@ -13,6 +13,7 @@ DATA_SETS = {name: (task.title, task.set_size) for name, task in TASKS.items()}
 DATA_SETS |= {"sst2": ("SST-2", 872), "cola": ("CoLA", 516)}
 METHODS = {"average_merging": "average", "task_arithmetic": "task arithmetic", "ties_merging": "TIES"}
 PAPER_ALPHA = 0.5
+RATIOS_GIVEN = "λ given"  # in the variant of a merge with M3 whose ratios were not drawn
 PUBLISHED = Path(__file__).with_name("published_results.csv")
 
 

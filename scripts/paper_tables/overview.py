@@ -8,7 +8,7 @@ import numpy as np
 
 from inference_llms.tasks import TASKS_OF_ROLE
 from scripts.paper_tables.method_scores import LEVEL, holm
-from scripts.paper_tables.names import ROLES, dataset_name
+from scripts.paper_tables.names import RATIOS_GIVEN, ROLES, dataset_name
 from scripts.paper_tables.scores import OK, Lines, Summary
 from scripts.paper_tables.tables import NOTHING, TASKS, CellLines, Table, signed, with_interval
 from utils.intervals import mean_ratio_of_draws_interval, paired_difference_interval
@@ -35,7 +35,9 @@ class MergeScores:
 
     @property
     def without_mixup(self) -> tuple:
-        return (*self.key[:3], False, self.key[4], None)
+        models, method, variant, _, dare, _ = self.key
+        plain = ", ".join(part for part in variant.split(", ") if part != RATIOS_GIVEN)
+        return (models, method, plain, False, dare, None)
 
     @property
     def mean(self) -> float:

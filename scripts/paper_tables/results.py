@@ -31,7 +31,7 @@ from scripts.paper_tables.cells import (
     options_of_text,
     read_state,
 )
-from scripts.paper_tables.names import METHODS, models_name
+from scripts.paper_tables.names import METHODS, RATIOS_GIVEN, models_name
 from utils.errors import UserError
 from utils.json_files import check_shape, read_json_object
 from utils.output_places import SINGLE_MODEL, OutputPlaces
@@ -250,7 +250,7 @@ def about_parameters(parameters: MergeParameters) -> dict[str, Any]:
         values.pop("use_weight_rescale", None)
         variant += _changed_options(values, mask.declared.options)
     if mixup is not None and mixup.alpha is None:
-        variant.append("λ given")
+        variant.append(RATIOS_GIVEN)
     if parameters.dtype is not None:
         variant.append(parameters.dtype)
     if parameters.exclude_param_names_regex:

@@ -322,11 +322,12 @@ def _tex_cell(cell: CellLines) -> str:
     return lines[0] if len(lines) == 1 else r"\shortstack{" + r"\\ {}".join(lines) + "}"
 
 
-def html_page(tables: Sequence[Table], pictures: Mapping[str, str], results: Sequence[Mapping[str, Any]] = ()) -> str:
+def html_page(
+    title: str, tables: Sequence[Table], pictures: Mapping[str, str], results: Sequence[Mapping[str, Any]] = ()
+) -> str:
     """One page with every table, the `pictures` (their descriptions by path), and a table of all `results` that can be
     sorted and filtered."""
     rows = {table.name: without_repeats(table) for table in tables}
-    title = "Tables and figures"
     return render_page(TEMPLATE, title=title, tables=tables, rows=rows, pictures=pictures, results=results)
 
 

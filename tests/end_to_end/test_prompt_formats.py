@@ -1,5 +1,6 @@
 """Chats in the main job, a search and an attack, on tiny models with a chat template."""
 
+import csv
 import functools
 import json
 import shutil
@@ -63,6 +64,9 @@ def test_a_search_in_chats_is_another_search(zoo, tmp_path):
     assert json.loads(identity)["prompt_format"] == FORM and all(0 < number <= 6 for number in tokens)
     other = run_here(search_mixup.main, words)
     assert other.returncode == 2 and "prompt_format" in other.stderr
+    assert run_here(search_mixup.main, [*words, *CHAT, "--export", tmp_path / "a.csv"]).returncode == 0
+    with open(tmp_path / "a.csv", newline="") as exported:
+        assert {row["prompts"] for row in csv.DictReader(exported)} == {"chat (system prompt 'be brief')"}
 
 
 def test_attacks_are_on_the_chats_question(zoo, tmp_path):

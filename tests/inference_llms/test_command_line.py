@@ -54,6 +54,7 @@ def save_weights(folder: Path, values: numpy.ndarray) -> None:
         ("--tasks gsm8k --overwr", "--overwr"),
         ("--tasks alpaca_eval --judge_model=", "--judge_model is empty; give its value"),
         ("--tasks gsm8k --judge_model x", "--judge_model has no effect without the task alpaca_eval"),
+        ("--tasks lm_eval:arc_easy --data_dir data", "--data_dir has no effect on tasks named lm_eval:NAME"),
         ("--tasks gsm8k --show gsm8k", "--tasks has no effect with --show"),
         (f"--tasks gsm8k --output_dir {__file__}", "--output_dir"),
         ("--tasks gsm8k --backend replay --replay_from x --data_dir nowhere", "nowhere"),

@@ -13,7 +13,8 @@ import pytest
 
 import merge_llms_instruct_math_code as main_job
 from inference_llms import lm_eval_tasks
-from inference_llms.engines.transformers import TransformersEngine
+from inference_llms.engines.engine import Completion
+from inference_llms.engines.transformers import TransformersEngine, cut_at_stop
 from inference_llms.tasks import find_task
 from scripts import search_mixup
 from tests.commands import run_here
@@ -221,15 +222,20 @@ def test_a_task_with_functions_resumes_in_another_process(function, tmp_path):
         assert f"{end} examples" in done.stdout
 
 
-def test_results_belong_to_one_version_of_a_task(tmp_path):
+def test_results_of_another_version_are_refused_with_both_versions(tmp_path, monkeypatch):
     run(ZOO / "math", tmp_path / "out", "--tasks", "lm_eval:own_choice", "--end_index", 2)
+    found = lm_eval_tasks.importlib.metadata.version("lm_eval")
     changed = tmp_path / "yaml"
     changed.mkdir()
     text = (YAML / "own_choice.yaml").read_text()
     (changed / "own_choice.yaml").write_text(text.replace("num_fewshot: 2", "num_fewshot: 1"))
-    words = ["--load_model_path", ZOO / "math", "--lm_eval_include_path", changed, "--output_dir", tmp_path / "out"]
-    refused = run_command_here(*words, "--max_tokens", 48, "--tasks", "lm_eval:own_choice", "--end_index", 2)
-    assert refused.returncode == 2 and "another lm eval" in refused.stderr
+    words = ["--load_model_path", ZOO / "math", "--output_dir", tmp_path / "out", "--tasks", "lm_eval:own_choice"]
+    words += ["--max_tokens", 48, "--end_index", 2, "--lm_eval_include_path"]
+    refused = run_command_here(*words, changed)
+    assert refused.returncode == 2 and "another lm eval: num_fewshot 2 there, 1 here, config" in refused.stderr
+    monkeypatch.setattr(lm_eval_tasks.importlib.metadata, "version", lambda name: "0.4.99")
+    refused = run_command_here(*words, YAML)
+    assert refused.returncode == 2 and f'another lm eval: version "{found}" there, "0.4.99" here)' in refused.stderr
 
 
 @pytest.fixture(scope="module")
@@ -305,6 +311,43 @@ def test_answers_are_greedy_if_a_task_names_no_temperature(tmp_path):
         "--lm_eval_include_path", tmp_path, *where
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("beams", "lacking"), [(1, ""), (4, "_generation: sets num_beams 4, which engines here lack")])
+def test_a_setting_is_refused_only_if_it_changes_the_answers(beams, lacking, tmp_path):
+    yaml = (YAML / "own_generation.yaml").read_text().replace("task: own_", "task: beams_")
+    settings = f"do_sample: false\n  num_beams: {beams}\n  repetition_penalty: 1.0\n"
+    (tmp_path / "task.yaml").write_text(yaml.replace("do_sample: false\n", settings))
+    words = ["--load_model_path", ZOO / "math", "--tasks", "lm_eval:beams_generation", "--output_dir", tmp_path]
+    done = run_command_here(*words, "--lm_eval_include_path", tmp_path, "--max_tokens", 9, "--end_index", 2)
+    assert done.returncode == (2 if lacking else 0) and lacking in done.stderr, done.stderr
+
+
+THOUGHT = "3 or 5?\n\nNeither.\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("generated", "stored", "is_right"),
+    [
+        (f"{THOUGHT}The answer is: 63\n\nInstruction: next", f"<think>\n{THOUGHT}The answer is: 63", 1),
+        ("3 or 5?\n\nThe answer is: 63", "<think>\n3 or 5?\n\nThe answer is: 63", 0),
+    ],
+)
+def test_stops_end_the_answer_of_a_model_that_thinks_not_its_thinking(
+    generated, stored, is_right, tmp_path, monkeypatch
+):
+    def complete(engine, prompts, sampling):
+        yield 0, Completion(cut_at_stop(generated, sampling.stop), 20, cut_off=True)
+
+    monkeypatch.setattr(TransformersEngine, "complete", complete)
+    model = shutil.copytree(ZOO / "math", tmp_path / "chat-model")
+    (model / "chat_template.jinja").write_text(f"{TEMPLATE}<think>\n")
+    options = ("--tasks", OURS[1], "--end_index", 1, "--prompt_format", "chat")
+    score = run(model, tmp_path / "out", *options)[OURS[1]]
+    assert score["exact_match,strict"] == is_right
+    assert score["health"]["cut_off"] == score["health"]["empty"] == 1 - is_right
+    (row,) = read_json_lines(Path(score["raw_generations"]))
+    assert json.loads(row["completion"]) == [[stored]]
 
 
 def test_perplexity_cannot_choose_a_merge():

@@ -121,6 +121,7 @@ def test_without_task_arithmetic_there_are_no_columns_of_comparison(setting):
 def test_a_page_shows_the_tables(setting):
     write_tables(setting, {})
     page = (setting.results_dir / "tables" / "mergebench.html").read_text()
+    assert "<title>MergeBench</title>" in page
     assert "<h2>MergeBench</h2>" in page and "<h2>MergeBench: data sets</h2>" in page
 
 

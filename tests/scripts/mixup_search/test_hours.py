@@ -1,5 +1,7 @@
 """The hours that a search reports: used from its stored times, left by its plan."""
 
+import re
+
 import pytest
 
 from model_merging_methods.merge_parameters import parameters_of
@@ -20,6 +22,19 @@ def test_hours_used_and_left_follow_from_the_stored_times(tmp_path):
     assert left.startswith("left: about ") and left.endswith("for 240 answers"), "the test of two merges on 60 examples"
     (used, *_) = hours_lines(search.store, devices=4)
     assert used == f"used: {4 * scores / 3600:.2g} GPU hours for {answered:,} answers"
+
+
+def test_hours_have_each_start_of_an_engine_once(tmp_path):
+    search = SmallSearch(tmp_path / "a.sqlite", parameters_of("average_merging")).validate()
+    hours = re.compile(r"[\d.]+ (?=engine hours)")
+    before = [float(hours.search(line)[0]) for line in hours_lines(search.store)]
+    for seconds in (3 * 3600, 5 * 3600):
+        search.store.add_start(seconds)
+    used, left = hours_lines(search.store, engines=3)
+    assert float(hours.search(used)[0]) == pytest.approx(before[0] + 8, rel=0.05) and "2 starts of an engine" in used
+    assert float(hours.search(left)[0]) == pytest.approx(before[1] + 3 * 4, rel=0.05) and left.endswith(
+        "for 240 answers and 3 starts of an engine"
+    )
 
 
 GRID = {"draw_by": "grid", "roles": ("instruct", "math", "code")}

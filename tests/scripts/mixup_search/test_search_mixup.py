@@ -111,6 +111,7 @@ def test_a_killed_search_resumes_without_loss_or_repetition(searched, tmp_path):
     search(tmp_path)
     assert rows(tmp_path, "SELECT * FROM answers")[: len(stored)] == stored
     assert rows(tmp_path) == rows(searched[0]) and rows(tmp_path, ANSWERS) == rows(searched[0], ANSWERS)
+    assert len(rows(tmp_path, "SELECT * FROM starts WHERE seconds > 0")) == 2
     before = rows(tmp_path, "SELECT * FROM answers")
     assert "engine start" not in search(tmp_path).stdout, "nothing is left to do"
     assert rows(tmp_path, "SELECT * FROM answers") == before
@@ -274,6 +275,15 @@ def test_a_range_of_one_model_is_searched_reported_and_repeated(tmp_path):
     record = json.loads(next((tmp_path / "merged").rglob("merge_record.json")).read_text())
     assert record["parameters"]["options"]["weight"] in found.values()
     assert "engine start" not in search_models(tmp_path, *options).stdout, "nothing is left to do"
+
+
+def test_ranges_of_one_model_with_the_same_middle_have_separate_results(tmp_path):
+    options = ("--merging_method_name", "task_arithmetic", "--without_mixup", "--tasks", "gsm8k")
+    for values in ("0.5:1.5", "0.8:1.2"):
+        search_models(tmp_path, *options, "--scaling_coefficient", "chat=0.25", f"sums={values}")
+    search_models(tmp_path, *options, "--scaling_coefficient", "0.5:1.5")
+    names = sorted(path.name for path in tmp_path.rglob("*.sqlite"))
+    assert ["_values_" in name for name in names].count(True) == 2 and len(names) == 3, names
 
 
 def test_without_mixup_one_merge_is_scored(tmp_path):

@@ -93,7 +93,7 @@ def test_rows_are_sorted_by_mean_within_the_models():
     assert rows["tsv_m"]["tuned"] == ("s = 0.5",) and rows["karcher"]["tuned"] == ("–",)
     assert "chose it from 1 0.5 2, by" in table.remarks[0]
     assert any(remark.startswith("1 of the methods chose the smallest or the largest") for remark in table.remarks)
-    for text in (markdown([table]), latex(table), html_page([table], {})):
+    for text in (markdown([table]), latex(table), html_page("Tables", [table], {})):
         assert "+25.0" in text and "nearswap" in text
 
 

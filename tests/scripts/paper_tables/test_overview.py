@@ -31,6 +31,15 @@ def test_a_finetune_is_compared_by_the_same_prompts():
     assert share(*merged, chat, with_value(ALONE, 1, 1, 0, 0)) == ["50.0", "25.0"]
 
 
+def test_m3_at_a_given_ratio_is_compared_with_the_same_merge_without_m3():
+    plain = replace(MERGED, variant="s = 0.7")
+    at_ratio = replace(plain, variant="s = 0.7, λ given", mixup=True, ratios="0.25 0.75")
+    scores = [with_value(MERGED, 1, 1, 1, 1), with_value(plain, 1, 0, 0, 0), with_value(at_ratio, 1, 1, 0, 0)]
+    table = overview_table(summaries(scores))
+    changes = [row[table.head.index("M3 − without")][0].split(" [")[0] for row in table.rows]
+    assert changes == ["–", "–", "+25.0"]
+
+
 def test_the_interval_of_a_mean_is_within_0_and_100():
     for right, interval in (((0, 0, 0, 0), "0.0 [0.0, 32.4]"), ((1, 1, 1, 1), "100.0 [67.6, 100.0]")):
         merges = [with_value(replace(MERGED, dataset=name), *right) for name in ("GSM8K", "MATH")]

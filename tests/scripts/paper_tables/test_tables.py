@@ -45,13 +45,13 @@ def test_latex_does_not_read_a_note_as_a_length():
 
 
 def test_every_value_is_in_each_form():
-    for text in (markdown([TABLE]), latex(TABLE), html_page([TABLE], {})):
+    for text in (markdown([TABLE]), latex(TABLE), html_page("Tables", [TABLE], {})):
         for value in ("14.6 [13.0, 16.3]", "sd 1.0, best 15.0", "GSM8K", "Per cent."):
             assert value in text
 
 
 def test_html_is_well_formed_and_escaped():
-    page = html_page([TABLE], {"../figures/a.svg": 'Bars of "a" & <b>'})
+    page = html_page("Tables", [TABLE], {"../figures/a.svg": 'Bars of "a" & <b>'})
     tags = Tags()
     tags.feed(page)
     assert tags.open == []
