@@ -27,6 +27,7 @@ from torch import Tensor
 from benchmarks.benchmark_processes import machine
 from model_merging_methods.method import Method, Sees, WholeTensor
 from model_merging_methods.methods import METHODS
+from model_merging_methods.whole_tensors import merged_by_strips
 from utils.command_line import OneLineParser, positive_number
 from utils.errors import UserError, run_command_line
 from utils.whole_files import write_whole
@@ -52,7 +53,7 @@ def smaller_side(m: int, n: int, k: int) -> int:
 
 # What a method's time grows with, for K matrices of shape (m, n). By default m · n · min(m, n).
 COSTS: Mapping[str, tuple[str, Callable[[int, int, int], int]]] = {
-    **dict.fromkeys(("arcee_fusion", "ramplus_tl", "sce", "widen"), ("m n", elements)),
+    **dict.fromkeys(("arcee_fusion", "sce", "widen"), ("m n", elements)),
     "ace": ("n² (m + n)", lambda m, n, k: n * n * (m + n)),
     "wudi": ("m n²", lambda m, n, k: m * n * n),
     **dict.fromkeys(("swudi", "aswudi"), ("m n min(K m, n)", lambda m, n, k: m * n * min(k * m, n))),
@@ -218,7 +219,10 @@ def timed_run(method: Method, inputs: WholeTensor, more: Mapping[str, int], devi
     defaults = {name: option.default for name, option in method.options.items()}
     with peak_memory(device) as peak:
         started = time.perf_counter()
-        merged = method.formula(inputs, **defaults | more)
+        if method.in_strips is not None and device == "cpu":
+            merged = merged_by_strips(method.in_strips, inputs)
+        else:
+            merged = method.formula(inputs, **defaults | more)
         if device == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started

@@ -21,8 +21,7 @@ from model_merging_methods.checkpoints.tensor_names import is_stored_transposed
 from model_merging_methods.kernels.arithmetic import CompiledArithmetic, TensorNumbers
 from model_merging_methods.kernels.block_kernels import Sums, decode
 from model_merging_methods.kernels.block_passes import Block
-from model_merging_methods.merge_parameters import MergeParameters
-from model_merging_methods.method import MaskPlace, Sees, Tensors, WholeTensor
+from model_merging_methods.method import MaskPlace, Sees, Strips, Tensors, WholeTensor
 from model_merging_methods.model_blocks import KeepInput, ModelBlocks
 from model_merging_methods.row_strips import merged_strips, read_strips, strip_size, works_in_strips
 from model_merging_methods.statistics import Statistics
@@ -124,33 +123,22 @@ class WholeTensors:
         from model_merging_methods.kernels.torch_arithmetic import (
             merged_by_vectors,
             merged_in_stretches,
+            merged_values,
             one_thread,
         )
 
         parameters = self._blocks.parameters_at(name)
         with one_thread():
             if parameters.declared.sees is Sees.TENSOR:
-                merged = self._merge_tensor(parameters, self._on_demand(name, self._blocks.numbers(name, statistics)))
+                x = self._on_demand(name, self._blocks.numbers(name, statistics))
+                in_strips = parameters.declared.in_strips if self._blocks.device == "cpu" else None
+                merged = merged_by_strips(in_strips, x) if in_strips else merged_values(parameters, x)
             else:
                 merge = merged_by_vectors if parameters.declared.sees is Sees.GRAM else merged_in_stretches
                 merged = merge(parameters, self.tensors(name, statistics)).reshape(self._shape(name))
             if self._is_transposed(name):
                 merged = merged.T
             return merged.reshape(-1).cpu().contiguous().numpy()
-
-    def _merge_tensor(self, parameters: MergeParameters, x: WholeTensor) -> "Tensor":
-        import torch
-
-        from model_merging_methods.kernels.torch_arithmetic import merged_values
-
-        in_strips = parameters.declared.in_strips
-        if in_strips is None or self._blocks.device != "cpu":
-            return merged_values(parameters, x)
-
-        def one_strip() -> Iterator[list[np.ndarray]]:
-            yield [model.view(-1, x.shape[-1]).numpy() for model in (x.base, *x.finetuned)]
-
-        return torch.from_numpy(next(in_strips(one_strip, math.prod(x.shape)))).view(x.shape)
 
     @property
     def warnings(self) -> list[str]:
@@ -238,6 +226,19 @@ class WholeTensors:
         mask = self._blocks.parameters_at(numbers.name).mask
         place = MaskPlace(numbers.shape, 0, self._blocks.mask_keys(numbers.name)[model])
         return mask.declared.formula(values, place, **mask.options_of_model(model))
+
+
+def merged_by_strips(in_strips: Callable[[Strips, int], Iterator[np.ndarray]], x: WholeTensor) -> "Tensor":
+    """A parameter that is not stored in its rows, or masked, by a method's `in_strips`, on the CPU."""
+    import torch
+
+    rows = strip_size(x.shape) // x.shape[-1]
+
+    def strips() -> Iterator[tuple[np.ndarray, ...]]:
+        models = [model.view(-1, x.shape[-1]).split(rows) for model in (x.base, *x.finetuned)]
+        return (tuple(part.numpy() for part in strip) for strip in zip(*models, strict=True))
+
+    return torch.from_numpy(np.concatenate(list(in_strips(strips, math.prod(x.shape))))).view(x.shape)
 
 
 class _Room(NamedTuple):

@@ -20,21 +20,31 @@ def in_strips(strips: Strips, n: int) -> Iterator[np.ndarray]:
     import numpy as np
 
     from model_merging_methods.kernels import elementwise, selection
-    from model_merging_methods.kernels.divergences import row_divergences
 
-    of_strips, sample = [], []
-    for base, theta in strips():
-        of_strips.append(row_divergences(theta, base))
-        sample.append(selection.some_products(np.subtract(theta, base, out=theta), of_strips[-1], n))
+    of_strips, sample = _divergences_of_strips(strips, n)
 
     def products() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for (base, theta), divergences in zip(strips(), of_strips, strict=True):
             yield np.subtract(theta, base, out=theta), divergences
 
-    least = _least(selection.kth_of_products(products, np.sort(np.concatenate(sample)), n, _places(n)))
+    least = _least(selection.kth_of_products(products, sample, n, _places(n)))
     for (base, theta), divergences in zip(strips(), of_strips, strict=True):
         elementwise.drop_products_below(np.subtract(theta, base, out=theta), divergences, least)
         yield np.add(base, theta, out=base)
+
+
+def _divergences_of_strips(strips: Strips, n: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """The divergences of the rows of each strip, and a sample of all values' importance, in order."""
+    import numpy as np
+
+    from model_merging_methods.kernels.divergences import row_divergences
+    from model_merging_methods.kernels.selection import some_products
+
+    of_strips, sample = [], []
+    for base, theta in strips():
+        of_strips.append(row_divergences(theta, base))
+        sample.append(some_products(np.subtract(theta, base, out=theta), of_strips[-1], n))
+    return of_strips, np.sort(np.concatenate(sample))
 
 
 @merging_method(
