@@ -17,7 +17,7 @@ from model_merging_methods.checkpoints.aligned_models import BASE
 from model_merging_methods.checkpoints.tensor_names import is_stored_transposed
 from model_merging_methods.kernels.arithmetic import TensorNumbers
 from model_merging_methods.kernels.block_kernels import decode
-from model_merging_methods.method import MaskPlace, Sees, Tensors
+from model_merging_methods.method import MaskPlace, Sees
 from model_merging_methods.model_blocks import ModelBlocks
 from model_merging_methods.survivors import restoring_factor
 
@@ -57,10 +57,6 @@ def read_strips(blocks: ModelBlocks, name: str, shape: tuple[int, ...]) -> Itera
 
 def merged_strips(blocks: ModelBlocks, numbers: TensorNumbers) -> Iterator[np.ndarray]:
     """The merged values of a parameter: float32, in consecutive strips."""
-    import torch
-
-    from model_merging_methods.kernels.torch_arithmetic import merged_in_stretches, one_thread
-
     parameters, name, read = blocks.parameters_at(numbers.name), numbers.name, blocks.models.read_float32
     mask, keys = parameters.mask, blocks.mask_keys(name)
     reads_base = parameters.declared.reads_base_with(parameters.values)
@@ -79,25 +75,14 @@ def merged_strips(blocks: ModelBlocks, numbers: TensorNumbers) -> Iterator[np.nd
     ]
     for number, place in enumerate(places):
         base = read(BASE, name, place.start, place.stop) if reads_base or mask.masks_deltas else None
-        masked = []
+        masked = np.empty((len(models), place.stop - place.start), np.float32)
         for model, of_model in enumerate(models):
-            one = of_model.mask(number, place, values(model, place, base))
+            masked[model] = of_model.mask(number, place, values(model, place, base))
             if mask.masks_deltas is not reads_base:
-                one = one - base if reads_base else one + base
-            masked.append(torch.from_numpy(one))
-        known = {"task_vectors" if reads_base else "weights": masked}
-        x = Tensors(
-            name,
-            numbers.shape,
-            place.start,
-            torch.from_numpy(base) if reads_base else masked[0],
-            ratios=numbers.ratios,
-            statistics=numbers.statistics,
-            **known,
+                masked[model] += -base if reads_base else base
+        yield blocks.arithmetic(name).merge_values(
+            numbers, place.start, base if reads_base else masked[0], masked, reads_base
         )
-        with one_thread():
-            merged = merged_in_stretches(parameters, x)
-        yield merged.numpy()
 
 
 def _places(shape: tuple[int, ...], numel: int) -> Iterator[slice]:

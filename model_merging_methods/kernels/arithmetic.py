@@ -41,6 +41,7 @@ from model_merging_methods.kernels.block_kernels import (
     load_masked,
     mask_sums,
     merge_block,
+    merge_values,
     note_candidates,
     place_of_equal,
 )
@@ -170,6 +171,33 @@ class CompiledArithmetic:
         if not _has_kernel(self._parameters):
             return self._merge_by_formula(numbers, block, output_dtype, output, sums)
         return merge_block(self._plan(numbers), block, output_dtype, output, sums)
+
+    def merge_values(
+        self, numbers: TensorNumbers, start: int, base: np.ndarray, models: np.ndarray, are_deltas: bool
+    ) -> np.ndarray:
+        """The merged values, float32 [size], from position `start` of a tensor on: of θ0 [size] and the models
+        [K, size], their task vectors if `are_deltas`, else their weights."""
+        if _has_kernel(self._parameters):
+            merged = np.empty_like(base)
+            merge_values(self._plan(numbers), start, base, models, are_deltas, merged)
+            return merged
+        import torch
+
+        from model_merging_methods.kernels.torch_arithmetic import merged_in_stretches, one_thread
+
+        rows = list(torch.from_numpy(models))
+        known = {"task_vectors" if are_deltas else "weights": rows}
+        x = Tensors(
+            numbers.name,
+            numbers.shape,
+            start,
+            torch.from_numpy(base),
+            ratios=numbers.ratios,
+            statistics=numbers.statistics,
+            **known,
+        )
+        with one_thread():
+            return merged_in_stretches(self._parameters, x).numpy()
 
     def _merge_by_formula(
         self, numbers: TensorNumbers, block: StoredBlock, output_dtype: int, output: np.ndarray, sums: Sums

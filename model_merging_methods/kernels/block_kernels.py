@@ -702,6 +702,27 @@ def merge_block(plan, block, output_dtype, output, sums):
     return not_finite if not_finite or fits else -1
 
 
+@exact_with_arrays
+def merge_values(plan, start, pretrained, values, are_deltas, merged):
+    """Merge float32 values from position `start` of a tensor on into `merged` [size]: of θ0 [size] and of the models
+    [K, size], their task vectors if `are_deltas`, else their weights."""
+    models = values.shape[0]
+    chunks = np.empty(2 * models * CHUNK, np.float32)
+    spare = np.empty((3, CHUNK), np.float32)
+    sums = Sums(np.zeros(2), np.zeros((models, 4)), np.zeros((models, models, 4)))
+    for first in range(0, merged.size, CHUNK):
+        size = min(CHUNK, merged.size - first)
+        finetuned = chunks[: models * size].reshape(models, size)
+        deltas = chunks[models * CHUNK : models * (CHUNK + size)].reshape(models, size)
+        base, own = pretrained[first : first + size], merged[first : first + size]
+        for i in range(models):
+            for j in range(size):
+                deltas[i, j] = values[i, first + j]
+                finetuned[i, j] = base[j] + deltas[i, j] if are_deltas else deltas[i, j]
+        rows = spare[0, :size], spare[1, :size], spare[2, :size]
+        _merge(plan, start + first, base, finetuned, deltas, own, *rows, sums)
+
+
 @intrinsic
 def _add_in_lanes(_context, x, y, lanes):
     """Σ x x, Σ x y and Σ y y of float32 arrays in float64, one in each row of `lanes` (float64 [3, 8]): lane l gets the
