@@ -87,18 +87,9 @@ def in_strips(function: Callable[..., Tensor], matrices: Iterable[Tensor], out: 
     return out
 
 
-def long_vectors(short: Short, matrix: Tensor, count: int | None = None) -> Tensor:
-    """The first `count` of the longer side's vectors (None: all): float64 [count, long]."""
-    out = short.u.new_empty(len(short.sigma[:count]), max(matrix.shape))
-    return in_strips(lambda strip: short.longer(strip)[:count], [matrix], out)
-
-
-def stacked(parts: Sequence[Tensor], is_tall: bool) -> Tensor:
-    """Vectors V' of several matrices in one, in memory as columns if `is_tall`: products depend on that in their last
-    bit."""
-    from torch import cat
-
-    return cat([part.T for part in parts], dim=1).T if is_tall else cat(list(parts))
+def long_vectors(short: Short, matrix: Tensor) -> Tensor:
+    """The longer side's vectors: float64 [r, long]."""
+    return in_strips(short.longer, [matrix], short.u.new_empty(len(short.sigma), max(matrix.shape)))
 
 
 def short_polar_factor(us: Sequence[Tensor], is_tall: bool) -> Tensor:

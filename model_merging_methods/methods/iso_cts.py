@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 from model_merging_methods.method import About, Sees, WholeTensor, merging_method
 from model_merging_methods.singular_values import (
     Short,
+    as_columns,
     gram,
     in_strips,
-    long_vectors,
     polar,
     product,
     short_polar_factor,
     short_vectors,
     square_values,
-    stacked,
     strip_values,
+    wide,
 )
 from model_merging_methods.task_vectors import mean, total_in_float64
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_STRIP = 256  # columns of which a Gram matrix is summed; fewer than STRIP, because most other values are alive then
+
 
 @merging_method(
     paper="Marczak et al. 2025, arXiv 2502.04959",
     sees=Sees.TENSOR,
-    memory=lambda m, n, k: 4 * m * n + 4 * square_values(m, n) + strip_values(m, n),
+    memory=lambda m, n, k: max(
+        2 * m * n + 5 * square_values(m, n),
+        3 * m * n + 3 * square_values(m, n) + 4 * min(m, n) * min(max(m, n), _STRIP),
+        3 * m * n + (2 if m > n else 3) * square_values(m, n) + 3 * strip_values(m, n),
+    ),
 )
 def iso_cts(
     x: WholeTensor,
@@ -52,27 +59,57 @@ def iso_cts(
     u, sigma = short_vectors(gram(matrix))
     largest = float(sigma[0]) if len(sigma) else 0.0
     count = rank - per_model * len(x.deltas)
-    common, common_v = Short(u[:, :count], sigma[:count]), long_vectors(Short(u, sigma), matrix, count)
-    del matrix
-    shorts, longs = [], []
-    for place in range(len(x.deltas)):
-        outside = without(x.deltas[place].double(), common.u, common_v, is_tall)
-        shorts.append(short_vectors(gram(outside), per_model, largest))
-        longs.append(long_vectors(shorts[-1], outside))
-        del outside
-    us, sigmas = zip(*shorts, common, strict=True)
-    v = stacked([*longs, common_v], is_tall)
-    del longs, common_v
+    common = Short(u[:, :count], sigma[:count])
+    v = wide(matrix)  # overwritten from its end, by V' of the sum and then of the models
+    start = rank - len(common.sigma)
+    common_v = in_strips(lambda strip: Short(u, sigma).longer(strip)[:count], [v], v[start:])
+    shorts = [common]
+    for place in reversed(range(len(x.deltas)) if per_model else ()):
+        inside = inside_of(x.deltas[place], common_v) if is_tall else None
+        square = as_columns(gram_outside(x.deltas[place], common.u, common_v, inside))
+        shorts.insert(0, short_vectors(square, per_model, largest))
+        del square
+        end, start = start, start - len(shorts[0].sigma)
+        longer = longer_outside(shorts[0], common.u, inside)
+        in_strips(longer, [x.deltas[place], common_v], v[start:end])
+        del inside, longer
+    v = v[start:]
+    us, sigmas = zip(*shorts, strict=True)
+    del matrix, u, common, common_v, shorts
     u, scale = short_polar_factor(us, is_tall), cat(sigmas).sum() / rank
+    del us
     w, merged = polar(v), v.new_empty(x.shape, dtype=float32)
     in_strips(lambda strip: product(u, scale, w @ strip, is_tall), [v], merged)
     del v
     return x.moved(merged, scaling_coefficient)
 
 
-def without(matrix: Tensor, u: Tensor, v: Tensor, is_tall: bool) -> Tensor:
-    """A − P P'A, where P is the u of a wide or the v of a tall matrix. Overwrites A."""
-    if not is_tall:
-        return in_strips(lambda strip: strip - u @ (u.T @ strip), [matrix], matrix)
-    inside = v @ matrix
-    return in_strips(lambda strip, of_v: strip - (of_v.T @ inside).T, [matrix, v], matrix)
+# Outside the common space is A − P P'A, where P is the common u of a wide or the common v of a tall matrix. `inside` is
+# A'P of a tall matrix, None for a wide one.
+
+
+def inside_of(delta: Tensor, v: Tensor) -> Tensor:
+    inside = v.new_zeros(delta.shape[1], len(v))
+    for strip, of_v in zip(wide(delta).split(_STRIP, 1), v.split(_STRIP, 1), strict=True):
+        inside.addmm_(strip.double(), of_v.T)
+    return inside
+
+
+def gram_outside(delta: Tensor, u: Tensor, v: Tensor, inside: Tensor | None) -> Tensor:
+    """The smaller Gram matrix of what is outside, summed over strips of columns."""
+    square = u.new_zeros(len(u), len(u))
+    for strip, of_v in zip(wide(delta).split(_STRIP, 1), v.split(_STRIP, 1), strict=True):
+        outside = strip.double()
+        outside -= u @ (u.T @ outside) if inside is None else inside @ of_v
+        square.addmm_(outside, outside.T)
+        del outside
+    return square
+
+
+def longer_outside(own: Short, u: Tensor, inside: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
+    """`own.longer` of what is outside, for columns of a model and of the common V'."""
+    if inside is None:
+        outside = Short(own.u - u @ (u.T @ own.u), own.sigma)
+        return lambda strip, of_v: outside.longer(strip)
+    of_inside = own.longer(inside)
+    return lambda strip, of_v: own.longer(strip) - of_inside @ of_v

@@ -56,7 +56,7 @@ def stacked_long_vectors(shorts: Sequence[Short], x: WholeTensor) -> Tensor:
     """V' of all models, one under the other."""
     ranks = [len(short.sigma) for short in shorts]
     v = shorts[0].u.new_empty(sum(ranks), max(x.shape))
-    if x.shape[0] > x.shape[1]:  # as `stacked`
+    if x.shape[0] > x.shape[1]:  # in memory as columns: products depend on that in their last bit
         v = v.view(v.shape[::-1]).T
     for short, delta, rows in zip(shorts, x.deltas, v.split(ranks), strict=True):
         in_strips(short.longer, [delta], rows)
