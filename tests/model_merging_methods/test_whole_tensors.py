@@ -45,7 +45,7 @@ def test_iso_cts_without_a_common_space_takes_no_more_directions_than_there_are(
 
 
 # Methods that need more for a pair of Llama-2-13B; docs/memory_and_disk.md says so.
-ABOVE_BOUND = {"ace", "aswudi", "swudi"}
+ABOVE_BOUND = {"ace"}
 WHOLE = {name for name, method in METHODS.items() if method.sees is Sees.TENSOR}
 
 
