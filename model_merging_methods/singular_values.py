@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 NULL = 1e-6
 STRIP = 768  # columns; a multiple of what BLAS computes at a time, so that strips change no bit of a product
+NARROW = 256  # columns of strips whose products are summed; a multiple of what BLAS sums at a time
 
 
 def square_values(m: int, n: int) -> int:
@@ -85,6 +86,17 @@ def in_strips(function: Callable[..., Tensor], matrices: Iterable[Tensor], out: 
     for place, *strips in zip(*(wide(matrix).split(STRIP, 1) for matrix in (out, *matrices)), strict=True):
         place.copy_(function(*(strip.double() for strip in strips)))
     return out
+
+
+def summed_products(factors: Callable[..., tuple[Tensor, Tensor]], matrices: Sequence[Tensor]) -> Tensor:
+    """Σ A B' over strips of the wide matrices' columns, of which `factors` gives A and B. In float64; `factors` may
+    overwrite strips of float32 matrices."""
+    total = None
+    for strips in zip(*(wide(matrix).split(NARROW, 1) for matrix in matrices), strict=True):
+        a, b = factors(*(strip.double() for strip in strips))
+        total = a @ b.T if total is None else total.addmm_(a, b.T)
+        del a, b
+    return total
 
 
 def long_vectors(short: Short, matrix: Tensor) -> Tensor:

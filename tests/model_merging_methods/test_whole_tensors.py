@@ -44,12 +44,10 @@ def test_iso_cts_without_a_common_space_takes_no_more_directions_than_there_are(
     assert any((found[name] != base[name]).any() for name in found)
 
 
-# Methods that need more for a pair of Llama-2-13B; docs/memory_and_disk.md says so.
-ABOVE_BOUND = {"ace"}
 WHOLE = {name for name, method in METHODS.items() if method.sees is Sees.TENSOR}
 
 
-@pytest.mark.parametrize("name", sorted(WHOLE - ABOVE_BOUND))
+@pytest.mark.parametrize("name", sorted(WHOLE))
 @pytest.mark.parametrize(("hidden", "intermediate"), [(4096, 11008), (5120, 13824)])
 def test_a_pair_of_llama_2_takes_no_more_than_its_models_and_result_of_the_largest_tensor(name, hidden, intermediate):
     method = METHODS[name]
