@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -133,6 +133,9 @@ class Reading(Sequence):
         if not 0 <= place < self._count:
             raise IndexError(place)
         return self._read(place)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return map(self._read, range(self._count))  # unlike Sequence's, keeps none of them
 
 
 @dataclass(frozen=True)

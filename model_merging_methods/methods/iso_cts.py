@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from model_merging_methods.method import About, Sees, WholeTensor, merging_method
 from model_merging_methods.singular_values import (
+    NARROW,
     Short,
     as_columns,
     gram,
@@ -17,6 +18,7 @@ from model_merging_methods.singular_values import (
     short_vectors,
     square_values,
     strip_values,
+    summed_products,
     wide,
 )
 from model_merging_methods.task_vectors import mean, total_in_float64
@@ -24,15 +26,13 @@ from model_merging_methods.task_vectors import mean, total_in_float64
 if TYPE_CHECKING:
     from torch import Tensor
 
-_STRIP = 256  # columns of which a Gram matrix is summed; fewer than STRIP, because most other values are alive then
-
 
 @merging_method(
     paper="Marczak et al. 2025, arXiv 2502.04959",
     sees=Sees.TENSOR,
     memory=lambda m, n, k: max(
         2 * m * n + 5 * square_values(m, n),
-        3 * m * n + 3 * square_values(m, n) + 4 * min(m, n) * min(max(m, n), _STRIP),
+        3 * m * n + 3 * square_values(m, n) + 4 * min(m, n) * min(max(m, n), NARROW),
         3 * m * n + (2 if m > n else 3) * square_values(m, n) + 3 * strip_values(m, n),
     ),
 )
@@ -55,17 +55,12 @@ def iso_cts(
     rank = min(x.shape)
     per_model = round((rank - int(rank * common_space_fraction)) / len(x.deltas))
     per_model = min(per_model, rank // len(x.deltas))  # rounding up may ask for more directions than there are
-    matrix, is_tall = total_in_float64(x.deltas), x.shape[0] > x.shape[1]
-    u, sigma = short_vectors(gram(matrix))
-    largest = float(sigma[0]) if len(sigma) else 0.0
-    count = rank - per_model * len(x.deltas)
-    common = Short(u[:, :count], sigma[:count])
-    v = wide(matrix)  # overwritten from its end, by V' of the sum and then of the models
-    start = rank - len(common.sigma)
-    common_v = in_strips(lambda strip: Short(u, sigma).longer(strip)[:count], [v], v[start:])
-    shorts = [common]
+    count, is_tall = rank - per_model * len(x.deltas), x.shape[0] > x.shape[1]
+    v = wide(total_in_float64(x.deltas))  # overwritten from its end, by V' of the sum and then of the models
+    common, common_v, largest = common_space(v, count)
+    shorts, start = [common], rank - len(common_v)
     for place in reversed(range(len(x.deltas)) if per_model else ()):
-        inside = inside_of(x.deltas[place], common_v) if is_tall else None
+        inside = summed_products(lambda *strips: strips, [x.deltas[place], common_v]) if is_tall else None
         square = as_columns(gram_outside(x.deltas[place], common.u, common_v, inside))
         shorts.insert(0, short_vectors(square, per_model, largest))
         del square
@@ -75,7 +70,7 @@ def iso_cts(
         del inside, longer
     v = v[start:]
     us, sigmas = zip(*shorts, strict=True)
-    del matrix, u, common, common_v, shorts
+    del common, common_v, shorts
     u, scale = short_polar_factor(us, is_tall), cat(sigmas).sum() / rank
     del us
     w, merged = polar(v), v.new_empty(x.shape, dtype=float32)
@@ -84,26 +79,26 @@ def iso_cts(
     return x.moved(merged, scaling_coefficient)
 
 
+def common_space(matrix: Tensor, count: int) -> tuple[Short, Tensor, float]:
+    """The first `count` singular vectors, u and V', and the largest singular value. V' overwrites the last rows."""
+    short = short_vectors(gram(matrix))
+    v = in_strips(lambda strip: short.longer(strip)[:count], [matrix], matrix[len(matrix) - len(short.sigma[:count]) :])
+    common = Short(short.u[:, :count].contiguous(), short.sigma[:count])
+    return common, v, float(short.sigma[0]) if len(short.sigma) else 0.0
+
+
 # Outside the common space is A − P P'A, where P is the common u of a wide or the common v of a tall matrix. `inside` is
 # A'P of a tall matrix, None for a wide one.
 
 
-def inside_of(delta: Tensor, v: Tensor) -> Tensor:
-    inside = v.new_zeros(delta.shape[1], len(v))
-    for strip, of_v in zip(wide(delta).split(_STRIP, 1), v.split(_STRIP, 1), strict=True):
-        inside.addmm_(strip.double(), of_v.T)
-    return inside
-
-
 def gram_outside(delta: Tensor, u: Tensor, v: Tensor, inside: Tensor | None) -> Tensor:
-    """The smaller Gram matrix of what is outside, summed over strips of columns."""
-    square = u.new_zeros(len(u), len(u))
-    for strip, of_v in zip(wide(delta).split(_STRIP, 1), v.split(_STRIP, 1), strict=True):
-        outside = strip.double()
-        outside -= u @ (u.T @ outside) if inside is None else inside @ of_v
-        square.addmm_(outside, outside.T)
-        del outside
-    return square
+    """The smaller Gram matrix of what is outside."""
+
+    def outside_twice(strip: Tensor, of_v: Tensor) -> tuple[Tensor, Tensor]:
+        strip -= u @ (u.T @ strip) if inside is None else inside @ of_v
+        return strip, strip
+
+    return summed_products(outside_twice, [delta, v])
 
 
 def longer_outside(own: Short, u: Tensor, inside: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     paper="Cheng et al. 2025, arXiv 2503.08099",
     sees=Sees.TENSOR,
     merges=is_linear_weight,
-    memory=lambda m, n, k: 5 * m * n + 2 * min(m, STRIP) * n + max(2 * n * n - 2 * m * n, n * n),
+    memory=lambda m, n, k: max(5 * m * n + n * n + 3 * min(m, STRIP) * n, 2 * m * n + 2 * n * n),
 )
 def wudi(
     x: WholeTensor,
@@ -45,14 +45,16 @@ def gradient_at_sum(deltas: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
     start = zeros_like(deltas[0])
     curvature = start.new_zeros(start.shape[1], start.shape[1])
-    for i, delta in enumerate(deltas):
+    for place in range(len(deltas)):
+        delta = deltas[place]
         gram = delta.T @ delta
         gram *= 2 / squared_norm(delta)
         curvature += gram
         del delta
         for other in range(len(deltas)):
-            if other != i:
+            if other != place:
                 start.addmm_(deltas[other], gram)
+        del gram
     return start, curvature
 
 
