@@ -238,7 +238,7 @@ def peak_memory(device: str) -> Iterator[list[int]]:
         found[0] = torch.cuda.max_memory_allocated() - before
         return
     with suppress(AttributeError):  # a C library without it
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)  # freed tensors go back to the system, as large ones do
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 16)  # freed tensors go back to the system, as large ones do
         ctypes.CDLL(None).malloc_trim(0)  # freed memory that is used again would not count
     before, done = resident(), threading.Event()
 
