@@ -79,7 +79,7 @@ def merged_deltas(deltas: Sequence[Tensor], energies: np.ndarray, eps: float, k_
         squares[place].div_(traces[place]).diagonal().add_(ridges[place])
     merged = squares[0].new_zeros(m, n)
     add_products(merged, squares, deltas)
-    merged -= column_means(merged)  # Σ Ci Ri
+    merged -= column_means(merged)  # Σ Ci Ri, whose columns have a mean of 0
     if m >= n:
         estimated = as_columns(sum(squares))  # Σ Ri
         for place in range(k):
@@ -155,7 +155,10 @@ def divide(matrix: Tensor, square: Tensor) -> None:
 def residual_squares(
     deltas: Sequence[Tensor], means: Sequence[Tensor], traces: Sequence[float], eps: float
 ) -> list[Tensor]:
-    """The squares Si of a wide residual Σ Si δi: (δi − mean) Ci' / trace of Ci'Ci, minus the mean of eps / trace."""
+    """The Si of a wide residual Σ Si δi: (δi − Σ δj / K) Ci' / trace − ridge I.
+
+    Ci'δi is Ci'Ci there, because the columns of Ci have a mean of 0.
+    """
     k, squares = len(deltas), []
     centre = total_in_float64(deltas).div_(k)
     for place, trace in enumerate(traces):
