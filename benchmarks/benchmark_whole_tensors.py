@@ -38,6 +38,7 @@ NAME = "model.layers.0.mlp.down_proj.weight"
 LONG = 5.0  # seconds from which one run is enough
 TIMED_STEPS = {"wudi": 6}  # methods whose time is that of their steps: so many are run, and one, and scaled
 STEPS = 300
+_M_MMAP_THRESHOLD = -3  # of malloc.h
 BUSY = 1.0  # load average of other work from which times are not to be trusted
 
 Shape = tuple[int, int]
@@ -241,6 +242,7 @@ def peak_memory(device: str) -> Iterator[list[int]]:
         found[0] = torch.cuda.max_memory_allocated() - before
         return
     with suppress(AttributeError):  # a C library without it
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 16)  # freed tensors go back to the system, as large ones do
         ctypes.CDLL(None).malloc_trim(0)  # freed memory that is used again would not count
     before, done = resident(), threading.Event()
 

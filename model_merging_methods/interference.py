@@ -35,10 +35,10 @@ def initial(deltas: Sequence[Tensor], mode: str) -> Tensor:
 
 def memory_of_spectrum(m: int, n: int, k: int) -> int:
     """How many float32 values the spectrum and a move along it take (`Method.memory`)."""
-    rows = k * m
-    if rows < n:
-        return max(6 * rows**2, k * m * n + 2 * rows * (n + rows + 3 * min(n, STRIP)))
-    return max(8 * n**2, 6 * m * n + 2 * n**2 + 4 * m * min(n, STRIP))
+    rows = min(k * m, n)
+    decomposition, v, strips = 6 * rows**2, 2 * rows * n, min(max(m, n), STRIP)
+    found = v + 2 * rows**2 + max(m, 2 * strips) * n if k * m < n else v + 3 * m * n
+    return max(decomposition, found, v + 2 * m * rows + 2 * m * n + (6 * m + 4 * n) * strips)
 
 
 @dataclass(frozen=True)
@@ -53,41 +53,72 @@ class Spectrum:
     v: Tensor
 
     def minimise(self, theta: Tensor, share: Tensor) -> Tensor:
-        """Move θ by these shares of the way to the minimum along the first eigenvectors: θ + ((D V)/e − θV) f V'."""
+        """Move θ, which is overwritten, by these shares of the way to the minimum along the first eigenvectors:
+        θ + ((D V)/e − θV) f V'."""
+        from torch import cat
+
         count = min(len(share), self.v.shape[1])
         v, e, share = self.v[:, :count], self.e[:count], share[:count]
-        moved = (theta.double() @ v).neg_()
-        for delta in self.deltas:  # D V
-            norm, delta = squared_norm(delta), delta.double()
+        moved = cat([rows.double() @ v for rows in theta.split(STRIP)]).neg_()
+        for place in range(len(self.deltas)):  # D V
+            delta = self.deltas[place]
+            norm = squared_norm(delta)
             for part, own_v, own_e in zip(moved.split(STRIP, 1), v.split(STRIP, 1), e.split(STRIP), strict=True):
-                part += delta @ (delta.T @ (delta @ own_v)) / (own_e * norm)
+                part += cubed_times(delta, own_v) / (own_e * norm)
             del delta
-        return theta.double().addmm_(moved.mul_(share), v.T).float()
+        moved *= share
+        for rows, of_moved in zip(theta.split(STRIP), moved.split(STRIP), strict=True):
+            rows.copy_(rows.double().addmm_(of_moved, v.T))
+        return theta
+
+
+def cubed_times(delta: Tensor, v: Tensor) -> Tensor:
+    """δ δ'δ V in float64, with strips of δ's rows."""
+    from torch import cat
+
+    inner = v.new_zeros(len(v), v.shape[1])
+    for rows in delta.split(STRIP):
+        rows = rows.double()
+        inner.addmm_(rows.T, rows @ v)
+        del rows
+    return cat([rows.double() @ inner for rows in delta.split(STRIP)])
 
 
 def spectrum(deltas: Sequence[Tensor]) -> Spectrum:
     """The spectrum of C = B'B, with B the δi / |δi| under each other; from B B' where that is smaller."""
-    from torch import cat, float64
+    from torch import cat
 
-    rows, columns = deltas[0].shape
-    norms = [squared_norm(delta) for delta in deltas]
-
-    def b(*strips: Tensor) -> Tensor:
-        return cat([strip / norm**0.5 for strip, norm in zip(strips, norms, strict=True)])
-
-    def stack() -> Tensor:
-        return in_strips(b, list(deltas), deltas[0].new_empty(len(deltas) * rows, columns, dtype=float64))
-
+    norms, (rows, columns) = [squared_norm(delta) for delta in deltas], deltas[0].shape
     if len(deltas) * rows < columns:
-        u, sigma = short_vectors(gram(stack()))
+        u, sigma = short_vectors(gram(stacked(deltas, norms)))
+        b = stacked(deltas, norms)
         u /= sigma
-        v = in_strips(lambda *strips: u.T @ b(*strips), list(deltas), u.new_empty(len(sigma), columns)).T
+        v = in_strips(lambda strip: u.T @ strip, [b], b[: len(sigma)]).T
         e = cat([sigma.square(), sigma.new_zeros(columns - len(sigma))])
     else:
-        c = deltas[0].new_zeros(columns, columns, dtype=float64)
-        for delta, norm in zip(deltas, norms, strict=True):
-            delta = delta.double()
-            c.addmm_(delta.T, delta, alpha=1 / norm)
-        del delta
-        e, v = (each.flip(-1) for each in eigenvectors(as_columns(c)))
+        e, v = (each.flip(-1) for each in eigenvectors(as_columns(summed_grams(deltas, norms))))
     return Spectrum(deltas, e.clamp(min=1e-8), v)
+
+
+def stacked(deltas: Sequence[Tensor], norms: Sequence[float]) -> Tensor:
+    """The δi / |δi| under each other, in float64."""
+    from torch import float64
+
+    rows, columns = deltas[0].shape
+    b = deltas[0].new_empty(len(deltas) * rows, columns, dtype=float64)
+    for place, part in enumerate(b.split(rows)):
+        part.copy_(deltas[place]).div_(norms[place] ** 0.5)
+    return b
+
+
+def summed_grams(deltas: Sequence[Tensor], norms: Sequence[float]) -> Tensor:
+    """Σ δi'δi / |δi|² in float64."""
+    from torch import float64
+
+    columns = deltas[0].shape[1]
+    c = deltas[0].new_zeros(columns, columns, dtype=float64)
+    for place, norm in enumerate(norms):
+        delta = deltas[place].double()
+        c.addmm_(delta.T, delta, alpha=1 / norm)
+        del delta
+    return c

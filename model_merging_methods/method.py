@@ -138,6 +138,9 @@ class Reading(Sequence):
             raise IndexError(place)
         return self._read(place)
 
+    def __iter__(self) -> Iterator[Tensor]:
+        return map(self._read, range(self._count))  # unlike Sequence's, keeps none of them
+
 
 @dataclass(frozen=True)
 class WholeTensor:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 NULL = 1e-6
 STRIP = 768  # columns; a multiple of what BLAS computes at a time, so that strips change no bit of a product
+NARROW = 256  # columns of strips whose products are summed; a multiple of what BLAS sums at a time
 
 
 def square_values(m: int, n: int) -> int:
@@ -87,18 +88,20 @@ def in_strips(function: Callable[..., Tensor], matrices: Iterable[Tensor], out: 
     return out
 
 
-def long_vectors(short: Short, matrix: Tensor, count: int | None = None) -> Tensor:
-    """The first `count` of the longer side's vectors (None: all): float64 [count, long]."""
-    out = short.u.new_empty(len(short.sigma[:count]), max(matrix.shape))
-    return in_strips(lambda strip: short.longer(strip)[:count], [matrix], out)
+def summed_products(factors: Callable[..., tuple[Tensor, Tensor]], matrices: Sequence[Tensor]) -> Tensor:
+    """Σ A B' over strips of the wide matrices' columns, of which `factors` gives A and B. In float64; `factors` may
+    overwrite strips of float32 matrices."""
+    total = None
+    for strips in zip(*(wide(matrix).split(NARROW, 1) for matrix in matrices), strict=True):
+        a, b = factors(*(strip.double() for strip in strips))
+        total = a @ b.T if total is None else total.addmm_(a, b.T)
+        del a, b
+    return total
 
 
-def stacked(parts: Sequence[Tensor], is_tall: bool) -> Tensor:
-    """Vectors V' of several matrices in one, in memory as columns if `is_tall`: products depend on that in their last
-    bit."""
-    from torch import cat
-
-    return cat([part.T for part in parts], dim=1).T if is_tall else cat(list(parts))
+def long_vectors(short: Short, matrix: Tensor) -> Tensor:
+    """The longer side's vectors: float64 [r, long]."""
+    return in_strips(short.longer, [matrix], short.u.new_empty(len(short.sigma), max(matrix.shape)))
 
 
 def short_polar_factor(us: Sequence[Tensor], is_tall: bool) -> Tensor:

@@ -8,18 +8,34 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 
 from model_merging_methods.method import About, Reading, Sees, WholeTensor, merging_method
-from model_merging_methods.singular_values import STRIP, triplets
+from model_merging_methods.singular_values import (
+    NARROW,
+    STRIP,
+    as_columns,
+    gram,
+    in_strips,
+    short_vectors,
+    square_values,
+    strip_values,
+    summed_products,
+)
 from model_merging_methods.task_vectors import mean, squared_norm, total_in_float64
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@merging_method(
-    paper="ACE-Merging 2026, arXiv 2603.02945; as in its repository",
-    sees=Sees.TENSOR,
-    memory=lambda m, n, k: max(7 * m * n + 2 * n * n, 6 * m * n + 4 * n * n) + 2 * n * min(m, STRIP),
-)
+def memory(m: int, n: int, k: int) -> int:
+    """How many float32 values the formula takes (`Method.memory`)."""
+    square, strip = square_values(m, n), strip_values(m, n)
+    decomposition = 2 * m * n + (k + 3) * square
+    if m >= n:
+        return max(decomposition, 3 * m * n + k * square + strip)
+    factored = 2 * n**2 + 2 * m * n + max(m * n + 2 * n * min(m, NARROW), 2 * n * min(m, STRIP))
+    return max(decomposition, 5 * m * n + k * square + strip, factored)
+
+
+@merging_method(paper="ACE-Merging 2026, arXiv 2603.02945; as in its repository", sees=Sees.TENSOR, memory=memory)
 def ace(
     x: WholeTensor,
     *,
@@ -37,9 +53,6 @@ def ace(
     Nothing bounds the result: deltas whose lengths differ by factors of ten can move a matrix hundreds of times as far
     as the longest of them. The merge warns then.
     """
-    from torch import float64
-    from torch.linalg import lu_factor, lu_solve
-
     if len(x.shape) != 2:
         return x.moved(mean(x.deltas), scaling_coefficient)
     energies = np.array([squared_norm(delta) for delta in x.deltas])
@@ -47,45 +60,120 @@ def ace(
     if not len(places):
         return x.base
     deltas, energies = Reading(lambda place: x.deltas[places[place]], len(places)), energies[places]
-    heterogeneous = is_heterogeneous(energies)
-    weighted = deltas[0].new_zeros(x.shape, dtype=float64)  # Σ Ci Ri
-    residual = weighted.clone() if heterogeneous else None  # Σ δi Si
-    estimated = weighted.new_zeros(x.shape[1], x.shape[1])  # Σ Ri
-    shift, ridge = 0, 0.0
-    for place in range(len(deltas)):
-        centred = deltas[place].double()
-        centred -= centred.mean(0)
-        covariance = centred.T @ centred
-        trace = float(covariance.trace()) + 1e-12 if heterogeneous else 1.0
-        covariance /= trace
-        weighted.addmm_(centred, covariance).add_(centred, alpha=eps / trace)
-        estimated += covariance
-        shift, ridge = shift + covariance.mean(0), ridge + eps / trace
-        del centred
-        if heterogeneous:
-            for rows, of_delta in zip(residual.split(STRIP), deltas[place].split(STRIP), strict=True):
-                rows.addmm_(of_delta.double(), covariance)
-            del of_delta
-        del covariance
-    estimated.diagonal().add_(ridge)
-    if heterogeneous:
-        shift /= energies.mean() + 1e-12
-        total, share = total_in_float64(deltas), estimated / len(deltas)
-        for rows, of_total in zip(residual.split(STRIP), total.split(STRIP), strict=True):
-            rows -= of_total @ share
-        del total, share, of_total
-    factors, merged = lu_factor(estimated.add_(shift)), weighted
+    merged = merged_deltas(deltas, energies, eps, k_frac).float()
+    return x.moved(merged, scaling_coefficient)
+
+
+def merged_deltas(deltas: Sequence[Tensor], energies: np.ndarray, eps: float, k_frac: float) -> Tensor:
+    """The merged task matrix, in float64.
+
+    A covariance is in memory as the smaller of Ci'Ci and Ci Ci', which gives Ci Ri as well: (Ci Ci' + eps I) Ci. The
+    residual is Σ δi (Ci'Ci − Σ Rj / K).
+    """
+    (m, n), k, heterogeneous = deltas[0].shape, len(deltas), is_heterogeneous(energies)
+    means = [column_means(deltas[place]) for place in range(k)]
+    squares = [centred_square(deltas[place], means[place]) for place in range(k)]
+    traces = [float(square.trace()) + 1e-12 if heterogeneous else 1.0 for square in squares]
+    ridges = [eps / trace for trace in traces]
+    for place in range(k):
+        squares[place].div_(traces[place]).diagonal().add_(ridges[place])
+    merged = squares[0].new_zeros(m, n)
+    add_products(merged, squares, deltas)
+    merged -= column_means(merged)  # Σ Ci Ri, whose columns have a mean of 0
+    if m >= n:
+        estimated = as_columns(sum(squares))  # Σ Ri
+        for place in range(k):
+            squares[place].sub_(estimated, alpha=1 / k).diagonal().sub_(ridges[place])
+    else:
+        squares.clear()
+        estimated = summed_covariances(deltas, means, traces)
+        estimated.diagonal().add_(sum(ridges))
+    shift = estimated.mean(0) - sum(ridges) / n
+    divide(merged, estimated.add_(shift / (energies.mean() + 1e-12) if heterogeneous else shift))
     del estimated
-    for rows in merged.split(STRIP):
+    count = int(min(m, n) * k_frac)
+    if heterogeneous and count:
+        squares = squares or residual_squares(deltas, means, traces, eps)
+        add_products(merged, squares, deltas)
+        add_leading_triplets(merged, count)
+        add_products(merged, squares, deltas, sign=-1)
+    return merged
+
+
+def column_means(matrix: Tensor) -> Tensor:
+    """The mean row in float64, once for each row."""
+    total = sum(rows.double().sum(0) for rows in matrix.split(NARROW))
+    return (total / len(matrix)).expand(matrix.shape)
+
+
+def flat(matrix: Tensor) -> Tensor:
+    """A matrix, or its transpose if it is tall or square."""
+    return matrix.T if matrix.shape[0] >= matrix.shape[1] else matrix
+
+
+def centred_square(delta: Tensor, mean: Tensor) -> Tensor:
+    """C'C, or C C' of a wide matrix."""
+
+    def twice(strip: Tensor, of_mean: Tensor) -> tuple[Tensor, Tensor]:
+        strip -= of_mean
+        return strip, strip
+
+    return summed_products(twice, [flat(delta), flat(mean)])
+
+
+def add_products(target: Tensor, squares: Sequence[Tensor], deltas: Sequence[Tensor], sign: int = 1) -> None:
+    """Add Σ Si δi to a wide matrix, Σ δi Si to others."""
+    for place, square in enumerate(squares):
+        matrices = zip(*(flat(matrix).split(STRIP, 1) for matrix in (target, deltas[place])), strict=True)
+        for part, strip in matrices:
+            part.addmm_(square, strip.double(), alpha=sign)
+        del matrices, strip
+
+
+def summed_covariances(deltas: Sequence[Tensor], means: Sequence[Tensor], traces: Sequence[float]) -> Tensor:
+    """Σ Ci'Ci / their traces, in memory as columns."""
+    n = deltas[0].shape[1]
+    total = means[0].new_zeros(n, n).T
+    for place, trace in enumerate(traces):
+        for rows in deltas[place].split(NARROW):
+            rows = rows.double().sub_(means[place][0])
+            total.addmm_(rows.T, rows, alpha=1 / trace)
+            del rows
+    return total
+
+
+def divide(matrix: Tensor, square: Tensor) -> None:
+    """Replace A by A S⁻¹, in strips of rows. Overwrites S, which is in memory as columns."""
+    from torch import int32
+    from torch.linalg import lu_factor, lu_solve
+
+    factors = lu_factor(square, out=(square, square.new_empty(0, dtype=int32)))
+    for rows in matrix.split(STRIP):
         rows.copy_(lu_solve(*factors, rows, left=False))
-    del factors
-    if heterogeneous:
-        count = int(min(x.shape) * k_frac)
-        p, sigma, q = triplets(residual.add_(merged), count)
-        for rows, of_p in zip(merged.split(STRIP), p.split(STRIP), strict=True):
-            rows += sigma.sum() / max(count, 1) * (of_p @ q)
-        del residual, p, q, of_p
-    return x.moved(merged.float(), scaling_coefficient)
+
+
+def residual_squares(
+    deltas: Sequence[Tensor], means: Sequence[Tensor], traces: Sequence[float], eps: float
+) -> list[Tensor]:
+    """The Si of a wide residual Σ Si δi: (δi − Σ δj / K) Ci' / trace − ridge I.
+
+    Ci'δi is Ci'Ci there, because the columns of Ci have a mean of 0.
+    """
+    k, squares = len(deltas), []
+    centre = total_in_float64(deltas).div_(k)
+    for place, trace in enumerate(traces):
+        matrices = [deltas[place], means[place], centre]
+        squares.append(summed_products(lambda strip, *others: [strip - other for other in others], matrices).T)
+        del matrices
+        squares[-1].div_(trace).diagonal().sub_(sum(eps / each for each in traces) / k)
+    return squares
+
+
+def add_leading_triplets(matrix: Tensor, count: int) -> None:
+    """Add a matrix's first singular vectors with their mean singular value."""
+    short = short_vectors(gram(matrix), count)
+    scale = short.sigma.sum() / count
+    in_strips(lambda strip: strip + scale * (short.u @ short.longer(strip)), [matrix], matrix)
 
 
 def is_heterogeneous(energies: Sequence[float]) -> bool:

@@ -62,10 +62,10 @@ def arcee_fusion(x: WholeTensor) -> Tensor:
     float32 rounds away the divergence of two nearly equal rows, and then mergekit's choice is arbitrary. Quantiles are
     over all values of the tensor; above a million, mergekit's are over a random sample.
     """
-    delta, base = (weight.view(-1, x.shape[-1]) for weight in (x.finetuned[0], x.base))
-    divergences = row_divergences(delta, base)
-    keep_exceptional(delta.sub_(base), divergences)
-    return base.add_(delta).view(x.shape)
+    rows = (-1, x.shape[-1])
+    divergences, delta = row_divergences(x.finetuned[0].view(rows), x.base.view(rows)), x.deltas[0].view(rows)
+    keep_exceptional(delta, divergences)
+    return x.moved(delta.view(x.shape))
 
 
 def row_divergences(theta: Tensor, base: Tensor) -> Tensor:
@@ -88,8 +88,10 @@ def row_divergences(theta: Tensor, base: Tensor) -> Tensor:
 def keep_exceptional(rows: Tensor, divergences: Tensor) -> None:
     """Set the values of a task vector [rows, n] to 0, except those of exceptional importance."""
     importance = rows.double().abs_().mul_(divergences.unsqueeze(1))
-    quartiles = importance.flatten().sort().values[_places(rows.numel())]
-    rows.masked_fill_(importance < _least(quartiles.tolist()), 0)
+    least = _least([float(importance.view(-1).kthvalue(place + 1).values) for place in _places(rows.numel())])
+    at_once = max(1, _STRETCH // rows.shape[1])
+    for part, of_part in zip(rows.split(at_once), importance.split(at_once), strict=True):
+        part.masked_fill_(of_part < least, 0)
 
 
 def _places(n: int) -> list[int]:

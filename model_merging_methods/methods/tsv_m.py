@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 @merging_method(
     paper="Gargiulo et al. 2025, arXiv 2412.00081",
     sees=Sees.TENSOR,
-    memory=lambda m, n, k: 3 * m * n + (2 if m > n else 3) * square_values(m, n) + 3 * strip_values(m, n),
+    memory=lambda m, n, k: max(
+        2 * m * n + 5 * square_values(m, n),
+        3 * m * n + (2 if m > n else 3) * square_values(m, n) + 3 * strip_values(m, n),
+    ),
 )
 def tsv_m(
     x: WholeTensor, *, scaling_coefficient: Annotated[float, About("factor on the merged task vector")] = 1.0
@@ -56,8 +59,8 @@ def stacked_long_vectors(shorts: Sequence[Short], x: WholeTensor) -> Tensor:
     """V' of all models, one under the other."""
     ranks = [len(short.sigma) for short in shorts]
     v = shorts[0].u.new_empty(sum(ranks), max(x.shape))
-    if x.shape[0] > x.shape[1]:  # as `stacked`
+    if x.shape[0] > x.shape[1]:  # in memory as columns: products depend on that in their last bit
         v = v.view(v.shape[::-1]).T
-    for short, delta, rows in zip(shorts, x.deltas, v.split(ranks), strict=True):
-        in_strips(short.longer, [delta], rows)
+    for place, rows in enumerate(v.split(ranks)):
+        in_strips(shorts[place].longer, [x.deltas[place]], rows)
     return v

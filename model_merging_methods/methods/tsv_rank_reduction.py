@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     paper="Gargiulo et al. 2025, arXiv 2412.00081 (ablation)",
     sees=Sees.TENSOR,
     memory=lambda m, n, k: (
-        max(3 * m * n + square_values(m, n), k * m * n + (k + 3) * strip_values(m, n)) + square_values(m, n)
+        max(3 * m * n + square_values(m, n), m * n + 3 * square_values(m, n), k * m * n + (k + 3) * strip_values(m, n))
+        + square_values(m, n)
     ),
 )
 def tsv_rank_reduction(

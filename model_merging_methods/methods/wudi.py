@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from model_merging_methods.interference import changed
 from model_merging_methods.method import About, Sees, WholeTensor, is_linear_weight, merging_method
-from model_merging_methods.singular_values import STRIP
+from model_merging_methods.singular_values import NARROW, STRIP
 from model_merging_methods.task_vectors import squared_norm, total
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     paper="Cheng et al. 2025, arXiv 2503.08099",
     sees=Sees.TENSOR,
     merges=is_linear_weight,
-    memory=lambda m, n, k: 5 * m * n + 2 * min(m, STRIP) * n + max(2 * n * n - 2 * m * n, n * n),
+    memory=lambda m, n, k: n * n + max(5 * m * n + 3 * min(m, NARROW) * n, (k + 1) * m * n + n * min(n, STRIP)),
 )
 def wudi(
     x: WholeTensor,
@@ -45,14 +45,16 @@ def gradient_at_sum(deltas: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
     start = zeros_like(deltas[0])
     curvature = start.new_zeros(start.shape[1], start.shape[1])
-    for i, delta in enumerate(deltas):
-        gram = delta.T @ delta
-        gram *= 2 / squared_norm(delta)
-        curvature += gram
-        del delta
-        for other in range(len(deltas)):
-            if other != i:
-                start.addmm_(deltas[other], gram)
+    deltas = list(deltas)
+    for delta in deltas:
+        scale = 2 / squared_norm(delta)
+        parts = zip(delta.split(STRIP, 1), curvature.split(STRIP, 1), start.split(STRIP, 1), strict=True)
+        for of_delta, of_curvature, of_start in parts:
+            gram = (delta.T @ of_delta).mul_(scale)
+            of_curvature += gram
+            for other in deltas:
+                if other is not delta:
+                    of_start.addmm_(other, gram)
     return start, curvature
 
 
@@ -62,8 +64,8 @@ def descent(start: Tensor, curvature: Tensor, iterations: int, learning_rate: fl
     from torch.optim import Adam
 
     step, gradient = zeros_like(start), zeros_like(start)
-    parts = step.split(STRIP)  # Adam's own intermediate results are as large as a part
-    for part, of_gradient in zip(parts, gradient.split(STRIP), strict=True):
+    parts = step.split(NARROW)  # Adam's own intermediate results are as large as a part
+    for part, of_gradient in zip(parts, gradient.split(NARROW), strict=True):
         part.grad = of_gradient
     adam = Adam(parts, lr=learning_rate)
     for _ in range(iterations):

@@ -3,14 +3,18 @@
 import logging
 import math
 import shutil
+import sys
+from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config
 
 from model_merging_methods.merge_parameters import mask_of, parameters_of
-from model_merging_methods.method import Sees
+from model_merging_methods.method import Sees, WholeTensor
 from model_merging_methods.methods import METHODS
 from tests.model_merging_methods.merges import merge, read_weights
 from tests.model_merging_methods.small_models import change_json, change_tensors, save_family, save_models
@@ -44,12 +48,10 @@ def test_iso_cts_without_a_common_space_takes_no_more_directions_than_there_are(
     assert any((found[name] != base[name]).any() for name in found)
 
 
-# Methods that need more for a pair of Llama-2-13B; docs/memory_and_disk.md says so.
-ABOVE_BOUND = {"ace", "aswudi", "iso_cts", "swudi"}
 WHOLE = {name for name, method in METHODS.items() if method.sees is Sees.TENSOR}
 
 
-@pytest.mark.parametrize("name", sorted(WHOLE - ABOVE_BOUND))
+@pytest.mark.parametrize("name", sorted(WHOLE))
 @pytest.mark.parametrize(("hidden", "intermediate"), [(4096, 11008), (5120, 13824)])
 def test_a_pair_of_llama_2_takes_no_more_than_its_models_and_result_of_the_largest_tensor(name, hidden, intermediate):
     method = METHODS[name]
@@ -57,6 +59,40 @@ def test_a_pair_of_llama_2_takes_no_more_than_its_models_and_result_of_the_large
     shapes = [(hidden, hidden), (intermediate, hidden), (hidden, intermediate)]
     shapes += [embeddings] if method.merges("model.embed_tokens.weight", embeddings) else []
     assert max(method.memory(*shape, models) for shape in shapes) <= (models + 2) * math.prod(embeddings)
+
+
+@pytest.mark.parametrize("shape", [(1200, 300), (300, 1200), (600, 600)])
+@pytest.mark.parametrize("name", sorted(name for name in WHOLE if METHODS[name].in_strips is None))
+def test_a_method_takes_no_more_memory_than_it_declares(name, shape, monkeypatch):
+    """By torch's own account, for two models of which one changed much more than the other. Strips are in the
+    proportion that they have to large matrices."""
+    for module in [module for key, module in sys.modules.items() if key.startswith("model_merging_methods")]:
+        for strip, size in {"STRIP": 96, "NARROW": 32, "STRETCH": 1024, "_STRETCH": 1024}.items():
+            if hasattr(module, strip):
+                monkeypatch.setattr(module, strip, size)
+    method, read = METHODS[name], changes(shape)
+    models = method.models[1] or 2
+    options = {"iterations": 1} if "iterations" in method.options else {}
+    options = {option: about.default for option, about in method.options.items()} | options
+    x = WholeTensor("model.layers.0.mlp.down_proj.weight", shape, models, read)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        method.formula(x, **options)
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    peak = max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+    assert peak <= 1.03 * 4 * method.memory(*shape, models)
+
+
+def changes(shape: tuple[int, int]) -> Callable[[int, bool], torch.Tensor]:
+    """θ0 and two models, as a formula reads them."""
+    generator = torch.Generator().manual_seed(0)
+    base, *deltas = (torch.randn(shape, generator=generator) * deviation for deviation in (2e-2, 1e-5, 1e-3))
+
+    def read(model: int, as_delta: bool) -> torch.Tensor:
+        if model == 0:
+            return base.clone()
+        return deltas[model - 1].clone() if as_delta else deltas[model - 1] + base
+
+    return read
 
 
 @pytest.mark.parametrize(("method", "is_above"), [("ace", True), ("sce", False)])
