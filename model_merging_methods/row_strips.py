@@ -41,7 +41,8 @@ def works_in_strips(blocks: ModelBlocks, name: str, shape: tuple[int, ...]) -> b
 
 def strip_size(shape: tuple[int, ...]) -> int:
     """The values of a strip."""
-    return max(1, _STRIP // shape[-1]) * shape[-1]
+    columns = max(shape[-1], 1)
+    return max(1, _STRIP // columns) * columns
 
 
 def read_strips(blocks: ModelBlocks, name: str, shape: tuple[int, ...]) -> Iterator[list[np.ndarray]]:
