@@ -158,8 +158,9 @@ class WholeTensors:
             part = merged[start : start + self._blocks.block_size]
             difference = room.values[: len(part)]
             self._read_part(room, BASE, name, start, difference)
-            difference -= part
-            squares += float(np.square(difference, out=difference).sum(dtype=np.float64))
+            with np.errstate(over="ignore"):
+                difference -= part
+            squares += float(np.square(difference, dtype=np.float64).sum())
         if squares > 0:
             times = math.sqrt(squares) / largest if largest else math.inf
             with self._lock:

@@ -3,6 +3,7 @@
 import logging
 import math
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from model_merging_methods.method import Sees
 from model_merging_methods.methods import METHODS
 from tests.model_merging_methods.merges import merge, read_weights
 from tests.model_merging_methods.small_models import change_json, change_tensors, save_family, save_models
+from utils.errors import UserError
 
 ROLES = ("first", "second")
 CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
@@ -108,6 +110,17 @@ def gpt2(tmp_path_factory) -> tuple[Path, Path]:
         change_tensors(linear / role, transposed)
         change_json(linear / role / "config.json", model_type="gpt_bigcode")
     return stored, linear
+
+
+@pytest.mark.parametrize("method", ["arcee_fusion", "ramplus_tl"])
+@pytest.mark.parametrize("shape", [(3, 5), (5, 1)])
+def test_a_difference_beyond_float32_is_one_error(tmp_path, method, shape):
+    models = save_models(tmp_path / "models", ROLES[:1])
+    for role, value in {"base": -3e38, ROLES[0]: 3e38}.items():
+        change_tensors(models / role, lambda own, value=value: {**own, "model.far.weight": torch.full(shape, value)})
+    with pytest.raises(UserError, match=r"model\.far\.weight: the merged values do not fit"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        merge(models, tmp_path / "out", parameters_of(method), ROLES[:1], allow_unrelated=True)
 
 
 def tried(name: str) -> MergeParameters:
