@@ -58,9 +58,17 @@ def read_strips(blocks: ModelBlocks, name: str, shape: tuple[int, ...]) -> Itera
 
 def merged_strips(blocks: ModelBlocks, numbers: TensorNumbers) -> Iterator[np.ndarray]:
     """The merged values of a parameter: float32, in consecutive strips."""
-    import torch
-
     from model_merging_methods.kernels.torch_arithmetic import merged_in_stretches, one_thread
+
+    for x in masked_strips(blocks, numbers):
+        with one_thread():
+            merged = merged_in_stretches(blocks.parameters_at(numbers.name), x)
+        yield merged.numpy()
+
+
+def masked_strips(blocks: ModelBlocks, numbers: TensorNumbers) -> Iterator[Tensors]:
+    """A parameter of the masked models, strip by strip."""
+    import torch
 
     parameters, name, read = blocks.parameters_at(numbers.name), numbers.name, blocks.models.read_float32
     mask, keys = parameters.mask, blocks.mask_keys(name)
@@ -87,7 +95,7 @@ def merged_strips(blocks: ModelBlocks, numbers: TensorNumbers) -> Iterator[np.nd
                 one = one - base if reads_base else one + base
             masked.append(torch.from_numpy(one))
         known = {"task_vectors" if reads_base else "weights": masked}
-        x = Tensors(
+        yield Tensors(
             name,
             numbers.shape,
             place.start,
@@ -96,9 +104,6 @@ def merged_strips(blocks: ModelBlocks, numbers: TensorNumbers) -> Iterator[np.nd
             statistics=numbers.statistics,
             **known,
         )
-        with one_thread():
-            merged = merged_in_stretches(parameters, x)
-        yield merged.numpy()
 
 
 def _places(shape: tuple[int, ...], numel: int) -> Iterator[slice]:
