@@ -369,10 +369,13 @@ def _weight_hashes(
 
 
 def _identity(request: MergeRequest, states: FileStates, shards: Sequence[Shard], work: MergeWork) -> dict[str, Any]:
-    """Everything that the bytes of an unfinished merge depend on."""
+    """Everything that the bytes of an unfinished merge depend on. Other versions may declare other statistics, which
+    the state does not hold."""
+    statistics = [type(one).__name__ for one in request.parameters.declared.statistics]
     return {
         "format": RECORD_FORMAT,
         **_definition(request),
+        **({"statistics": statistics} if statistics else {}),
         "inputs": [[str(path.resolve()), state] for path, state in states.items()],
         "shards": [asdict(shard) for shard in shards],
         "device": work.device,

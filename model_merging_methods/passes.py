@@ -35,7 +35,7 @@ from model_merging_methods.whole_tensors import WholeTensors
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from model_merging_methods.method import Tensors
+    from model_merging_methods.method import Tensors, WholeTensor
 
 _GUARD_PIECES, _GUARD_PIECE = 256, 4096  # the sample that shows whether models are related
 _TRIM_PIECES, _FEWEST_TRIM_PIECES, _TRIM_PIECE = 2048, 64, 1024  # the sample that brackets thresholds
@@ -95,9 +95,13 @@ class ModelPasses:
         thresholds = [of_model[0] if rank else 0.0 for of_model, rank in zip(found, ranks, strict=True)]
         if not with_signs:
             return thresholds, 0
-        signs: list[np.ndarray] = []
-        self._view(names, lambda x: sum_of_elected_signs(x.deltas, thresholds), Statistics(), signs.append)
-        return thresholds, sum(map(int, signs))
+        signs: list[int] = []
+
+        def elected(x: "Tensors") -> "Tensor":
+            return sum_of_elected_signs(x.deltas, thresholds)
+
+        self._view(names, elected, Statistics(), lambda _, of_piece: signs.append(int(of_piece)))
+        return thresholds, sum(signs)
 
     def order_statistics(
         self,
@@ -108,19 +112,20 @@ class ModelPasses:
     ) -> list[list[float]]:
         search = RadixSearch(ranks)
         while not search.done:
-            self._view(names, lambda x: search.counts(values(x)), found, search.add)
+            self._view(names, lambda x: search.counts(values(x)), found, lambda _, counts: search.add(counts))
             search.conclude()
         return search.found
 
     def _view(
         self,
         names: Sequence[str],
-        function: "Callable[[Tensors], Tensor]",
+        function: "Callable[[Tensors | WholeTensor], Tensor]",
         found: Statistics,
-        collect: Callable[[np.ndarray], object],
+        collect: Callable[[str, np.ndarray], object],
+        in_strips: bool = True,
     ) -> None:
-        """Give `collect` a function's values of each block of the masked models, or of each whole tensor if the merge
-        needs these, one at a time and in any order."""
+        """Give `collect` a function's values of each block of the masked models, with the tensor's name, one at a time
+        and in any order. If the merge needs whole tensors: of each strip, if that is enough, or of each tensor."""
         from model_merging_methods.kernels.torch_arithmetic import TorchArithmetic, one_thread
 
         whole = not sees_blocks(self._blocks.parameters)
@@ -131,19 +136,23 @@ class ModelPasses:
             room = self._blocks.new_room()
 
             def view(block: Block) -> None:
+                numbers = self._blocks.numbers(block.name, found)
                 if whole:
-                    with tensors.turn(block.name, whole=True), one_thread():
+                    with tensors.turn(block.name, whole=not in_strips), one_thread():
                         tensors.check(block.name)
-                        result = function(tensors.tensors(block.name, found)).cpu().numpy()
+                        for x in tensors.strips(numbers) if in_strips else [tensors.on_demand(numbers)]:
+                            add(block.name, function(x).cpu().numpy())
                 else:
-                    numbers = self._blocks.numbers(block.name, found)
                     arithmetic = arithmetic_of(self._blocks.parameters_at(block.name))
                     code, result = arithmetic.view(numbers, self._blocks.read(block, room), function)
                     self._blocks.check_finite(code, block.name)
-                with lock:
-                    collect(result)
+                    add(block.name, result)
 
             return view
+
+        def add(name: str, result: np.ndarray) -> None:
+            with lock:
+                collect(name, result)
 
         blocks = [Block(name, 0, self.numel(name)) for name in names] if whole else self._blocks.blocks(names)
         self._blocks.for_every(blocks, new_worker)
@@ -151,39 +160,37 @@ class ModelPasses:
     def largest_of_tensors(self, wanted: Mapping[str, Sequence[LargestOf]]) -> dict[str, list[tuple[float, int]]]:
         if sees_blocks(self._blocks.parameters):
             return self._largest_of_tensors(wanted, True)
-        found = {name: self._largest_in_whole(name, of_tensor) for name, of_tensor in wanted.items() if of_tensor}
-        return {name: found.get(name, []) for name in wanted}
+        import torch
 
-    def _largest_in_whole(self, name: str, wanted: Sequence[LargestOf]) -> list[tuple[float, int]]:
-        """The same of a tensor that the merge needs as a whole."""
-        found: list[np.ndarray] = []
+        found: dict[str, list[tuple[float, int]]] = {name: [] for name in wanted}
 
-        def find(x: "Tensors") -> "Tensor":
-            import torch
-
-            magnitudes = magnitudes_of(x)
-            pairs = [smallest_of_largest(magnitudes[one.model], one.number) for one in wanted]
+        def find(x: "WholeTensor") -> "Tensor":
+            pairs = [smallest_of_largest(x.deltas[one.model].abs(), one.number) for one in wanted[x.name]]
             return torch.tensor(pairs, dtype=torch.float64)
 
-        self._view([name], find, Statistics(), found.append)
-        return [(threshold, int(last)) for threshold, last in found[0].tolist()]
+        def add(name: str, pairs: np.ndarray) -> None:
+            found[name] = [(threshold, int(last)) for threshold, last in pairs.tolist()]
+
+        self._view([name for name in wanted if wanted[name]], find, Statistics(), add, in_strips=False)
+        return found
 
     def change_counts(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         if sees_blocks(self._blocks.parameters):
             return self._totals(names, attrgetter("count_changes"), 2, "changes")
-        return {name: self._changes_in_whole(name) for name in names}
-
-    def _changes_in_whole(self, name: str) -> np.ndarray:
         from model_merging_methods.methods.ramplus_tl import count_changes
 
-        epsilon, found = self.options(name)["epsilon"], []
+        found = {name: np.zeros((self.number_of_models, 2)) for name in names}
 
         def count(x: "Tensors") -> "Tensor":
+            epsilon = self.options(x.name)["epsilon"]
             stretches = zip(*(delta.split(STRETCH) for delta in x.deltas), strict=True)
             return sum(count_changes(stretch, epsilon) for stretch in stretches)
 
-        self._view([name], count, Statistics(), found.append)
-        return found[0]
+        def add(name: str, counts: np.ndarray) -> None:
+            found[name] += counts
+
+        self._view(names, count, Statistics(), add)
+        return found
 
     def _mask_numbers(self) -> dict[str, dict[str, list[list[float]]]]:
         """The numbers of the masks of each parameter, by model, if any differ from tensor to tensor."""

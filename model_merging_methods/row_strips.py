@@ -17,7 +17,7 @@ from model_merging_methods.checkpoints.aligned_models import BASE
 from model_merging_methods.checkpoints.tensor_names import is_stored_transposed
 from model_merging_methods.kernels.arithmetic import TensorNumbers
 from model_merging_methods.kernels.block_kernels import decode
-from model_merging_methods.method import MaskPlace, Sees
+from model_merging_methods.method import MaskPlace, Sees, Tensors
 from model_merging_methods.model_blocks import ModelBlocks
 from model_merging_methods.survivors import restoring_factor
 
@@ -41,7 +41,8 @@ def works_in_strips(blocks: ModelBlocks, name: str, shape: tuple[int, ...]) -> b
 
 def strip_size(shape: tuple[int, ...]) -> int:
     """The values of a strip."""
-    return max(1, _STRIP // shape[-1]) * shape[-1]
+    columns = max(shape[-1], 1)
+    return max(1, _STRIP // columns) * columns
 
 
 def read_strips(blocks: ModelBlocks, name: str, shape: tuple[int, ...]) -> Iterator[list[np.ndarray]]:
@@ -57,9 +58,33 @@ def read_strips(blocks: ModelBlocks, name: str, shape: tuple[int, ...]) -> Itera
 
 def merged_strips(blocks: ModelBlocks, numbers: TensorNumbers) -> Iterator[np.ndarray]:
     """The merged values of a parameter: float32, in consecutive strips."""
+    reads_base, arithmetic = _reads_base(blocks, numbers.name), blocks.arithmetic(numbers.name)
+    for start, base, masked in _masked_strips(blocks, numbers):
+        yield arithmetic.merge_values(numbers, start, base, masked, reads_base)
+
+
+def masked_strips(blocks: ModelBlocks, numbers: TensorNumbers) -> Iterator[Tensors]:
+    """A parameter of the masked models, strip by strip."""
+    import torch
+
+    known = "task_vectors" if _reads_base(blocks, numbers.name) else "weights"
+    about = {"ratios": numbers.ratios, "statistics": numbers.statistics}
+    for start, base, masked in _masked_strips(blocks, numbers):
+        models = {known: list(torch.from_numpy(masked))}
+        yield Tensors(numbers.name, numbers.shape, start, torch.from_numpy(base), **models, **about)
+
+
+def _reads_base(blocks: ModelBlocks, name: str) -> bool:
+    """Whether the method itself reads θ0."""
+    parameters = blocks.parameters_at(name)
+    return parameters.declared.reads_base_with(parameters.values)
+
+
+def _masked_strips(blocks: ModelBlocks, numbers: TensorNumbers) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """The first position of each strip, θ0 there, and the masked models [K, size]: their task vectors if the method
+    reads θ0, else their weights, with those of the first in place of θ0."""
     parameters, name, read = blocks.parameters_at(numbers.name), numbers.name, blocks.models.read_float32
-    mask, keys = parameters.mask, blocks.mask_keys(name)
-    reads_base = parameters.declared.reads_base_with(parameters.values)
+    mask, keys, reads_base = parameters.mask, blocks.mask_keys(name), _reads_base(blocks, name)
     places = list(_places(numbers.shape, blocks.numel(name)))
 
     def values(model: int, place: slice, base: np.ndarray | None = None) -> np.ndarray:
@@ -80,9 +105,7 @@ def merged_strips(blocks: ModelBlocks, numbers: TensorNumbers) -> Iterator[np.nd
             masked[model] = of_model.mask(number, place, values(model, place, base))
             if mask.masks_deltas is not reads_base:
                 masked[model] += -base if reads_base else base
-        yield blocks.arithmetic(name).merge_values(
-            numbers, place.start, base if reads_base else masked[0], masked, reads_base
-        )
+        yield place.start, base if reads_base else masked[0], masked
 
 
 def _places(shape: tuple[int, ...], numel: int) -> Iterator[slice]:

@@ -23,8 +23,8 @@ from model_merging_methods.kernels.block_kernels import Sums, decode
 from model_merging_methods.kernels.block_passes import Block
 from model_merging_methods.method import MaskPlace, Sees, Strips, Tensors, WholeTensor
 from model_merging_methods.model_blocks import KeepInput, ModelBlocks
-from model_merging_methods.row_strips import merged_strips, read_strips, strip_size, works_in_strips
-from model_merging_methods.statistics import Statistics
+from model_merging_methods.row_strips import masked_strips, merged_strips, read_strips, strip_size, works_in_strips
+from model_merging_methods.statistics import LargestOfTensor, Statistics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,9 +39,7 @@ class WholeTensors:
 
     def __init__(self, blocks: ModelBlocks):
         self._blocks = blocks
-        # Statistics of the model are found on whole tensors.
-        peak = self._peak_of_whole if blocks.parameters.declared.sees_model else self._peak
-        self._budget = _Budget(max(map(peak, blocks.merged_names), default=0))
+        self._budget = _Budget(max(map(self._peak, blocks.merged_names), default=0))
         # On a GPU as well, the models are compared where they are read.
         self._comparing = CompiledArithmetic(blocks.parameters, len(blocks.roles))
         self._farthest, self._lock = (_FAR, ""), Lock()
@@ -60,10 +58,17 @@ class WholeTensors:
     def _peak(self, name: str) -> int:
         """Bytes for merging one tensor: whole, or in each thread a strip of all models, and a bit for each value."""
         models, shape = len(self._blocks.roles), self._shape(name)
-        if works_in_strips(self._blocks, name, shape):
+        if works_in_strips(self._blocks, name, shape) and not self._finds_positions(name):
             of_thread = 4 * (models + 4) * strip_size(shape) + (models + 1) * self._blocks.numel(name) // 8
             return self._blocks.threads * of_thread
         return self._peak_of_whole(name)
+
+    def _finds_positions(self, name: str) -> bool:
+        """Whether a statistic needs all values of a parameter together."""
+        parameters = self._blocks.parameters_at(name)
+        if not any(isinstance(one, LargestOfTensor) for one in parameters.declared.statistics):
+            return False
+        return min(parameters.formula_options(len(self._blocks.roles))["density"]) < 1
 
     def _peak_of_whole(self, name: str) -> int:
         """Bytes for one tensor: what the formula holds, with what it reads and the result, and what the mask needs."""
@@ -127,15 +132,15 @@ class WholeTensors:
             one_thread,
         )
 
-        parameters = self._blocks.parameters_at(name)
+        parameters, numbers = self._blocks.parameters_at(name), self._blocks.numbers(name, statistics)
         with one_thread():
             if parameters.declared.sees is Sees.TENSOR:
-                x = self._on_demand(name, self._blocks.numbers(name, statistics))
+                x = self.on_demand(numbers)
                 in_strips = parameters.declared.in_strips if self._blocks.device == "cpu" else None
                 merged = merged_by_strips(in_strips, x) if in_strips else merged_values(parameters, x)
             else:
                 merge = merged_by_vectors if parameters.declared.sees is Sees.GRAM else merged_in_stretches
-                merged = merge(parameters, self.tensors(name, statistics)).reshape(self._shape(name))
+                merged = merge(parameters, self._tensors(numbers)).reshape(self._shape(name))
             if self._is_transposed(name):
                 merged = merged.T
             return merged.reshape(-1).cpu().contiguous().numpy()
@@ -158,8 +163,9 @@ class WholeTensors:
             part = merged[start : start + self._blocks.block_size]
             difference = room.values[: len(part)]
             self._read_part(room, BASE, name, start, difference)
-            difference -= part
-            squares += float(np.square(difference, out=difference).sum(dtype=np.float64))
+            with np.errstate(over="ignore"):
+                difference -= part
+            squares += float(np.square(difference, dtype=np.float64).sum())
         if squares > 0:
             times = math.sqrt(squares) / largest if largest else math.inf
             with self._lock:
@@ -169,10 +175,18 @@ class WholeTensors:
         """Whether a matrix is stored as (in, out)."""
         return is_stored_transposed(name, self._blocks.models.models[BASE].config)
 
-    def tensors(self, name: str, statistics: Statistics) -> Tensors:
+    def strips(self, numbers: TensorNumbers) -> Iterator[Tensors]:
+        """A parameter of the masked models in strips, or as a whole if it does not work in strips."""
+        numbers = replace(numbers, shape=self._shape(numbers.name))
+        if works_in_strips(self._blocks, numbers.name, numbers.shape):
+            yield from masked_strips(self._blocks, numbers)
+        else:
+            yield self._tensors(numbers)
+
+    def _tensors(self, numbers: TensorNumbers) -> Tensors:
         """A whole parameter of the masked models, for a GRAM method in its shape, for BLOCK flat."""
-        parameters, numbers = self._blocks.parameters_at(name), self._blocks.numbers(name, statistics)
-        x = self._on_demand(name, numbers)
+        name, x = numbers.name, self.on_demand(numbers)
+        parameters = self._blocks.parameters_at(name)
         shape = (-1,) if parameters.declared.sees is Sees.BLOCK else x.shape
         reads_base = parameters.declared.reads_base_with(parameters.values)
         models = [model.reshape(shape) for model in (x.deltas if reads_base else x.finetuned)]
@@ -182,10 +196,10 @@ class WholeTensors:
             name, x.shape, 0, base.reshape(shape), ratios=numbers.ratios, statistics=numbers.statistics, **known
         )
 
-    def _on_demand(self, name: str, numbers: TensorNumbers) -> WholeTensor:
+    def on_demand(self, numbers: TensorNumbers) -> WholeTensor:
         """A parameter of the masked models."""
-        numbers = replace(numbers, shape=self._shape(name))
-        mask = self._blocks.parameters_at(name).mask
+        name = numbers.name
+        numbers, mask = replace(numbers, shape=self._shape(name)), self._blocks.parameters_at(name).mask
 
         def read(model: int, as_delta: bool) -> "Tensor":
             if mask is None or model == 0:

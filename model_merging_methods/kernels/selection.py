@@ -1,5 +1,6 @@
 """Order statistics of one array in memory: faster than sorting, and without copies."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -92,7 +93,7 @@ def kth_of_products(
     strip by strip: float32 [rows, columns] and float64 [rows].
 
     A sample of them, in order, brackets each wanted one; a pass counts what is below, and collects what is inside.
-    Should one be outside of its bracket, there is another pass with wider ones.
+    Should one be outside of its bracket, there is another pass with wider ones. NaN if products are NaN.
     """
     margin = 2 * int(len(sample) ** 0.5) + 1  # four standard deviations of a rank in the middle
     while True:
@@ -103,8 +104,8 @@ def kth_of_products(
             inside.append(room[: collect_products(values, factors, brackets, counts, room)].copy())
         together = np.concatenate(inside)
         found = [_kth_in(together, rank, *of_rank) for rank, *of_rank in zip(ranks, brackets, counts, strict=True)]
-        if None not in found:
-            return found
+        if None not in found or margin > len(sample):  # these brackets hold every number
+            return [math.nan if one is None else one for one in found]
         margin *= 8
 
 
@@ -112,7 +113,8 @@ def some_products(values: np.ndarray, factors: np.ndarray, n: int) -> np.ndarray
     """A strip's part of a sample of n products: more than enough values of few, and at most 2¹⁸ of many."""
     step = n // min(max(n >> 5, _LEAST_SAMPLE), _LARGEST_SAMPLE) | 1  # odd: not always the same columns
     places = np.arange(0, values.size, step)
-    return np.abs(values.reshape(-1)[places]).astype(np.float64) * factors[places // values.shape[1]]
+    with np.errstate(invalid="ignore"):  # infinite values of rows that do not differ
+        return np.abs(values.reshape(-1)[places]).astype(np.float64) * factors[places // values.shape[1]]
 
 
 def _brackets(sample: np.ndarray, places: Sequence[int], margin: int) -> np.ndarray:

@@ -25,11 +25,11 @@ def in_strips(strips: Strips, n: int) -> Iterator[np.ndarray]:
 
     def products() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for (base, theta), divergences in zip(strips(), of_strips, strict=True):
-            yield np.subtract(theta, base, out=theta), divergences
+            yield _subtract(theta, base), divergences
 
     least = _least(selection.kth_of_products(products, sample, n, _places(n)))
     for (base, theta), divergences in zip(strips(), of_strips, strict=True):
-        elementwise.drop_products_below(np.subtract(theta, base, out=theta), divergences, least)
+        elementwise.drop_products_below(_subtract(theta, base), divergences, least)
         yield np.add(base, theta, out=base)
 
 
@@ -43,8 +43,16 @@ def _divergences_of_strips(strips: Strips, n: int) -> tuple[list[np.ndarray], np
     of_strips, sample = [], []
     for base, theta in strips():
         of_strips.append(row_divergences(theta, base))
-        sample.append(some_products(np.subtract(theta, base, out=theta), of_strips[-1], n))
+        sample.append(some_products(_subtract(theta, base), of_strips[-1], n))
     return of_strips, np.sort(np.concatenate(sample))
+
+
+def _subtract(theta: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """δ in place of θ1."""
+    import numpy as np
+
+    with np.errstate(over="ignore"):  # infinity: the merged values will not fit
+        return np.subtract(theta, base, out=theta)
 
 
 @merging_method(

@@ -271,7 +271,7 @@ def _mergekit_methods() -> Iterable[RecipeMethod]:
         "ramplus_tl",
         _same("ramplus_tl", alpha="ram_alpha"),
         _shared("r", float, 0.1),
-        _shared("alpha", float, 0.2),
+        replace(_shared("alpha", float, 0.2), low=0),
         epsilon,
     )
     yield _method("passthrough", _passthrough, _by_model("scale", 1.0), base=Base.INPUT, models=(1, 1), ours="linear")

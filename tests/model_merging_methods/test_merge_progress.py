@@ -101,6 +101,18 @@ def test_reruns_after_fifteen_kills_inside_the_merge_give_the_same_bytes(models,
     assert kept[0] == 0 and len(set(kept)) > 5
 
 
+def test_a_merge_that_a_version_with_other_statistics_began_starts_anew(models, tmp_path):
+    ramplus, target = parameters_of("ramplus_tl"), tmp_path / "merged"
+    interrupt(models, target, signal.SIGKILL, ramplus)
+    state = target.with_name(".merged.unfinished") / PROGRESS_FILE
+    content = json.loads(state.read_text())
+    del content["identity"]["statistics"]
+    state.write_text(json.dumps({**content, "statistics": {"of_model": {}, "of_tensor": {}}}))
+    merge(models, target, ramplus)
+    merge(models, tmp_path / "undisturbed", ramplus)
+    assert file_bytes(target) == file_bytes(tmp_path / "undisturbed")
+
+
 @pytest.mark.parametrize("damage", ["a byte", "the end"])
 def test_a_damaged_shard_is_written_again(models, undisturbed, tmp_path, damage):
     target = tmp_path / "merged"

@@ -4,6 +4,7 @@ import logging
 import math
 import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
@@ -13,11 +14,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config
 
-from model_merging_methods.merge_parameters import mask_of, parameters_of
+from model_merging_methods.merge_parameters import MergeParameters, mask_of, parameters_of
 from model_merging_methods.method import Sees, WholeTensor
 from model_merging_methods.methods import METHODS
 from tests.model_merging_methods.merges import merge, read_weights
 from tests.model_merging_methods.small_models import change_json, change_tensors, save_family, save_models
+from utils.errors import UserError
 
 ROLES = ("first", "second")
 CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
@@ -146,6 +148,23 @@ def gpt2(tmp_path_factory) -> tuple[Path, Path]:
     return stored, linear
 
 
+@pytest.mark.parametrize("method", ["arcee_fusion", "ramplus_tl"])
+@pytest.mark.parametrize("shape", [(3, 5), (5, 1)])
+def test_a_difference_beyond_float32_is_one_error(tmp_path, method, shape):
+    models = save_models(tmp_path / "models", ROLES[:1])
+    for role, value in {"base": -3e38, ROLES[0]: 3e38}.items():
+        change_tensors(models / role, lambda own, value=value: {**own, "model.far.weight": torch.full(shape, value)})
+    with pytest.raises(UserError, match=r"model\.far\.weight: the merged values do not fit"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        merge(models, tmp_path / "out", parameters_of(method), ROLES[:1], allow_unrelated=True)
+
+
+def tried(name: str) -> MergeParameters:
+    """A method, or task arithmetic after DELLA."""
+    mask = mask_of("della", density=0.5, epsilon=0.2)
+    return parameters_of(name) if name in METHODS else parameters_of("task_arithmetic", mask=mask)
+
+
 def transposed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.T if name.endswith(CONV1D) else tensor for name, tensor in tensors.items()}
 
@@ -154,18 +173,19 @@ def transposed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def test_gpt2_merges_as_if_its_layers_were_stored_as_linear_ones(gpt2, tmp_path, method):
     stored, linear = gpt2
     roles = ROLES[:1] if method == "arcee_fusion" else ROLES
-    della = mask_of("della", density=0.5, epsilon=0.2)
-    parameters = parameters_of(method) if method in METHODS else parameters_of("task_arithmetic", mask=della)
+    parameters = tried(method)
     found = transposed(merge(stored, tmp_path / "out", parameters, roles, allow_unrelated=True))
     expected = merge(linear, tmp_path / "expected", parameters, roles, allow_unrelated=True)
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("method", ["karcher", "iso_c", "task_arithmetic"])
-def test_a_tensor_without_values_stays_one(tmp_path, method):
+@pytest.mark.parametrize("method", ["arcee_fusion", "karcher", "iso_c", "ramplus_tl", "task_arithmetic", "della"])
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0)])
+def test_a_tensor_without_values_stays_one(tmp_path, method, shape):
     models = save_models(tmp_path / "models", ROLES)
     for folder in models.iterdir():
-        change_tensors(folder, lambda tensors: {**tensors, "model.nothing.weight": torch.zeros(0, 4)})
-    found = merge(models, tmp_path / "out", parameters_of(method), ROLES, allow_unrelated=True)
-    assert found["model.nothing.weight"].shape == (0, 4)
+        change_tensors(folder, lambda tensors: {**tensors, "model.nothing.weight": torch.zeros(shape)})
+    roles = ROLES[:1] if method == "arcee_fusion" else ROLES
+    found = merge(models, tmp_path / "out", tried(method), roles, allow_unrelated=True)
+    assert found["model.nothing.weight"].shape == shape

@@ -531,9 +531,11 @@ def test_a_chat_template_that_is_not_jinja_is_refused(recipe, tmp_path):
     [
         ("parameters: {weight: 0}", r"recipe.yml:6: linear: the weights sum to 0; change weight"),
         ("mixup: {ratio_by_layer: [0.5]}", r"recipe.yml:6: ratio_by_layer: give two ratios or more between 0 and 1"),
+        (f"base_model: {MODELS}/base\nparameters: {{alpha: -1}}", r"recipe.yml:7: alpha: is -1; give a number of at"),
     ],
 )
 def test_numbers_that_make_no_sense_name_file_and_line(more, error, recipe, tmp_path):
     models = f"models:\n- model: {MODELS}/base\n- model: {MODELS}/math\n"
+    method = "ramplus_tl" if "alpha" in more else "linear"
     with pytest.raises(UserError, match=error):
-        main(["merge", recipe(f"merge_method: linear\n{models}dtype: float32\n{more}\n"), str(tmp_path / "m")])
+        main(["merge", recipe(f"merge_method: {method}\n{models}dtype: float32\n{more}\n"), str(tmp_path / "m")])
