@@ -25,6 +25,7 @@ from model_merging_methods.method import MaskPlace, Sees, Strips, Tensors, Whole
 from model_merging_methods.model_blocks import KeepInput, ModelBlocks
 from model_merging_methods.row_strips import masked_strips, merged_strips, read_strips, strip_size, works_in_strips
 from model_merging_methods.statistics import LargestOfTensor, Statistics
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -125,6 +126,8 @@ class WholeTensors:
 
     def _merge(self, name: str, statistics: Statistics) -> np.ndarray:
         """The merged values of a parameter as a whole: float32 [n]."""
+        from torch.linalg import LinAlgError
+
         from model_merging_methods.kernels.torch_arithmetic import (
             merged_by_vectors,
             merged_in_stretches,
@@ -137,7 +140,11 @@ class WholeTensors:
             if parameters.declared.sees is Sees.TENSOR:
                 x = self.on_demand(numbers)
                 in_strips = parameters.declared.in_strips if self._blocks.device == "cpu" else None
-                merged = merged_by_strips(in_strips, x) if in_strips else merged_values(parameters, x)
+                try:
+                    merged = merged_by_strips(in_strips, x) if in_strips else merged_values(parameters, x)
+                except LinAlgError as error:
+                    remedy = "leave it out with --exclude_param_names_regex, or choose another method"
+                    raise UserError(f"tensor {name}: {error}; {remedy}") from None
             else:
                 merge = merged_by_vectors if parameters.declared.sees is Sees.GRAM else merged_in_stretches
                 merged = merge(parameters, self._tensors(numbers)).reshape(self._shape(name))
@@ -226,7 +233,8 @@ class WholeTensors:
             if as_delta:
                 base = room.values[: len(part)]
                 self._read_part(room, BASE, name, start, base)
-                part -= base
+                with np.errstate(over="ignore"):
+                    part -= base
         shape = self._shape(name)
         loaded = torch.from_numpy(values).to(self._blocks.device)
         return loaded.view(shape[::-1]).T.contiguous() if self._is_transposed(name) else loaded.view(shape)

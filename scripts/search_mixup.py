@@ -162,10 +162,20 @@ def requested_draws(options: argparse.Namespace) -> tuple[list[str], Proposals, 
     if space.points:
         how = f"{len(space.points)}_points_{how}"
     name = f"{run_name(space.base, len(roles))}_{how}_seed_{proposals.seed}"
-    if any(option_and_model(option)[1] is not None for option in space.options):
-        name += f"_values_{json_hash(space.to_fields()['values'])[:8]}"
     default = OutputPlaces(options.output_dir, tasks_name(roles), name).mixup_search()
+    is_by_model = any(option_and_model(option)[1] is not None for option in space.options)
+    if is_by_model and options.results is None and not holds_values(default, space):
+        name += f"_values_{json_hash(space.to_fields()['values'])[:8]}"
+        default = OutputPlaces(options.output_dir, tasks_name(roles), name).mixup_search()
     return roles, proposals, options.results or default
+
+
+def holds_values(results: Path, space: SearchSpace) -> bool:
+    """Whether an earlier version, whose names of files had no values, began this space's search there."""
+    if not results.exists():
+        return False
+    with SearchStore(results) as store:
+        return store.identity["space"].get("values") == space.to_fields()["values"]
 
 
 def search_space(options: argparse.Namespace, roles: Sequence[str]) -> SearchSpace:

@@ -159,6 +159,14 @@ def test_a_difference_beyond_float32_is_one_error(tmp_path, method, shape):
         merge(models, tmp_path / "out", parameters_of(method), ROLES[:1], allow_unrelated=True)
 
 
+def test_a_decomposition_that_fails_is_one_error(tmp_path):
+    models = save_models(tmp_path / "models", ROLES)
+    for role, value in {"base": -3e38, **dict.fromkeys(ROLES, 3e38)}.items():
+        change_tensors(models / role, lambda own, value=value: {**own, "model.far.weight": torch.full((3, 5), value)})
+    with pytest.raises(UserError, match=r"tensor model\.far\.weight: linalg\.eigh: .*; leave it out"):
+        merge(models, tmp_path / "out", parameters_of("iso_c"), ROLES, allow_unrelated=True)
+
+
 def tried(name: str) -> MergeParameters:
     """A method, or task arithmetic after DELLA."""
     mask = mask_of("della", density=0.5, epsilon=0.2)

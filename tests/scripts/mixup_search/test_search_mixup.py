@@ -286,6 +286,16 @@ def test_ranges_of_one_model_with_the_same_middle_have_separate_results(tmp_path
     assert ["_values_" in name for name in names].count(True) == 2 and len(names) == 3, names
 
 
+def test_a_search_under_its_name_of_an_earlier_version_resumes(tmp_path):
+    options = ("--merging_method_name", "task_arithmetic", "--without_mixup", "--tasks", "gsm8k")
+    options += ("--scaling_coefficient", "chat=0.25", "sums=0.5:1.5")
+    search_models(tmp_path, *options)
+    (results,) = tmp_path.rglob("*.sqlite")
+    earlier = results.rename(results.with_name(results.name.partition("_values_")[0] + results.suffix))
+    assert "engine start" not in search_models(tmp_path, *options).stdout, "nothing is left to do"
+    assert list(tmp_path.rglob("*.sqlite")) == [earlier]
+
+
 def test_without_mixup_one_merge_is_scored(tmp_path):
     done = search_models(tmp_path, "--merging_method_name", "model_stock", "--tasks", "gsm8k", "--without_mixup")
     assert "draw 0 scores the same as plain choice" in done.stdout
