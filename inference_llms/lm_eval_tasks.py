@@ -326,7 +326,7 @@ def _index(include_path: Path | None, with_defaults: bool) -> Any:
 
 def check_installed() -> None:
     """Raise UserError unless the harness is installed, in a version that works."""
-    remedy = 'run `pip install -e ".[lm_eval]"`'
+    remedy = 'run `pip install -e ".[lm-eval]"`'
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError(f"tasks named lm_eval:NAME need lm-evaluation-harness; {remedy}")
     from packaging.specifiers import SpecifierSet  # slow to import, and needed only with the harness

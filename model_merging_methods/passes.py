@@ -160,18 +160,19 @@ class ModelPasses:
     def largest_of_tensors(self, wanted: Mapping[str, Sequence[LargestOf]]) -> dict[str, list[tuple[float, int]]]:
         if sees_blocks(self._blocks.parameters):
             return self._largest_of_tensors(wanted, True)
-        import torch
-
         found: dict[str, list[tuple[float, int]]] = {name: [] for name in wanted}
 
         def find(x: "WholeTensor") -> "Tensor":
+            import torch
+
             pairs = [smallest_of_largest(x.deltas[one.model].abs(), one.number) for one in wanted[x.name]]
             return torch.tensor(pairs, dtype=torch.float64)
 
         def add(name: str, pairs: np.ndarray) -> None:
             found[name] = [(threshold, int(last)) for threshold, last in pairs.tolist()]
 
-        self._view([name for name in wanted if wanted[name]], find, Statistics(), add, in_strips=False)
+        if any(wanted.values()):
+            self._view([name for name in wanted if wanted[name]], find, Statistics(), add, in_strips=False)
         return found
 
     def change_counts(self, names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -30,7 +30,7 @@ TEMPLATE = (
     "{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}Answer: {% endif %}"
 )
 IS_INSTALLED = importlib.util.find_spec("lm_eval") is not None
-pytestmark = pytest.mark.skipif(not IS_INSTALLED, reason='run `pip install -e ".[lm_eval]"` for these tests')
+pytestmark = pytest.mark.skipif(not IS_INSTALLED, reason='run `pip install -e ".[lm-eval]"` for these tests')
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from tests.scripts.paper_tables.support import run_script
 from utils.whole_files import write_json
 
 NEEDS_LM_EVAL = pytest.mark.skipif(
-    importlib.util.find_spec("lm_eval") is None, reason='run `pip install -e ".[lm_eval]"` for this test'
+    importlib.util.find_spec("lm_eval") is None, reason='run `pip install -e ".[lm-eval]"` for this test'
 )
 
 

@@ -45,7 +45,7 @@ def test_every_task_exists_in_its_harness():
     assert set(own) <= set(TASKS)
     assert {one.harness for one in FULL.data_sets} == {LM_EVAL, EVALPLUS, SAFETY_EVAL}
     if importlib.util.find_spec("lm_eval") is None:
-        pytest.skip('run `pip install -e ".[lm_eval]"` to look up the harness\'s tasks')
+        pytest.skip('run `pip install -e ".[lm-eval]"` to look up the harness\'s tasks')
     from lm_eval.tasks import TaskManager
 
     known = TaskManager().task_index
