@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", help="names (default: all)")
     parser.add_argument("--output", type=Path, help="file for the table")
     options = parser.parse_args()
+    options.work_dir = options.work_dir.resolve()
     for number, role in enumerate(ROLES):
         if not (options.work_dir / role).exists():
             make_checkpoint(options.work_dir / role, SHAPES[options.parameters], number)
@@ -111,7 +112,7 @@ def compared(name: str, recipe: dict, options: argparse.Namespace) -> dict[str, 
     ours = [sys.executable, "-m", "model_merging_methods", "merge", file]
     found = {"ours": [run(ours, options) for _ in range(options.repeat + 1)][1:]}  # the first may compile kernels
     if options.mergekit is not None:
-        theirs = [options.mergekit, file]
+        theirs = [options.mergekit.absolute(), file]
         found["mergekit"] = [run(theirs, options, ["--lazy-unpickle"])]
     for side, runs in found.items():
         print(f"{name}, {side}: {', '.join(f'{one.wall:.1f} s' for one in runs)}", file=sys.stderr)
@@ -122,7 +123,7 @@ def run(command: Sequence[object], options: argparse.Namespace, more: Sequence[s
     out = options.work_dir / "out"
     shutil.rmtree(out, ignore_errors=True)
     bring_into_cache([file for role in ROLES for file in (options.work_dir / role).glob("*.safetensors")])
-    return measure([*command, out, *more], ROOT)
+    return measure([*command, out, *more], options.work_dir)
 
 
 def table(rows: dict[str, dict[str, list[Measured]]], options: argparse.Namespace) -> str:
