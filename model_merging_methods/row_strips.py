@@ -15,7 +15,7 @@ import numpy as np
 
 from model_merging_methods.checkpoints.aligned_models import BASE
 from model_merging_methods.checkpoints.tensor_names import is_stored_transposed
-from model_merging_methods.kernels.arithmetic import TensorNumbers
+from model_merging_methods.kernels.arithmetic import TensorNumbers, has_kernel
 from model_merging_methods.kernels.block_kernels import decode
 from model_merging_methods.method import MaskPlace, Sees, Tensors
 from model_merging_methods.model_blocks import ModelBlocks
@@ -58,9 +58,18 @@ def read_strips(blocks: ModelBlocks, name: str, shape: tuple[int, ...]) -> Itera
 
 def merged_strips(blocks: ModelBlocks, numbers: TensorNumbers) -> Iterator[np.ndarray]:
     """The merged values of a parameter: float32, in consecutive strips."""
-    reads_base, arithmetic = _reads_base(blocks, numbers.name), blocks.arithmetic(numbers.name)
-    for start, base, masked in _masked_strips(blocks, numbers):
-        yield arithmetic.merge_values(numbers, start, base, masked, reads_base)
+    parameters = blocks.parameters_at(numbers.name)
+    if has_kernel(parameters):
+        reads_base, arithmetic = _reads_base(blocks, numbers.name), blocks.arithmetic(numbers.name)
+        for start, base, masked in _masked_strips(blocks, numbers):
+            yield arithmetic.merge_values(numbers, start, base, masked, reads_base)
+        return
+    from model_merging_methods.kernels.torch_arithmetic import merged_in_stretches, one_thread
+
+    for x in masked_strips(blocks, numbers):
+        with one_thread():
+            merged = merged_in_stretches(parameters, x)
+        yield merged.numpy()
 
 
 def masked_strips(blocks: ModelBlocks, numbers: TensorNumbers) -> Iterator[Tensors]:

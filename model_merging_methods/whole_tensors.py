@@ -113,16 +113,16 @@ class WholeTensors:
     def merged(self, name: str, statistics: Statistics, largest: float) -> Iterator[np.ndarray]:
         """The merged values of a parameter: float32, in consecutive pieces. `largest` is what `check` returned."""
         method, n, shape = self._blocks.parameters.declared, self._blocks.numel(name), self._shape(name)
-        if works_in_strips(self._blocks, name, shape) and method.in_strips is not None:
-            yield from map(np.ravel, method.in_strips(lambda: read_strips(self._blocks, name, shape), n))
-        elif works_in_strips(self._blocks, name, shape):
-            numbers = self._blocks.numbers(name, statistics)
-            yield from merged_strips(self._blocks, replace(numbers, shape=shape))
-        else:
+        if not works_in_strips(self._blocks, name, shape):
             merged = self._merge(name, statistics)
             if method.sees is Sees.TENSOR:
                 self._note_distance(name, merged, largest)
             yield merged
+        elif method.in_strips is not None:
+            yield from map(np.ravel, method.in_strips(lambda: read_strips(self._blocks, name, shape), n))
+        else:
+            numbers = self._blocks.numbers(name, statistics)
+            yield from merged_strips(self._blocks, replace(numbers, shape=shape))
 
     def _merge(self, name: str, statistics: Statistics) -> np.ndarray:
         """The merged values of a parameter as a whole: float32 [n]."""

@@ -119,7 +119,7 @@ def mask_rates(mask: Mask | None, models: int) -> tuple[float, ...]:
     return per_model(mask.values.get("weight_mask_rate", 0.0) if mask else 0.0, models)
 
 
-def _has_kernel(parameters: MergeParameters) -> bool:
+def has_kernel(parameters: MergeParameters) -> bool:
     return parameters.declared.sees is Sees.GRAM or parameters.method in COMPILED_METHODS
 
 
@@ -168,7 +168,7 @@ class CompiledArithmetic:
     ) -> int:
         """Merge a block into `output` (bytes of the dtype with that code), adding to `sums`. Returns −1 if a merged
         value does not fit that dtype."""
-        if not _has_kernel(self._parameters):
+        if not has_kernel(self._parameters):
             return self._merge_by_formula(numbers, block, output_dtype, output, sums)
         return merge_block(self._plan(numbers), block, output_dtype, output, sums)
 
@@ -176,28 +176,10 @@ class CompiledArithmetic:
         self, numbers: TensorNumbers, start: int, base: np.ndarray, models: np.ndarray, are_deltas: bool
     ) -> np.ndarray:
         """The merged values, float32 [size], from position `start` of a tensor on: of θ0 [size] and the models
-        [K, size], their task vectors if `are_deltas`, else their weights."""
-        if _has_kernel(self._parameters):
-            merged = np.empty_like(base)
-            merge_values(self._plan(numbers), start, base, models, are_deltas, merged)
-            return merged
-        import torch
-
-        from model_merging_methods.kernels.torch_arithmetic import merged_in_stretches, one_thread
-
-        rows = list(torch.from_numpy(models))
-        known = {"task_vectors" if are_deltas else "weights": rows}
-        x = Tensors(
-            numbers.name,
-            numbers.shape,
-            start,
-            torch.from_numpy(base),
-            ratios=numbers.ratios,
-            statistics=numbers.statistics,
-            **known,
-        )
-        with one_thread():
-            return merged_in_stretches(self._parameters, x).numpy()
+        [K, size], their task vectors if `are_deltas`, else their weights. For a method with a kernel."""
+        merged = np.empty_like(base)
+        merge_values(self._plan(numbers), start, base, models, are_deltas, merged)
+        return merged
 
     def _merge_by_formula(
         self, numbers: TensorNumbers, block: StoredBlock, output_dtype: int, output: np.ndarray, sums: Sums
@@ -337,7 +319,7 @@ class CompiledArithmetic:
 
 
 def compile_kernels() -> None:
-    """Compile every kernel that a merge may need. They are kept on the disk, so this happens once per machine."""
+    """Compile the kernels of merges in blocks. They are kept on the disk, so this happens once per machine."""
     plan = CompiledArithmetic(parameters_of("ties_merging", mask=mask_of()), 2)
     block = StoredBlock(
         0, 1, plan.room(3, 2), np.full(3, F16, np.int64), np.zeros(2, np.uint64), np.zeros((2, MASK_NUMBERS))

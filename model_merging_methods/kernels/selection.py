@@ -1,4 +1,4 @@
-"""Order statistics of one array in memory: faster than sorting, and without copies."""
+"""Order statistics of one tensor, faster than by sorting it."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
