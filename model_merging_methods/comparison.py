@@ -1,6 +1,6 @@
 """Comparison of a merge's models: how far each moved from the pretrained one, and how they agree.
 
-The figures come from sums over positions (`block_kernels.Sums`) that a merge computes while it streams. If the merge
+The figures come from sums over positions (`kernel_plan.Sums`) that a merge computes while it streams. If the merge
 does not read the pretrained model, its models are compared with each other.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from model_merging_methods.checkpoints.vocabulary_matrices import INPUT_EMBEDDINGS, OUTPUT_BIASES, OUTPUT_EMBEDDINGS
 from model_merging_methods.engine import Merge
-from model_merging_methods.kernels.block_kernels import Sums
+from model_merging_methods.kernels.kernel_plan import Sums
 from utils.errors import UserError
 
 # A model with this |δ| / |θ0| or more counts as one with another backbone. Fine-tuning moves the weights of a 7B to 13B
@@ -71,7 +71,7 @@ class GroupFigures:
 class ModelComparison:
     """Figures over all parameters (`overall`) and by group: embeddings, each layer, output, the rest.
 
-    `sums` are `block_kernels.Sums` in a row, by parameter.
+    `sums` are `kernel_plan.Sums` in a row, by parameter.
     """
 
     def __init__(

@@ -15,9 +15,10 @@ from model_merging_methods.checkpoints.aligned_models import BASE, AlignedModels
 from model_merging_methods.checkpoints.checkpoint_folder import not_finite_error
 from model_merging_methods.checkpoints.checkpoint_writer import CheckpointWriter, Shard, TensorForm
 from model_merging_methods.kernels.arithmetic import TensorNumbers, sees_blocks
-from model_merging_methods.kernels.block_kernels import StoredBlock, Sums, all_finite, decode, encode
 from model_merging_methods.kernels.block_passes import Block
+from model_merging_methods.kernels.kernel_plan import StoredBlock, Sums
 from model_merging_methods.kernels.stored_dtypes import FLOATING_CODES, is_floating
+from model_merging_methods.kernels.stored_values import all_finite, decode, encode
 from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.method import Sees
 from model_merging_methods.model_blocks import BLOCK_SIZE, ModelBlocks
@@ -38,7 +39,7 @@ KeepOutput = Callable[[Block, np.ndarray], None]
 
 @dataclass(frozen=True)
 class TensorReport:
-    """A merged parameter's sums (`block_kernels.Sums`, in a row), and the digests of each model's values (None unless a
+    """A merged parameter's sums (`kernel_plan.Sums`, in a row), and the digests of each model's values (None unless a
     complete stored tensor was read) and of the written ones."""
 
     sums: list[float]

@@ -15,8 +15,8 @@ from model_merging_methods.checkpoints.aligned_models import BASE, AlignedModels
 from model_merging_methods.checkpoints.checkpoint_folder import not_finite_error
 from model_merging_methods.checkpoints.tensor_names import count_layers, layer_of
 from model_merging_methods.kernels.arithmetic import CompiledArithmetic, TensorNumbers, open_arithmetic
-from model_merging_methods.kernels.block_kernels import StoredBlock
 from model_merging_methods.kernels.block_passes import Block, for_every_block
+from model_merging_methods.kernels.kernel_plan import StoredBlock
 from model_merging_methods.kernels.stored_dtypes import FLOATING_CODES, LONG_NAMES, is_floating
 from model_merging_methods.merge_parameters import MergeParameters
 from model_merging_methods.merge_request import mask_key
@@ -43,7 +43,7 @@ class ModelBlocks:
 
     `roles` name the fine-tuned models in their order (such as `math`); random masks depend on them. `device` is cpu or
     cuda. `own_parameters` are those of tensors whose options differ from the merge's. `mask_numbers`
-    (`block_kernels.StoredBlock`) are set by the first passes of a mask that needs them.
+    (`kernel_plan.StoredBlock`) are set by the first passes of a mask that needs them.
     """
 
     def __init__(

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model_merging_methods.kernels.arithmetic import masks_in_blocks, sees_blocks
-from model_merging_methods.kernels.block_kernels import StoredBlock, Sums, Undecided
 from model_merging_methods.kernels.block_passes import Block
+from model_merging_methods.kernels.counting_kernels import Undecided
+from model_merging_methods.kernels.kernel_plan import StoredBlock, Sums
 from model_merging_methods.kernels.magnitude_thresholds import (
     LARGEST_PATTERN,
     Bracket,
@@ -70,7 +71,7 @@ class ModelPasses:
         return found
 
     def compare_sample(self) -> dict[str, np.ndarray]:
-        """`block_kernels.Sums` in a row, by parameter, over pieces from all over the unmasked models."""
+        """`kernel_plan.Sums` in a row, by parameter, over pieces from all over the unmasked models."""
         return self._compare(self._blocks.pieces(self.merged_names, _GUARD_PIECES, _GUARD_PIECE))
 
     def compare(self) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ import numpy as np
 from model_merging_methods.checkpoints.aligned_models import BASE
 from model_merging_methods.checkpoints.tensor_names import is_stored_transposed
 from model_merging_methods.kernels.arithmetic import TensorNumbers, has_kernel
-from model_merging_methods.kernels.block_kernels import decode
+from model_merging_methods.kernels.stored_values import decode
 from model_merging_methods.method import MaskPlace, Sees, Tensors
 from model_merging_methods.model_blocks import ModelBlocks
 from model_merging_methods.survivors import restoring_factor

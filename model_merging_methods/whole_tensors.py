@@ -19,8 +19,9 @@ import numpy as np
 from model_merging_methods.checkpoints.aligned_models import BASE
 from model_merging_methods.checkpoints.tensor_names import is_stored_transposed
 from model_merging_methods.kernels.arithmetic import CompiledArithmetic, TensorNumbers
-from model_merging_methods.kernels.block_kernels import Sums, decode
 from model_merging_methods.kernels.block_passes import Block
+from model_merging_methods.kernels.kernel_plan import Sums
+from model_merging_methods.kernels.stored_values import decode
 from model_merging_methods.method import MaskPlace, Sees, Strips, Tensors, WholeTensor
 from model_merging_methods.model_blocks import KeepInput, ModelBlocks
 from model_merging_methods.row_strips import masked_strips, merged_strips, read_strips, strip_size, works_in_strips

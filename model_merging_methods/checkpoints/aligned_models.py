@@ -22,8 +22,8 @@ from model_merging_methods.checkpoints.vocabulary_matrices import (
     is_vocabulary,
     match_matrices,
 )
-from model_merging_methods.kernels.block_kernels import encode
 from model_merging_methods.kernels.stored_dtypes import F32, FLOATING_CODES, LONG_NAMES, is_floating
+from model_merging_methods.kernels.stored_values import encode
 from utils.errors import UserError
 from utils.findings import Findings
 from utils.safetensors_files import ITEM_SIZES, StoredTensor

@@ -20,8 +20,8 @@ from model_merging_methods.checkpoints.vocabulary_matrices import (
     is_vocabulary_matrix,
     ties_embeddings,
 )
-from model_merging_methods.kernels.block_kernels import all_finite, decode
 from model_merging_methods.kernels.stored_dtypes import FLOATING_CODES, SHORT_NAMES
+from model_merging_methods.kernels.stored_values import all_finite, decode
 from utils.errors import UserError
 from utils.hub_headers import holds_headers_only
 from utils.json_files import read_json_object

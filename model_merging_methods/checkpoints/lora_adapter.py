@@ -24,7 +24,7 @@ from model_merging_methods.checkpoints.checkpoint_folder import (
 from model_merging_methods.checkpoints.tensor_names import without_wrappers
 from model_merging_methods.checkpoints.tokenizer_reading import read_tokens
 from model_merging_methods.checkpoints.vocabulary_matrices import INPUT_EMBEDDINGS, OUTPUT_BIASES, OUTPUT_EMBEDDINGS
-from model_merging_methods.kernels.block_kernels import CHUNK, ZERO, exact_with_arrays
+from model_merging_methods.kernels.compiling import CHUNK, ZERO, exact_with_arrays
 from model_merging_methods.kernels.stored_dtypes import FLOATING_CODES
 from utils.errors import UserError
 from utils.hub_headers import holds_headers_only

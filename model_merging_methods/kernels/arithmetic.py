@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from model_merging_methods.kernels.block_kernels import (
+from model_merging_methods.kernels.block_kernels import load_masked, merge_block, merge_values
+from model_merging_methods.kernels.chunks import load_magnitudes
+from model_merging_methods.kernels.counting_kernels import (
+    Brackets,
+    Undecided,
+    count_block,
+    count_histogram,
+    note_candidates,
+    place_of_equal,
+)
+from model_merging_methods.kernels.kernel_plan import (
     AVERAGE_MERGING,
     CONSENSUS_TA,
     LINEAR,
@@ -27,27 +37,15 @@ from model_merging_methods.kernels.block_kernels import (
     TASK_ARITHMETIC,
     TIES_MERGING,
     TIES_PER_TENSOR,
-    Brackets,
     KernelPlan,
     StoredBlock,
     Sums,
-    Undecided,
-    count_block,
-    count_changes,
-    count_histogram,
-    encode,
-    gram_block,
-    load_magnitudes,
-    load_masked,
-    mask_sums,
-    merge_block,
-    merge_values,
-    note_candidates,
-    place_of_equal,
 )
 from model_merging_methods.kernels.magnitude_thresholds import EVERYWHERE, BlockCounts, ThresholdSearch
+from model_merging_methods.kernels.product_kernels import count_changes, gram_block, mask_sums
 from model_merging_methods.kernels.selection import kth_of_counted
 from model_merging_methods.kernels.stored_dtypes import F16, F32
+from model_merging_methods.kernels.stored_values import encode
 from model_merging_methods.kernels.tensor_search import Table
 from model_merging_methods.merge_parameters import DEVICES, Mask, MergeParameters, mask_of, parameters_of, per_model
 from model_merging_methods.method import Sees, Tensors

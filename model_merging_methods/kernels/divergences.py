@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from model_merging_methods.kernels.block_kernels import exact, exact_with_arrays
+from model_merging_methods.kernels.compiling import exact, exact_with_arrays
 
 _LANES = 64
 _EPSILON = 1e-8  # added to probabilities

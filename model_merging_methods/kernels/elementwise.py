@@ -3,7 +3,7 @@ over the positions, so that the compiler turns them into vector instructions."""
 
 import numpy as np
 
-from model_merging_methods.kernels.block_kernels import ONE, ZERO, exact, exact_with_arrays
+from model_merging_methods.kernels.compiling import ONE, ZERO, exact, exact_with_arrays
 
 
 @exact

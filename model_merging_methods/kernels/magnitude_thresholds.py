@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from model_merging_methods.kernels.block_kernels import Brackets, Undecided, count_undecided
+from model_merging_methods.kernels.counting_kernels import Brackets, Undecided, count_undecided
 
 BINS = 1 << 19  # counters for each model; the patterns within about 3 % of a number
 LARGEST_PATTERN = 0x7F800000  # infinity, because the difference of finite numbers may be infinite

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from model_merging_methods.kernels.block_kernels import exact_with_arrays, random_word
+from model_merging_methods.kernels.compiling import exact_with_arrays
+from model_merging_methods.kernels.mask_kernels import random_word
 
 _BINS = 256  # a byte of the patterns at a time
 _BYTES = 4

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from model_merging_methods.kernels.block_kernels import exact, exact_with_arrays
+from model_merging_methods.kernels.compiling import exact, exact_with_arrays
 
 _HALF = 1 << 16
 _LEAST_SAMPLE, _LARGEST_SAMPLE = 1 << 12, 1 << 18

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from model_merging_methods.kernels import selection
-from model_merging_methods.kernels.block_kernels import Brackets
+from model_merging_methods.kernels.counting_kernels import Brackets
 from model_merging_methods.kernels.magnitude_thresholds import LARGEST_PATTERN, Bracket
 from model_merging_methods.largest_magnitudes import LargestOf
 
@@ -85,7 +85,7 @@ class TensorSearch:
         return Brackets(*(np.array([getattr(b, of) for b in brackets], np.int32) for of in ("low", "high", "shift")))
 
     def add(self, place: int, counts: np.ndarray, tables: Sequence[Table]) -> bool:
-        """Add a block's counts (`block_kernels.note_candidates`) and tables. Returns whether it was the last one."""
+        """Add a block's counts (`counting_kernels.note_candidates`) and tables. Returns whether it was the last one."""
         self._counts[place], self._tables[place] = counts, tables
         with self.lock:
             self._left -= 1

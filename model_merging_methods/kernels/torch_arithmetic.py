@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from model_merging_methods.kernels.arithmetic import NO_NUMBERS, TensorNumbers, mask_rates
-from model_merging_methods.kernels.block_kernels import Brackets, StoredBlock, Sums, Undecided
+from model_merging_methods.kernels.counting_kernels import Brackets, Undecided
+from model_merging_methods.kernels.kernel_plan import StoredBlock, Sums
 from model_merging_methods.kernels.magnitude_thresholds import BlockCounts
 from model_merging_methods.kernels.mask_weights import apply_mask, magnitude_keep_mask, random_drop_mask
 from model_merging_methods.kernels.stored_dtypes import BF16, F16, F32, F64

@@ -16,15 +16,10 @@ from model_merging_methods.kernels.arithmetic import (
     choose_device,
     open_arithmetic,
 )
-from model_merging_methods.kernels.block_kernels import (
-    TIES_MERGING,
-    Brackets,
-    StoredBlock,
-    Sums,
-    Undecided,
-    random_keep_mask,
-)
+from model_merging_methods.kernels.counting_kernels import Brackets, Undecided
+from model_merging_methods.kernels.kernel_plan import TIES_MERGING, StoredBlock, Sums
 from model_merging_methods.kernels.magnitude_thresholds import BINS, EVERYWHERE, LARGEST_PATTERN, Bracket
+from model_merging_methods.kernels.mask_kernels import random_keep_mask
 from model_merging_methods.kernels.mask_weights import random_drop_mask
 from model_merging_methods.kernels.stored_dtypes import BF16, F16, F32, F64
 from model_merging_methods.kernels.torch_arithmetic import TorchArithmetic

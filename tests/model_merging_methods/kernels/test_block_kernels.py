@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from model_merging_methods.kernels.block_kernels import all_finite, decode, encode
 from model_merging_methods.kernels.stored_dtypes import BF16, F16, F32, F64
+from model_merging_methods.kernels.stored_values import all_finite, decode, encode
 
 TORCH = {F16: torch.float16, BF16: torch.bfloat16, F32: torch.float32, F64: torch.float64}
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_merging_methods.kernels.arithmetic import CompiledArithmetic
-from model_merging_methods.kernels.block_kernels import StoredBlock, Undecided
+from model_merging_methods.kernels.counting_kernels import Undecided
+from model_merging_methods.kernels.kernel_plan import StoredBlock
 from model_merging_methods.kernels.magnitude_thresholds import (
     BINS,
     EVERYWHERE,
