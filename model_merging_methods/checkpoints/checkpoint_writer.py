@@ -109,6 +109,7 @@ class CheckpointWriter(AbstractContextManager):
                 count = os.pwrite(descriptor, data, position)
             except OSError as error:
                 raise OSError(error.errno, error.strerror, str(self._folder)) from error
+            _start_writing_back(descriptor, position, count)
             data, position = data[count:], position + count
 
     def sync(self, shard: Shard) -> None:
@@ -138,6 +139,12 @@ class CheckpointWriter(AbstractContextManager):
         _allocate(descriptor, data_start + end)
         for name in shard.names:
             self._places[name] = (descriptor, data_start + header[name]["data_offsets"][0])
+
+
+def _start_writing_back(descriptor: int, position: int, count: int) -> None:
+    """Have the system start writing these bytes to the disk, so that the last sync has less to wait for."""
+    if hasattr(os, "posix_fadvise"):  # not on macOS
+        os.posix_fadvise(descriptor, position, count, os.POSIX_FADV_DONTNEED)
 
 
 def _allocate(descriptor: int, size: int) -> None:
