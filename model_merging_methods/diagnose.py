@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         findings.stop_at_errors()
         merge = opened.parts[0].merge(request.parameters)
         comparison = ModelComparison(merge.roles, merge.passes.compare(), reads_pretrained=True)
-        samples = merge.passes.sample_magnitudes(merge.merged_names, masked=True)
+        samples = merge.passes.magnitudes.sample(merge.merged_names, masked=True)
     for warning in findings.warnings:
         print(f"warning: {warning.text}")
     print("\n".join(comparison.table()))

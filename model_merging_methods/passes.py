@@ -14,17 +14,10 @@ import numpy as np
 
 from model_merging_methods.kernels.arithmetic import masks_in_blocks, sees_blocks
 from model_merging_methods.kernels.block_passes import Block
-from model_merging_methods.kernels.counting_kernels import Undecided
 from model_merging_methods.kernels.kernel_plan import StoredBlock, Sums
-from model_merging_methods.kernels.magnitude_thresholds import (
-    LARGEST_PATTERN,
-    Bracket,
-    MagnitudeSample,
-    ThresholdSearch,
-)
 from model_merging_methods.kernels.radix_search import RadixSearch, magnitudes_of, sum_of_elected_signs
-from model_merging_methods.kernels.tensor_search import UNSAMPLED, Table, TensorSearch
 from model_merging_methods.largest_magnitudes import LargestOf, smallest_of_largest
+from model_merging_methods.magnitude_passes import MagnitudePasses
 from model_merging_methods.merge_parameters import Mask
 from model_merging_methods.method import Sees, Value
 from model_merging_methods.model_blocks import BLOCK_SIZE, EVERY_VALUE, KEEP_ALL, NO_VALUE, ModelBlocks
@@ -39,10 +32,6 @@ if TYPE_CHECKING:
     from model_merging_methods.method import Tensors, WholeTensor
 
 _GUARD_PIECES, _GUARD_PIECE = 256, 4096  # the sample that shows whether models are related
-_TRIM_PIECES, _FEWEST_TRIM_PIECES, _TRIM_PIECE = 2048, 64, 1024  # the sample that brackets thresholds
-# The sample for a single tensor: a piece for this many values, but not fewer or more than so.
-_PIECE, _VALUES_PER_PIECE, _FEWEST_PIECES, _MOST_PIECES = 512, 1 << 16, 32, 512
-_MOST_SHARED = 1 << 15  # positions of a block where several models may be undecided
 
 
 class ModelPasses:
@@ -50,6 +39,7 @@ class ModelPasses:
 
     def __init__(self, blocks: ModelBlocks):
         self._blocks = blocks
+        self.magnitudes = MagnitudePasses(blocks)
         self.merged_names = blocks.merged_names
         self.number_of_models = len(blocks.roles)
 
@@ -89,7 +79,7 @@ class ModelPasses:
         self, names: Sequence[str], ranks: Sequence[int], with_signs: bool = False
     ) -> tuple[list[float], int]:
         if sees_blocks(self._blocks.parameters):
-            search = self._search(names, ranks, True, with_signs, "trimming" if with_signs else None)
+            search = self.magnitudes.over_all(names, ranks, True, with_signs, "trimming" if with_signs else None)
             return [threshold or 0.0 for threshold in search.thresholds], search.sum_of_signs or 0
         places = [[max(rank - 1, 0)] for rank in ranks]
         found = self.order_statistics(names, magnitudes_of, places, Statistics())
@@ -160,7 +150,7 @@ class ModelPasses:
 
     def largest_of_tensors(self, wanted: Mapping[str, Sequence[LargestOf]]) -> dict[str, list[tuple[float, int]]]:
         if sees_blocks(self._blocks.parameters):
-            return self._largest_of_tensors(wanted, True)
+            return self.magnitudes.of_tensors(wanted, True)
         found: dict[str, list[tuple[float, int]]] = {name: [] for name in wanted}
 
         def find(x: "WholeTensor") -> "Tensor":
@@ -228,7 +218,7 @@ class ModelPasses:
                     else:
                         wanted[name].append(LargestOf(model, number, ties))
                         places[name].append((own, place))
-        for name, found in self._largest_of_tensors(wanted, False).items():
+        for name, found in self.magnitudes.of_tensors(wanted, False).items():
             for (own, place), threshold_and_last in zip(places[name], found, strict=True):
                 own[place : place + 2] = threshold_and_last
 
@@ -264,166 +254,6 @@ class ModelPasses:
             totals[block.name] = totals.get(block.name, 0) + part
         return totals
 
-    def _largest_of_tensors(
-        self, wanted: Mapping[str, Sequence[LargestOf]], masked: bool
-    ) -> dict[str, list[tuple[float, int]]]:
-        """`largest_of_tensors`, of the masked models' task vectors if `masked`, else of the values that the mask is
-        applied to. One pass, and more for tensors of which a sample tells too little."""
-        searches = {
-            name: TensorSearch(of_tensor, self.numel(name), len(self._blocks.blocks([name])))
-            for name, of_tensor in wanted.items()
-        }
-        lasts: dict[str, list[int]] = {}
-        left = [name for name, search in searches.items() if not search.done]
-        while left:
-            self._search_pass({name: searches[name] for name in left}, masked, lasts)
-            left = [name for name in left if not searches[name].done]
-        return {
-            name: [(one.threshold, last) for one, last in zip(search.found, lasts.get(name, ()), strict=True)]
-            for name, search in searches.items()
-        }
-
-    def _search_pass(self, searches: Mapping[str, TensorSearch], masked: bool, lasts: dict[str, list[int]]) -> None:
-        """A pass over all blocks of these tensors. Whoever counts a tensor's last block concludes its search."""
-        most = max(len(search.wanted) for search in searches.values())
-
-        def new_worker() -> Callable[[Block], None]:
-            room = self._blocks.new_room()
-            candidates = np.empty((most, self._blocks.block_size), np.int32)
-
-            def count(block: Block) -> None:
-                search = searches[block.name]
-                with search.lock:
-                    if not search.is_sampled:
-                        search.start(self._brackets(block.name, search, masked, room))
-                stored = self._blocks.read(block, room)
-                code, counts, bins = self._blocks.arithmetic(block.name).note_candidates(
-                    stored, search.models, search.brackets, masked, candidates
-                )
-                self._blocks.check_finite(code, block.name)
-                if search.add(block.start // self._blocks.block_size, counts, [Table.of(own) for own in bins]):
-                    search.conclude()
-                    if search.done:
-                        lasts[block.name] = self._lasts(block.name, search, masked, room)
-
-            return count
-
-        self._blocks.for_every(self._blocks.blocks(searches), new_worker, "largest values")
-
-    def _brackets(self, name: str, search: TensorSearch, masked: bool, room: np.ndarray) -> list[Bracket]:
-        """The brackets of a tensor's search, from evenly spaced pieces."""
-        number = min(_MOST_PIECES, max(_FEWEST_PIECES, self.numel(name) // _VALUES_PER_PIECE))
-        if self.numel(name) <= 4 * number * _PIECE or self._blocks.block_size < number * _PIECE:
-            return [UNSAMPLED] * len(search.wanted)
-        block = self._blocks.read_pieces(name, number, _PIECE, room)
-        code, magnitudes = self._blocks.arithmetic(name).magnitudes(block, masked)
-        self._blocks.check_finite(code, name)
-        samples = [MagnitudeSample(list(of_model.reshape(number, _PIECE))) for of_model in magnitudes]
-        return [
-            samples[one.model].bracket(share, LARGEST_PATTERN)
-            for one, share in zip(search.wanted, search.shares_below, strict=True)
-        ]
-
-    def _lasts(self, name: str, search: TensorSearch, masked: bool, room: np.ndarray) -> list[int]:
-        """The positions of the last values that count among the largest and equal the smallest of them; or −1."""
-        lasts = []
-        for one, found in zip(search.wanted, search.found, strict=True):
-            up_to = np.cumsum(found.equal)
-            if one.ties == "none":
-                lasts.append(-1)
-            elif one.ties == "all" or found.counting == up_to[-1]:
-                lasts.append(self.numel(name) - 1)
-            else:
-                place = int(np.searchsorted(up_to, found.counting))
-                block = self._blocks.blocks([name])[place]
-                number = found.counting - int(up_to[place] - found.equal[place])
-                stored = self._blocks.read(block, room)
-                within = self._blocks.arithmetic(name).place_of_equal(
-                    stored, masked, one.model, found.threshold, number
-                )
-                lasts.append(block.start + within)
-        return lasts
-
-    def _search(
-        self, names: Sequence[str], ranks: Sequence[int], masked: bool, with_signs: bool, title: str | None
-    ) -> ThresholdSearch:
-        """The thresholds over some parameters together: of the masked models' task vectors if `masked`, else of the
-        values that the mask is applied to."""
-        samples = [MagnitudeSample() for _ in ranks]
-        total = sum(map(self.numel, names))
-        if total > _TRIM_PIECES * _TRIM_PIECE:
-            samples = self.sample_magnitudes(names, masked)
-        brackets = [sample.bracket(rank / max(total, 1)) for sample, rank in zip(samples, ranks, strict=True)]
-        search = ThresholdSearch(ranks, brackets, with_signs)
-        blocks = self._blocks.blocks(names)
-        while not search.done:
-            count = self._count_with_signs if with_signs else self._count_histograms
-            count(search, blocks, masked, title)
-            search.conclude()
-        return search
-
-    def _count_with_signs(self, search: ThresholdSearch, blocks: Sequence[Block], masked: bool, title: str) -> None:
-        brackets, lock = search.brackets, Lock()
-
-        def new_worker() -> Callable[[Block], None]:
-            room, undecided = self._blocks.new_room(), self._new_undecided()
-
-            def count(block: Block) -> None:
-                stored = self._blocks.read(block, room)
-                code, counts = self._blocks.arithmetic(block.name).count(stored, brackets, masked, undecided)
-                self._blocks.check_finite(code, block.name)
-                with lock:
-                    search.add(counts)
-
-            return count
-
-        self._blocks.for_every(blocks, new_worker, title)
-
-    def _count_histograms(
-        self, search: ThresholdSearch, blocks: Sequence[Block], masked: bool, title: str | None
-    ) -> None:
-        brackets, of_workers = search.brackets, []
-
-        def new_worker() -> Callable[[Block], None]:
-            room = self._blocks.new_room()
-            counts = np.zeros((self.number_of_models, 2), np.int64), search.new_histograms()
-            of_workers.append(counts)
-
-            def count(block: Block) -> None:
-                stored = self._blocks.read(block, room)
-                code = self._blocks.arithmetic(block.name).count_histogram(stored, brackets, masked, *counts)
-                self._blocks.check_finite(code, block.name)
-
-            return count
-
-        self._blocks.for_every(blocks, new_worker, title)
-        for counts in of_workers:
-            search.add_histograms(*counts)
-
-    def sample_magnitudes(self, names: Sequence[str], masked: bool) -> list[MagnitudeSample]:
-        """A sample of each model's magnitudes from all over these parameters: of the masked models' task vectors if
-        `masked`, else of the values that the mask is applied to."""
-        samples = [MagnitudeSample() for _ in range(self.number_of_models)]
-        number = min(_TRIM_PIECES, max(_FEWEST_TRIM_PIECES, sum(map(self.numel, names)) >> 15))
-        pieces: dict[Block, np.ndarray] = {}
-
-        def new_worker() -> Callable[[Block], None]:
-            room = self._blocks.new_room()
-
-            def load(block: Block) -> None:
-                code, pieces[block] = self._blocks.arithmetic(block.name).magnitudes(
-                    self._blocks.read(block, room), masked
-                )
-                self._blocks.check_finite(code, block.name)
-
-            return load
-
-        self._blocks.for_every(self._blocks.pieces(names, number, _TRIM_PIECE), new_worker)
-        for block in sorted(pieces, key=lambda block: (block.name, block.start)):
-            for sample, piece in zip(samples, pieces[block], strict=True):
-                sample.pieces.append(piece)
-        return samples
-
     def _compare(self, blocks: Sequence[Block], title: str | None = None) -> dict[str, np.ndarray]:
         rows = np.zeros((len(blocks), Sums.width(self.number_of_models)))
         row_of = {block: row for block, row in zip(blocks, rows, strict=True)}
@@ -443,12 +273,6 @@ class ModelPasses:
         for block, row in row_of.items():
             totals[block.name] = totals.get(block.name, 0) + row
         return totals
-
-    def _new_undecided(self) -> Undecided:
-        most = self.number_of_models * self._blocks.block_size
-        columns = (np.empty(most, dtype) for dtype in (np.int16, np.int32, np.int8, np.int8))
-        shared = min(self._blocks.block_size, _MOST_SHARED)
-        return Undecided(*columns, np.empty((shared, self.number_of_models), np.float32))
 
 
 def mask_numbers(found: Statistics) -> dict[str, Sequence[Sequence[float]]]:
