@@ -7,6 +7,7 @@ Every merge is a fresh process, timed from start to end without the final sync o
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import sys
@@ -77,7 +78,7 @@ def main() -> None:
     parser.add_argument("--work_dir", type=Path, required=True, help="folder for the models, which are kept")
     parser.add_argument("--mergekit", type=Path, help="mergekit-yaml of another environment (default: not measured)")
     parser.add_argument(
-        "--repeat", type=positive_number, default=3, help="runs of ours; the median counts (default: 3)"
+        "--repeat", type=positive_number, default=3, help="runs of each; the median counts (default: 3)"
     )
     parser.add_argument("--recipes", nargs="+", help="names (default: all)")
     parser.add_argument("--output", type=Path, help="file for the table")
@@ -103,17 +104,20 @@ def main() -> None:
 
 
 def compared(name: str, recipe: dict, options: argparse.Namespace) -> dict[str, list[Measured]]:
-    """A recipe's runs: ours, and mergekit's once."""
+    """A recipe's runs, ours and mergekit's in turn."""
     file = options.work_dir / "recipe.yml"
     text = yaml.safe_dump({**recipe, "dtype": "float16"}, sort_keys=False)
     for role in ROLES:
         text = text.replace(f"model: {role}\n", f"model: {options.work_dir / role}\n")
     file.write_text(text, encoding="utf-8")
     ours = [sys.executable, "-m", "model_merging_methods", "merge", file]
-    found = {"ours": [run(ours, options) for _ in range(options.repeat + 1)][1:]}  # the first may compile kernels
-    if options.mergekit is not None:
-        theirs = [options.mergekit.absolute(), file]
-        found["mergekit"] = [run(theirs, options, ["--lazy-unpickle"])]
+    run(ours, options)  # it may compile kernels
+    found: dict[str, list[Measured]] = {}
+    for _ in range(options.repeat):
+        found.setdefault("ours", []).append(run(ours, options))
+        if options.mergekit is not None:
+            theirs = [options.mergekit.absolute(), file]
+            found.setdefault("mergekit", []).append(run(theirs, options, ["--lazy-unpickle"]))
     for side, runs in found.items():
         print(f"{name}, {side}: {', '.join(f'{one.wall:.1f} s' for one in runs)}", file=sys.stderr)
     return found
@@ -122,6 +126,7 @@ def compared(name: str, recipe: dict, options: argparse.Namespace) -> dict[str, 
 def run(command: Sequence[object], options: argparse.Namespace, more: Sequence[str] = ()) -> Measured:
     out = options.work_dir / "out"
     shutil.rmtree(out, ignore_errors=True)
+    os.sync()  # no run pays for the writes of the one before
     bring_into_cache([file for role in ROLES for file in (options.work_dir / role).glob("*.safetensors")])
     return measure([*command, out, *more], options.work_dir)
 
@@ -131,8 +136,8 @@ def table(rows: dict[str, dict[str, list[Measured]]], options: argparse.Namespac
         f"# Recipes, {options.parameters} billion parameters",
         "",
         *(f"* {line}" for line in machine(PACKAGES)),
-        f"* {date.today()}; float16, two fine-tunes and a base; files in the system's cache; ours: median of "
-        f"{options.repeat}, mergekit 0.1.5: one run with --lazy-unpickle",
+        f"* {date.today()}; float16, two fine-tunes and a base; files in the system's cache; medians of "
+        f"{options.repeat} runs each, in turn; mergekit 0.1.5 with --lazy-unpickle",
         "",
         "Memory is private memory (no mapped or cached files).",
         "",
